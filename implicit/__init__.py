@@ -1,0 +1,16 @@
+"""Implicit layers: differentiate through a fixed point, and see how it converged."""
+
+from .equilibrium import Equilibrium, fixed_point
+from .gradients import Gradient, ImplicitGradient, PhantomGradient, UnrolledGradient
+from .recording import ConvergenceWarning, record
+
+__all__ = [
+    "ConvergenceWarning",
+    "Equilibrium",
+    "Gradient",
+    "ImplicitGradient",
+    "PhantomGradient",
+    "UnrolledGradient",
+    "fixed_point",
+    "record",
+]

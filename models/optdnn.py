@@ -1,0 +1,131 @@
+"""Networks from first-order methods: unrolled or proximal (`OptDNN`), and of infinite depth (`OptDEQ`)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from implicit import Equilibrium, Gradient, ImplicitGradient
+from solvers import Anderson, Solution, Solver, State
+
+from .methods import Method, Streams, find_method
+
+
+class OptDNN(nn.Module):
+    """A first-order method, run for one step a transform: `net(z0, *inputs) → z_L`.
+
+        net = OptDNN("pgd", [(Dense(16, 32), MonotoneDense(16, 32)) for _ in range(8)], alpha=0.0)
+
+    Args:
+        method: a `Method`, or its key in `METHODS`.
+        transforms: one a layer: a module `T(z, *inputs)`, or a pair `(smooth, proximal)` for `pgd` and `fista`.
+            The same object in every place ties the weights.
+        alpha: for `ppa`, `pgd`, `fista`: 1 evaluates the proximal transform explicitly, 0 implicitly.
+        solver, gradient, rtol: of the equilibria of the proximal steps.
+    """
+
+    def __init__(
+        self,
+        method: Method | str,
+        transforms: Sequence[Any],
+        *,
+        alpha: float = 1.0,
+        solver: Solver = Anderson(),  # noqa: B008 (frozen)
+        gradient: Gradient = ImplicitGradient(),  # noqa: B008 (frozen)
+        rtol: float = 1e-4,
+    ) -> None:
+        super().__init__()
+        self.method = find_method(method)
+        if not transforms:
+            raise ValueError("transforms is empty: pass one transform a layer")
+        built: dict[int, nn.Module] = {}
+        for transform in transforms:
+            if id(transform) not in built:
+                built[id(transform)] = self.method.transform(transform, alpha, solver, gradient, rtol)
+        self.transforms = nn.ModuleList(built[id(transform)] for transform in transforms)
+
+    def forward(self, z0: Tensor, *inputs: Tensor) -> Tensor:
+        streams = self.method.start(z0)
+        for k, transform in enumerate(self.transforms):
+            y = self.method.query(streams, k)
+            streams = self.method.advance(streams, y, transform(y, *inputs), k)
+        return streams[0]
+
+    def extra_repr(self) -> str:
+        return f"{self.method}, {len(self.transforms)} layers"
+
+
+class OptDEQ(nn.Module):
+    """The infinitely deep network of one tied step, `net(x) → z*`, with x injected: `z = step(z, T(z, x))`.
+
+    Momentum changes the path to the equilibrium, not the equilibrium: all single-transform methods share `T(z*, x) = 0`.
+    What decides is whether the step contracts, as it does for
+    `OptDEQ("pgd", (Fidelity(), ContractiveDense(16, 64, inputs=16)))`, whose equilibrium is `z* = x + P(z*, x)`.
+
+    Args:
+        method: a `Method` with constant coefficients, or its key: `Nesterov(momentum=0.5)`, not the schedule.
+        transform: a module `T(z, x)`, or a pair `(smooth, proximal)` for `pgd` and `fista`.
+        alpha, solver, gradient, rtol, atol, max_steps: as in `OptDNN` and `Equilibrium`.
+        initial: `initial(x)` makes `z0`; None: zeros like x.
+    """
+
+    def __init__(
+        self,
+        method: Method | str,
+        transform: Any,
+        *,
+        alpha: float = 1.0,
+        solver: Solver = Anderson(),  # noqa: B008 (frozen)
+        gradient: Gradient = ImplicitGradient(),  # noqa: B008 (frozen)
+        rtol: float = 1e-4,
+        atol: float = 1e-8,
+        max_steps: int = 100,
+        initial: Callable[..., Tensor] | None = None,
+    ) -> None:
+        super().__init__()
+        method = find_method(method)
+        if not method.stationary:
+            name = type(method).__name__
+            raise ValueError(
+                f"{name} has a schedule of coefficients, an equilibrium needs constant ones: {name}(momentum=0.5)"
+            )
+        cell = _TiedStep(method, method.transform(transform, alpha, solver, gradient, rtol))
+        self.equilibrium = Equilibrium(
+            cell, solver=solver, gradient=gradient, rtol=rtol, atol=atol, max_steps=max_steps
+        )
+        self.initial = initial
+
+    def forward(self, x: Tensor, *, z0: State | None = None) -> Tensor:
+        z = self.equilibrium(x, z0=self._start(x) if z0 is None else z0)
+        output: Tensor = z if isinstance(z, Tensor) else z[0]
+        return output
+
+    def solve(self, x: Tensor, *, z0: State | None = None) -> Solution:
+        """The `Solution` for x, no graph; its value holds all streams of the method."""
+        return self.equilibrium.solve(x, z0=self._start(x) if z0 is None else z0)
+
+    def _start(self, x: Tensor) -> State:
+        method: Method = self.equilibrium.cell.method  # type: ignore[assignment, union-attr]
+        return _as_state(method.start(x.new_zeros(x.shape) if self.initial is None else self.initial(x)))
+
+
+class _TiedStep(nn.Module):
+    """One step of a method as a cell: streams to streams."""
+
+    def __init__(self, method: Method, transform: nn.Module) -> None:
+        super().__init__()
+        self.method, self.transform = method, transform
+
+    def forward(self, state: State, *inputs: Tensor) -> State:
+        streams: Streams = (state,) if isinstance(state, Tensor) else state
+        y = self.method.query(streams, 0)
+        return _as_state(self.method.advance(streams, y, self.transform(y, *inputs), 0))
+
+    def extra_repr(self) -> str:
+        return repr(self.method)
+
+
+def _as_state(streams: Streams) -> State:
+    return streams[0] if len(streams) == 1 else streams

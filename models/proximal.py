@@ -1,0 +1,75 @@
+"""The implicit step as a transform: any method that takes a transform takes a proximal step."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from implicit import Equilibrium, Gradient, ImplicitGradient
+from solvers import Anderson, Solver
+
+
+class ProximalStep(nn.Module):
+    """`T̃(y) = z⁺ − y` where `z⁺ = v + P(alpha·y + (1 − alpha)·z⁺)` and `v = y + G(y)`.
+
+    At alpha = 1 the step is explicit, `T̃ = G + P`; at alpha = 0 it is the proximal gradient step
+    `z⁺ = (I − P)⁻¹(y + G(y))`, between them the one-leg θ-method. Gradient descent with this transform is `ppa`
+    (`smooth=None`) or `pgd`, Nesterov's method with it is `fista`.
+
+    The step has a unique solution when `(1 − alpha)·Lip(P) < 1`, or when −P is monotone, and the solver finds it
+    cheaply in the first case.
+
+    Args:
+        smooth: module `G(y, *inputs)`, or None for G = 0.
+        proximal: module `P(z, *inputs)`; its parameters are the same for every alpha.
+        alpha: in [0, 1].
+        solver, gradient, rtol: of the equilibrium inside; unused at alpha = 1.
+    """
+
+    def __init__(
+        self,
+        smooth: nn.Module | None,
+        proximal: nn.Module,
+        *,
+        alpha: float = 0.0,
+        solver: Solver = Anderson(),  # noqa: B008 (frozen)
+        gradient: Gradient = ImplicitGradient(),  # noqa: B008 (frozen)
+        rtol: float = 1e-4,
+    ) -> None:
+        super().__init__()
+        if not 0 <= alpha <= 1:
+            raise ValueError(f"alpha={alpha!r} must lie in [0, 1]: 1 is explicit, 0 implicit")
+        self.alpha, self.smooth = alpha, smooth
+        self.resolvent = Equilibrium(
+            _Resolvent(proximal, alpha), solver=solver, gradient=gradient, rtol=rtol, initial=_from_v
+        )
+
+    def forward(self, y: Tensor, *inputs: Tensor) -> Tensor:
+        v = y if self.smooth is None else y + self.smooth(y, *inputs)
+        solve = self.resolvent.cell if self.alpha == 1 else self.resolvent
+        # at alpha = 1 the cell does not look at its first argument
+        z: Tensor = solve(v, v, y, *inputs) if self.alpha == 1 else solve(v, y, *inputs)
+        return z - y
+
+    def extra_repr(self) -> str:
+        return f"alpha={self.alpha}"
+
+
+class _Resolvent(nn.Module):
+    """The cell `z ↦ v + P(alpha·y + (1 − alpha)·z)`."""
+
+    def __init__(self, proximal: nn.Module, alpha: float) -> None:
+        super().__init__()
+        self.proximal, self.alpha = proximal, alpha
+
+    def forward(self, z: Tensor, v: Tensor, y: Tensor, *inputs: Tensor) -> Tensor:
+        if self.alpha == 0:
+            argument = z
+        elif self.alpha == 1:
+            argument = y
+        else:
+            argument = z.lerp(y, self.alpha)
+        return v + self.proximal(argument, *inputs)
+
+
+def _from_v(v: Tensor, *rest: Tensor) -> Tensor:
+    return v.detach()

@@ -1,0 +1,71 @@
+"""Transforms T(z, *inputs): what takes the place of a gradient. Each contains a two-layer structure affine–σ–affine."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+
+class Dense(nn.Module):
+    """`T(z, x) = W₂ σ(W₁ z + U x + b₁) + b₂` on vectors, (batch, width).
+
+    Args:
+        width: of z.
+        hidden: of the layer between.
+        inputs: width of an injected input x; 0: none is taken.
+        activation: σ; None: ReLU.
+    """
+
+    def __init__(self, width: int, hidden: int, *, inputs: int = 0, activation: nn.Module | None = None) -> None:
+        super().__init__()
+        self.inner, self.outer = nn.Linear(width, hidden), nn.Linear(hidden, width)
+        self.injection = nn.Linear(inputs, hidden, bias=False) if inputs else None
+        self.activation = activation or nn.ReLU()
+
+    def forward(self, z: Tensor, *inputs: Tensor) -> Tensor:
+        output: Tensor = self.outer(self.activation(inject(self.inner(z), self.injection, inputs)))
+        return output
+
+
+class Conv(nn.Module):
+    """Pre-activation residual branch on images: norm–σ–conv–norm–σ–conv, (batch, channels, height, width).
+
+    Normalisation is by groups within a sample, so rows stay independent in every reading.
+
+    Args:
+        channels: of z; a multiple of `groups`.
+        hidden: channels between the two convolutions.
+        inputs: channels of an injected input x, added after the first convolution; 0: none is taken.
+        groups: of the first normalisation; the second has one.
+        kernel: odd size of the convolutions.
+    """
+
+    def __init__(self, channels: int, hidden: int, *, inputs: int = 0, groups: int = 4, kernel: int = 3) -> None:
+        super().__init__()
+        self.norm = nn.GroupNorm(groups, channels)
+        self.inner = nn.Conv2d(channels, hidden, kernel, padding=kernel // 2, bias=False)
+        self.middle = nn.GroupNorm(1, hidden)
+        self.outer = nn.Conv2d(hidden, channels, kernel, padding=kernel // 2)
+        self.injection = nn.Conv2d(inputs, hidden, 1, bias=False) if inputs else None
+        self.activation = nn.ReLU()
+
+    def forward(self, z: Tensor, *inputs: Tensor) -> Tensor:
+        hidden = inject(self.inner(self.activation(self.norm(z))), self.injection, inputs)
+        output: Tensor = self.outer(self.activation(self.middle(hidden)))
+        return output
+
+
+class Fidelity(nn.Module):
+    """`G(z, x) = x − z`, the negative gradient of `½‖z − x‖²`: ties an equilibrium to its input. No parameters."""
+
+    def forward(self, z: Tensor, x: Tensor) -> Tensor:
+        return x - z
+
+
+def inject(hidden: Tensor, injection: nn.Module | None, inputs: tuple[Tensor, ...]) -> Tensor:
+    """`hidden + U x`, where a transform was made with `inputs=`."""
+    if injection is None:
+        return hidden
+    if len(inputs) != 1:
+        raise TypeError(f"this transform was made with inputs=…: call it as T(z, x), not with {len(inputs)} inputs")
+    added: Tensor = hidden + injection(inputs[0])
+    return added

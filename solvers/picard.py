@@ -1,0 +1,30 @@
+"""Naive fixed-point iteration."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from .solver import Solver, check_damping
+
+
+@dataclass(frozen=True)
+class Picard(Solver):
+    """Naive iteration, `z⁺ = z + damping·(f(z) − z)`.
+
+    Prefer it when `f` contracts fast or is so cheap that bookkeeping would dominate; it converges linearly with the
+    spectral radius of the damped map, and not at all when that exceeds 1. Source: Picard (1890), Banach (1922).
+    """
+
+    damping: float = 1.0
+    """In (0, 2]; below 1 it tames maps whose Jacobian has eigenvalues far left of zero."""
+
+    def __post_init__(self) -> None:
+        check_damping(self)
+
+    def init(self, z: Tensor) -> tuple[()]:
+        return ()
+
+    def step(self, memory: tuple[()], z: Tensor, fz: Tensor, residual: Tensor) -> tuple[Tensor, tuple[()]]:
+        return (fz if self.damping == 1 else z.add(residual, alpha=self.damping)), memory

@@ -1,0 +1,104 @@
+"""What a solve says: a value, a residual and a status for each row."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from enum import IntEnum
+
+import torch
+from torch import Tensor
+
+from .state import State
+
+
+class Status(IntEnum):
+    """How the solve of one row ended; `message` gives the cause and the remedy."""
+
+    CONVERGED = 0
+    MAX_STEPS = 1
+    STALLED = 2
+    DIVERGED = 3
+    NON_FINITE = 4
+
+    @property
+    def message(self) -> str:
+        return _MESSAGES[self]
+
+
+_MESSAGES = {
+    Status.CONVERGED: "the residual met the tolerance",
+    Status.MAX_STEPS: (
+        "still improving when the steps ran out: raise max_steps, loosen rtol, or use Anderson or Broyden"
+    ),
+    Status.STALLED: (
+        "the residual stopped falling: rtol may lie below what the dtype can resolve (loosen it or use float64), "
+        "or f cycles (lower the solver's damping, make f contractive)"
+    ),
+    Status.DIVERGED: (
+        "the iterates ran away: f may expand or have no fixed point (normalise its weights, lower the solver's damping)"
+    ),
+    Status.NON_FINITE: "f returned NaN or Inf: check the inputs and weights of these rows, or use a wider dtype",
+}
+
+
+class ConvergenceError(RuntimeError):
+    """Raised by `Solution.check` when a row did not converge."""
+
+
+@dataclass(frozen=True)
+class Solution:
+    """The result of `solve`, row by row.
+
+    A converged row holds the iterate that met the test; any other row its best iterate by absolute residual.
+    """
+
+    value: State = field(repr=False)
+    """Like `z0`: the solution of each row."""
+    residual: Tensor = field(repr=False)
+    """(batch,) relative residual `‖f(z) − z‖ / ‖f(z)‖` of exactly that value."""
+    status: Tensor = field(repr=False)
+    """(batch,) int64, each a `Status`."""
+    steps: Tensor = field(repr=False)
+    """(batch,) steps until the row stopped; a step evaluates `f` at one iterate, `z0` being the first."""
+    evaluations: Tensor = field(repr=False)
+    """(batch,) evaluations of `f` spent on the row until it stopped."""
+    trace: Tensor = field(repr=False)
+    """(steps, batch) relative residual of the k-th iterate, `z0` first; NaN once a row has stopped."""
+
+    @property
+    def converged(self) -> Tensor:
+        """(batch,) bool: the row met its tolerance."""
+        return self.status == Status.CONVERGED
+
+    def check(self) -> Solution:
+        """Return self, or raise `ConvergenceError` naming how many rows failed, which, why, and what to try."""
+        if not bool(self.converged.all()):
+            raise ConvergenceError(self.summary())
+        return self
+
+    def summary(self) -> str:
+        """One line for each status that occurs: how many rows, which ones, how far off, and the remedy."""
+        statuses = self.status.tolist()
+        failed = Counter(statuses)
+        converged = failed.pop(Status.CONVERGED, 0)
+        lines = [f"{converged} of {len(statuses)} rows converged"]
+        for code, count in sorted(failed.items()):
+            rows = [row for row, status in enumerate(statuses) if status == code]
+            shown = ", ".join(map(str, rows[:5])) + (", …" if count > 5 else "")
+            worst = self.residual[torch.tensor(rows, device=self.residual.device)].max().item()
+            status = Status(code)
+            lines.append(
+                f"{count} {status.name} (rows {shown}; largest relative residual {worst:.1e}): {status.message}"
+            )
+        return "\n".join(lines)
+
+    def __repr__(self) -> str:
+        statuses = Counter(self.status.tolist())
+        counts = ", ".join(f"{count} {Status(code).name}" for code, count in sorted(statuses.items()))
+        if not statuses:
+            return "Solution(0 rows)"
+        return (
+            f"Solution({len(self.status)} rows: {counts}; steps {int(self.steps.min())} to {int(self.steps.max())}, "
+            f"largest relative residual {self.residual.max().item():.1e})"
+        )

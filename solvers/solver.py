@@ -1,0 +1,52 @@
+"""What a solver is: hyperparameters, and a rule that proposes the next iterate."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+from torch import Tensor
+
+
+class Solver(ABC):
+    """A rule `(z, f(z)) → next z`, driven by `solve`.
+
+    Subclass as a frozen dataclass of hyperparameters. Everything that a rule remembers lives in a memory that it makes
+    in `init` and is handed back at each `step`: a NamedTuple whose tensors have the rows in dim 0 (so that
+    finished rows can be dropped) and whose other fields are plain numbers. Rows must not mix.
+
+        @dataclass(frozen=True)
+        class Halfway(Solver):
+            def init(self, z):
+                return ()
+
+            def step(self, memory, z, fz, residual):
+                return z + residual / 2, memory
+    """
+
+    @abstractmethod
+    def init(self, z: Tensor) -> Any:
+        """The memory before the first step; `z` is (rows, dim)."""
+
+    @abstractmethod
+    def step(self, memory: Any, z: Tensor, fz: Tensor, residual: Tensor) -> tuple[Tensor, Any]:
+        """The next iterate and memory, from the iterate, its image and `residual = fz − z`, all (rows, dim).
+
+        A step may write into its memory, never into `z`, `fz` or `residual`.
+        """
+
+    def restart(self, memory: Any, rows: Tensor) -> Any:
+        """The memory with the history of the rows marked in `rows`, (rows,) bool, forgotten."""
+        return memory
+
+
+def check_positive_integer(owner: Any, name: str) -> None:
+    value = getattr(owner, name)
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"{type(owner).__name__}: {name}={value!r} must be an integer of at least 1")
+
+
+def check_damping(owner: Any) -> None:
+    value = owner.damping
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 < value <= 2:
+        raise ValueError(f"{type(owner).__name__}: damping={value!r} must be a number in (0, 2]; 1 is the full step")

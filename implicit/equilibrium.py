@@ -23,8 +23,8 @@ def fixed_point(
     z0: State,
     args: tuple[Any, ...] = (),
     *,
-    solver: Solver = Anderson(),  # noqa: B008 (frozen)
-    gradient: Gradient = ImplicitGradient(),  # noqa: B008 (frozen)
+    solver: Solver = Anderson(),
+    gradient: Gradient = ImplicitGradient(),
     rtol: float = 1e-4,
     atol: float = 1e-8,
     max_steps: int = 100,
@@ -61,8 +61,8 @@ class Equilibrium(nn.Module):
         self,
         cell: nn.Module,
         *,
-        solver: Solver = Anderson(),  # noqa: B008 (frozen)
-        gradient: Gradient = ImplicitGradient(),  # noqa: B008 (frozen)
+        solver: Solver = Anderson(),
+        gradient: Gradient = ImplicitGradient(),
         rtol: float = 1e-4,
         atol: float = 1e-8,
         max_steps: int = 100,

@@ -2,8 +2,8 @@
 
 from .methods import FISTA, METHODS, GradientDescent, Method, Nesterov, ProximalGradient, ProximalPoint
 from .optdnn import OptDEQ, OptDNN
-from .parallel import Parallel, parallel_evaluate
 from .paraformer import ParaFormer
+from .parallel import Parallel, parallel_evaluate
 from .proximal import ProximalStep
 from .resolvable import ContractiveConv, ContractiveDense, MonotoneConv, MonotoneDense
 from .transforms import Conv, Dense, Fidelity

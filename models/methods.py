@@ -107,7 +107,9 @@ class _Composite(Method):
     """The proximal rows: a pair (G, P) a layer, joined into one transform."""
 
     def transform(self, module: Any, alpha: float, solver: Solver, gradient: Gradient, rtol: float) -> nn.Module:
-        if not (isinstance(module, (tuple, list)) and len(module) == 2 and all(isinstance(m, nn.Module) for m in module)):
+        if not (
+            isinstance(module, (tuple, list)) and len(module) == 2 and all(isinstance(m, nn.Module) for m in module)
+        ):
             raise TypeError(f"{type(self).__name__} takes a pair (smooth, proximal) a layer, not {_kind(module)}")
         smooth, proximal = module
         return ProximalStep(smooth, proximal, alpha=alpha, solver=solver, gradient=gradient, rtol=rtol)

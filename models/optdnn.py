@@ -32,8 +32,8 @@ class OptDNN(nn.Module):
         transforms: Sequence[Any],
         *,
         alpha: float = 1.0,
-        solver: Solver = Anderson(),  # noqa: B008 (frozen)
-        gradient: Gradient = ImplicitGradient(),  # noqa: B008 (frozen)
+        solver: Solver = Anderson(),
+        gradient: Gradient = ImplicitGradient(),
         rtol: float = 1e-4,
     ) -> None:
         super().__init__()
@@ -60,8 +60,8 @@ class OptDNN(nn.Module):
 class OptDEQ(nn.Module):
     """The infinitely deep network of one tied step, `net(x) → z*`, with x injected: `z = step(z, T(z, x))`.
 
-    Momentum changes the path to the equilibrium, not the equilibrium: all single-transform methods share `T(z*, x) = 0`.
-    What decides is whether the step contracts, as it does for
+    Momentum changes the path, not the equilibrium: all single-transform methods share `T(z*, x) = 0`. What decides is
+    whether the step contracts, as it does for
     `OptDEQ("pgd", (Fidelity(), ContractiveDense(16, 64, inputs=16)))`, whose equilibrium is `z* = x + P(z*, x)`.
 
     Args:
@@ -77,8 +77,8 @@ class OptDEQ(nn.Module):
         transform: Any,
         *,
         alpha: float = 1.0,
-        solver: Solver = Anderson(),  # noqa: B008 (frozen)
-        gradient: Gradient = ImplicitGradient(),  # noqa: B008 (frozen)
+        solver: Solver = Anderson(),
+        gradient: Gradient = ImplicitGradient(),
         rtol: float = 1e-4,
         atol: float = 1e-8,
         max_steps: int = 100,

@@ -79,7 +79,7 @@ class ParaFormer(nn.Module):
         return x
 
     def _batching_pays(self, tokens: Tensor) -> bool:
-        """Few tokens leave a loop waiting for dispatch; with many the arithmetic dominates and the loop's cache use wins."""
+        """With few tokens a loop waits for dispatch; with many, its smaller working set is kinder to the cache."""
         return tokens.is_cuda or tokens.shape[0] * tokens.shape[1] <= _TOKENS_WORTH_BATCHING
 
     def extra_repr(self) -> str:

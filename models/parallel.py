@@ -14,8 +14,8 @@ def parallel_evaluate(net: OptDNN, z0: Tensor, *inputs: Tensor, sweeps: int) -> 
 
     A sweep evaluates every transform, each at its current guess `y_k`, then solves the method's linear recursion
     exactly for the new trajectory. The first guess has all transforms at zero, so that `sweeps=1` gives
-    `z_0 + Σ w_k T_k(z_0)`, the form of the Para-Former; `sweeps=L` equals `net(z0)`: after k sweeps the first k layers are
-    exact. Between them the error falls superlinearly for well-behaved networks.
+    `z_0 + Σ w_k T_k(z_0)`, the form of the Para-Former; `sweeps=L` equals `net(z0)`, since k sweeps make the first k
+    layers exact. Between them the error falls superlinearly for well-behaved networks.
 
     Args:
         net: the network; a proximal step counts as one transform.

@@ -31,8 +31,8 @@ class ProximalStep(nn.Module):
         proximal: nn.Module,
         *,
         alpha: float = 0.0,
-        solver: Solver = Anderson(),  # noqa: B008 (frozen)
-        gradient: Gradient = ImplicitGradient(),  # noqa: B008 (frozen)
+        solver: Solver = Anderson(),
+        gradient: Gradient = ImplicitGradient(),
         rtol: float = 1e-4,
     ) -> None:
         super().__init__()

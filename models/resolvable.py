@@ -64,9 +64,7 @@ class ContractiveConv(_Contractive):
     Arguments as in `ContractiveDense`, with channels for widths; `kernel` is the odd size k.
     """
 
-    def __init__(
-        self, channels: int, hidden: int, *, inputs: int = 0, lipschitz: float = 0.9, kernel: int = 3
-    ) -> None:
+    def __init__(self, channels: int, hidden: int, *, inputs: int = 0, lipschitz: float = 0.9, kernel: int = 3) -> None:
         inner = nn.Conv2d(channels, hidden, kernel, padding=kernel // 2, bias=False)
         outer = nn.Conv2d(hidden, channels, 1, bias=False)
         injection = nn.Conv2d(inputs, hidden, 1, bias=False) if inputs else None
@@ -76,9 +74,7 @@ class ContractiveConv(_Contractive):
 class _Monotone(nn.Module):
     """`P(z) = −Wᵀ σ(W z + b)`: −P is monotone, the gradient of a convex function."""
 
-    def __init__(
-        self, weight: Tensor, taps: int, lipschitz: float | None, activation: nn.Module | None
-    ) -> None:
+    def __init__(self, weight: Tensor, taps: int, lipschitz: float | None, activation: nn.Module | None) -> None:
         super().__init__()
         self.activation = activation or nn.ReLU()
         if not isinstance(self.activation, _MONOTONE_ACTIVATIONS):
@@ -109,15 +105,15 @@ class _Monotone(nn.Module):
 class MonotoneDense(_Monotone):
     """`P(z) = −Wᵀ σ(W z + b)` on vectors, (batch, width).
 
-    Its proximal step exists and is unique for every W, and its error is certified: `‖z − z*‖ ≤ ‖v + P(z) − z‖`. It is the
-    proximal operator of a convex function, hence nonexpansive: a network of `ppa` layers of this kind is 1-Lipschitz and
-    cannot approximate every function; `pgd` and `fista` keep a free smooth part beside it.
+    Its proximal step exists and is unique for every W, and its error is certified: `‖z − z*‖ ≤ ‖v + P(z) − z‖`. That
+    step is the proximal operator of a convex function, hence nonexpansive: a network of `ppa` layers of this kind is
+    1-Lipschitz and cannot approximate every function; `pgd` and `fista` keep a free smooth part beside it.
 
     Args:
         width: of z.
         hidden: rows of W.
-        lipschitz: bound on `‖W‖²`, in (0, 1), under which plain solvers converge; None leaves W free: still well posed, but
-            for a large W the solver must fit (`Picard(damping=2 / (2 + ‖W‖²))`).
+        lipschitz: bound on `‖W‖²`, in (0, 1), under which plain solvers converge; None leaves W free: still well
+            posed, but for a large W the solver must fit (`Picard(damping=2 / (2 + ‖W‖²))`).
         activation: σ, nondecreasing and 1-Lipschitz: ReLU, Tanh, Sigmoid or Softplus; None: ReLU.
     """
 

@@ -28,7 +28,7 @@ def solve(
     z0: State,
     args: tuple[Any, ...] = (),
     *,
-    solver: Solver = Anderson(),  # noqa: B008 (frozen)
+    solver: Solver = Anderson(),
     rtol: float = 1e-4,
     atol: float = 1e-8,
     max_steps: int = 100,

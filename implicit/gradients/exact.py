@@ -24,7 +24,7 @@ class ImplicitGradient(Gradient):
     derivative raises. Source: Bai, Kolter, Koltun, "Deep Equilibrium Models", NeurIPS 2019.
     """
 
-    solver: Solver = Anderson()  # noqa: RUF009 (frozen)
+    solver: Solver = Anderson()
     """Any solver; it need not be the forward's."""
     rtol: float = 1e-4
     """Tolerance relative to ‖u‖."""
@@ -52,9 +52,7 @@ class ImplicitGradient(Gradient):
             (product,) = torch.autograd.grad(image, point, u, retain_graph=True)
             return product + unit
 
-        solution = solve(
-            transposed, unit, solver=self.solver, rtol=self.rtol, atol=0.0, max_steps=self.max_steps
-        )
+        solution = solve(transposed, unit, solver=self.solver, rtol=self.rtol, atol=0.0, max_steps=self.max_steps)
         report(solution)
         assert isinstance(solution.value, Tensor)
         return (solution.value * length).to(grad.dtype)

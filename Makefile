@@ -1,0 +1,35 @@
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test lint notebooks bench clean
+
+demo: .venv/.demo
+	$(BIN)/implicit compare digits --seeds 1 --out runs/demo
+
+test: .venv/.dev lint
+	$(BIN)/python -m pytest -n 2 -q
+
+lint: .venv/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+notebooks: .venv/.dev
+	for notebook in notebooks/*.ipynb; do \
+		$(BIN)/python -m jupyter execute --inplace "$$notebook" || exit 1; \
+	done
+
+# torch and torchvision come from the package index in one step, so that they match each other
+.venv/.demo: setup.cfg
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed: make PYTHON=python3.12")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --editable '.[train,plots,vision]'
+	touch $@
+
+.venv/.dev: .venv/.demo
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	touch $@
+
+clean:
+	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

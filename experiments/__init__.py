@@ -1,0 +1,1 @@
+"""Tasks, training and the comparison of implicit, explicit, equilibrium and parallel networks."""

@@ -1,0 +1,79 @@
+"""The command line: `implicit compare TASK`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from .errors import InputError, require
+
+TASKS = ("digits", "rings")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code: 0, 2 for bad input, 130 when interrupted."""
+    options = _parser().parse_args(arguments)
+    try:
+        require("train", "lightning", "torchmetrics", "sklearn", "jinja2", "rich")
+        require("plots", "matplotlib")
+        from .compare import compare  # the libraries of training take seconds to import: not for --help
+
+        compare(
+            options.task,
+            models=options.models,
+            epochs=options.epochs,
+            seeds=options.seeds,
+            out=getattr(options, "out", None),
+            device=options.device,
+        )
+    except InputError as error:
+        print(f"implicit: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("implicit: interrupted; nothing was kept", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="implicit", description="Compare implicit, explicit and parallel networks.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    compare = commands.add_parser(
+        "compare",
+        help="train every reading on one task; print a table and write a report",
+        description="Train networks on one task at equal parameter counts, print a table, write a report.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    compare.add_argument("task", choices=TASKS, help="the data: digits (images) or rings (points of the plane)")
+    compare.add_argument(
+        "--models",
+        default="all",
+        help="names separated by commas, or all: gd, pgd-explicit, pgd-implicit, fista-explicit, fista-implicit, "
+        "deq, paraformer",
+    )
+    compare.add_argument("--epochs", type=_count, default=15, help="passes over the training part")
+    compare.add_argument("--seeds", type=_count, default=3, help="how many seeds: 0, 1, …")
+    compare.add_argument(
+        "--out",
+        type=Path,
+        help="folder of the run, new or empty (default: the first free of runs/TASK-1, …)",
+        default=argparse.SUPPRESS,
+    )
+    compare.add_argument("--device", default="auto", help="cpu, cuda or auto: the GPU where there is one")
+    return parser
+
+
+def _count(text: str) -> int:
+    try:
+        value = int(text)
+    except ValueError:
+        value = 0
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    return value
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,100 @@
+"""The main job: train every reading of the methods on one task and set them side by side."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import sys
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from .errors import InputError
+from .folder import run_folder
+from .measure import measure
+from .networks import FAMILIES, matched_width, parameters
+from .report import write_report
+from .results import Comparison, Row, Run
+from .table import print_table
+from .tasks import TASKS
+from .training import train
+
+
+def compare(task: str, *, models: str, epochs: int, seeds: int, out: Path | None, device: str) -> Path:
+    """Train and measure; returns the path of the report. All arguments are checked before anything is written."""
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=140)  # a log has no edge to wrap at
+    device = _device(device)
+    family, hidden = FAMILIES[task]
+    names = _names(models, list(family))
+    budget = parameters(family["gd"].build(hidden))
+    started = time.perf_counter()
+    with run_folder(out, task) as (folder, final):
+        data = TASKS[task]()
+        console.print(
+            f"[bold]{task}[/]: {data.description}; {len(names)} networks of about {budget:,} parameters, {epochs} "
+            f"epochs, {seeds} {'seed' if seeds == 1 else 'seeds'}, on {device}",
+            highlight=False,
+        )
+        rows = []
+        for number, name in enumerate(names, start=1):
+            contestant = family[name]
+            width = matched_width(contestant.build, budget)
+            runs = []
+            for seed in range(seeds):
+                console.print(
+                    f"({number}/{len(names)}) [bold]{name}[/], {contestant.description}, seed {seed}", highlight=False
+                )
+                torch.manual_seed(seed)
+                network = contestant.build(width)
+                training = train(network, data, epochs=epochs, seed=seed, device=device, folder=folder, name=name)
+                runs.append(Run(seed, training, measure(network, data, device), network.cpu()))
+                console.print(f"    test accuracy {runs[-1].measurement.accuracy:.2%}", highlight=False)
+            rows.append(Row(name, contestant, parameters(runs[0].network), width, runs))
+        settings = {"epochs": epochs, "seeds": list(range(seeds)), "seconds": time.perf_counter() - started}
+        comparison = Comparison(data, rows, {**settings, **_circumstances(device)})
+        (folder / "results.json").write_text(json.dumps(comparison.to_dict(), indent=1, allow_nan=False) + "\n")
+        write_report(comparison, folder)
+    print_table(comparison, console)
+    console.print(f"report: {final / 'report.html'}", soft_wrap=True, highlight=False)
+    return final / "report.html"
+
+
+def _names(models: str, known: list[str]) -> list[str]:
+    if models == "all":
+        return known
+    names = [name.strip() for name in models.split(",")]
+    for name in names:
+        if name not in known:
+            raise InputError(f"unknown model {name!r} in --models: choose from {', '.join(known)}, or all")
+    return list(dict.fromkeys(names))
+
+
+def _device(device: str) -> str:
+    allowed = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+    if device == "auto":
+        return allowed[-1]
+    if device not in allowed:
+        raise InputError(f"--device {device} cannot be used: this machine has {', '.join(allowed)}; auto picks one")
+    return device
+
+
+def _circumstances(device: str) -> dict[str, Any]:
+    """Versions and machine, without names of persons or hosts."""
+    packages = ("torch", "numpy", "lightning", "torchmetrics", "scikit-learn")
+    return {
+        "versions": {"python": platform.python_version(), **{package: version(package) for package in packages}},
+        "machine": {
+            "device": torch.cuda.get_device_name() if device == "cuda" else device,
+            "system": f"{platform.system()} {platform.machine()}",
+            "cores": os.cpu_count(),
+            "threads": torch.get_num_threads(),
+        },
+        "command": " ".join(["implicit", *sys.argv[1:]]),
+    }

@@ -1,0 +1,50 @@
+"""The folder of a run: written beside its place, and moved there once it is whole."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from .errors import InputError
+
+
+@contextmanager
+def run_folder(out: Path | None, task: str) -> Iterator[tuple[Path, Path]]:
+    """The folder to write into and the name it will take; removed whole if anything goes wrong in between.
+
+    Args:
+        out: new or empty; None: the first free of `runs/TASK-1`, `runs/TASK-2`, …
+    """
+    final = _first_free(task) if out is None else out
+    if final.exists() and not (final.is_dir() and not any(final.iterdir())):
+        raise InputError(f"--out {final} exists and is not an empty folder: name a new one")
+    partial = _partial(final)
+    try:
+        partial.mkdir(parents=True)
+    except FileExistsError:
+        raise InputError(
+            f"--out {final}: {partial} is there already, of a run under way or killed; remove it"
+        ) from None
+    except OSError as error:
+        raise InputError(f"--out {final} cannot be written ({error.strerror}): name another folder") from error
+    try:
+        yield partial, final
+        if final.exists():
+            final.rmdir()
+        partial.rename(final)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def _first_free(task: str) -> Path:
+    number = 1
+    while (path := Path("runs") / f"{task}-{number}").exists() or _partial(path).exists():
+        number += 1
+    return path
+
+
+def _partial(final: Path) -> Path:
+    return final.with_name(final.name + ".partial")

@@ -1,0 +1,65 @@
+"""The table of a comparison: the same columns in the terminal and in the report."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from .results import Comparison, Row
+
+
+def _evaluations(row: Row) -> str:
+    forward, backward = row.mean("forward_evaluations"), row.mean("backward_evaluations")
+    return f"{forward:.1f} / {backward:.1f}" if forward else "–"
+
+
+def _accuracy(row: Row) -> str:
+    spread = f" ± {100 * row.deviation('accuracy'):.2f}" if len(row.runs) > 1 else ""
+    return f"{100 * row.mean('accuracy'):.2f}{spread}"
+
+
+COLUMNS: dict[str, tuple[str, Callable[[Row], str]]] = {
+    "network": ("", lambda row: row.name),
+    "reading": ("", lambda row: row.contestant.reading),
+    "parameters": ("trainable scalars", lambda row: f"{row.parameters:,}"),
+    "MFLOPs": (
+        "matmul and convolution FLOPs executed a sample, forward, in millions, the solver's own included",
+        lambda row: f"{row.mean('flops') / 1e6:.2f}",
+    ),
+    "accuracy %": ("on the test part, mean ± standard deviation over the seeds", _accuracy),
+    "evaluations": ("of the cells a row, forward / backward, all solves together", _evaluations),
+    "converged %": (
+        "test rows all of whose solves met the tolerance",
+        lambda row: f"{100 * row.mean('converged'):.1f}" if row.mean("forward_evaluations") else "–",
+    ),
+    "s / epoch": ("median seconds of training", lambda row: f"{row.seconds_per_epoch():.2f}"),
+    "ms at 1": ("median latency of a forward pass, batch 1", lambda row: f"{1e3 * row.latency(1):.2f}"),
+    "ms at 256": ("the same, batch 256", lambda row: f"{1e3 * row.latency(256):.1f}"),
+    "saved MiB": (
+        "activations that a training batch of 64 keeps for its backward pass",
+        lambda row: f"{row.mean('saved_bytes') / 2**20:.2f}",
+    ),
+}
+"""Heading → (what it means, how a row shows it)."""
+
+
+WIDE = 118
+"""Columns of a terminal that hold the whole table."""
+
+
+def print_table(comparison: Comparison, console: Console) -> None:
+    """Print the table; on a narrow terminal in two parts, results and costs."""
+    headings = list(COLUMNS)
+    parts = [headings] if console.width >= WIDE else [headings[:7], [headings[0], *headings[7:]]]
+    for part in parts:
+        table = Table(title=f"{comparison.task.name}: {comparison.task.description}", box=box.SIMPLE_HEAD)
+        for heading in part:
+            table.add_column(heading, justify="left" if heading in ("network", "reading") else "right", no_wrap=True)
+        for row in comparison.rows:
+            table.add_row(*(COLUMNS[heading][1](row) for heading in part))
+        console.print(table)

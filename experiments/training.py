@@ -1,0 +1,153 @@
+"""Training of one network, through Lightning."""
+
+from __future__ import annotations
+
+import logging
+import time
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint, RichProgressBar
+from lightning.pytorch.loggers import CSVLogger
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+from torchmetrics.classification import MulticlassAccuracy
+
+from implicit import ConvergenceWarning, record
+from implicit.recording import Log
+
+from .tasks import Task
+
+BATCH = 64
+LEARNING_RATE = 4e-3
+WEIGHT_DECAY = 1e-2
+_CURVES = ("train_loss", "train_accuracy", "test_loss", "test_accuracy")
+
+
+@dataclass(frozen=True)
+class Training:
+    """What came of one training run."""
+
+    curves: list[dict[str, float]]
+    """For each epoch: loss and accuracy on both parts, evaluations a row forward and backward, share converged."""
+    seconds_per_epoch: list[float]
+
+
+def train(network: nn.Module, task: Task, *, epochs: int, seed: int, device: str, folder: Path, name: str) -> Training:
+    """Train for `epochs` and keep the last weights: no model is selected on the test part, which is only watched.
+
+    Leaves `logs/NAME/seed-N/metrics.csv` and `checkpoints/NAME-seed-N/last.ckpt` in `folder`.
+    """
+    lightning.seed_everything(seed, verbose=False)
+    for logger in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
+        logging.getLogger(logger).setLevel(logging.ERROR)
+    learner = _Learner(network, task.classes, epochs)
+    stopwatch = _Stopwatch()
+    trainer = lightning.Trainer(
+        max_epochs=epochs,
+        accelerator=device,
+        devices=1,
+        logger=CSVLogger(folder, name=f"logs/{name}", version=f"seed-{seed}"),
+        callbacks=[
+            stopwatch,
+            _Progress(),
+            ModelCheckpoint(folder / "checkpoints" / f"{name}-seed-{seed}", filename="last"),
+        ],
+        enable_model_summary=False,
+        log_every_n_steps=1,
+        num_sanity_val_steps=0,
+    )
+    order = torch.Generator().manual_seed(seed)
+    train_loader = DataLoader(TensorDataset(*task.train), BATCH, shuffle=True, generator=order)
+    test_loader = DataLoader(TensorDataset(*task.test), 256)
+    with warnings.catch_warnings():
+        # the shares of converged rows are logged, tabled and drawn instead
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        # all data are in memory: loader processes would only cost
+        warnings.filterwarnings("ignore", ".*does not have many workers")
+        warnings.filterwarnings("ignore", category=FutureWarning, module="lightning")
+        warnings.filterwarnings("ignore", category=DeprecationWarning)
+        trainer.fit(learner, train_loader, test_loader)
+    return Training(learner.curves, stopwatch.seconds)
+
+
+class _Learner(lightning.LightningModule):
+    def __init__(self, network: nn.Module, classes: int, epochs: int) -> None:
+        super().__init__()
+        self.network, self.epochs = network, epochs
+        self.accuracy = nn.ModuleDict(
+            {part: MulticlassAccuracy(classes, average="micro") for part in ("train_part", "test_part")}
+        )
+        self.curves: list[dict[str, float]] = []
+        self._log: Log | None = None
+
+    def training_step(self, batch: tuple[Tensor, Tensor], index: int) -> Tensor:
+        with record() as self._log:
+            return self._loss(batch, "train")
+
+    def on_after_backward(self) -> None:
+        if self._log and self._log.forward:
+            forward, backward = self._log.forward, self._log.backward
+            shares = [entry.solution.converged.double().mean() for entry in (*forward, *backward)]
+            self._note("forward_evaluations", sum(e.solution.evaluations.double().mean() for e in forward))
+            self._note("backward_evaluations", sum(e.solution.evaluations.double().mean() for e in backward))
+            self._note("converged", sum(shares) / len(shares))
+        self._log = None
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], index: int) -> None:
+        self._loss(batch, "test")
+
+    def on_train_epoch_end(self) -> None:
+        metrics = self.trainer.callback_metrics
+        names = (*_CURVES, "forward_evaluations", "backward_evaluations", "converged")
+        self.curves.append({name: float(metrics[name]) for name in names if name in metrics})
+
+    def configure_optimizers(self) -> Any:
+        optimizer = torch.optim.AdamW(self.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
+        steps = int(self.trainer.estimated_stepping_batches)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=steps)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def _loss(self, batch: tuple[Tensor, Tensor], part: str) -> Tensor:
+        inputs, labels = batch
+        logits = self.network(inputs)
+        loss = nn.functional.cross_entropy(logits, labels)
+        accuracy: Any = self.accuracy[f"{part}_part"]
+        accuracy(logits, labels)
+        self.log(f"{part}_loss", loss, on_step=False, on_epoch=True, batch_size=len(labels))
+        self.log(f"{part}_accuracy", accuracy, on_step=False, on_epoch=True, prog_bar=True)
+        return loss
+
+    def _note(self, name: str, value: Any) -> None:
+        self.log(name, torch.as_tensor(value).float(), on_step=False, on_epoch=True, batch_size=1)
+
+
+class _Progress(RichProgressBar):
+    """The bar with the one figure that is worth watching."""
+
+    def get_metrics(self, trainer: Any, pl_module: Any) -> dict[str, Any]:
+        accuracy = trainer.callback_metrics.get("test_accuracy")
+        return {} if accuracy is None else {"test": f"{100 * float(accuracy):.1f}%"}
+
+
+class _Stopwatch(Callback):
+    """Seconds of the training batches of each epoch, validation left out."""
+
+    def __init__(self) -> None:
+        self.seconds: list[float] = []
+        self._start = 0.0
+
+    def on_train_epoch_start(self, trainer: Any, module: Any) -> None:
+        self.seconds.append(0.0)
+
+    def on_train_batch_start(self, trainer: Any, module: Any, batch: Any, index: int) -> None:
+        self._start = time.perf_counter()
+
+    def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, index: int) -> None:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        self.seconds[-1] += time.perf_counter() - self._start

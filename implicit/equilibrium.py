@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
 from solvers import Anderson, Solution, Solver, State
-from solvers.loop import agrees, check_settings, iterate, prepare, resolve, solve
+from solvers.loop import agrees, iterate, resolve, solve
+from solvers.problem import check_settings, prepare
 
 from .gradients import Gradient, ImplicitGradient
-from .recording import current_log, report
+from .parametrized import one_weight
+from .recording import current_logs, layer_name, report
 
 
 def fixed_point(
@@ -37,7 +38,8 @@ def fixed_point(
     `solvers.solve(...).check()` to raise instead.
     """
     _check_gradient(gradient)
-    return _differentiable_solve("fixed_point", f, z0, args, solver, gradient, rtol, atol, max_steps, compact)
+    with one_weight(f) if isinstance(f, nn.Module) else nullcontext():
+        return _differentiable_solve(None, f, z0, args, solver, gradient, rtol, atol, max_steps, compact)
 
 
 class Equilibrium(nn.Module):
@@ -82,7 +84,7 @@ class Equilibrium(nn.Module):
         """The equilibrium for `inputs`, from the warm start `z0` where one is given."""
         steps = self.max_steps if max_steps is None else max_steps
         start = self._start(inputs, z0)
-        with _one_weight(self.cell):
+        with one_weight(self.cell):
             return _differentiable_solve(
                 self, self.cell, start, inputs, self.solver, self.gradient, self.rtol, self.atol, steps, self.compact
             )
@@ -90,7 +92,7 @@ class Equilibrium(nn.Module):
     def solve(self, *inputs: Any, z0: State | None = None, max_steps: int | None = None) -> Solution:
         """The `Solution` for `inputs`: status, residual and trace of every row, no graph."""
         steps = self.max_steps if max_steps is None else max_steps
-        with torch.no_grad(), _one_weight(self.cell):
+        with one_weight(self.cell), torch.no_grad():
             return solve(
                 self.cell,
                 self._start(inputs, z0),
@@ -119,7 +121,7 @@ class Equilibrium(nn.Module):
 
 
 def _differentiable_solve(
-    owner: str | Equilibrium,
+    layer: Equilibrium | None,
     f: Callable[..., State],
     z0: State,
     args: tuple[Any, ...],
@@ -130,71 +132,51 @@ def _differentiable_solve(
     max_steps: int,
     compact: bool,
 ) -> State:
-    layout, problem = prepare(f, z0, args, solver, rtol, atol, max_steps, compact)
+    check_settings(solver, rtol, atol, max_steps)
+    problem = prepare(f, z0, args, compact)
+    layout = problem.layout
     settings = (solver, rtol, atol, max_steps)
-    log = current_log()
-    if isinstance(owner, str):
-        name = owner
-    else:
-        name = (log.names if log else {}).get(id(owner), f"Equilibrium({type(owner.cell).__name__})")
+    logs = current_logs()
+    name = "fixed_point" if layer is None else layer_name(layer, f"Equilibrium({type(layer.cell).__name__})")
     start = layout.flatten(z0)
     tracked = torch.is_grad_enabled()
     with torch.no_grad():
         outcome = iterate(problem, start.detach(), *settings, compact)
     # the tracked evaluation doubles as the check that dropping rows was sound
-    image = point = None
+    point = image = outcome.value
     if tracked or outcome.dropped:
         point = gradient.point(outcome.value) if tracked else outcome.value
         image = problem(point)
         if outcome.dropped and not agrees(outcome, image.detach(), rtol, atol):
             with torch.no_grad():
-                outcome = resolve(problem, start.detach(), *settings)
+                outcome = resolve(problem, start.detach(), *settings, outcome)
             point = gradient.point(outcome.value) if tracked else outcome.value
             image = problem(point)
-    if log is not None or outcome.books["status"].any():
-        report(log, name, "forward", outcome.solution(layout, z0))
-    if point is None or image is None or not tracked or not _depends_on_more(image, start, args, f):
-        solution = outcome.solution(layout, z0)
-        return solution.value
-    return layout.unflatten(gradient.attach(problem, start, point, image, partial(report, log, name, "backward")))
+    if logs or outcome.books.status.any():
+        report(logs, name, "forward", outcome.solution(layout))
+    if not tracked or not _depends_on_more(image, point, start, args, f):
+        return layout.unflatten(outcome.value.clone())
+    return layout.unflatten(gradient.attach(problem, start, point, image, partial(report, logs, name, "backward")))
 
 
-def _depends_on_more(image: Tensor, start: Tensor, args: tuple[Any, ...], f: Callable[..., State]) -> bool:
+def _depends_on_more(
+    image: Tensor, point: Tensor, start: Tensor, args: tuple[Any, ...], f: Callable[..., State]
+) -> bool:
     """Whether a gradient has anywhere to go: to an argument, a parameter, or a tensor that f captures."""
     if start.requires_grad or any(isinstance(a, Tensor) and a.requires_grad for a in args):
         return True
     if isinstance(f, nn.Module) and any(p.requires_grad for p in f.parameters()):
         return True
-    seen, queue = set(), [image.grad_fn]
+    seen, queue = {point.grad_fn}, [image.grad_fn]
     while queue:
         node = queue.pop()
         if node is None or node in seen:
             continue
-        seen.add(node)
-        if node.name().endswith("_AnchorBackward"):
-            continue
-        if hasattr(node, "variable"):
+        if hasattr(node, "variable"):  # a leaf
             return True
+        seen.add(node)
         queue.extend(following for following, _ in node.next_functions)
     return False
-
-
-@contextmanager
-def _one_weight(cell: nn.Module) -> Iterator[None]:
-    """One solve sees one weight: parametrized tensors are computed once, tracked, and reused.
-
-    Spectral normalisation would otherwise move its buffers at every evaluation in training mode. The tensors are
-    computed before the solve turns gradients off, so that the tracked evaluation still reaches the parameters.
-    """
-    parametrized = [module for module in cell.modules() if parametrize.is_parametrized(module)]
-    if not parametrized:
-        yield
-        return
-    with parametrize.cached():
-        for module in parametrized:
-            for name in module.parametrizations:  # type: ignore[union-attr]
-                getattr(module, name)
-        yield
 
 
 def _check_gradient(gradient: Any) -> None:

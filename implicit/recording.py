@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
+import torch
 from torch import nn
 
 from solvers import Solution
@@ -35,15 +38,16 @@ class Log:
     names: dict[int, str] = field(default_factory=dict)
 
 
-_log: ContextVar[Log | None] = ContextVar("implicit_log", default=None)
+_logs: ContextVar[tuple[Log, ...]] = ContextVar("implicit_logs", default=())
 
 
 @contextmanager
 def record(model: nn.Module | None = None, *, values: bool = False) -> Iterator[Log]:
-    """Record every solve of the block, the backward solves of its forward passes included.
+    """Record every solve that this thread does in the block, the backward solves of its forward passes included.
 
     Outside such a block nothing is recorded and nothing is paid. The log is captured at forward time, so a backward
-    pass that runs in another thread, or after the block, lands in the log of its forward.
+    pass that runs in another thread, or after the block, lands in the log of its forward. Blocks may be nested: each
+    log gets every solve within its block.
 
         with implicit.record(model) as log:
             model(x).square().mean().backward()
@@ -55,21 +59,38 @@ def record(model: nn.Module | None = None, *, values: bool = False) -> Iterator[
     """
     names = {} if model is None else {id(module): name for name, module in model.named_modules() if name}
     log = Log(values=values, names=names)
-    token = _log.set(log)
+    token = _logs.set((*_logs.get(), log))
     try:
         yield log
     finally:
-        _log.reset(token)
+        _logs.reset(token)
 
 
-def current_log() -> Log | None:
-    return _log.get()
+def current_logs() -> tuple[Log, ...]:
+    return _logs.get()
 
 
-def report(log: Log | None, name: str, direction: str, solution: Solution) -> None:
-    """Enter a solve in the log that was open at its forward, and warn if rows did not converge."""
-    if log is not None:
+def layer_name(layer: nn.Module, otherwise: str) -> str:
+    """The layer's name in the innermost log that was told its model."""
+    return next((log.names[id(layer)] for log in reversed(_logs.get()) if id(layer) in log.names), otherwise)
+
+
+def report(logs: tuple[Log, ...], name: str, direction: Literal["forward", "backward"], solution: Solution) -> None:
+    """Enter a solve in the logs that were open at its forward, and warn if rows did not converge."""
+    for log in logs:
         kept = solution if log.values else replace(solution, value=())
         (log.forward if direction == "forward" else log.backward).append(Record(name, kept))
     if not bool(solution.converged.all()):
-        warnings.warn(f"{name}, {direction} solve: {solution.summary()}", ConvergenceWarning, stacklevel=2)
+        text = f"{name}, {direction} solve: {solution.summary()}"
+        warnings.warn(text, ConvergenceWarning, stacklevel=_level_of_caller())
+
+
+def _level_of_caller() -> int:
+    """How far up the stack the code lies that is neither this package nor PyTorch."""
+    level, frame = 1, sys._getframe(1)
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(_INTERNAL):
+        level, frame = level + 1, frame.f_back
+    return level
+
+
+_INTERNAL = (os.path.dirname(__file__), os.path.dirname(torch.__file__))

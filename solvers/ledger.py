@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, fields
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -9,32 +11,84 @@ from .solution import Status
 
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
+Integers = NDArray[np.int64]
 
 PATIENCE = 30
-"""Steps without a new best residual after which a row has stalled: longer than the plateaus of accelerated solvers."""
-EXPLODED = 1e8
-"""Growth of the residual over its first value at which a row has diverged at once."""
-DRIFTED = 10.0
-"""Growth of the residual over its first value at which a row out of patience has diverged rather than stalled."""
+"""Least number of steps without a new best residual after which a row stops; a quarter of max_steps where that is more,
+since whoever allows many steps expects plateaus."""
+DRIFT = 10.0
+"""Growth of residual or image since the first step at which a row out of patience has diverged rather than stalled."""
 RUNAWAY = 1e3
 """Growth over the best residual at which an accelerated solver forgets its history."""
+SLACK = 1.01
+"""Factor over its tolerance up to which a row counts as still converged when it is evaluated again."""
+ROUNDINGS = 16
+"""Likewise in rounding units of the image: products of another batch size round differently."""
+
+
+@dataclass
+class Rows:
+    """One entry a row, for the rows that are in the books."""
+
+    index: Integers  # position in the batch
+    active: Bools
+    best: Floats  # smallest absolute residual so far
+    relative: Floats  # relative residual of the iterate kept
+    first: Floats  # absolute residual at the first step
+    first_scale: Floats  # ‖f(z)‖ at the first step
+    improved_at: Integers  # step of the last new best
+    status: Integers
+    steps: Integers
+
+    @classmethod
+    def fresh(cls, count: int) -> Rows:
+        zeros, infinite = np.zeros(count, dtype=np.int64), np.full(count, np.inf)
+        return cls(
+            index=np.arange(count),
+            active=np.ones(count, dtype=bool),
+            best=infinite,
+            relative=np.full(count, np.nan),
+            first=infinite,
+            first_scale=infinite,
+            improved_at=zeros,
+            status=np.full(count, int(Status.MAX_STEPS), dtype=np.int64),
+            steps=zeros.copy(),
+        )
+
+    def take(self, positions: Integers) -> Rows:
+        return Rows(*(getattr(self, field.name)[positions] for field in fields(self)))
+
+
+@dataclass
+class Books:
+    """The closed books, one entry a row of the batch."""
+
+    relative: Floats
+    status: Integers
+    steps: Integers
+    trace: Floats  # (steps, batch)
 
 
 class Ledger:
-    """Books for the current rows of a solve; `drop` files the rows that have stopped, `close` returns all of them."""
+    """Books for the current rows of a solve; `drop` files the rows that have stopped, `close` returns all of them.
 
-    def __init__(self, rows: int, rtol: float, atol: float, rounding: float) -> None:
+    What stops a row, the later line of the table winning:
+
+    | event | status |
+    |---|---|
+    | no new best residual for `patience` steps | STALLED |
+    | the same, and residual or image have grown by `DRIFT` since the first step | DIVERGED |
+    | residual or image not finite | NON_FINITE |
+    | the tolerance is met, and not only because ‖z‖ grew | CONVERGED |
+    """
+
+    def __init__(self, count: int, rtol: float, atol: float, max_steps: int, rounding: float) -> None:
         self.rtol, self.atol, self.rounding = rtol, atol, rounding
-        self.index = np.arange(rows)
-        self.active: Bools = np.ones(rows, dtype=bool)
-        self.best: Floats = np.full(rows, np.inf)
-        self.relative: Floats = np.full(rows, np.nan)
-        self.first: Floats = np.full(rows, np.inf)
-        self.improved_at = np.zeros(rows, dtype=np.int64)
-        self.status = np.full(rows, int(Status.MAX_STEPS), dtype=np.int64)
-        self.steps = np.zeros(rows, dtype=np.int64)
-        self._trace: list[tuple[NDArray[np.int64], Floats]] = []
-        self._filed = {name: getattr(self, name).copy() for name in ("relative", "status", "steps")}
+        self.patience = max(PATIENCE, max_steps // 4)
+        self.rows = Rows.fresh(count)
+        self.all_active = True
+        self._trace: list[tuple[Integers, Floats]] = []
+        self._books = Books(self.rows.relative.copy(), self.rows.status.copy(), self.rows.steps.copy(), np.empty(0))
 
     def enter(self, step: int, residual: Floats, scale: Floats) -> tuple[Bools | None, Bools | None]:
         """Book `‖f(z) − z‖` and `‖f(z)‖` of this step's iterates.
@@ -42,71 +96,93 @@ class Ledger:
         Returns the rows whose iterate is the one to keep and the rows whose history is to be forgotten; None for
         all of them and none of them, the healthy case, which costs a handful of operations.
         """
+        rows = self.rows
         tolerance = self.rtol * scale + self.atol
         with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
             relative = residual / scale
-            falling = residual < self.best * (1 - 4 * self.rounding)
-        if falling.all() and (residual > tolerance).all():
-            if step == 1:
-                self.first = residual
-            self.best, self.relative = residual, relative
-            self.improved_at = np.full(len(residual), step)
-            self._trace.append((self.index, relative))
+            falling = residual < rows.best * (1 - 4 * self.rounding)
+        if step == 1:
+            rows.first, rows.first_scale = residual, scale
+        if self.all_active and falling.all() and (residual > tolerance).all():
+            rows.best, rows.relative = residual, relative
+            rows.improved_at = np.full(len(residual), step)
+            self._trace.append((rows.index, relative))
             return None, None
+        relative = np.where(residual == 0, 0.0, relative)
         return self._enter_carefully(step, residual, scale, tolerance, relative, falling)
 
     def _enter_carefully(
         self, step: int, residual: Floats, scale: Floats, tolerance: Floats, relative: Floats, falling: Bools
     ) -> tuple[Bools, Bools]:
-        active = self.active
-        relative = np.where(residual == 0, 0.0, relative)
-        self._trace.append((self.index, np.where(active, relative, np.nan)))
-        if step == 1:
-            self.first = residual
+        rows = self.rows
+        # a stopped row keeps its value; if f couples the rows, its residual may not keep
+        lapsed = ~rows.active & (rows.status == Status.CONVERGED)
+        lapsed &= ~(residual <= SLACK * tolerance + ROUNDINGS * self.rounding * scale)
+        if lapsed.any():
+            rows.active |= lapsed
+            rows.best[lapsed], rows.status[lapsed], rows.improved_at[lapsed] = np.inf, Status.MAX_STEPS, step
+        active = rows.active
+        self._trace.append((rows.index, np.where(active, relative, np.nan)))
         finite = np.isfinite(residual) & np.isfinite(scale)
-        meets = active & finite & (residual <= tolerance)
-        # a test met only because ‖z‖ grew is not convergence: f = z + b
-        shrunk = (step == 1) | (residual + 2 * self.rounding * scale < self.first) | (residual == 0)
-        converged = meets & shrunk
-        keep = converged | (active & finite & (residual < self.best))
-        self.improved_at = np.where(active & falling, step, self.improved_at)
-        impatient = step - self.improved_at >= PATIENCE
-        with np.errstate(invalid="ignore"):
-            exploded = residual > EXPLODED * self.first
-            drifted = residual > DRIFTED * self.first
-            runaway = residual > RUNAWAY * self.best
-        for rows, status in (
+        converged = active & finite & (residual <= tolerance) & self._genuine(step, residual, scale)
+        keep = converged | (active & finite & (residual < rows.best))
+        rows.improved_at = np.where(active & falling, step, rows.improved_at)
+        impatient = step - rows.improved_at >= self.patience
+        with np.errstate(invalid="ignore", over="ignore"):
+            reach = DRIFT * np.maximum(rows.first, rows.first_scale)
+            drifted = (residual > DRIFT * rows.first) | (scale > reach)
+            runaway = residual > RUNAWAY * rows.best
+        for event, status in (
             (impatient, Status.STALLED),
-            ((impatient & drifted) | exploded | (meets & ~shrunk), Status.DIVERGED),
+            (impatient & drifted, Status.DIVERGED),
             (~finite, Status.NON_FINITE),
             (converged, Status.CONVERGED),
         ):
-            self.status[active & rows] = status
-        stopped = active & (impatient | exploded | meets | ~finite)
-        self.steps[stopped] = step
-        self.active = active & ~stopped
-        self.best = np.where(keep, residual, self.best)
+            rows.status[active & event] = status
+        stopped = active & (impatient | ~finite | converged)
+        rows.steps[stopped] = step
+        rows.active = active & ~stopped
+        self.all_active = bool(rows.active.all())
+        rows.best = np.where(keep, residual, rows.best)
         # a row with no finite iterate shows the residual it had
-        self.relative = np.where(keep | ((step == 1) & ~finite), relative, self.relative)
-        return keep, self.active & runaway
+        rows.relative = np.where(keep | ((step == 1) & ~finite), relative, rows.relative)
+        return keep, rows.active & runaway
 
-    def drop(self) -> NDArray[np.int64]:
+    def _genuine(self, step: int, residual: Floats, scale: Floats) -> Bools:
+        """Whether meeting the tolerance says something: f = z + b meets any relative one once ‖z‖ has grown enough.
+
+        Either the residual has fallen by more than rounding, or it meets the tolerance of the first step at a like
+        scale, as after a warm start just outside it.
+        """
+        rows = self.rows
+        if step == 1:
+            return np.ones(len(residual), dtype=bool)
+        fallen = residual + 2 * self.rounding * scale < rows.first
+        at_first_scale = (residual <= self.rtol * rows.first_scale + self.atol) & (scale <= 2 * rows.first_scale)
+        return fallen | at_first_scale
+
+    def drop(self) -> Integers:
         """File the rows that have stopped and go on without them; returns the positions of those that stay."""
         self._file()
-        stay = np.flatnonzero(self.active)
-        for name in ("index", "active", "best", "relative", "first", "improved_at", "status", "steps"):
-            setattr(self, name, getattr(self, name)[stay])
+        stay = np.flatnonzero(self.rows.active)
+        self.rows, self.all_active = self.rows.take(stay), True
         return stay
 
-    def close(self, step: int) -> dict[str, NDArray[np.generic]]:
-        """Stop what still runs and return residual, status, steps and trace of all rows, in their first order."""
-        self.steps[self.active] = step
+    def close(self, step: int) -> Books:
+        """Stop what still runs and return the books of all rows, in the order of the batch."""
+        self.rows.steps[self.rows.active] = step
         self._file()
-        trace = np.full((len(self._trace), len(self._filed["status"])), np.nan)
-        for row, (index, relative) in zip(trace, self._trace, strict=True):
-            row[index] = relative
-        return {**self._filed, "trace": trace}
+        books = self._books
+        books.trace = np.full((len(self._trace), len(books.status)), np.nan)
+        for line, (index, relative) in zip(books.trace, self._trace, strict=True):
+            line[index] = relative
+        return books
 
     def _file(self) -> None:
-        for name, filed in self._filed.items():
-            filed[self.index] = getattr(self, name)
+        rows, books = self.rows, self._books
+        for booked, current in (
+            (books.relative, rows.relative),
+            (books.status, rows.status),
+            (books.steps, rows.steps),
+        ):
+            booked[rows.index] = current

@@ -71,6 +71,9 @@ class Layout:
         """The output of `f`, or an error that says how it differs from the state that `f` was given."""
         if isinstance(output, Tensor) if self.container is None else isinstance(output, tuple):
             parts = self._parts(output)
+            if not all(isinstance(part, Tensor) for part in parts):
+                kinds = ", ".join(type(part).__name__ for part in parts)
+                raise TypeError(f"f returned a tuple of {kinds}: return a state of the same kind as z0")
             expected = [(rows, *shape) for shape in self.shapes]
             if [part.shape for part in parts] != expected:
                 raise ValueError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -44,18 +45,28 @@ class _WithValue(torch.autograd.Function):
     """The value of one tensor with the gradient of another."""
 
     @staticmethod
-    def forward(ctx: torch.autograd.function.FunctionCtx, tracked: Tensor, value: Tensor) -> Tensor:
-        return value.detach()
+    def forward(ctx: Any, tracked: Tensor, value: Tensor, twice: bool) -> Tensor:
+        ctx.twice = twice
+        return value.detach().clone()
 
     @staticmethod
-    def backward(ctx: torch.autograd.function.FunctionCtx, *grads: Tensor) -> tuple[Tensor, None]:
-        return grads[0], None
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        if torch.is_grad_enabled() and not ctx.twice:
+            refuse_second_derivatives()
+        return grads[0], None, None
 
 
-def with_value(tracked: Tensor, value: Tensor) -> Tensor:
-    """`value`, differentiated as if it were `tracked`."""
-    result: Tensor = _WithValue.apply(tracked, value)
+def with_value(tracked: Tensor, value: Tensor, *, twice: bool) -> Tensor:
+    """`value`, differentiated as if it were `tracked`; `twice`: its second derivatives are those wanted."""
+    result: Tensor = _WithValue.apply(tracked, value, twice)
     return result
+
+
+def refuse_second_derivatives() -> NoReturn:
+    raise RuntimeError(
+        "second derivatives through an equilibrium are not available under this gradient policy: drop "
+        "create_graph=True, or use UnrolledGradient, whose steps can be differentiated twice"
+    )
 
 
 def naive_step(f: Map, z: Tensor, damping: float) -> Tensor:

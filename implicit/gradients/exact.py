@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from solvers import Anderson, Solver, solve
-from solvers.loop import check_settings
+from solvers.problem import check_settings
 
-from .base import Gradient, Map, Report
+from .base import Gradient, Map, Report, refuse_second_derivatives
 
 
 @dataclass(frozen=True)
@@ -49,8 +49,8 @@ class ImplicitGradient(Gradient):
         unit = (grad / length).to(grad.dtype)
 
         def transposed(u: Tensor) -> Tensor:
-            (product,) = torch.autograd.grad(image, point, u, retain_graph=True)
-            return product + unit
+            (product,) = torch.autograd.grad(image, point, u, retain_graph=True, allow_unused=True)
+            return unit.clone() if product is None else product + unit
 
         solution = solve(transposed, unit, solver=self.solver, rtol=self.rtol, atol=0.0, max_steps=self.max_steps)
         report(solution)
@@ -64,7 +64,7 @@ def _wider(dtype: torch.dtype) -> torch.dtype:
 
 
 class _Anchor(torch.autograd.Function):
-    """The point of differentiation: part of the graph, but nothing accumulates behind it."""
+    """The point of differentiation, inside the graph: a leaf would collect a `.grad` at every backward pass."""
 
     @staticmethod
     def forward(ctx: torch.autograd.function.FunctionCtx, leaf: Tensor) -> Tensor:
@@ -82,14 +82,11 @@ class _Implicit(torch.autograd.Function):
     def forward(ctx: Any, image: Tensor, point: Tensor, policy: ImplicitGradient, report: Report) -> Tensor:
         ctx.save_for_backward(image, point)
         ctx.policy, ctx.report = policy, report
-        return point.detach()
+        return point.detach().clone()
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, None, None, None]:
         if torch.is_grad_enabled():
-            raise RuntimeError(
-                "second derivatives through an equilibrium are not available with ImplicitGradient: drop "
-                "create_graph=True, or use UnrolledGradient, whose steps are differentiable twice"
-            )
+            refuse_second_derivatives()
         image, point = ctx.saved_tensors
         return ctx.policy.adjoint(image, point, grads[0], ctx.report), None, None, None

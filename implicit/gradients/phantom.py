@@ -34,4 +34,4 @@ class PhantomGradient(Gradient):
         z = image if self.damping == 1 else point.lerp(image, self.damping)
         for _ in range(self.steps - 1):
             z = naive_step(f, z, self.damping)
-        return with_value(z, point)
+        return with_value(z, point, twice=False)

@@ -33,4 +33,4 @@ class UnrolledGradient(Gradient):
         z = start
         for _ in range(self.steps):
             z = naive_step(f, z, self.damping)
-        return with_value(z, point)
+        return with_value(z, point, twice=True)

@@ -29,7 +29,7 @@ def compare(task: str, *, models: str, epochs: int, seeds: int, out: Path | None
     """Train and measure; returns the path of the report. All arguments are checked before anything is written."""
     console = Console()
     if not console.is_terminal:
-        console = Console(width=140)  # a log has no edge to wrap at
+        console = Console(width=200)  # a log has no edge to wrap at
     device = _device(device)
     family, hidden = FAMILIES[task]
     names = _names(models, list(family))

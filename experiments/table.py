@@ -48,18 +48,21 @@ COLUMNS: dict[str, tuple[str, Callable[[Row], str]]] = {
 """Heading → (what it means, how a row shows it)."""
 
 
-WIDE = 118
-"""Columns of a terminal that hold the whole table."""
-
-
 def print_table(comparison: Comparison, console: Console) -> None:
     """Print the table; on a narrow terminal in two parts, results and costs."""
     headings = list(COLUMNS)
-    parts = [headings] if console.width >= WIDE else [headings[:7], [headings[0], *headings[7:]]]
-    for part in parts:
-        table = Table(title=f"{comparison.task.name}: {comparison.task.description}", box=box.SIMPLE_HEAD)
-        for heading in part:
-            table.add_column(heading, justify="left" if heading in ("network", "reading") else "right", no_wrap=True)
-        for row in comparison.rows:
-            table.add_row(*(COLUMNS[heading][1](row) for heading in part))
-        console.print(table)
+    whole = _table(comparison, headings)
+    if console.measure(whole).maximum <= console.width:
+        console.print(whole)
+    else:
+        console.print(_table(comparison, headings[:7]))
+        console.print(_table(comparison, [headings[0], *headings[7:]]))
+
+
+def _table(comparison: Comparison, headings: list[str]) -> Table:
+    table = Table(title=f"{comparison.task.name}: {comparison.task.description}", box=box.SIMPLE_HEAD)
+    for heading in headings:
+        table.add_column(heading, justify="left" if heading in ("network", "reading") else "right", no_wrap=True)
+    for row in comparison.rows:
+        table.add_row(*(COLUMNS[heading][1](row) for heading in headings))
+    return table

@@ -2,6 +2,7 @@
 
 from .equilibrium import Equilibrium, fixed_point
 from .gradients import Gradient, ImplicitGradient, PhantomGradient, UnrolledGradient
+from .parametrized import one_weight
 from .recording import ConvergenceWarning, record
 
 __all__ = [
@@ -12,5 +13,6 @@ __all__ = [
     "PhantomGradient",
     "UnrolledGradient",
     "fixed_point",
+    "one_weight",
     "record",
 ]

@@ -81,9 +81,10 @@ class Nesterov(Method):
     """Constant m in (−1, 1), where the recursion is zero-stable; None: m_k = k / (k + 3)."""
 
     def __post_init__(self) -> None:
-        if self.momentum is not None and not -1 < self.momentum < 1:
+        momentum = self.momentum
+        if momentum is not None and not (isinstance(momentum, (int, float)) and -1 < momentum < 1):
             raise ValueError(
-                f"{type(self).__name__}: momentum={self.momentum!r} breaks the root condition |momentum| < 1; "
+                f"{type(self).__name__}: momentum={momentum!r} breaks the root condition |momentum| < 1; "
                 "None gives the schedule k / (k + 3)"
             )
 
@@ -152,7 +153,7 @@ def find_method(method: Method | str) -> Method:
     """A method from itself or its key in `METHODS`."""
     if isinstance(method, Method):
         return method
-    if method not in METHODS:
+    if not isinstance(method, str) or method not in METHODS:
         raise ValueError(f"unknown method {method!r}: pass a Method, or one of {', '.join(METHODS)}")
     return METHODS[method]
 

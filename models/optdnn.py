@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from implicit import Equilibrium, Gradient, ImplicitGradient
+from implicit import Equilibrium, Gradient, ImplicitGradient, one_weight
 from solvers import Anderson, Solution, Solver, State
 
 from .methods import Method, Streams, find_method
@@ -38,8 +38,8 @@ class OptDNN(nn.Module):
     ) -> None:
         super().__init__()
         self.method = find_method(method)
-        if not transforms:
-            raise ValueError("transforms is empty: pass one transform a layer")
+        if not isinstance(transforms, (list, tuple, nn.ModuleList)) or not len(transforms):
+            raise TypeError(f"transforms={transforms!r}: pass a non-empty list, one transform a layer")
         built: dict[int, nn.Module] = {}
         for transform in transforms:
             if id(transform) not in built:
@@ -48,9 +48,10 @@ class OptDNN(nn.Module):
 
     def forward(self, z0: Tensor, *inputs: Tensor) -> Tensor:
         streams = self.method.start(z0)
-        for k, transform in enumerate(self.transforms):
-            y = self.method.query(streams, k)
-            streams = self.method.advance(streams, y, transform(y, *inputs), k)
+        with one_weight(self):
+            for k, transform in enumerate(self.transforms):
+                y = self.method.query(streams, k)
+                streams = self.method.advance(streams, y, transform(y, *inputs), k)
         return streams[0]
 
     def extra_repr(self) -> str:

@@ -52,7 +52,7 @@ class ParaFormer(nn.Module):
                 raise ValueError(f"{name}={value} must be at least 1")
         self.batched: bool | None = None
         """True: branches as one batched computation; False: a loop; None: the cheaper of the two."""
-        self.branches = branches
+        self.branches, self.image_shape = branches, (channels, image_size, image_size)
         self.patches = nn.Conv2d(channels, width, patch_size, stride=patch_size)
         self.class_token = nn.Parameter(torch.zeros(1, 1, width))
         self.positions = nn.Parameter(0.02 * torch.randn(1, (image_size // patch_size) ** 2 + 1, width))
@@ -62,6 +62,8 @@ class ParaFormer(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """(batch, classes) logits of (batch, channels, image_size, image_size) images."""
+        if images.shape[1:] != self.image_shape:
+            raise ValueError(f"images of shape {tuple(images.shape[1:])} given, {self.image_shape} expected")
         tokens = self.patches(images).flatten(2).transpose(1, 2)
         tokens = torch.cat((self.class_token.expand(len(tokens), -1, -1), tokens), dim=1) + self.positions
         batched = self._batching_pays(tokens) if self.batched is None else self.batched

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
+
+from implicit import one_weight
 
 from .methods import Method
 from .optdnn import OptDNN
@@ -28,33 +32,13 @@ def parallel_evaluate(net: OptDNN, z0: Tensor, *inputs: Tensor, sweeps: int) -> 
     """
     if not isinstance(net, OptDNN):
         raise TypeError(f"net is a {type(net).__name__}: pass an OptDNN")
-    depth = len(net.transforms)
-    if not isinstance(sweeps, int) or isinstance(sweeps, bool) or not 1 <= sweeps <= depth:
-        raise ValueError(f"sweeps={sweeps!r} must be an integer from 1 to the network's depth, {depth}")
-    queries, output = propagator(net.method, depth, z0)
-    outputs = torch.zeros_like(z0).expand(depth, *z0.shape)
-    for _ in range(sweeps):
-        # y_k depends on T_0 … T_{k−1} only
-        points = torch.tensordot(queries, torch.cat((z0[None], outputs)), dims=1)
-        outputs = torch.stack(
-            [transform(y, *inputs) for transform, y in zip(net.transforms, points.unbind(), strict=True)]
-        )
-    return torch.tensordot(output, torch.cat((z0[None], outputs)), dims=1)
-
-
-def propagator(method: Method, depth: int, like: Tensor) -> tuple[Tensor, Tensor]:
-    """The method's linear recursion, solved: `y_k` and `z_L` as combinations of `z_0, t_0, …, t_{L−1}`.
-
-    Returns the coefficients of the queries, (depth, 1 + depth), and of the output, (1 + depth,), found by running the
-    recursion itself on unit vectors. Dtype and device as in `like`.
-    """
-    unit = torch.eye(1 + depth, dtype=torch.float64)
-    streams, queries = method.start(unit[0]), []
-    for k in range(depth):
-        y = method.query(streams, k)
-        queries.append(y)
-        streams = method.advance(streams, y, unit[k + 1], k)
-    return torch.stack(queries).to(like), streams[0].to(like)
+    _check_sweeps(sweeps, len(net.transforms))
+    outputs = [torch.zeros_like(z0)] * len(net.transforms)
+    with one_weight(net):
+        for _ in range(sweeps):
+            points, _ = _trajectory(net.method, z0, outputs)
+            outputs = [transform(y, *inputs) for transform, y in zip(net.transforms, points, strict=True)]
+    return _trajectory(net.method, z0, outputs)[1]
 
 
 class Parallel(nn.Module):
@@ -66,6 +50,7 @@ class Parallel(nn.Module):
 
     def __init__(self, net: OptDNN, sweeps: int = 1) -> None:
         super().__init__()
+        _check_sweeps(sweeps, len(net.transforms))
         self.net, self.sweeps = net, sweeps
 
     def forward(self, z0: Tensor, *inputs: Tensor) -> Tensor:
@@ -73,3 +58,17 @@ class Parallel(nn.Module):
 
     def extra_repr(self) -> str:
         return f"sweeps={self.sweeps}"
+
+
+def _trajectory(method: Method, z0: Tensor, outputs: list[Tensor]) -> tuple[list[Tensor], Tensor]:
+    """All queries `y_k`, and `z_L`, when the k-th transform's output is `outputs[k]`: the method's linear part."""
+    streams, points = method.start(z0), []
+    for k, t in enumerate(outputs):
+        points.append(method.query(streams, k))
+        streams = method.advance(streams, points[-1], t, k)
+    return points, streams[0]
+
+
+def _check_sweeps(sweeps: Any, depth: int) -> None:
+    if not isinstance(sweeps, int) or isinstance(sweeps, bool) or not 1 <= sweeps <= depth:
+        raise ValueError(f"sweeps={sweeps!r} must be an integer from 1 to the network's depth, {depth}")

@@ -45,30 +45,31 @@ class ProximalStep(nn.Module):
 
     def forward(self, y: Tensor, *inputs: Tensor) -> Tensor:
         v = y if self.smooth is None else y + self.smooth(y, *inputs)
-        solve = self.resolvent.cell if self.alpha == 1 else self.resolvent
-        # at alpha = 1 the cell does not look at its first argument
-        z: Tensor = solve(v, v, y, *inputs) if self.alpha == 1 else solve(v, y, *inputs)
+        if self.alpha == 1:
+            return v - y + self.proximal(y, *inputs)
+        z: Tensor = self.resolvent(v, y, *inputs)
         return z - y
+
+    @property
+    def proximal(self) -> nn.Module:
+        """P, held by the cell of the resolvent whatever alpha is, so that state_dicts fit each other."""
+        cell: _Resolvent = self.resolvent.cell  # type: ignore[assignment]
+        return cell.proximal
 
     def extra_repr(self) -> str:
         return f"alpha={self.alpha}"
 
 
 class _Resolvent(nn.Module):
-    """The cell `z ↦ v + P(alpha·y + (1 − alpha)·z)`."""
+    """The cell `z ↦ v + P(alpha·y + (1 − alpha)·z)`, alpha < 1."""
 
     def __init__(self, proximal: nn.Module, alpha: float) -> None:
         super().__init__()
         self.proximal, self.alpha = proximal, alpha
 
     def forward(self, z: Tensor, v: Tensor, y: Tensor, *inputs: Tensor) -> Tensor:
-        if self.alpha == 0:
-            argument = z
-        elif self.alpha == 1:
-            argument = y
-        else:
-            argument = z.lerp(y, self.alpha)
-        return v + self.proximal(argument, *inputs)
+        output: Tensor = v + self.proximal(z.lerp(y, self.alpha) if self.alpha else z, *inputs)
+        return output
 
 
 def _from_v(v: Tensor, *rest: Tensor) -> Tensor:

@@ -1,33 +1,36 @@
 """Transforms P whose proximal step is well posed: `z = v + P(z)` has exactly one solution for every v.
 
-Either P contracts, or −P is monotone. Norms are bounded through `torch.nn.utils.parametrizations.spectral_norm`. For a
-k×k convolution that bounds the norm of the kernel as a matrix, and k times it bounds the convolution's own norm
-(Singla, Feizi, "Fantastic Four", ICLR 2021), so the kernel is divided by k: a certificate, at the price of some range.
+Either P contracts, or −P is monotone. Norms are held by `torch.nn.utils.parametrizations.spectral_norm`, four power
+iterations each time the weight is used in training: exact for weights at rest, a lower estimate of the norm, and so a
+bound somewhat overstepped, while they change fast. For a k×k convolution it holds the norm of the kernel as a matrix; k
+times that bounds the convolution's own norm (Singla, Feizi, "Fantastic Four", ICLR 2021), so the kernel is divided by
+k, which is safe and costs some range.
 """
 
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
-from .transforms import inject
+from .transforms import check_odd, inject
 
 _MONOTONE_ACTIVATIONS = (nn.ReLU, nn.Tanh, nn.Sigmoid, nn.Softplus)
 
 
 class _Contractive(nn.Module):
-    """`P(z, x) = lipschitz · W₂ σ(W₁ z + U x + b)` with `‖W₁‖, ‖W₂‖ ≤ 1`."""
+    """`P(z, x) = lipschitz · W₂ σ(W₁ z + U x + b)` with `‖W₁‖ = ‖W₂‖ = 1`."""
 
     def __init__(
         self, inner: nn.Module, outer: nn.Module, injection: nn.Module | None, taps: int, lipschitz: float
     ) -> None:
         super().__init__()
         _check_lipschitz(lipschitz)
-        self.inner, self.outer, self.injection = spectral_norm(inner), spectral_norm(outer), injection
+        self.inner, self.outer, self.injection = _normalise(inner), _normalise(outer), injection
         self.bias = nn.Parameter(torch.zeros(next(inner.parameters()).shape[0]))
         self.scale, self.lipschitz = 1 / taps, lipschitz
 
@@ -65,6 +68,7 @@ class ContractiveConv(_Contractive):
     """
 
     def __init__(self, channels: int, hidden: int, *, inputs: int = 0, lipschitz: float = 0.9, kernel: int = 3) -> None:
+        check_odd(kernel)
         inner = nn.Conv2d(channels, hidden, kernel, padding=kernel // 2, bias=False)
         outer = nn.Conv2d(hidden, channels, 1, bias=False)
         injection = nn.Conv2d(inputs, hidden, 1, bias=False) if inputs else None
@@ -74,7 +78,9 @@ class ContractiveConv(_Contractive):
 class _Monotone(nn.Module):
     """`P(z) = −Wᵀ σ(W z + b)`: −P is monotone, the gradient of a convex function."""
 
-    def __init__(self, weight: Tensor, taps: int, lipschitz: float | None, activation: nn.Module | None) -> None:
+    def __init__(
+        self, linear: nn.Linear | nn.Conv2d, taps: int, lipschitz: float | None, activation: nn.Module | None
+    ) -> None:
         super().__init__()
         self.activation = activation or nn.ReLU()
         if not isinstance(self.activation, _MONOTONE_ACTIVATIONS):
@@ -83,23 +89,23 @@ class _Monotone(nn.Module):
                 f"activation {type(activation).__name__} is not known to be nondecreasing and 1-Lipschitz, as a "
                 f"monotone transform needs: use one of {allowed}"
             )
-        self.weight = nn.Parameter(weight)
-        self.bias = nn.Parameter(torch.zeros(weight.shape[0]))
-        self.lipschitz, self.scale = lipschitz, 1.0
+        self.linear, self.lipschitz, self.scale = linear, lipschitz, 1.0
         if lipschitz is not None:
             _check_lipschitz(lipschitz)
             self.scale = math.sqrt(lipschitz) / taps
-            spectral_norm(self)
+            _normalise(linear)
 
     def forward(self, z: Tensor, *inputs: Tensor) -> Tensor:
-        weight = self.scale * self.weight
-        return -self._transposed(self.activation(self._forward(z, weight)), weight)
+        weight = self.scale * self.linear.weight
+        return -self._transposed(self.activation(self._affine(z, weight)), weight)
 
-    def _forward(self, z: Tensor, weight: Tensor) -> Tensor:
-        raise NotImplementedError
+    @abstractmethod
+    def _affine(self, z: Tensor, weight: Tensor) -> Tensor:
+        """`W z + b`."""
 
+    @abstractmethod
     def _transposed(self, hidden: Tensor, weight: Tensor) -> Tensor:
-        raise NotImplementedError
+        """`Wᵀ hidden`."""
 
 
 class MonotoneDense(_Monotone):
@@ -120,10 +126,10 @@ class MonotoneDense(_Monotone):
     def __init__(
         self, width: int, hidden: int, *, lipschitz: float | None = 0.9, activation: nn.Module | None = None
     ) -> None:
-        super().__init__(nn.Linear(width, hidden).weight.detach(), 1, lipschitz, activation)
+        super().__init__(nn.Linear(width, hidden), 1, lipschitz, activation)
 
-    def _forward(self, z: Tensor, weight: Tensor) -> Tensor:
-        return F.linear(z, weight, self.bias)
+    def _affine(self, z: Tensor, weight: Tensor) -> Tensor:
+        return F.linear(z, weight, self.linear.bias)
 
     def _transposed(self, hidden: Tensor, weight: Tensor) -> Tensor:
         return F.linear(hidden, weight.T)
@@ -144,14 +150,24 @@ class MonotoneConv(_Monotone):
         activation: nn.Module | None = None,
         kernel: int = 3,
     ) -> None:
-        super().__init__(nn.Conv2d(channels, hidden, kernel).weight.detach(), kernel, lipschitz, activation)
+        check_odd(kernel)
+        super().__init__(nn.Conv2d(channels, hidden, kernel, padding=kernel // 2), kernel, lipschitz, activation)
         self.padding = kernel // 2
 
-    def _forward(self, z: Tensor, weight: Tensor) -> Tensor:
-        return F.conv2d(z, weight, self.bias, padding=self.padding)
+    def _affine(self, z: Tensor, weight: Tensor) -> Tensor:
+        return F.conv2d(z, weight, self.linear.bias, padding=self.padding)
 
     def _transposed(self, hidden: Tensor, weight: Tensor) -> Tensor:
         return F.conv_transpose2d(hidden, weight, padding=self.padding)
+
+
+def _normalise(linear: nn.Module) -> nn.Module:
+    """Divide the weight by its largest singular value, as power iteration knows it."""
+    spectral_norm(linear, n_power_iterations=4)
+    with torch.no_grad():
+        for _ in range(25):  # a fresh weight has many singular values near the largest
+            _ = linear.weight
+    return linear
 
 
 def _check_lipschitz(lipschitz: float) -> None:

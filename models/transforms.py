@@ -41,6 +41,7 @@ class Conv(nn.Module):
 
     def __init__(self, channels: int, hidden: int, *, inputs: int = 0, groups: int = 4, kernel: int = 3) -> None:
         super().__init__()
+        check_odd(kernel)
         self.norm = nn.GroupNorm(groups, channels)
         self.inner = nn.Conv2d(channels, hidden, kernel, padding=kernel // 2, bias=False)
         self.middle = nn.GroupNorm(1, hidden)
@@ -59,6 +60,11 @@ class Fidelity(nn.Module):
 
     def forward(self, z: Tensor, x: Tensor) -> Tensor:
         return x - z
+
+
+def check_odd(kernel: int) -> None:
+    if kernel < 1 or kernel % 2 == 0:
+        raise ValueError(f"kernel={kernel!r} must be odd, so that the convolution keeps the image's size")
 
 
 def inject(hidden: Tensor, injection: nn.Module | None, inputs: tuple[Tensor, ...]) -> Tensor:

@@ -159,7 +159,7 @@ def resolve(
 
 
 def _evaluate(problem: Problem, z: Tensor, last: Tensor | None) -> Tensor:
-    """`f(z)`, refused where f overwrites what it was given or what it returned before: iterates are kept by reference."""
+    """`f(z)`; refused where f overwrites what it was given or returned before, for iterates are kept by reference."""
     before = _version(z), 0 if last is None else _version(last)
     image = problem(z)
     if (_version(z), 0 if last is None else _version(last)) != before:

@@ -60,7 +60,7 @@ def check_settings(solver: Any, rtol: Any, atol: Any, max_steps: Any) -> None:
     if not isinstance(solver, Solver):
         raise TypeError(f"solver={solver!r} is not a Solver: pass an object such as Anderson() or Picard(damping=0.5)")
     for name, value in (("rtol", rtol), ("atol", atol)):
-        if not isinstance(value, Real) or isinstance(value, bool) or not 0 <= value < math.inf:
+        if not isinstance(value, Real) or isinstance(value, bool) or not 0 <= float(value) < math.inf:
             raise ValueError(f"{name}={value!r} must be a finite number of at least 0")
     if not isinstance(max_steps, int) or isinstance(max_steps, bool) or max_steps < 1:
         raise ValueError(f"max_steps={max_steps!r} must be an integer of at least 1")

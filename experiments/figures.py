@@ -12,6 +12,7 @@ import torch
 mpl.use("Agg")  # figures go to files, whatever display there is
 import matplotlib.pyplot as plt
 from cycler import cycler
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from implicit.plots import LINES, plot_convergence
 
@@ -46,6 +47,8 @@ def training_curves(comparison: Comparison) -> Figure:
             epochs = np.arange(1, len(mean) + 1)
             ax.plot(epochs, mean, LINES[number % len(LINES)], color=_colour(number), label=row.name)
         ax.set(xlabel="epoch", ylabel=label)
+    lowest = min(100 * row.mean("accuracy") for row in comparison.rows)
+    axes[0].set_ylim(max(0, lowest - 15), 101)  # where they differ, not the climb
     axes[0].set_title("Test accuracy (watched, never used to choose)")
     axes[1].set_title("Training loss")
     axes[1].set_yscale("log")
@@ -110,6 +113,9 @@ def cost(comparison: Comparison) -> Figure:
                 label=row.name,
             )
         ax.set(xlabel=label, xscale="log")
+        ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        ax.xaxis.set_major_formatter("{x:g}")
+        ax.xaxis.set_minor_formatter(NullFormatter())
     axes[0].set_ylabel("test accuracy (%)")
     figure.suptitle("What accuracy costs (bars: standard deviation over the seeds)")
     axes[-1].legend(loc="center left", bbox_to_anchor=(1.02, 0.5))

@@ -13,6 +13,7 @@ from .diagnostics import residual_quantiles
 
 try:
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import MaxNLocator
 except ImportError as error:
     raise ImportError(
         "implicit.plots needs matplotlib: pip install 'implicit-networks[plots]' (or pip install matplotlib)"
@@ -48,6 +49,7 @@ def plot_convergence(
     if rtol is not None:
         ax.axhline(rtol, color="0.4", linewidth=1, linestyle=(0, (1, 1)), label=f"rtol = {rtol:g}")
     ax.set(yscale="log", xlabel="evaluations of f", ylabel="relative residual ‖f(z) − z‖ / ‖f(z)‖")
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.set_title("Convergence (median row, band: 10 % to 90 % of rows)")
     ax.legend()
     return ax
@@ -67,6 +69,7 @@ def plot_steps(solution: Solution | Mapping[str, Solution], *, ax: Axes | None =
             where="post",
             label=name,
         )
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.set(xlabel="steps", ylabel="rows stopped (%)", ylim=(0, 102), title="Steps until a row stopped")
     if "" not in named:
         ax.legend()

@@ -22,7 +22,7 @@ RUNAWAY = 1e3
 """Growth over the best residual at which an accelerated solver forgets its history."""
 SLACK = 1.01
 """Factor over its tolerance up to which a row counts as still converged when it is evaluated again."""
-ROUNDINGS = 16
+ROUNDINGS = 4
 """Likewise in rounding units of the image: products of another batch size round differently."""
 
 

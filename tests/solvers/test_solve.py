@@ -1,0 +1,472 @@
+"""The contract of `solve`, held by every solver."""
+
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import scipy.optimize
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from solvers import Anderson, Broyden, ConvergenceError, Picard, Status, solve
+
+SOLVERS = [Picard(), Picard(damping=0.7), Anderson(), Anderson(memory=10), Anderson(damping=0.8), Broyden()]
+by_solver = pytest.mark.parametrize("solver", SOLVERS, ids=repr)
+ACCELERATED = pytest.mark.parametrize("solver", [Anderson(), Broyden()], ids=repr)
+
+
+def contraction(dim, radius, generator_seed=0, dtype=torch.float64):
+    generator = torch.Generator().manual_seed(generator_seed)
+    basis, _ = torch.linalg.qr(torch.randn(dim, dim, generator=generator, dtype=torch.float64))
+    return (basis @ torch.diag(torch.linspace(-radius, radius, dim, dtype=torch.float64)) @ basis.T).to(dtype)
+
+
+def affine(z, matrix, shift):
+    return torch.einsum("bij,bj->bi", matrix, z) + shift
+
+
+def recomputed(f, value, *args):
+    image = f(value, *args)
+    return (image - value).norm(dim=1) / image.norm(dim=1)
+
+
+# --- finding the fixed point -------------------------------------------------------------------------------------
+
+
+@by_solver
+def test_linear_problem_agrees_with_dense_algebra(solver):
+    matrix, shift = contraction(16, 0.8), torch.randn(5, 16, dtype=torch.float64)
+    solution = solve(
+        lambda z: z @ matrix.T + shift, torch.zeros_like(shift), solver=solver, rtol=1e-10, atol=0.0, max_steps=500
+    ).check()
+    exact = np.linalg.solve(np.eye(16) - matrix.numpy(), shift.numpy().T).T
+    np.testing.assert_allclose(solution.value.numpy(), exact, rtol=1e-8, atol=1e-8)
+
+
+@by_solver
+def test_nonlinear_problem_agrees_with_scipy(solver):
+    # Chandrasekhar's H-equation
+    count, strength = 20, 0.9
+    nodes = (torch.arange(count, dtype=torch.float64) + 0.5) / count
+    kernel = strength / (2 * count) * nodes[:, None] / (nodes[:, None] + nodes)
+
+    def f(z):
+        return 1 / (1 - z @ kernel.T)
+
+    solution = solve(f, torch.ones(1, count, dtype=torch.float64), solver=solver, rtol=1e-12, atol=0.0).check()
+    reference = scipy.optimize.root(
+        lambda h: f(torch.tensor(h)[None])[0].numpy() - h, np.ones(count), method="krylov", tol=1e-12
+    )
+    np.testing.assert_allclose(solution.value[0].numpy(), reference.x, rtol=1e-9)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    dim=st.integers(1, 12),
+    batch=st.integers(1, 4),
+    radius=st.floats(0.0, 0.9),
+    exponent=st.integers(-8, 8),
+    seed=st.integers(0, 1000),
+    solver=st.sampled_from(SOLVERS),
+    dtype=st.sampled_from([torch.float32, torch.float64]),
+)
+def test_every_affine_contraction_is_solved(dim, batch, radius, exponent, seed, solver, dtype):
+    matrix = contraction(dim, radius, seed, dtype)
+    shift = 10.0**exponent * torch.randn(batch, dim, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+    def f(z):
+        return z @ matrix.T + shift
+
+    solution = solve(f, torch.zeros_like(shift), solver=solver, rtol=1e-4, atol=0.0, max_steps=400)
+    assert solution.converged.all(), solution.summary()
+    assert (recomputed(f, solution.value) <= 1.01e-4).all()
+
+
+@by_solver
+@pytest.mark.parametrize("scale", [1e-3, 1e3])
+def test_steps_do_not_depend_on_the_problems_scale(solver, scale):
+    matrix, shift = contraction(64, 0.95), torch.randn(3, 64, dtype=torch.float64)
+
+    def steps(factor):
+        return solve(
+            lambda z: z @ matrix.T + factor * shift,
+            torch.zeros_like(shift),
+            solver=solver,
+            rtol=1e-8,
+            atol=0.0,
+            max_steps=1000,
+        ).steps
+
+    assert torch.equal(steps(1.0), steps(scale))
+
+
+def test_anderson_needs_few_evaluations_to_ten_digits():
+    matrix, shift = contraction(64, 0.95), torch.randn(4, 64, dtype=torch.float64)
+    solution = solve(
+        lambda z: z @ matrix.T + shift,
+        torch.zeros_like(shift),
+        solver=Anderson(memory=10),
+        rtol=1e-10,
+        atol=0.0,
+        max_steps=200,
+    ).check()
+    assert solution.evaluations.max() <= 112
+
+
+# --- what a Solution says ----------------------------------------------------------------------------------------
+
+
+@by_solver
+def test_residual_is_that_of_the_value(solver):
+    matrix, shift = contraction(16, 0.99), torch.randn(6, 16, dtype=torch.float64)
+
+    def f(z):
+        return z @ matrix.T + shift
+
+    solution = solve(f, torch.zeros_like(shift), solver=solver, rtol=1e-6, atol=0.0, max_steps=20)
+    torch.testing.assert_close(solution.residual, recomputed(f, solution.value), rtol=1e-6, atol=1e-12)
+
+
+@by_solver
+def test_counts_and_trace_are_true(solver):
+    matrix, shift = contraction(16, 0.9), torch.randn(3, 16, dtype=torch.float64)
+    calls = []
+
+    def f(z):
+        calls.append(z.clone())
+        return z @ matrix.T + shift * torch.tensor([[1.0], [1.0], [0.0]])
+
+    start = torch.ones_like(shift)
+    solution = solve(f, start, solver=solver, rtol=1e-6, atol=1e-9, max_steps=300)
+    assert solution.trace.shape == (solution.steps.max(), 3)
+    assert len(calls) == solution.steps.max()
+    assert torch.equal(solution.steps, solution.evaluations)
+    assert torch.equal(calls[0], start)
+    torch.testing.assert_close(solution.trace[0], recomputed(lambda z: f(z), start))
+    for row, steps in enumerate(solution.steps.tolist()):
+        assert solution.trace[:steps, row].isfinite().all()
+        assert solution.trace[steps:, row].isnan().all()
+        assert solution.trace[steps - 1, row] == solution.residual[row]
+
+
+def test_a_row_that_starts_at_its_solution_takes_one_step():
+    solution = solve(lambda z: z / 2, torch.zeros(2, 3))
+    assert solution.converged.all()
+    assert solution.steps.tolist() == [1, 1]
+
+
+def test_an_unconverged_row_keeps_its_best_iterate():
+    # the residual falls for three steps, then grows
+    residuals = iter([8.0, 4.0, 1.0, 16.0, 32.0, 64.0])
+    solution = solve(lambda z: z + next(residuals), torch.ones(1, 1), solver=Picard(), rtol=0.0, atol=0.0, max_steps=6)
+    assert solution.status.item() == Status.MAX_STEPS
+    assert solution.value.item() == 1 + 8 + 4
+
+
+def test_check_names_rows_causes_and_remedies():
+    def f(z):
+        return torch.where(torch.tensor([[True], [False], [True]]), z / 2 + 1, torch.nan)
+
+    with pytest.raises(ConvergenceError, match=r"(?s)2 of 3 rows.*1 NON_FINITE \(rows 1.*check the inputs"):
+        solve(f, torch.zeros(3, 1)).check()
+
+
+def test_repr_is_short():
+    solution = solve(lambda z: z / 2 + 1, torch.zeros(3, 1))
+    assert "3 CONVERGED" in repr(solution)
+    assert len(repr(solution)) < 200
+    assert repr(solve(lambda z: z, torch.zeros(0, 2))) == "Solution(0 rows)"
+
+
+def test_every_status_has_a_message():
+    assert len({status.message for status in Status}) == len(Status)
+
+
+# --- honest failure ----------------------------------------------------------------------------------------------
+
+
+def cycle(z):
+    return torch.stack((-z[:, 1], z[:, 0]), dim=1)
+
+
+def nan_at_third_call():
+    calls = iter(range(1000))
+    return lambda z: z / 2 + (torch.nan if next(calls) >= 2 else 1.0)
+
+
+@pytest.mark.parametrize(
+    ("f", "start", "solver", "expected"),
+    [
+        (lambda z: z + torch.tensor([[1.0, -2.0]]), torch.zeros(1, 2), Picard(), {"DIVERGED"}),
+        (lambda z: z + torch.tensor([[1.0, -2.0]]), torch.zeros(1, 2), Anderson(), {"DIVERGED"}),
+        (lambda z: z + torch.tensor([[1.0, -2.0]]), 3 * torch.ones(1, 2), Broyden(), {"DIVERGED"}),
+        (lambda z: 1.2 * z + 1, torch.zeros(1, 2), Picard(), {"DIVERGED"}),
+        (cycle, torch.ones(1, 2), Picard(), {"STALLED"}),
+        (lambda z: z.exp() + 1, torch.zeros(1, 2), Picard(), {"NON_FINITE", "DIVERGED"}),
+        (lambda z: 3 * z + 1, torch.zeros(1, 2), Picard(), {"NON_FINITE", "DIVERGED"}),
+        (nan_at_third_call(), torch.zeros(1, 2), Anderson(), {"NON_FINITE"}),
+        (nan_at_third_call(), torch.zeros(1, 2), Broyden(), {"NON_FINITE"}),
+    ],
+)
+def test_what_cannot_be_solved_says_so(f, start, solver, expected):
+    solution = solve(f, start, solver=solver, max_steps=1000)
+    assert Status(solution.status.item()).name in expected
+    assert solution.steps.item() <= 300, "before the steps are burnt"
+    assert solution.value.isfinite().all()
+
+
+@pytest.mark.parametrize("solver", [Picard(), Anderson(), Broyden()], ids=repr)
+def test_a_translation_never_converges(solver):
+    # ‖z‖ grows until b is lost to rounding and every relative test is met
+    for _ in range(10):
+        shift = torch.randn(8, 16)
+        solution = solve(lambda z, b: z + b, 3 * torch.ones(8, 16), (shift,), solver=solver, max_steps=200)
+        assert not solution.converged.any()
+
+
+@by_solver
+def test_norms_that_overflow_are_no_convergence(solver):
+    solution = solve(lambda z: -3 * z + 1, torch.full((1, 4), 2e30), solver=solver, max_steps=3)
+    assert not solution.converged.any()
+    assert solution.residual.isfinite().all()
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e30])
+def test_norms_that_leave_float32_are_still_right(scale):
+    shift = scale * torch.randn(4, 8)
+    solution = solve(lambda z: z / 2 + shift, torch.zeros(4, 8), solver=Picard(), rtol=1e-5, atol=0.0).check()
+    torch.testing.assert_close(solution.value / scale, 2 * shift / scale, rtol=1e-4, atol=1e-4)
+
+
+def test_warm_start_just_outside_the_tolerance_converges():
+    def f(z):
+        return 0.999 * z + 0.001
+
+    # the residual can only fall by less than rounding allows to see
+    solution = solve(f, torch.full((1, 4), 1 - 0.1001), solver=Picard(), rtol=1e-4, atol=0.0)
+    assert solution.converged.all(), solution.summary()
+
+
+def test_a_residual_that_first_grows_is_no_divergence():
+    solution = solve(lambda z: torch.tanh(2 * z + 1e-5), torch.zeros(1, 4), solver=Picard())
+    assert solution.converged.all(), solution.summary()
+    assert solution.value.min() > 0.9
+    matrix = torch.tensor([[0.3, 1e6], [0.0, 0.3]], dtype=torch.float64)
+    shift = torch.tensor([[0.0, 1e-6]], dtype=torch.float64)
+    solution = solve(lambda z: z @ matrix.T + shift, torch.zeros_like(shift), rtol=1e-8)
+    torch.testing.assert_close(solution.value, torch.linalg.solve(torch.eye(2) - matrix, shift.T).T, rtol=1e-6, atol=0)
+
+
+@by_solver
+def test_a_nan_row_leaves_the_others_alone(solver):
+    matrix, shift = contraction(8, 0.8), torch.randn(4, 8, dtype=torch.float64)
+
+    def f(z, x):
+        return z @ matrix.T + x
+
+    clean = solve(f, torch.zeros_like(shift), (shift,), solver=solver, rtol=1e-8, atol=0.0, max_steps=300)
+    broken = shift.clone()
+    broken[2, 3] = torch.nan
+    solution = solve(f, torch.zeros_like(shift), (broken,), solver=solver, rtol=1e-8, atol=0.0, max_steps=300)
+    assert solution.status.tolist() == [Status.CONVERGED, Status.CONVERGED, Status.NON_FINITE, Status.CONVERGED]
+    assert torch.equal(solution.value[2], torch.zeros(8, dtype=torch.float64))
+    others = [0, 1, 3]
+    torch.testing.assert_close(solution.value[others], clean.value[others], rtol=1e-12, atol=1e-12)
+
+
+def test_a_stopped_row_stays_stopped():
+    calls = iter(range(1000))
+
+    def f(z):
+        image = z / 2 + 1
+        return torch.where(torch.tensor([[next(calls) == 0], [False]]), torch.nan, image)
+
+    solution = solve(f, torch.zeros(2, 1), solver=Picard(), rtol=1e-6)
+    assert solution.status.tolist() == [Status.NON_FINITE, Status.CONVERGED]
+    assert solution.value[0].item() == 0
+    assert solution.trace[1:, 0].isnan().all()
+
+
+# --- rows do not see each other ----------------------------------------------------------------------------------
+
+
+def heterogeneous(batch=64, dim=16):
+    factors = 1 - torch.logspace(-0.3, -2.2, batch, dtype=torch.float64)
+    return factors[:, None, None] * contraction(dim, 1.0), torch.randn(batch, dim, dtype=torch.float64)
+
+
+@by_solver
+@pytest.mark.parametrize("compact", [False, True])
+def test_a_row_does_not_depend_on_its_batch_mates(solver, compact):
+    matrix, shift = heterogeneous(8)
+    options = {"solver": solver, "rtol": 1e-11, "atol": 0.0, "max_steps": 8000}
+    together = solve(affine, torch.zeros_like(shift), (matrix, shift), compact=compact, **options).check()
+    for row in range(0, 8, 3):
+        one = slice(row, row + 1)
+        alone = solve(affine, torch.zeros_like(shift[one]), (matrix[one], shift[one]), **options).check()
+        torch.testing.assert_close(together.value[one], alone.value, rtol=1e-9, atol=1e-9)
+        assert together.steps[row] == alone.steps[0]
+
+
+@pytest.mark.parametrize("solver", [Picard(), Anderson(), Broyden()], ids=repr)
+def test_compacting_costs_little_more_than_the_rows_need(solver):
+    matrix, shift = heterogeneous()
+    spent = 0
+
+    def f(z, matrix, shift):
+        nonlocal spent
+        spent += len(z)
+        return affine(z, matrix, shift)
+
+    solution = solve(
+        f, torch.zeros_like(shift), (matrix, shift), solver=solver, rtol=1e-6, max_steps=5000, compact=True
+    ).check()
+    assert spent <= 1.15 * solution.evaluations.sum()
+
+
+def test_coupled_rows_are_caught_when_compacting():
+    def f(z, factor, shift):
+        return factor * z + shift + 1e-2 * z.mean(0)
+
+    factor, shift = torch.linspace(0.1, 0.9, 16)[:, None], torch.ones(16, 1)
+    with pytest.warns(RuntimeWarning, match="couples the rows"):
+        solution = solve(f, torch.zeros(16, 1), (factor, shift), rtol=1e-5, compact=True, max_steps=300)
+    assert solution.converged.all()
+    assert (recomputed(f, solution.value, factor, shift) <= 1.02e-5).all()
+
+
+def test_coupled_rows_converge_together_or_not_at_all():
+    def f(z):
+        return torch.linspace(0.1, 0.98, 16, dtype=z.dtype)[:, None] * z + 1 + 1e-2 * z.mean(0)
+
+    start = torch.zeros(16, 1, dtype=torch.float64)
+    solution = solve(f, start, solver=Picard(), rtol=1e-5, max_steps=2000)
+    assert solution.converged.all()
+    assert (recomputed(f, solution.value) <= 1.02e-5).all()
+
+
+def test_closure_that_cannot_follow_dropped_rows_is_named():
+    factor = torch.linspace(0.1, 0.9, 16)[:, None]
+    with pytest.raises(ValueError, match=r"pass it through args.*compact=False"):
+        solve(lambda z: factor * z + 1, torch.zeros(16, 1), solver=Picard(), compact=True, max_steps=300)
+
+
+# --- states ------------------------------------------------------------------------------------------------------
+
+
+class Scales(NamedTuple):
+    fine: torch.Tensor
+    coarse: torch.Tensor
+
+
+@by_solver
+def test_tuple_states_have_a_joint_norm(solver):
+    fine, coarse = torch.randn(3, 2, 4, dtype=torch.float64), torch.randn(3, 5, dtype=torch.float64)
+
+    def f(z):
+        return Scales(z.fine / 2 + fine, z.coarse / 3 + coarse + z.fine.mean(dim=(1, 2))[:, None] / 4)
+
+    start = Scales(torch.zeros_like(fine), torch.zeros_like(coarse))
+    solution = solve(f, start, solver=solver, rtol=1e-10, atol=0.0, max_steps=200).check()
+    assert isinstance(solution.value, Scales)
+    torch.testing.assert_close(solution.value.fine, 2 * fine)
+    expected = 1.5 * (coarse + 2 * fine.mean(dim=(1, 2))[:, None] / 4)
+    torch.testing.assert_close(solution.value.coarse, expected)
+
+
+@by_solver
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_reaches_its_floor(solver, dtype):
+    shift = torch.randn(4, 8).to(dtype)
+
+    def f(z):
+        assert z.dtype == dtype
+        return z / 2 + shift
+
+    solution = solve(f, torch.zeros(4, 8, dtype=dtype), solver=solver, rtol=4 * torch.finfo(dtype).eps, atol=0.0)
+    assert solution.converged.all(), solution.summary()
+    assert solution.value.dtype == dtype
+    torch.testing.assert_close(solution.value, 2 * shift, rtol=0.1, atol=0.1)
+
+
+@ACCELERATED
+def test_autocast_leaves_the_solvers_own_digits_alone(solver):
+    shift = torch.randn(8, 16)
+    with torch.autocast("cpu", torch.bfloat16):
+        solution = solve(lambda z: torch.sin(z / 2) + shift, torch.zeros(8, 16), solver=solver, rtol=1e-6)
+    assert solution.converged.all(), solution.summary()
+
+
+@pytest.mark.parametrize("shape", [(0, 3), (1, 1), (2, 0), (3, 2, 1, 2)])
+def test_unusual_shapes(shape):
+    solution = solve(lambda z: z / 2 + 1, torch.zeros(shape), rtol=1e-6)
+    assert solution.value.shape == shape
+    assert solution.status.shape == shape[:1]
+    assert solution.trace.shape[1:] == shape[:1]
+    torch.testing.assert_close(solution.value, torch.full(shape, 2.0), rtol=1e-4, atol=1e-4)
+
+
+@by_solver
+def test_arguments_are_left_alone_and_share_no_memory_with_the_value(solver):
+    start, shift = torch.zeros(3, 8).T, torch.randn(8, 3)
+    keep = start.clone(), shift.clone()
+    for f in (lambda z, x: z / 2 + x, lambda z, x: x, lambda z, x: z):
+        solution = solve(f, start, (shift,), solver=solver, rtol=1e-6)
+        assert solution.converged.all()
+        solution.value.fill_(7.0)
+        assert torch.equal(start, keep[0])
+        assert torch.equal(shift, keep[1])
+
+
+# --- bad input ---------------------------------------------------------------------------------------------------
+
+START = torch.zeros(4, 3)
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "match"),
+    [
+        (lambda: solve(3, START), TypeError, "f is a int"),
+        (lambda: solve(torch.cos, [1.0]), TypeError, "z0 is a list"),
+        (lambda: solve(torch.cos, torch.zeros(4)), ValueError, r"z0 has shape \(4,\).*z0\[:, None\]"),
+        (lambda: solve(torch.cos, torch.zeros(4, 3, dtype=torch.int64)), TypeError, "dtype torch.int64"),
+        (lambda: solve(torch.cos, (START, torch.zeros(5, 3))), ValueError, "differ in batch"),
+        (lambda: solve(torch.cos, START, START), TypeError, "args is a Tensor: pass a tuple"),
+        (lambda: solve(torch.cos, START, solver="anderson"), TypeError, r"solver='anderson'.*Anderson\(\)"),
+        (lambda: solve(torch.cos, START, rtol=-1.0), ValueError, r"rtol=-1.0 .*at least 0"),
+        (lambda: solve(torch.cos, START, atol=float("nan")), ValueError, "atol=nan"),
+        (lambda: solve(torch.cos, START, rtol=True), ValueError, "rtol=True"),
+        (lambda: solve(torch.cos, START, max_steps=0), ValueError, "max_steps=0 .*at least 1"),
+        (lambda: solve(torch.cos, START, f_solver=Picard()), TypeError, "f_solver"),
+        (lambda: solve(lambda z: z[:, :2], START), ValueError, r"\(4, 3\) to one of shape \(4, 2\)"),
+        (lambda: solve(lambda z: z.double(), START), TypeError, "dtype torch.float32"),
+        (lambda: solve(lambda z: None, START), TypeError, "f returned a NoneType"),
+        (lambda: solve(lambda z: (z[0], None), (START, START)), TypeError, "tuple of Tensor, NoneType"),
+        (lambda: solve(lambda z: z.mul_(0.5), START), ValueError, "writes into its argument"),
+        (lambda: solve(lambda z, x: z, START, (torch.zeros(3),), compact=True), ValueError, r"args\[0\].*\(3,\)"),
+        (lambda: solve(lambda z, x: z, START, ((torch.zeros(3),),), compact=True), ValueError, r"args\[0\]\[0\]"),
+        (lambda: Anderson(memory=0), ValueError, "memory=0 must be an integer of at least 1"),
+        (lambda: Anderson(damping=float("nan")), ValueError, "damping=nan"),
+        (lambda: Anderson(ridge=-1e-3), ValueError, "ridge=-0.001"),
+        (lambda: Picard(damping=0), ValueError, r"damping=0 .*\(0, 2\]"),
+        (lambda: Broyden(memory=2.5), ValueError, "memory=2.5"),
+    ],
+)
+def test_bad_input_is_named(call, error, match):
+    with pytest.raises(error, match=match):
+        call()
+
+
+def test_numpy_numbers_are_numbers():
+    assert solve(torch.cos, START, rtol=np.float32(1e-3)).converged.all()
+
+
+def test_an_f_that_overwrites_its_last_output_is_refused():
+    buffer = torch.zeros(4, 3)
+
+    def f(z):
+        return buffer.copy_(z / 2 + 1)
+
+    with pytest.raises(ValueError, match="clone a static output"):
+        solve(f, START)

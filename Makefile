@@ -4,10 +4,10 @@ BIN := .venv/bin
 .PHONY: demo test lint notebooks bench clean
 
 demo: .venv/.demo
-	$(BIN)/implicit compare digits --seeds 1 --out runs/demo
+	$(BIN)/implicit compare digits --seeds 1 --epochs 12
 
 test: .venv/.dev lint
-	$(BIN)/python -m pytest -n 2 -q
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -q
 
 lint: .venv/.dev
 	$(BIN)/ruff check .

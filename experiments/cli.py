@@ -16,8 +16,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code: 0, 2 for bad input, 130 when interrupted."""
     options = _parser().parse_args(arguments)
     try:
-        require("train", "lightning", "torchmetrics", "sklearn", "jinja2", "rich")
         require("plots", "matplotlib")
+        require("train", "lightning", "torchmetrics", "sklearn", "jinja2", "rich")
         from .compare import compare  # the libraries of training take seconds to import: not for --help
 
         compare(

@@ -1,0 +1,149 @@
+"""The command line: what it refuses, and what a whole small run leaves."""
+
+import json
+import re
+import subprocess
+import sys
+
+import pytest
+
+from experiments.cli import main
+
+
+def run(*arguments, **options):
+    return subprocess.run(
+        [sys.executable, "-m", "experiments.cli", *arguments], capture_output=True, text=True, check=False, **options
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "COMMAND"),
+        (["compare", "mnist"], "invalid choice: 'mnist'"),
+        (["compare", "digits", "--model", "gd", "--epoch", "0"], "'0' is not a whole number of at least 1"),
+        (["compare", "digits", "--seeds", "1.5"], "'1.5' is not a whole number"),
+        (["compare", "digits", "--lr", "3"], "unrecognized arguments: --lr 3"),
+        (["compare", "rings", "--models", "gd,resnet"], "unknown model 'resnet' in --models: choose from gd, "),
+        (["compare", "rings", "--device", "tpu"], "--device tpu cannot be used"),
+        (["compare", "rings", "--out", "taken"], "--out taken exists and is not an empty folder"),
+        (["compare", "rings", "--out", "taken/file/run"], "--out taken/file/run cannot be written"),
+        (["compare", "rings", "--out", "busy"], "busy.partial is there already"),
+    ],
+)
+def test_bad_input_is_one_line_and_leaves_nothing(arguments, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "file").touch()
+    (tmp_path / "busy.partial").mkdir()
+    before = sorted(tmp_path.rglob("*"))
+    try:
+        code = main(arguments)
+    except SystemExit as stop:  # argparse's own way out
+        code = stop.code
+    assert code == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert "Traceback" not in error
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize(("package", "extra"), [("lightning", "train"), ("matplotlib", "plots")])
+def test_a_missing_package_is_named_with_its_extra(package, extra, tmp_path):
+    (tmp_path / f"{package}.py").write_text("raise ImportError('broken on purpose')\n")
+    script = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); from experiments.cli import main; sys.exit(main())"
+    result = subprocess.run(
+        [sys.executable, "-c", script, "compare", "rings"], capture_output=True, text=True, cwd=tmp_path, check=False
+    )
+    assert result.returncode == 2
+    assert f"pip install 'implicit-networks[{extra}]'" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert not (tmp_path / "runs").exists()
+
+
+def test_help_shows_each_default():
+    text = run("compare", "--help").stdout
+    for option in ("--models", "--epochs", "--seeds", "--out", "--device"):
+        section = text.split(f"  {option} ")[1].split("\n  --")[0]
+        assert "default:" in section, option
+
+
+def test_an_interrupted_run_leaves_nothing(tmp_path, monkeypatch, capsys):
+    import experiments.compare
+
+    def interrupt(*args, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(experiments.compare, "train", interrupt)
+    assert main(["compare", "rings", "--out", str(tmp_path / "run")]) == 130
+    assert not list(tmp_path.iterdir())
+    assert "interrupted" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("finished")
+    result = run("compare", "rings", "--epochs", "2", "--seeds", "2", "--models", "gd,pgd-implicit,deq", cwd=folder)
+    assert result.returncode == 0, result.stderr
+    return folder / "runs" / "rings-1", result
+
+
+def test_a_run_ends_with_the_table_and_the_reports_path(finished):
+    _, result = finished
+    lines = result.stdout.strip().splitlines()
+    assert lines[-1] == "report: runs/rings-1/report.html"
+    for name in ("gd", "pgd-implicit", "deq"):
+        assert any(line.strip().startswith(name) for line in lines[-8:])
+    assert "Warning" not in result.stderr, result.stderr
+
+
+def test_a_run_leaves_its_folder(finished):
+    folder, _ = finished
+    assert {path.name for path in folder.iterdir()} == {
+        "results.json", "report.html", "checkpoints", "logs",
+        "boundaries.png", "training.png", "residuals.png", "evaluations.png", "cost.png",
+    }  # fmt: skip
+    assert (folder / "checkpoints" / "deq-seed-1" / "last.ckpt").is_file()
+    assert "test_accuracy" in (folder / "logs" / "deq" / "seed-1" / "metrics.csv").read_text()
+    assert not folder.with_name("rings-1.partial").exists()
+
+
+def test_results_hold_every_number(finished):
+    folder, _ = finished
+    results = json.loads((folder / "results.json").read_text())
+    assert results["seeds"] == [0, 1]
+    assert {"torch", "python", "lightning"} <= set(results["versions"])
+    assert results["machine"]["cores"] >= 1
+    budget = results["models"]["gd"]["parameters"]
+    for name, model in results["models"].items():
+        assert abs(model["parameters"] - budget) <= 0.02 * budget
+        assert len(model["runs"]) == 2
+        for trained in model["runs"]:
+            assert 0.5 < trained["accuracy"] <= 1
+            assert trained["flops"] > 0
+            assert trained["saved_bytes"] > 0
+            assert set(trained["latency"]) == {"1", "256"}
+            assert len(trained["curves"]) == len(trained["seconds_per_epoch"]) == 2
+            solves = {"gd": 0, "pgd-implicit": 6, "deq": 1}[name]
+            assert len(trained["residual_quantiles"]) == solves
+            assert (trained["forward_evaluations"] > 0) == (trained["backward_evaluations"] > 0) == (solves > 0)
+            assert trained["converged"] == 1.0
+
+
+def test_the_report_needs_nothing_but_itself(finished):
+    folder, _ = finished
+    page = (folder / "report.html").read_text()
+    assert page.count('<img src="data:image/png;base64,') == 5
+    assert not re.search(r'(src|href)="(?!data:)', page)
+    for name in ("gd", "pgd-implicit", "deq"):
+        assert f"<td>{name}</td>" in page
+
+
+def test_the_same_seeds_give_the_same_numbers(finished, tmp_path):
+    folder, _ = finished
+    result = run("compare", "rings", "--epochs", "2", "--seeds", "1", "--models", "deq", "--out", "again", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    first = json.loads((folder / "results.json").read_text())["models"]["deq"]["runs"][0]
+    again = json.loads((tmp_path / "again" / "results.json").read_text())["models"]["deq"]["runs"][0]
+    assert first["curves"] == again["curves"]
+    assert first["accuracy"] == again["accuracy"]

@@ -1,0 +1,60 @@
+"""The rooms: imports run one way, packages are this repository's, public names are documented."""
+
+import ast
+import importlib
+import inspect
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+ROOMS = ["solvers", "implicit", "models", "experiments", "benchmarks"]
+PACKAGES = ROOMS[:4]
+
+
+def imported(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name.split(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            yield node.module.split(".")[0]
+
+
+@pytest.mark.parametrize("room", PACKAGES)
+def test_imports_run_one_way(room):
+    later = set(ROOMS[ROOMS.index(room) + 1 :]) | {"tests"}
+    for path in (ROOT / room).rglob("*.py"):
+        assert not later & set(imported(path)), path
+
+
+@pytest.mark.parametrize("room", PACKAGES)
+def test_packages_are_this_repositorys(room):
+    assert Path(importlib.import_module(room).__file__).parent == ROOT / room
+
+
+def test_the_core_needs_only_its_declared_packages():
+    script = (
+        "import sys, solvers, implicit, models; "
+        "print({m.split('.')[0] for m in sys.modules} & {'matplotlib', 'lightning', 'sklearn', 'torchvision', 'rich'})"
+    )
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "set()"
+
+
+@pytest.mark.parametrize("room", PACKAGES[:3])
+def test_public_names_are_documented(room):
+    package = importlib.import_module(room)
+    for name in package.__all__:
+        thing = getattr(package, name)
+        if not (inspect.isclass(thing) or inspect.isfunction(thing)):
+            continue
+        assert thing.__doc__, name
+        assert not thing.__doc__.startswith(f"{name}("), f"{name} has no docstring of its own"
+
+
+def test_no_python_file_outgrows_its_job():
+    for room in PACKAGES:
+        for path in (ROOT / room).rglob("*.py"):
+            assert len(path.read_text().splitlines()) <= 250, path

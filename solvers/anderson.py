@@ -12,9 +12,9 @@ from .solver import Solver, check_damping, check_positive_integer
 
 
 class AndersonMemory(NamedTuple):
-    residual_differences: Tensor  # (rows, memory, dim), a ring
-    image_differences: Tensor  # (rows, memory, dim), a ring: differences of f(z)
-    gram: Tensor  # (rows, memory, memory) inner products of the residual differences
+    residual_differences: Tensor  # (rows, memory, dim), a ring, each of unit length
+    image_differences: Tensor  # (rows, memory, dim), a ring: of f(z), divided by the same lengths
+    gram: Tensor  # (rows, memory, memory) inner products of the first, float64; unfilled slots as in the identity
     residual: Tensor  # (rows, dim) of the previous step
     image: Tensor  # (rows, dim) of the previous step
     steps: int
@@ -38,8 +38,8 @@ class Anderson(Solver):
     damping: float = 1.0
     """In (0, 2]: weight of the mixed residual."""
     ridge: float | None = None
-    """At least 0, relative to the mean diagonal (trace / memory) of the Gram matrix of unit columns; None: 10 times
-    the rounding unit of the working dtype, where its entries end."""
+    """At least 0, relative to the diagonal of the Gram matrix, which is that of unit columns; None: 10 times the rounding
+    unit of the working dtype, where the entries' digits end."""
 
     def __post_init__(self) -> None:
         check_positive_integer(self, "memory")
@@ -50,8 +50,9 @@ class Anderson(Solver):
     def init(self, z: Tensor) -> AndersonMemory:
         rows, dim = z.shape
         ring = z.new_zeros(2, rows, self.memory, dim)
+        gram = torch.eye(self.memory, dtype=torch.float64, device=z.device).repeat(rows, 1, 1)
         empty = z.new_empty(rows, 0)
-        return AndersonMemory(ring[0], ring[1], z.new_zeros(rows, self.memory, self.memory), empty, empty, 0)
+        return AndersonMemory(ring[0], ring[1], gram, empty, empty, 0)
 
     def step(self, memory: AndersonMemory, z: Tensor, fz: Tensor, residual: Tensor) -> tuple[Tensor, AndersonMemory]:
         differences, images, gram, last_residual, last_image, steps = memory
@@ -59,32 +60,34 @@ class Anderson(Solver):
             plain = fz if self.damping == 1 else z.add(residual, alpha=self.damping)
             return plain, memory._replace(residual=residual, image=fz, steps=1)
         slot = (steps - 1) % self.memory
-        newest = differences[:, slot]
+        newest, image = differences[:, slot], images[:, slot]
         torch.sub(residual, last_residual, out=newest)
-        torch.sub(fz, last_image, out=images[:, slot])
-        products = torch.bmm(differences, torch.stack((newest, residual), dim=2))
-        gram[:, slot] = gram[:, :, slot] = products[:, :, 0]
-        weights = self._weights(gram, products[:, :, 1]).to(z.dtype)[:, None]
+        torch.sub(fz, last_image, out=image)
+        # unit columns: history shrinks by orders of magnitude as the iteration converges, and only a ridge
+        # relative to each column leaves the newest, smallest ones a say
+        length = torch.linalg.vector_norm(newest, dim=1, keepdim=True).clamp_(min=torch.finfo(z.dtype).tiny)
+        newest.div_(length)
+        image.div_(length)
+        # one row times a matrix is the product that BLAS does fastest
+        columns = differences.mT
+        row = torch.bmm(newest[:, None], columns)[:, 0]
+        against = torch.bmm(residual[:, None], columns).mT.double()
+        gram[:, slot] = gram[:, :, slot] = row
+        gram[:, slot, slot] = 1 + self._ridge(z.dtype)
+        solved, _ = torch.linalg.solve_ex(gram, against)
+        weights = solved.mT.to(z.dtype)
         mixed = torch.baddbmm(fz[:, None], weights, images, alpha=-1)[:, 0]
         if self.damping != 1:
             mixed_residual = torch.baddbmm(residual[:, None], weights, differences, alpha=-1)[:, 0]
             mixed = mixed.add(mixed_residual, alpha=self.damping - 1)
         return mixed, AndersonMemory(differences, images, gram, residual, fz, steps + 1)
 
-    def _weights(self, gram: Tensor, products: Tensor) -> Tensor:
-        """γ, (rows, memory), solved in float64; slots not yet filled get 0."""
-        ridge = 10 * torch.finfo(gram.dtype).eps if self.ridge is None else self.ridge
-        gram = gram.double()
-        squares = gram.diagonal(dim1=1, dim2=2)
-        # unit columns: history shrinks by orders of magnitude as the iteration converges, and only a ridge
-        # relative to each column leaves the newest, smallest ones a say
-        scale = squares.rsqrt().nan_to_num_(nan=0.0, posinf=0.0)
-        system = gram * scale[:, :, None] * scale[:, None, :]
-        system.diagonal(dim1=1, dim2=2).clamp_(min=1.0).mul_(1.0 + ridge)
-        weights, _ = torch.linalg.solve_ex(system, (products * scale)[:, :, None])
-        return weights[:, :, 0].mul_(scale).nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)
+    def _ridge(self, dtype: torch.dtype) -> float:
+        return 10 * torch.finfo(dtype).eps if self.ridge is None else self.ridge
 
     def restart(self, memory: AndersonMemory, rows: Tensor) -> AndersonMemory:
-        for history in memory[:3]:
+        for history in memory[:2]:
             history.masked_fill_(rows[:, None, None], 0)
+        identity = torch.eye(self.memory, dtype=torch.float64, device=rows.device)
+        torch.where(rows[:, None, None], identity, memory.gram, out=memory.gram)
         return memory

@@ -54,7 +54,7 @@ class Broyden(Solver):
             inverse_squares = products.diagonal(dim1=1, dim2=2).reciprocal().nan_to_num_(posinf=0.0)
             # c_j = s_jᵀ(the product of the factors before j applied to g), by forward substitution
             coupling = (products[:, :, 1:] * inverse_squares[:, None, :-1]).tril(-1)
-            against = torch.bmm(steps, residual[:, :, None]).double()
+            against = torch.bmm(residual[:, None], steps.mT).mT.double()
             system = torch.nn.functional.pad(-coupling, (0, 1))
             c = torch.linalg.solve_triangular(system, against, upper=False, unitriangular=True)[:, :, 0]
             c = c * inverse_squares
@@ -63,7 +63,7 @@ class Broyden(Solver):
             stretch = (1 - c[:, -1:]).reciprocal().clamp_(-_LARGEST_STRETCH, _LARGEST_STRETCH).to(z.dtype)
             step = step * stretch
         history[:, filled] = step
-        row = torch.bmm(history[:, : filled + 1], step[:, :, None])[:, :, 0].double()
+        row = torch.bmm(step[:, None], history[:, : filled + 1].mT)[:, 0]
         gram[:, filled, : filled + 1] = gram[:, : filled + 1, filled] = row
         return z + step, BroydenMemory(history, gram, filled + 1)
 

@@ -119,6 +119,19 @@ def test_long_tied_unrolling_reaches_value_and_gradient(method, alpha):
     torch.testing.assert_close(gradients(unrolled, total, x), gradients(equilibrium, total, x), rtol=1e-8, atol=1e-8)
 
 
+@by_case
+def test_steps_of_the_cell_are_the_layers_of_a_tied_network(method, alpha):
+    total, x = problem()
+    z = torch.randn(3, WIDTH)
+    net = deep(method, total, alpha)
+    state = (z, z) if isinstance(method, Nesterov) else z
+    for _ in range(4):
+        state = net.equilibrium.cell(state, x)
+    output = state[0] if isinstance(method, Nesterov) else state
+    layers = exactly(OptDNN(method, [transform_for(method, total)] * 4, alpha=alpha, rtol=1e-12))
+    torch.testing.assert_close(output, layers(z, x), rtol=0, atol=1e-10)
+
+
 # --- starts ------------------------------------------------------------------------------------------------------
 
 

@@ -8,16 +8,15 @@ rows are derived here, not quoted from the paper.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
 
-from implicit import Gradient
-from solvers import Solver
-
 from .proximal import ProximalStep
 
+MakeProximalStep = Callable[[nn.Module | None, nn.Module], ProximalStep]
 Streams = tuple[Tensor, ...]
 """What a method carries from step to step."""
 
@@ -48,8 +47,11 @@ class Method(ABC):
         """Whether every step has the same coefficients, as an equilibrium reading needs."""
         return True
 
-    def transform(self, module: Any, alpha: float, solver: Solver, gradient: Gradient, rtol: float) -> nn.Module:
-        """One layer's transform T, from what the caller gives for that layer."""
+    def transform(self, module: Any, alpha: float, proximal_step: MakeProximalStep) -> nn.Module:
+        """One layer's transform T, from what the caller gives for that layer.
+
+        Proximal methods make it with `proximal_step(smooth, proximal)`, which knows alpha and how to solve.
+        """
         if alpha != 1:
             raise ValueError(
                 f"{type(self).__name__} is an explicit method, alpha={alpha} needs a proximal one: ppa, pgd or fista"
@@ -82,7 +84,9 @@ class Nesterov(Method):
 
     def __post_init__(self) -> None:
         momentum = self.momentum
-        if momentum is not None and not (isinstance(momentum, (int, float)) and -1 < momentum < 1):
+        if momentum is not None and (
+            isinstance(momentum, bool) or not isinstance(momentum, (int, float)) or not -1 < momentum < 1
+        ):
             raise ValueError(
                 f"{type(self).__name__}: momentum={momentum!r} breaks the root condition |momentum| < 1; "
                 "None gives the schedule k / (k + 3)"
@@ -107,13 +111,13 @@ class Nesterov(Method):
 class _Composite(Method):
     """The proximal rows: a pair (G, P) a layer, joined into one transform."""
 
-    def transform(self, module: Any, alpha: float, solver: Solver, gradient: Gradient, rtol: float) -> nn.Module:
+    def transform(self, module: Any, alpha: float, proximal_step: MakeProximalStep) -> nn.Module:
         if not (
             isinstance(module, (tuple, list)) and len(module) == 2 and all(isinstance(m, nn.Module) for m in module)
         ):
             raise TypeError(f"{type(self).__name__} takes a pair (smooth, proximal) a layer, not {_kind(module)}")
         smooth, proximal = module
-        return ProximalStep(smooth, proximal, alpha=alpha, solver=solver, gradient=gradient, rtol=rtol)
+        return proximal_step(smooth, proximal)
 
 
 @dataclass(frozen=True)
@@ -123,10 +127,10 @@ class ProximalPoint(GradientDescent):
     With a monotone P a layer at alpha = 0 is nonexpansive, and so is a network of them: robust, and not universal.
     """
 
-    def transform(self, module: Any, alpha: float, solver: Solver, gradient: Gradient, rtol: float) -> nn.Module:
+    def transform(self, module: Any, alpha: float, proximal_step: MakeProximalStep) -> nn.Module:
         if not isinstance(module, nn.Module):
             raise TypeError(f"ProximalPoint takes one module P(z, *inputs) a layer, not {_kind(module)}")
-        return ProximalStep(None, module, alpha=alpha, solver=solver, gradient=gradient, rtol=rtol)
+        return proximal_step(None, module)
 
 
 @dataclass(frozen=True)

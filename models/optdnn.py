@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -11,6 +12,7 @@ from implicit import Equilibrium, Gradient, ImplicitGradient, one_weight
 from solvers import Anderson, Solution, Solver, State
 
 from .methods import Method, Streams, find_method
+from .proximal import ProximalStep
 
 
 class OptDNN(nn.Module):
@@ -23,7 +25,7 @@ class OptDNN(nn.Module):
         transforms: one a layer: a module `T(z, *inputs)`, or a pair `(smooth, proximal)` for `pgd` and `fista`.
             The same object in every place ties the weights.
         alpha: for `ppa`, `pgd`, `fista`: 1 evaluates the proximal transform explicitly, 0 implicitly.
-        solver, gradient, rtol: of the equilibria of the proximal steps.
+        solver, gradient, rtol, atol, max_steps: of the equilibria of the proximal steps, as in `Equilibrium`.
     """
 
     def __init__(
@@ -35,15 +37,20 @@ class OptDNN(nn.Module):
         solver: Solver = Anderson(),
         gradient: Gradient = ImplicitGradient(),
         rtol: float = 1e-4,
+        atol: float = 1e-8,
+        max_steps: int = 100,
     ) -> None:
         super().__init__()
         self.method = find_method(method)
+        proximal_step = partial(
+            ProximalStep, alpha=alpha, solver=solver, gradient=gradient, rtol=rtol, atol=atol, max_steps=max_steps
+        )
         if not isinstance(transforms, (list, tuple, nn.ModuleList)) or not len(transforms):
             raise TypeError(f"transforms={transforms!r}: pass a non-empty list, one transform a layer")
         built: dict[int, nn.Module] = {}
         for transform in transforms:
             if id(transform) not in built:
-                built[id(transform)] = self.method.transform(transform, alpha, solver, gradient, rtol)
+                built[id(transform)] = self.method.transform(transform, alpha, proximal_step)
         self.transforms = nn.ModuleList(built[id(transform)] for transform in transforms)
 
     def forward(self, z0: Tensor, *inputs: Tensor) -> Tensor:
@@ -68,7 +75,8 @@ class OptDEQ(nn.Module):
     Args:
         method: a `Method` with constant coefficients, or its key: `Nesterov(momentum=0.5)`, not the schedule.
         transform: a module `T(z, x)`, or a pair `(smooth, proximal)` for `pgd` and `fista`.
-        alpha, solver, gradient, rtol, atol, max_steps: as in `OptDNN` and `Equilibrium`.
+        alpha: as in `OptDNN`.
+        solver, gradient, rtol, atol, max_steps: as in `Equilibrium`; for alpha < 1 also of the solve within each step.
         initial: `initial(x)` makes `z0`; None: zeros like x.
     """
 
@@ -92,10 +100,10 @@ class OptDEQ(nn.Module):
             raise ValueError(
                 f"{name} has a schedule of coefficients, an equilibrium needs constant ones: {name}(momentum=0.5)"
             )
-        cell = _TiedStep(method, method.transform(transform, alpha, solver, gradient, rtol))
-        self.equilibrium = Equilibrium(
-            cell, solver=solver, gradient=gradient, rtol=rtol, atol=atol, max_steps=max_steps
-        )
+        settings: dict[str, Any] = {"rtol": rtol, "atol": atol, "max_steps": max_steps}
+        proximal_step = partial(ProximalStep, alpha=alpha, solver=solver, gradient=gradient, **settings)
+        cell = _TiedStep(method, method.transform(transform, alpha, proximal_step))
+        self.equilibrium = Equilibrium(cell, solver=solver, gradient=gradient, **settings)
         self.initial = initial
 
     def forward(self, x: Tensor, *, z0: State | None = None) -> Tensor:

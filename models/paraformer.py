@@ -43,13 +43,15 @@ class ParaFormer(nn.Module):
         hidden: int = 768,
     ) -> None:
         super().__init__()
+        sizes = {"image_size": image_size, "patch_size": patch_size, "channels": channels, "classes": classes}
+        sizes |= {"branches": branches, "depth": depth, "width": width, "heads": heads, "hidden": hidden}
+        for name, value in sizes.items():
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name}={value!r} must be an integer of at least 1")
         if image_size % patch_size:
             raise ValueError(f"image_size={image_size} is not a multiple of patch_size={patch_size}")
         if width % heads:
             raise ValueError(f"width={width} is not a multiple of heads={heads}")
-        for name, value in (("branches", branches), ("depth", depth)):
-            if value < 1:
-                raise ValueError(f"{name}={value} must be at least 1")
         self.batched: bool | None = None
         """True: branches as one batched computation; False: a loop; None: the cheaper of the two."""
         self.branches, self.image_shape = branches, (channels, image_size, image_size)

@@ -22,7 +22,7 @@ class ProximalStep(nn.Module):
         smooth: module `G(y, *inputs)`, or None for G = 0.
         proximal: module `P(z, *inputs)`; its parameters are the same for every alpha.
         alpha: in [0, 1].
-        solver, gradient, rtol: of the equilibrium inside; unused at alpha = 1.
+        solver, gradient, rtol, atol, max_steps: of the equilibrium inside; unused at alpha = 1.
     """
 
     def __init__(
@@ -34,13 +34,24 @@ class ProximalStep(nn.Module):
         solver: Solver = Anderson(),
         gradient: Gradient = ImplicitGradient(),
         rtol: float = 1e-4,
+        atol: float = 1e-8,
+        max_steps: int = 100,
     ) -> None:
         super().__init__()
-        if not 0 <= alpha <= 1:
+        if isinstance(alpha, bool) or not isinstance(alpha, (int, float)) or not 0 <= alpha <= 1:
             raise ValueError(f"alpha={alpha!r} must lie in [0, 1]: 1 is explicit, 0 implicit")
+        for name, module in (("smooth", smooth), ("proximal", proximal)):
+            if not isinstance(module, nn.Module) and not (module is None and name == "smooth"):
+                raise TypeError(f"{name} is a {type(module).__name__}: pass an nn.Module")
         self.alpha, self.smooth = alpha, smooth
         self.resolvent = Equilibrium(
-            _Resolvent(proximal, alpha), solver=solver, gradient=gradient, rtol=rtol, initial=_from_v
+            _Resolvent(proximal, alpha),
+            solver=solver,
+            gradient=gradient,
+            rtol=rtol,
+            atol=atol,
+            max_steps=max_steps,
+            initial=_from_v,
         )
 
     def forward(self, y: Tensor, *inputs: Tensor) -> Tensor:

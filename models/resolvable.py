@@ -171,5 +171,5 @@ def _normalise(linear: nn.Module) -> nn.Module:
 
 
 def _check_lipschitz(lipschitz: float) -> None:
-    if not 0 < lipschitz < 1:
+    if not isinstance(lipschitz, (int, float)) or not 0 < lipschitz < 1:
         raise ValueError(f"lipschitz={lipschitz!r} must lie in (0, 1)")

@@ -63,7 +63,7 @@ class Fidelity(nn.Module):
 
 
 def check_odd(kernel: int) -> None:
-    if kernel < 1 or kernel % 2 == 0:
+    if not isinstance(kernel, int) or kernel < 1 or kernel % 2 == 0:
         raise ValueError(f"kernel={kernel!r} must be odd, so that the convolution keeps the image's size")
 
 

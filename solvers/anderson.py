@@ -38,8 +38,8 @@ class Anderson(Solver):
     damping: float = 1.0
     """In (0, 2]: weight of the mixed residual."""
     ridge: float | None = None
-    """At least 0, relative to the diagonal of the Gram matrix, which is that of unit columns; None: 10 times the rounding
-    unit of the working dtype, where the entries' digits end."""
+    """At least 0, relative to the diagonal of the Gram matrix of unit columns, so to its trace; None: 10 times the
+    rounding unit of the working dtype, where the digits of its entries end."""
 
     def __post_init__(self) -> None:
         check_positive_integer(self, "memory")

@@ -192,8 +192,8 @@ def test_images_of_another_shape_are_refused(shape):
     [
         ({"patch_size": 3}, "image_size=8 is not a multiple of patch_size=3"),
         ({"heads": 5}, "width=12 is not a multiple of heads=5"),
-        ({"branches": 0}, "branches=0 must be at least 1"),
-        ({"depth": 0}, "depth=0 must be at least 1"),
+        ({"branches": 0}, "branches=0 must be an integer of at least 1"),
+        ({"depth": 0}, "depth=0 must be an integer of at least 1"),
     ],
 )
 def test_impossible_sizes_are_refused(changes, message):

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from implicit import ImplicitGradient, record
-from models import ContractiveDense, Dense, MonotoneDense, ProximalStep
+from models import ContractiveDense, Dense, MonotoneDense, OptDNN, ProximalStep
 from solvers import Picard
 
 WIDTH = 4
@@ -160,3 +160,27 @@ def test_residual_certifies_the_error(norm, activation):
 def test_alpha_outside_the_unit_interval_is_refused(alpha):
     with pytest.raises(ValueError, match=rf"alpha={alpha} must lie in \[0, 1\]: 1 is explicit, 0 implicit"):
         ProximalStep(None, MonotoneDense(3, 4), alpha=alpha)
+
+
+def test_the_documented_remedy_for_a_large_weight_can_be_followed():
+    proximal = MonotoneDense(8, 16, lipschitz=None, activation=nn.Tanh())
+    with torch.no_grad():
+        proximal.linear.weight.mul_(10 / torch.linalg.matrix_norm(proximal.linear.weight, 2))
+    net = OptDNN("ppa", [proximal], alpha=0.0, solver=Picard(damping=2 / 102), rtol=1e-6, atol=0.0, max_steps=5000)
+    y = torch.randn(4, 8)
+    z = net(y)
+    torch.testing.assert_close(z, y + proximal(z), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("build", "error", "match"),
+    [
+        (lambda: ProximalStep(None, lambda z: -z), TypeError, "proximal is a function"),
+        (lambda: ProximalStep(lambda z: z, nn.Identity()), TypeError, "smooth is a function"),
+        (lambda: ProximalStep(None, nn.Identity(), alpha="0"), ValueError, "alpha='0' must lie in"),
+        (lambda: ProximalStep(None, nn.Identity(), alpha=True), ValueError, "alpha=True must lie in"),
+    ],
+)
+def test_what_is_no_module_or_number_is_refused(build, error, match):
+    with pytest.raises(error, match=match):
+        build()

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .errors import InputError, require
-
-TASKS = ("digits", "rings")
+from .networks import FAMILIES
+from .tasks import TASKS
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -46,12 +46,11 @@ def _parser() -> argparse.ArgumentParser:
         description="Train networks on one task at equal parameter counts, print a table, write a report.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    compare.add_argument("task", choices=TASKS, help="the data: digits (images) or rings (points of the plane)")
+    compare.add_argument("task", choices=TASKS, help="the data")
     compare.add_argument(
         "--models",
         default="all",
-        help="names separated by commas, or all: gd, pgd-explicit, pgd-implicit, fista-explicit, fista-implicit, "
-        "deq, paraformer",
+        help=f"names separated by commas, or all: {', '.join(FAMILIES['digits'][0])}",
     )
     compare.add_argument("--epochs", type=_count, default=15, help="passes over the training part")
     compare.add_argument("--seeds", type=_count, default=3, help="how many seeds: 0, 1, …")

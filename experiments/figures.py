@@ -76,13 +76,13 @@ def evaluations(comparison: Comparison) -> Figure | None:
     if not rows:
         return None
     figure, axes = plt.subplots(1, 2, figsize=(10, 3.8), layout="constrained")
-    for row in rows:
+    for number, row in enumerate(rows):
         colour = _colour(comparison.rows.index(row))
         for direction, line in (("forward", "-"), ("backward", "--")):
             values = np.mean(_curve(row, f"{direction}_evaluations"), axis=0)
             axes[0].plot(np.arange(1, len(values) + 1), values, line, color=colour, label=f"{row.name}, {direction}")
         values = 100 * np.mean(_curve(row, "converged"), axis=0)
-        axes[1].plot(np.arange(1, len(values) + 1), values, color=colour, label=row.name)
+        axes[1].plot(np.arange(1, len(values) + 1), values, LINES[number % len(LINES)], color=colour, label=row.name)
     axes[0].set(
         xlabel="epoch", ylabel="evaluations a row", title="Work of the solves, all layers together", ylim=(0, None)
     )

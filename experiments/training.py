@@ -71,7 +71,10 @@ def train(network: nn.Module, task: Task, *, epochs: int, seed: int, device: str
         warnings.filterwarnings("ignore", ".*does not have many workers")
         warnings.filterwarnings("ignore", category=FutureWarning, module="lightning")
         warnings.filterwarnings("ignore", category=DeprecationWarning)
-        trainer.fit(learner, train_loader, test_loader)
+        try:
+            trainer.fit(learner, train_loader, test_loader)
+        except SystemExit as stop:  # what Lightning makes of Ctrl-C
+            raise KeyboardInterrupt from stop
     return Training(learner.curves, stopwatch.seconds)
 
 

@@ -2,8 +2,10 @@
 
 import json
 import re
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -147,3 +149,18 @@ def test_the_same_seeds_give_the_same_numbers(finished, tmp_path):
     again = json.loads((tmp_path / "again" / "results.json").read_text())["models"]["deq"]["runs"][0]
     assert first["curves"] == again["curves"]
     assert first["accuracy"] == again["accuracy"]
+
+
+def test_ctrl_c_leaves_nothing_and_says_so(tmp_path):
+    command = [sys.executable, "-m", "experiments.cli", "compare", "rings", "--epochs", "500", "--out", "run"]
+    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        for line in process.stdout:
+            if "Epoch" in line or "seed 0" in line:
+                break
+        time.sleep(3)
+        process.send_signal(signal.SIGINT)
+        _, error = process.communicate(timeout=60)
+    assert process.returncode == 130, error
+    assert "interrupted; nothing was kept" in error
+    assert "Traceback" not in error
+    assert not list(tmp_path.iterdir())

@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint notebooks bench clean
+.PHONY: demo test lint notebooks clean
 
 demo: .venv/.demo
 	$(BIN)/implicit compare digits --seeds 1 --epochs 12
@@ -16,7 +16,7 @@ lint: .venv/.dev
 
 notebooks: .venv/.dev
 	for notebook in notebooks/*.ipynb; do \
-		$(BIN)/python -m jupyter execute --inplace "$$notebook" || exit 1; \
+		$(BIN)/jupyter-execute --inplace "$$notebook" || exit 1; \
 	done
 
 # torch and torchvision come from the package index in one step, so that they match each other

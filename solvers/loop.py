@@ -92,8 +92,8 @@ def iterate(
     layout = problem.layout
     rounded = layout.dtype != layout.working_dtype
     # autocast is for f; the solver's own products keep their digits
-    exact = torch.is_autocast_enabled(z.device.type)
-    guard: Any = torch.autocast(z.device.type, enabled=False) if exact else nullcontext()
+    device = z.device.type
+    guard: Any = torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
     ledger = Ledger(layout.batch, rtol, atol, max_steps, torch.finfo(layout.dtype).eps)
     norms = z.new_empty(2, layout.batch)
     memory, best, value, dropped = solver.init(z), z, z, False

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from .errors import InputError, require
 from .networks import FAMILIES
@@ -15,9 +17,12 @@ from .tasks import TASKS
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code: 0, 2 for bad input, 130 when interrupted."""
     options = _parser().parse_args(arguments)
+    for name in ("SIGTERM", "SIGHUP"):  # a polite end is an interruption too; Windows lacks the second
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), _interrupt)
     try:
         require("plots", "matplotlib")
-        require("train", "lightning", "torchmetrics", "sklearn", "jinja2", "rich")
+        require("train", "torchmetrics", "sklearn", "jinja2", "rich", "lightning")
         from .compare import compare  # the libraries of training take seconds to import: not for --help
 
         compare(
@@ -31,20 +36,38 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except InputError as error:
         print(f"implicit: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:
+        # whoever read the progress has gone; nothing more can be said, and nothing half-written is left
+        sys.stdout = None  # type: ignore[assignment]
+        return 141
     except KeyboardInterrupt:
         print("implicit: interrupted; nothing was kept", file=sys.stderr)
         return 130
     return 0
 
 
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line, and where the allowed is listed."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
+
+
+def _interrupt(number: int, frame: object) -> NoReturn:
+    raise KeyboardInterrupt
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="implicit", description="Compare implicit, explicit and parallel networks.")
+    parser = _Parser(
+        prog="implicit", description="Compare implicit, explicit and parallel networks.", allow_abbrev=False
+    )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     compare = commands.add_parser(
         "compare",
         help="train every reading on one task; print a table and write a report",
         description="Train networks on one task at equal parameter counts, print a table, write a report.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        allow_abbrev=False,
     )
     compare.add_argument("task", choices=TASKS, help="the data")
     compare.add_argument(

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
-import sys
 import time
 from importlib.metadata import version
 from pathlib import Path
@@ -38,8 +38,8 @@ def compare(task: str, *, models: str, epochs: int, seeds: int, out: Path | None
     with run_folder(out, task) as (folder, final):
         data = TASKS[task]()
         console.print(
-            f"[bold]{task}[/]: {data.description}; {len(names)} networks of about {budget:,} parameters, {epochs} "
-            f"epochs, {seeds} {'seed' if seeds == 1 else 'seeds'}, on {device}",
+            f"[bold]{task}[/]: {data.description}; {_count(len(names), 'network')} of about {budget:,} "
+            f"parameters, {_count(epochs, 'epoch')}, {_count(seeds, 'seed')}, on {device}",
             highlight=False,
         )
         rows = []
@@ -57,9 +57,15 @@ def compare(task: str, *, models: str, epochs: int, seeds: int, out: Path | None
                 runs.append(Run(seed, training, measure(network, data, device), network.cpu()))
                 console.print(f"    test accuracy {runs[-1].measurement.accuracy:.2%}", highlight=False)
             rows.append(Row(name, contestant, parameters(runs[0].network), width, runs))
-        settings = {"epochs": epochs, "seeds": list(range(seeds)), "seconds": time.perf_counter() - started}
+        settings = {
+            "command": f"implicit compare {task} --models {models} --epochs {epochs} --seeds {seeds} --device {device}",
+            "epochs": epochs,
+            "seeds": list(range(seeds)),
+            "seconds": time.perf_counter() - started,
+        }
         comparison = Comparison(data, rows, {**settings, **_circumstances(device)})
-        (folder / "results.json").write_text(json.dumps(comparison.to_dict(), indent=1, allow_nan=False) + "\n")
+        numbers = json.dumps(_finite(comparison.to_dict()), indent=1, allow_nan=False)
+        (folder / "results.json").write_text(numbers + "\n")
         write_report(comparison, folder)
     print_table(comparison, console)
     console.print(f"report: {final / 'report.html'}", soft_wrap=True, highlight=False)
@@ -85,6 +91,19 @@ def _device(device: str) -> str:
     return device
 
 
+def _count(number: int, thing: str) -> str:
+    return f"{number} {thing}" + ("" if number == 1 else "s")
+
+
+def _finite(value: Any) -> Any:
+    """The same with null for NaN and Inf, which JSON does not know: a training that diverged is a result too."""
+    if isinstance(value, dict):
+        return {key: _finite(part) for key, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def _circumstances(device: str) -> dict[str, Any]:
     """Versions and machine, without names of persons or hosts."""
     packages = ("torch", "numpy", "lightning", "torchmetrics", "scikit-learn")
@@ -96,5 +115,4 @@ def _circumstances(device: str) -> dict[str, Any]:
             "cores": os.cpu_count(),
             "threads": torch.get_num_threads(),
         },
-        "command": " ".join(["implicit", *sys.argv[1:]]),
     }

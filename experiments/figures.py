@@ -12,7 +12,7 @@ import torch
 mpl.use("Agg")  # figures go to files, whatever display there is
 import matplotlib.pyplot as plt
 from cycler import cycler
-from matplotlib.ticker import LogLocator, NullFormatter
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 from implicit.plots import LINES, plot_convergence
 
@@ -45,8 +45,9 @@ def training_curves(comparison: Comparison) -> Figure:
         for number, row in enumerate(comparison.rows):
             mean = scale * np.mean(_curve(row, curve), axis=0)
             epochs = np.arange(1, len(mean) + 1)
-            ax.plot(epochs, mean, LINES[number % len(LINES)], color=_colour(number), label=row.name)
+            ax.plot(epochs, mean, LINES[number % len(LINES)], marker=".", color=_colour(number), label=row.name)
         ax.set(xlabel="epoch", ylabel=label)
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     lowest = min(100 * row.mean("accuracy") for row in comparison.rows)
     axes[0].set_ylim(max(0, lowest - 15), 101)  # where they differ, not the climb
     axes[0].set_title("Test accuracy (watched, never used to choose)")
@@ -80,15 +81,20 @@ def evaluations(comparison: Comparison) -> Figure | None:
         colour = _colour(comparison.rows.index(row))
         for direction, line in (("forward", "-"), ("backward", "--")):
             values = np.mean(_curve(row, f"{direction}_evaluations"), axis=0)
-            axes[0].plot(np.arange(1, len(values) + 1), values, line, color=colour, label=f"{row.name}, {direction}")
+            axes[0].plot(
+                np.arange(1, len(values) + 1), values, line, marker=".", color=colour, label=f"{row.name}, {direction}"
+            )
         values = 100 * np.mean(_curve(row, "converged"), axis=0)
-        axes[1].plot(np.arange(1, len(values) + 1), values, LINES[number % len(LINES)], color=colour, label=row.name)
+        axes[1].plot(
+            np.arange(1, len(values) + 1), values, LINES[number % len(LINES)], marker=".", color=colour, label=row.name
+        )
     axes[0].set(
         xlabel="epoch", ylabel="evaluations a row", title="Work of the solves, all layers together", ylim=(0, None)
     )
     axes[1].set(xlabel="epoch", ylabel="rows converged (%)", title="Solves that met their tolerance in training")
     axes[1].set_ylim(top=100.5)
     for ax in axes:
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
         ax.legend()
     return figure
 
@@ -113,7 +119,8 @@ def cost(comparison: Comparison) -> Figure:
                 label=row.name,
             )
         ax.set(xlabel=label, xscale="log")
-        ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        low, high = ax.get_xlim()
+        ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high > 5 * low else range(1, 10)))
         ax.xaxis.set_major_formatter("{x:g}")
         ax.xaxis.set_minor_formatter(NullFormatter())
     axes[0].set_ylabel("test accuracy (%)")

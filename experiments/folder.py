@@ -18,22 +18,22 @@ def run_folder(out: Path | None, task: str) -> Iterator[tuple[Path, Path]]:
         out: new or empty; None: the first free of `runs/TASK-1`, `runs/TASK-2`, …
     """
     final = _first_free(task) if out is None else out
-    if final.exists() and not (final.is_dir() and not any(final.iterdir())):
-        raise InputError(f"--out {final} exists and is not an empty folder: name a new one")
-    partial = _partial(final)
     try:
+        # the true place, found and freed now: a move that fails after training would cost the run
+        place = final.resolve()
+        if place.exists() and not (place.is_dir() and not any(place.iterdir())):
+            raise InputError(f"--out {final} exists and is not an empty folder: name a new one")
+        partial = _partial(place)
+        if partial.exists():
+            raise InputError(f"--out {final}: {partial} is there already, of a run under way or killed; remove it")
+        if place.exists():
+            place.rmdir()
         partial.mkdir(parents=True)
-    except FileExistsError:
-        raise InputError(
-            f"--out {final}: {partial} is there already, of a run under way or killed; remove it"
-        ) from None
     except OSError as error:
-        raise InputError(f"--out {final} cannot be written ({error.strerror}): name another folder") from error
+        raise InputError(f"--out {final} cannot be used ({error.strerror}): name another folder") from error
     try:
         yield partial, final
-        if final.exists():
-            final.rmdir()
-        partial.rename(final)
+        partial.rename(place)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise

@@ -49,18 +49,24 @@ COLUMNS: dict[str, tuple[str, Callable[[Row], str]]] = {
 
 
 def print_table(comparison: Comparison, console: Console) -> None:
-    """Print the table; on a narrow terminal in two parts, results and costs."""
-    headings = list(COLUMNS)
-    whole = _table(comparison, headings)
-    if console.measure(whole).maximum <= console.width:
-        console.print(whole)
-    else:
-        console.print(_table(comparison, headings[:7]))
-        console.print(_table(comparison, [headings[0], *headings[7:]]))
+    """Print the table, in as many parts as the terminal's width asks for; each part begins with the network."""
+    first, *rest = COLUMNS
+    part = [first]
+    for heading in rest:
+        if len(part) > 1 and _width(_table(comparison, [*part, heading])) > console.width:
+            console.print(_table(comparison, part))
+            part = [first]
+        part.append(heading)
+    console.print(_table(comparison, part))
+
+
+def _width(table: Table) -> int:
+    """Columns that the table asks for, whatever the terminal has."""
+    return Console(width=10_000).measure(table).maximum
 
 
 def _table(comparison: Comparison, headings: list[str]) -> Table:
-    table = Table(title=f"{comparison.task.name}: {comparison.task.description}", box=box.SIMPLE_HEAD)
+    table = Table(title=comparison.task.name, box=box.SIMPLE_HEAD)
     for heading in headings:
         table.add_column(heading, justify="left" if heading in ("network", "reading") else "right", no_wrap=True)
     for row in comparison.rows:

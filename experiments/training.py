@@ -70,7 +70,7 @@ def train(network: nn.Module, task: Task, *, epochs: int, seed: int, device: str
         # all data are in memory: loader processes would only cost
         warnings.filterwarnings("ignore", ".*does not have many workers")
         warnings.filterwarnings("ignore", category=FutureWarning, module="lightning")
-        warnings.filterwarnings("ignore", category=DeprecationWarning)
+        warnings.filterwarnings("ignore", category=DeprecationWarning, module="(lightning|torch)")
         try:
             trainer.fit(learner, train_loader, test_loader)
         except SystemExit as stop:  # what Lightning makes of Ctrl-C

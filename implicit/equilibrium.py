@@ -147,7 +147,7 @@ def _differentiable_solve(
     if tracked or outcome.dropped:
         point = gradient.point(outcome.value) if tracked else outcome.value
         image = problem(point)
-        if outcome.dropped and not agrees(outcome, image.detach(), rtol, atol):
+        if outcome.dropped and not agrees(outcome, image.detach(), layout.rounding, rtol, atol):
             with torch.no_grad():
                 outcome = resolve(problem, start.detach(), *settings, outcome)
             point = gradient.point(outcome.value) if tracked else outcome.value

@@ -63,6 +63,7 @@ class Rows:
 class Books:
     """The closed books, one entry a row of the batch."""
 
+    best: Floats
     relative: Floats
     status: Integers
     steps: Integers
@@ -88,7 +89,10 @@ class Ledger:
         self.rows = Rows.fresh(count)
         self.all_active = True
         self._trace: list[tuple[Integers, Floats]] = []
-        self._books = Books(self.rows.relative.copy(), self.rows.status.copy(), self.rows.steps.copy(), np.empty(0))
+        rows = self.rows
+        self._books = Books(
+            rows.best.copy(), rows.relative.copy(), rows.status.copy(), rows.steps.copy(), trace=np.empty(0)
+        )
 
     def enter(self, step: int, residual: Floats, scale: Floats) -> tuple[Bools | None, Bools | None]:
         """Book `‖f(z) − z‖` and `‖f(z)‖` of this step's iterates.
@@ -181,6 +185,7 @@ class Ledger:
     def _file(self) -> None:
         rows, books = self.rows, self._books
         for booked, current in (
+            (books.best, rows.best),
             (books.relative, rows.relative),
             (books.status, rows.status),
             (books.steps, rows.steps),

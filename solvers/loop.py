@@ -61,7 +61,7 @@ def solve(
     with torch.no_grad():
         flat = problem.layout.flatten(z0)
         outcome = iterate(problem, flat, solver, rtol, atol, max_steps, compact)
-        if outcome.dropped and not agrees(outcome, problem(outcome.value), rtol, atol):
+        if outcome.dropped and not agrees(outcome, problem(outcome.value), problem.layout.rounding, rtol, atol):
             outcome = resolve(problem, flat, solver, rtol, atol, max_steps, outcome)
         return outcome.solution(problem.layout)
 
@@ -94,7 +94,7 @@ def iterate(
     # autocast is for f; the solver's own products keep their digits
     device = z.device.type
     guard: Any = torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
-    ledger = Ledger(layout.batch, rtol, atol, max_steps, torch.finfo(layout.dtype).eps)
+    ledger = Ledger(layout.batch, rtol, atol, max_steps, layout.rounding)
     norms = z.new_empty(2, layout.batch)
     memory, best, value, dropped = solver.init(z), z, z, False
     image: Tensor | None = None
@@ -133,13 +133,12 @@ def iterate(
     return Outcome(value, books, dropped, books.steps.copy())
 
 
-def agrees(outcome: Outcome, image: Tensor, rtol: float, atol: float) -> bool:
+def agrees(outcome: Outcome, image: Tensor, rounding: float, rtol: float, atol: float) -> bool:
     """Whether the rows solved in a shrinking batch hold in the full one, where their value has this image."""
     books, scale = outcome.books, row_norms(image)
-    booked = np.where(books.status == Status.CONVERGED, rtol * scale + atol, books.relative * scale)
-    allowed = SLACK * booked + ROUNDINGS * torch.finfo(image.dtype).eps * scale
+    booked = np.where(books.status == Status.CONVERGED, rtol * scale + atol, books.best)
     with np.errstate(invalid="ignore"):
-        holds = row_norms(image - outcome.value) <= allowed
+        holds = row_norms(image - outcome.value) <= SLACK * booked + ROUNDINGS * rounding * scale
     return bool((holds | (books.status == Status.NON_FINITE)).all())
 
 

@@ -24,15 +24,12 @@ class Problem:
 
     def __call__(self, flat: Tensor) -> Tensor:
         layout = self.layout
-        if not self.dropped:
-            output = self.f(layout.unflatten(flat), *self.args)
-            return layout.flatten(layout.check(output, flat.shape[0]))
         try:
             output = self.f(layout.unflatten(flat), *self.args)
             return layout.flatten(layout.check(output, flat.shape[0]))
-        except torch.OutOfMemoryError:
-            raise
         except (RuntimeError, ValueError, IndexError) as error:
+            if not self.dropped or isinstance(error, torch.OutOfMemoryError):
+                raise
             raise ValueError(
                 f"f failed once rows that had stopped were dropped ({error}). If a tensor in its closure has the "
                 "batch's full size, pass it through args; otherwise pass compact=False"

@@ -1,15 +1,26 @@
 """The command line: what it refuses, and what a whole small run leaves."""
 
+import io
 import json
 import re
 import signal
 import subprocess
 import sys
 import time
+import warnings
+from dataclasses import fields
 
 import pytest
+from rich.console import Console
+from torch import nn
 
 from experiments.cli import main
+from experiments.measure import Measurement
+from experiments.networks import FAMILIES
+from experiments.results import Comparison, Row, Run
+from experiments.table import COLUMNS, print_table
+from experiments.tasks import TASKS
+from experiments.training import Training
 
 
 def run(*arguments, **options):
@@ -23,14 +34,17 @@ def run(*arguments, **options):
     [
         ([], "COMMAND"),
         (["compare", "mnist"], "invalid choice: 'mnist'"),
-        (["compare", "digits", "--model", "gd", "--epoch", "0"], "'0' is not a whole number of at least 1"),
+        (["compare", "digits", "--epochs", "0"], "'0' is not a whole number of at least 1"),
+        (["compare", "digits", "--epoch", "3"], "unrecognized arguments: --epoch 3; see implicit"),
         (["compare", "digits", "--seeds", "1.5"], "'1.5' is not a whole number"),
         (["compare", "digits", "--lr", "3"], "unrecognized arguments: --lr 3"),
         (["compare", "rings", "--models", "gd,resnet"], "unknown model 'resnet' in --models: choose from gd, "),
         (["compare", "rings", "--device", "tpu"], "--device tpu cannot be used"),
         (["compare", "rings", "--out", "taken"], "--out taken exists and is not an empty folder"),
-        (["compare", "rings", "--out", "taken/file/run"], "--out taken/file/run cannot be written"),
+        (["compare", "rings", "--out", "taken/file/run"], "--out taken/file/run cannot be used"),
         (["compare", "rings", "--out", "busy"], "busy.partial is there already"),
+        (["compare", "rings", "--out", "."], "--out . exists and is not an empty folder"),
+        (["compare", "rings", "--out", "a" * 300], "File name too long"),
     ],
 )
 def test_bad_input_is_one_line_and_leaves_nothing(arguments, message, tmp_path, monkeypatch, capsys):
@@ -46,7 +60,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(arguments, message, tmp_path, 
     assert code == 2
     error = capsys.readouterr().err
     assert message in error
-    assert "Traceback" not in error
+    assert len(error.splitlines()) == 1
     assert sorted(tmp_path.rglob("*")) == before
 
 
@@ -151,16 +165,64 @@ def test_the_same_seeds_give_the_same_numbers(finished, tmp_path):
     assert first["accuracy"] == again["accuracy"]
 
 
-def test_ctrl_c_leaves_nothing_and_says_so(tmp_path):
+@pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGTERM])
+def test_an_end_from_outside_leaves_nothing_and_says_so(ending, tmp_path):
     command = [sys.executable, "-m", "experiments.cli", "compare", "rings", "--epochs", "500", "--out", "run"]
     with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         for line in process.stdout:
             if "Epoch" in line or "seed 0" in line:
                 break
         time.sleep(3)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(ending)
         _, error = process.communicate(timeout=60)
     assert process.returncode == 130, error
     assert "interrupted; nothing was kept" in error
     assert "Traceback" not in error
     assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_may_be_reached_by_a_link(tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "link").symlink_to("empty")
+    quick = ("compare", "rings", "--epochs", "1", "--seeds", "1", "--models", "gd")
+    assert run(*quick, "--out", "link", cwd=tmp_path).returncode == 0
+    assert (tmp_path / "empty" / "report.html").is_file()
+
+
+def test_a_training_that_diverges_is_shown(tmp_path, monkeypatch):
+    import experiments.training
+
+    monkeypatch.setattr(experiments.training, "LEARNING_RATE", 1e18)
+    arguments = ["--epochs", "1", "--seeds", "1", "--models", "gd,deq", "--out", str(tmp_path / "run")]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert main(["compare", "rings", *arguments]) == 0
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert results["models"]["gd"]["runs"][0]["curves"][0]["train_loss"] is None
+    assert (tmp_path / "run" / "report.html").is_file()
+
+
+@pytest.mark.parametrize("width", [60, 80, 120, 200])
+def test_the_table_is_whole_on_every_terminal(width, finished):
+    folder, _ = finished
+    numbers = json.loads((folder / "results.json").read_text())
+    row = make_row("pgd-implicit", numbers["models"]["pgd-implicit"])
+    console = Console(width=width, file=io.StringIO())
+    print_table(Comparison(TASKS["rings"](), [row], {}), console)
+    text = console.file.getvalue()
+    assert "…" not in text
+    for heading in COLUMNS:
+        assert heading in text
+    assert max(map(len, text.splitlines())) <= width
+
+
+def make_row(name, numbers):
+    """A row of the table as it was before it was written."""
+    contestant = FAMILIES["rings"][0][name]
+    keys = [field.name for field in fields(Measurement) if field.name not in ("solutions", "latency")]
+    runs = []
+    for one in numbers["runs"]:
+        latency = {int(batch): seconds for batch, seconds in one["latency"].items()}
+        measurement = Measurement(**{key: one[key] for key in keys}, latency=latency, solutions=[])
+        runs.append(Run(one["seed"], Training(one["curves"], one["seconds_per_epoch"]), measurement, nn.Identity()))
+    return Row(name, contestant, numbers["parameters"], numbers["hidden"], runs)

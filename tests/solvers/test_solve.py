@@ -336,6 +336,19 @@ def test_coupled_rows_are_caught_when_compacting():
     assert (recomputed(f, solution.value, factor, shift) <= 1.02e-5).all()
 
 
+def test_a_row_with_an_infinite_relative_residual_accuses_nobody():
+    # the image of its best iterate is 0
+    def f(z):
+        jump = torch.where(z == 5, -20.0, torch.where(z == 0, 5.0, 0.0))
+        return torch.where(z == 0.5, z, torch.where(z.abs() == 1, 0.0, jump))
+
+    start = torch.full((16, 1), 0.5)
+    start[0] = 1.0
+    solution = solve(f, start, solver=Picard(), compact=True, max_steps=60)
+    assert solution.status[0] != Status.CONVERGED
+    assert solution.converged[1:].all()
+
+
 def test_coupled_rows_converge_together_or_not_at_all():
     def f(z):
         return torch.linspace(0.1, 0.98, 16, dtype=z.dtype)[:, None] * z + 1 + 1e-2 * z.mean(0)

@@ -14,6 +14,7 @@ import matplotlib.pyplot as plt
 from cycler import cycler
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
+from implicit import Equilibrium
 from implicit.plots import LINES, plot_convergence
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ def residuals(comparison: Comparison) -> Figure | None:
     for ax, row in zip(axes[0], rows, strict=True):
         solutions = row.runs[0].measurement.solutions
         names = ["equilibrium"] if len(solutions) == 1 else [f"layer {i + 1}" for i in range(len(solutions))]
-        plot_convergence(dict(zip(names, solutions, strict=True)), rtol=1e-4, ax=ax)
+        plot_convergence(dict(zip(names, solutions, strict=True)), rtol=_tolerance(row), ax=ax)
         ax.set_title(f"{row.name}: median row, 10–90 % band")
     return figure
 
@@ -182,6 +183,10 @@ def _curve(row: Row, name: str) -> Any:
 
 def _solving(comparison: Comparison) -> list[Row]:
     return [row for row in comparison.rows if row.runs[0].measurement.solutions]
+
+
+def _tolerance(row: Row) -> float:
+    return next(layer.rtol for layer in row.runs[0].network.modules() if isinstance(layer, Equilibrium))
 
 
 def _colour(number: int) -> str:

@@ -25,7 +25,7 @@ class OptDNN(nn.Module):
         transforms: one a layer: a module `T(z, *inputs)`, or a pair `(smooth, proximal)` for `pgd` and `fista`.
             The same object in every place ties the weights.
         alpha: for `ppa`, `pgd`, `fista`: 1 evaluates the proximal transform explicitly, 0 implicitly.
-        solver, gradient, rtol, atol, max_steps: of the equilibria of the proximal steps, as in `Equilibrium`.
+        solver, gradient, rtol, atol, max_steps, compact: of the equilibria of the proximal steps, as in `Equilibrium`.
     """
 
     def __init__(
@@ -39,12 +39,12 @@ class OptDNN(nn.Module):
         rtol: float = 1e-4,
         atol: float = 1e-8,
         max_steps: int = 100,
+        compact: bool = True,
     ) -> None:
         super().__init__()
         self.method = find_method(method)
-        proximal_step = partial(
-            ProximalStep, alpha=alpha, solver=solver, gradient=gradient, rtol=rtol, atol=atol, max_steps=max_steps
-        )
+        settings: dict[str, Any] = {"rtol": rtol, "atol": atol, "max_steps": max_steps, "compact": compact}
+        proximal_step = partial(ProximalStep, alpha=alpha, solver=solver, gradient=gradient, **settings)
         if not isinstance(transforms, (list, tuple, nn.ModuleList)) or not len(transforms):
             raise TypeError(f"transforms={transforms!r}: pass a non-empty list, one transform a layer")
         built: dict[int, nn.Module] = {}
@@ -54,6 +54,7 @@ class OptDNN(nn.Module):
         self.transforms = nn.ModuleList(built[id(transform)] for transform in transforms)
 
     def forward(self, z0: Tensor, *inputs: Tensor) -> Tensor:
+        """`z_L`, (batch, …) like z0; the inputs go to every transform."""
         streams = self.method.start(z0)
         with one_weight(self):
             for k, transform in enumerate(self.transforms):
@@ -76,7 +77,8 @@ class OptDEQ(nn.Module):
         method: a `Method` with constant coefficients, or its key: `Nesterov(momentum=0.5)`, not the schedule.
         transform: a module `T(z, x)`, or a pair `(smooth, proximal)` for `pgd` and `fista`.
         alpha: as in `OptDNN`.
-        solver, gradient, rtol, atol, max_steps: as in `Equilibrium`; for alpha < 1 also of the solve within each step.
+        solver, gradient, rtol, atol, max_steps, compact: as in `Equilibrium`; for alpha < 1 also of the solve within
+            each step.
         initial: `initial(x)` makes `z0`; None: zeros like x.
     """
 
@@ -91,6 +93,7 @@ class OptDEQ(nn.Module):
         rtol: float = 1e-4,
         atol: float = 1e-8,
         max_steps: int = 100,
+        compact: bool = True,
         initial: Callable[..., Tensor] | None = None,
     ) -> None:
         super().__init__()
@@ -100,13 +103,14 @@ class OptDEQ(nn.Module):
             raise ValueError(
                 f"{name} has a schedule of coefficients, an equilibrium needs constant ones: {name}(momentum=0.5)"
             )
-        settings: dict[str, Any] = {"rtol": rtol, "atol": atol, "max_steps": max_steps}
+        settings: dict[str, Any] = {"rtol": rtol, "atol": atol, "max_steps": max_steps, "compact": compact}
         proximal_step = partial(ProximalStep, alpha=alpha, solver=solver, gradient=gradient, **settings)
         cell = _TiedStep(method, method.transform(transform, alpha, proximal_step))
         self.equilibrium = Equilibrium(cell, solver=solver, gradient=gradient, **settings)
         self.initial = initial
 
     def forward(self, x: Tensor, *, z0: State | None = None) -> Tensor:
+        """`z*`, (batch, …) like x: the first of the method's streams. `z0` is a warm start for all of them."""
         z = self.equilibrium(x, z0=self._start(x) if z0 is None else z0)
         output: Tensor = z if isinstance(z, Tensor) else z[0]
         return output

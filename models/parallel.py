@@ -54,6 +54,7 @@ class Parallel(nn.Module):
         self.net, self.sweeps = net, sweeps
 
     def forward(self, z0: Tensor, *inputs: Tensor) -> Tensor:
+        """`z_L` after the sweeps, (batch, …) like z0."""
         return parallel_evaluate(self.net, z0, *inputs, sweeps=self.sweeps)
 
     def extra_repr(self) -> str:

@@ -22,7 +22,7 @@ class ProximalStep(nn.Module):
         smooth: module `G(y, *inputs)`, or None for G = 0.
         proximal: module `P(z, *inputs)`; its parameters are the same for every alpha.
         alpha: in [0, 1].
-        solver, gradient, rtol, atol, max_steps: of the equilibrium inside; unused at alpha = 1.
+        solver, gradient, rtol, atol, max_steps, compact: of the equilibrium inside; unused at alpha = 1.
     """
 
     def __init__(
@@ -36,6 +36,7 @@ class ProximalStep(nn.Module):
         rtol: float = 1e-4,
         atol: float = 1e-8,
         max_steps: int = 100,
+        compact: bool = True,
     ) -> None:
         super().__init__()
         if isinstance(alpha, bool) or not isinstance(alpha, (int, float)) or not 0 <= alpha <= 1:
@@ -51,10 +52,12 @@ class ProximalStep(nn.Module):
             rtol=rtol,
             atol=atol,
             max_steps=max_steps,
+            compact=compact,
             initial=_from_v,
         )
 
     def forward(self, y: Tensor, *inputs: Tensor) -> Tensor:
+        """`T̃(y)`, (batch, …) like y."""
         v = y if self.smooth is None else y + self.smooth(y, *inputs)
         if self.alpha == 1:
             return v - y + self.proximal(y, *inputs)

@@ -22,6 +22,7 @@ class Dense(nn.Module):
         self.activation = activation or nn.ReLU()
 
     def forward(self, z: Tensor, *inputs: Tensor) -> Tensor:
+        """(batch, width), like z."""
         output: Tensor = self.outer(self.activation(inject(self.inner(z), self.injection, inputs)))
         return output
 
@@ -50,6 +51,7 @@ class Conv(nn.Module):
         self.activation = nn.ReLU()
 
     def forward(self, z: Tensor, *inputs: Tensor) -> Tensor:
+        """(batch, channels, height, width), like z."""
         hidden = inject(self.inner(self.activation(self.norm(z))), self.injection, inputs)
         output: Tensor = self.outer(self.activation(self.middle(hidden)))
         return output
@@ -59,6 +61,7 @@ class Fidelity(nn.Module):
     """`G(z, x) = x − z`, the negative gradient of `½‖z − x‖²`: ties an equilibrium to its input. No parameters."""
 
     def forward(self, z: Tensor, x: Tensor) -> Tensor:
+        """Like z; x has its shape."""
         return x - z
 
 

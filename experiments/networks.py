@@ -62,8 +62,10 @@ def _composite(method: str, alpha: float, smooth: Build, proximal: Build) -> Bui
     return lambda hidden: OptDNN(method, [(smooth(hidden), proximal(hidden)) for _ in range(LAYERS)], alpha=alpha)
 
 
-def _contestants(wrap: Callable[[nn.Module], nn.Module], smooth: Build, proximal: Build) -> dict[str, Contestant]:
-    """The unrolled and proximal readings, the same for every family."""
+def _contestants(
+    wrap: Callable[[nn.Module], nn.Module], *, smooth: Build, proximal: Build, contractive: Build
+) -> dict[str, Contestant]:
+    """The unrolled, proximal and equilibrium readings, the same for every family."""
 
     def row(reading: str, description: str, body: Build) -> Contestant:
         return Contestant(reading, description, lambda hidden: wrap(body(hidden)))
@@ -82,15 +84,20 @@ def _contestants(wrap: Callable[[nn.Module], nn.Module], smooth: Build, proximal
         "fista-implicit": row(
             "implicit", "FISTA, alpha = 0: a solve in each layer", _composite("fista", 0.0, smooth, proximal)
         ),
+        "deq": row(
+            "equilibrium",
+            "infinite depth: one tied proximal gradient step",
+            lambda hidden: OptDEQ("pgd", (Fidelity(), contractive(hidden))),
+        ),
     }
 
 
 IMAGES = {
-    **_contestants(image_network, lambda hidden: Conv(CHANNELS, hidden), lambda hidden: MonotoneConv(CHANNELS, hidden)),
-    "deq": Contestant(
-        "equilibrium",
-        "infinite depth: one tied proximal gradient step",
-        lambda hidden: image_network(OptDEQ("pgd", (Fidelity(), ContractiveConv(CHANNELS, hidden, inputs=CHANNELS)))),
+    **_contestants(
+        image_network,
+        smooth=lambda hidden: Conv(CHANNELS, hidden),
+        proximal=lambda hidden: MonotoneConv(CHANNELS, hidden),
+        contractive=lambda hidden: ContractiveConv(CHANNELS, hidden, inputs=CHANNELS),
     ),
     "paraformer": Contestant(
         "parallel",
@@ -102,11 +109,11 @@ IMAGES = {
 }
 
 VECTORS = {
-    **_contestants(vector_network, lambda hidden: Dense(WIDTH, hidden), lambda hidden: MonotoneDense(WIDTH, hidden)),
-    "deq": Contestant(
-        "equilibrium",
-        "infinite depth: one tied proximal gradient step",
-        lambda hidden: vector_network(OptDEQ("pgd", (Fidelity(), ContractiveDense(WIDTH, hidden, inputs=WIDTH)))),
+    **_contestants(
+        vector_network,
+        smooth=lambda hidden: Dense(WIDTH, hidden),
+        proximal=lambda hidden: MonotoneDense(WIDTH, hidden),
+        contractive=lambda hidden: ContractiveDense(WIDTH, hidden, inputs=WIDTH),
     ),
     "paraformer": Contestant(
         "parallel",

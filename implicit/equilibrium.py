@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from solvers import Anderson, Solution, Solver, State
-from solvers.loop import agrees, iterate, resolve, solve
-from solvers.problem import check_settings, prepare
+from solvers import Anderson, Solution, Solver, State, solve
+from solvers.coupling import agrees, resolve
+from solvers.iteration import iterate
+from solvers.problem import Settings, prepare
 
 from .gradients import Gradient, ImplicitGradient
 from .parametrized import one_weight
@@ -30,6 +31,8 @@ def fixed_point(
     atol: float = 1e-8,
     max_steps: int = 100,
     compact: bool = False,
+    check_every: int = 1,
+    compile: bool = False,
 ) -> State:
     """The solution of `z = f(z, *args)`, differentiable in `args` and in whatever tensors `f` captures.
 
@@ -39,7 +42,8 @@ def fixed_point(
     """
     _check_gradient(gradient)
     with one_weight(f) if isinstance(f, nn.Module) else nullcontext():
-        return _differentiable_solve(None, f, z0, args, solver, gradient, rtol, atol, max_steps, compact)
+        settings = Settings(solver, rtol, atol, max_steps, compact, check_every, compile)
+        return _differentiable_solve(None, f, z0, args, gradient, settings)
 
 
 class Equilibrium(nn.Module):
@@ -57,6 +61,7 @@ class Equilibrium(nn.Module):
         initial: `initial(*inputs)` makes the first iterate; None: zeros like the first input.
         compact: drop rows that have converged from further evaluations (see `solvers.solve`); every tensor among the
             inputs then has the batch in dim 0.
+        check_every, compile: as in `solvers.solve`; `compile` needs compact=False.
     """
 
     def __init__(
@@ -70,39 +75,33 @@ class Equilibrium(nn.Module):
         max_steps: int = 100,
         initial: Callable[..., State] | None = None,
         compact: bool = True,
+        check_every: int = 1,
+        compile: bool = False,
     ) -> None:
         super().__init__()
         if not isinstance(cell, nn.Module):
             raise TypeError(f"cell is a {type(cell).__name__}: pass an nn.Module, or use fixed_point for a function")
-        check_settings(solver, rtol, atol, max_steps)
         _check_gradient(gradient)
-        self.cell = cell
-        self.solver, self.gradient, self.initial, self.compact = solver, gradient, initial, compact
-        self.rtol, self.atol, self.max_steps = rtol, atol, max_steps
+        self.cell, self.gradient, self.initial = cell, gradient, initial
+        self.solver, self.rtol, self.atol, self.max_steps = solver, rtol, atol, max_steps
+        self.compact, self.check_every, self.compile_solve = compact, check_every, compile
+        self._settings(None)
 
     def forward(self, *inputs: Any, z0: State | None = None, max_steps: int | None = None) -> State:
         """The equilibrium for `inputs`, from the warm start `z0` where one is given."""
-        steps = self.max_steps if max_steps is None else max_steps
-        start = self._start(inputs, z0)
+        settings, start = self._settings(max_steps), self._start(inputs, z0)
         with one_weight(self.cell):
-            return _differentiable_solve(
-                self, self.cell, start, inputs, self.solver, self.gradient, self.rtol, self.atol, steps, self.compact
-            )
+            return _differentiable_solve(self, self.cell, start, inputs, self.gradient, settings)
 
     def solve(self, *inputs: Any, z0: State | None = None, max_steps: int | None = None) -> Solution:
         """The `Solution` for `inputs`: status, residual and trace of every row, no graph."""
-        steps = self.max_steps if max_steps is None else max_steps
+        settings = self._settings(max_steps)
         with one_weight(self.cell), torch.no_grad():
-            return solve(
-                self.cell,
-                self._start(inputs, z0),
-                inputs,
-                solver=self.solver,
-                rtol=self.rtol,
-                atol=self.atol,
-                max_steps=steps,
-                compact=self.compact,
-            )
+            return solve(self.cell, self._start(inputs, z0), inputs, **vars(settings))
+
+    def _settings(self, max_steps: int | None) -> Settings:
+        steps = self.max_steps if max_steps is None else max_steps
+        return Settings(self.solver, self.rtol, self.atol, steps, self.compact, self.check_every, self.compile_solve)
 
     def _start(self, inputs: tuple[Any, ...], z0: State | None) -> State:
         if z0 is not None:
@@ -125,31 +124,25 @@ def _differentiable_solve(
     f: Callable[..., State],
     z0: State,
     args: tuple[Any, ...],
-    solver: Solver,
     gradient: Gradient,
-    rtol: float,
-    atol: float,
-    max_steps: int,
-    compact: bool,
+    settings: Settings,
 ) -> State:
-    check_settings(solver, rtol, atol, max_steps)
-    problem = prepare(f, z0, args, compact)
+    problem = prepare(f, z0, args, settings.compact)
     layout = problem.layout
-    settings = (solver, rtol, atol, max_steps)
     logs = current_logs()
     name = "fixed_point" if layer is None else layer_name(layer, f"Equilibrium({type(layer.cell).__name__})")
-    start = layout.flatten(z0)
     tracked = torch.is_grad_enabled()
     with torch.no_grad():
-        outcome = iterate(problem, start.detach(), *settings, compact)
+        outcome = iterate(problem, layout.flatten(z0), settings)
+    start = layout.flatten(z0)  # afterwards, since a solve may have widened the working dtype
     # the tracked evaluation doubles as the check that dropping rows was sound
     point = image = outcome.value
     if tracked or outcome.dropped:
         point = gradient.point(outcome.value) if tracked else outcome.value
         image = problem(point)
-        if outcome.dropped and not agrees(outcome, image.detach(), layout.rounding, rtol, atol):
+        if outcome.dropped and not agrees(outcome, image.detach(), layout.rounding, settings):
             with torch.no_grad():
-                outcome = resolve(problem, start.detach(), *settings, outcome)
+                outcome = resolve(problem, start.detach(), settings, outcome)
             point = gradient.point(outcome.value) if tracked else outcome.value
             image = problem(point)
     if logs or outcome.books.status.any():

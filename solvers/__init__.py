@@ -2,10 +2,26 @@
 
 from .anderson import Anderson
 from .broyden import Broyden
-from .loop import solve
+from .gmres import GMRES
+from .monotone import Monotone
+from .newton import NewtonKrylov
 from .picard import Picard
 from .solution import ConvergenceError, Solution, Status
 from .solver import Solver
+from .solving import solve
 from .state import State
 
-__all__ = ["Anderson", "Broyden", "ConvergenceError", "Picard", "Solution", "Solver", "State", "Status", "solve"]
+__all__ = [
+    "GMRES",
+    "Anderson",
+    "Broyden",
+    "ConvergenceError",
+    "Monotone",
+    "NewtonKrylov",
+    "Picard",
+    "Solution",
+    "Solver",
+    "State",
+    "Status",
+    "solve",
+]

@@ -8,38 +8,45 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .solver import Solver, check_damping, check_positive_integer
+from .solver import RestartingSolver, check_damping, check_positive_integer
+
+_FLOOR = 1e-300
 
 
 class AndersonMemory(NamedTuple):
-    residual_differences: Tensor  # (rows, memory, dim), a ring, each of unit length
-    image_differences: Tensor  # (rows, memory, dim), a ring: of f(z), divided by the same lengths
-    gram: Tensor  # (rows, memory, memory) inner products of the first, float64; unfilled slots as in the identity
+    residual_differences: Tensor  # (rows, memory, dim), a ring, touched as it fills
+    image_differences: Tensor  # (rows, memory, dim), a ring: of f(z)
+    gram: Tensor  # (rows, memory, memory) inner products of the first, float64
+    raised: Tensor  # likewise: by what its entries are multiplied, 1 + ridge on the diagonal, else 1
+    floor: Tensor  # likewise: added, to keep the system regular after a difference that vanished
+    against: Tensor  # (rows, memory) inner products of the first with the residual, float64
     residual: Tensor  # (rows, dim) of the previous step
     image: Tensor  # (rows, dim) of the previous step
-    steps: int
+    filled: int
+    slot: int | None  # the next to be written; None before the first difference
 
 
 @dataclass(frozen=True)
-class Anderson(Solver):
+class Anderson(RestartingSolver):
     """Anderson acceleration (type II): mix the last images so that the mixed residual is as small as possible.
 
     With residuals `g_k = f(z_k) − z_k`, differences `ΔF, ΔG` of the last `memory` images and residuals:
-    `γ = argmin ‖g_k − ΔG γ‖² + ridge·‖γ‖²` (columns of ΔG at unit length) and
+    `γ = argmin ‖g_k − ΔG γ‖² + ridge·‖D γ‖²` (D the lengths of ΔG's columns) and
     `z_{k+1} = z_k + damping·g_k − (ΔF − (1 − damping)·ΔG) γ`, each row with its own γ.
 
     The default: it needs few evaluations on most cells at a modest cost a step. Prefer `Broyden` for the last digits
-    of ill-conditioned problems, `Picard` where `f` is very cheap. Source: Anderson (1965); Walker, Ni,
-    SIAM J. Numer. Anal. 49 (2011).
+    of ill-conditioned problems, `Picard` where `f` is very cheap, `Monotone` where `z − f(z)` is monotone and `f`
+    expands. Source: Anderson (1965); Walker, Ni, SIAM J. Numer. Anal. 49 (2011).
     """
 
-    memory: int = 5
+    memory: int = 10
     """Differences kept; two (batch, memory, dim) buffers."""
     damping: float = 1.0
     """In (0, 2]: weight of the mixed residual."""
     ridge: float | None = None
-    """At least 0, relative to the diagonal of the Gram matrix of unit columns, so to its trace; None: 10 times the
-    rounding unit of the working dtype, where the digits of its entries end."""
+    """At least 0, relative to the diagonal of the Gram matrix, so to its trace where columns are alike, and to each
+    column's share where they shrink by orders of magnitude; None: 10 times the rounding unit of the working dtype,
+    where the digits of its entries end."""
 
     def __post_init__(self) -> None:
         check_positive_integer(self, "memory")
@@ -49,45 +56,50 @@ class Anderson(Solver):
 
     def init(self, z: Tensor) -> AndersonMemory:
         rows, dim = z.shape
-        ring = z.new_zeros(2, rows, self.memory, dim)
-        gram = torch.eye(self.memory, dtype=torch.float64, device=z.device).repeat(rows, 1, 1)
-        empty = z.new_empty(rows, 0)
-        return AndersonMemory(ring[0], ring[1], gram, empty, empty, 0)
+        eye = torch.eye(self.memory, dtype=torch.float64, device=z.device).expand(rows, -1, -1)
+        ridge = 10 * torch.finfo(z.dtype).eps if self.ridge is None else self.ridge
+        return AndersonMemory(
+            residual_differences=z.new_empty(rows, self.memory, dim),
+            image_differences=z.new_empty(rows, self.memory, dim),
+            gram=torch.zeros_like(eye, memory_format=torch.contiguous_format),
+            raised=1 + ridge * eye,
+            floor=_FLOOR * eye,
+            against=z.new_zeros(rows, self.memory, dtype=torch.float64),
+            residual=z,
+            image=z,
+            filled=0,
+            slot=None,
+        )
 
     def step(self, memory: AndersonMemory, z: Tensor, fz: Tensor, residual: Tensor) -> tuple[Tensor, AndersonMemory]:
-        differences, images, gram, last_residual, last_image, steps = memory
-        if steps == 0:
+        differences, images, gram, raised, floor, against, last_residual, last_image, filled, slot = memory
+        if slot is None:
             plain = fz if self.damping == 1 else z.add(residual, alpha=self.damping)
-            return plain, memory._replace(residual=residual, image=fz, steps=1)
-        slot = (steps - 1) % self.memory
-        newest, image = differences[:, slot], images[:, slot]
-        torch.sub(residual, last_residual, out=newest)
-        torch.sub(fz, last_image, out=image)
-        # unit columns: history shrinks by orders of magnitude as the iteration converges, and only a ridge
-        # relative to each column leaves the newest, smallest ones a say
-        length = torch.linalg.vector_norm(newest, dim=1, keepdim=True).clamp_(min=torch.finfo(z.dtype).tiny)
-        newest.div_(length)
-        image.div_(length)
-        # one row times a matrix is the product that BLAS does fastest
-        columns = differences.mT
-        row = torch.bmm(newest[:, None], columns)[:, 0]
-        against = torch.bmm(residual[:, None], columns).mT.double()
-        gram[:, slot] = gram[:, :, slot] = row
-        gram[:, slot, slot] = 1 + self._ridge(z.dtype)
-        solved, _ = torch.linalg.solve_ex(gram, against)
-        weights = solved.mT.to(z.dtype)
-        mixed = torch.baddbmm(fz[:, None], weights, images, alpha=-1)[:, 0]
+            return plain, memory._replace(residual=residual, image=fz, slot=0)
+        newest = torch.sub(residual, last_residual, out=differences.select(1, slot))
+        torch.sub(fz, last_image, out=images.select(1, slot))
+        if filled < self.memory:
+            filled += 1
+            differences, images, against = (x.narrow(1, 0, filled) for x in (differences, images, against))
+            gram, raised, floor = (x[:, :filled, :filled] for x in (gram, raised, floor))
+        # one row times a matrix is the product that BLAS does fastest; the products with the residual follow from those
+        # with its change, so that the history is read twice a step and not three times
+        products = torch.bmm(newest.unsqueeze(1), differences.mT).squeeze(1)
+        against.add_(products).select(1, slot).copy_(torch.linalg.vecdot(newest, residual))
+        gram.select(1, slot).copy_(products)
+        gram.select(2, slot).copy_(products)
+        system = torch.addcmul(floor, gram, raised)
+        weights = torch.linalg.solve_ex(system, against.unsqueeze(2))[0].mT.to(z.dtype)
+        mixed = torch.baddbmm(fz.unsqueeze(1), weights, images, alpha=-1).squeeze(1)
         if self.damping != 1:
-            mixed_residual = torch.baddbmm(residual[:, None], weights, differences, alpha=-1)[:, 0]
+            mixed_residual = torch.baddbmm(residual.unsqueeze(1), weights, differences, alpha=-1).squeeze(1)
             mixed = mixed.add(mixed_residual, alpha=self.damping - 1)
-        return mixed, AndersonMemory(differences, images, gram, residual, fz, steps + 1)
-
-    def _ridge(self, dtype: torch.dtype) -> float:
-        return 10 * torch.finfo(dtype).eps if self.ridge is None else self.ridge
+        return mixed, memory._replace(residual=residual, image=fz, filled=filled, slot=(slot + 1) % self.memory)
 
     def restart(self, memory: AndersonMemory, rows: Tensor) -> AndersonMemory:
         for history in memory[:2]:
-            history.masked_fill_(rows[:, None, None], 0)
+            history[:, : memory.filled].masked_fill_(rows[:, None, None], 0)
+        memory.against.masked_fill_(rows[:, None], 0)
         identity = torch.eye(self.memory, dtype=torch.float64, device=rows.device)
         torch.where(rows[:, None, None], identity, memory.gram, out=memory.gram)
         return memory

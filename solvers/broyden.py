@@ -8,19 +8,20 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .solver import Solver, check_positive_integer
+from .solver import RestartingSolver, check_positive_integer
 
 _LARGEST_STRETCH = 1e8  # a contraction of factor ρ needs 1/(1 − ρ); beyond this the secant is rounding noise
 
 
 class BroydenMemory(NamedTuple):
-    history: Tensor  # (rows, memory, dim): the steps s_0 … s_k since the last restart
-    gram: Tensor  # (rows, memory, memory): their inner products
+    history: Tensor  # (rows, memory, dim): the steps s_0 … s_k since the last restart, touched as it fills
+    coupling: Tensor  # (rows, memory, memory): −s_iᵀs_{j+1} / ‖s_j‖² below the diagonal, float64
+    inverse_squares: Tensor  # (rows, memory): 1 / ‖s_j‖², 0 for a step that vanished, float64
     filled: int
 
 
 @dataclass(frozen=True)
-class Broyden(Solver):
+class Broyden(RestartingSolver):
     """Broyden's "good" method on `g(z) = f(z) − z`, from the initial Jacobian −I, restarted when its history is full.
 
     Full steps allow a product form that keeps one vector a step (`s_k = z_{k+1} − z_k`) instead of two:
@@ -41,33 +42,39 @@ class Broyden(Solver):
     def init(self, z: Tensor) -> BroydenMemory:
         rows, dim = z.shape
         return BroydenMemory(
-            z.new_zeros(rows, self.memory, dim), z.new_zeros(rows, self.memory, self.memory, dtype=torch.float64), 0
+            history=z.new_empty(rows, self.memory, dim),
+            coupling=z.new_zeros(rows, self.memory, self.memory, dtype=torch.float64),
+            inverse_squares=z.new_zeros(rows, self.memory, dtype=torch.float64),
+            filled=0,
         )
 
     def step(self, memory: BroydenMemory, z: Tensor, fz: Tensor, residual: Tensor) -> tuple[Tensor, BroydenMemory]:
-        history, gram, filled = memory
+        history, coupling, inverse_squares, filled = memory
         if filled == self.memory:
             filled = 0
-        step = residual
+        newest = history[:, filled]
         if filled:
-            steps, products = history[:, :filled], gram[:, :filled, :filled]
-            inverse_squares = products.diagonal(dim1=1, dim2=2).reciprocal().nan_to_num_(posinf=0.0)
-            # c_j = s_jᵀ(the product of the factors before j applied to g), by forward substitution
-            coupling = (products[:, :, 1:] * inverse_squares[:, None, :-1]).tril(-1)
+            steps = history[:, :filled]
+            # c_j = s_jᵀ(the product of the factors before j applied to g) / ‖s_j‖², by forward substitution
             against = torch.bmm(residual[:, None], steps.mT).mT.double()
-            system = torch.nn.functional.pad(-coupling, (0, 1))
-            c = torch.linalg.solve_triangular(system, against, upper=False, unitriangular=True)[:, :, 0]
-            c = c * inverse_squares
+            system = coupling[:, :filled, :filled]
+            c = torch.linalg.solve_triangular(system, against, upper=False, unitriangular=True)
+            c = c[:, :, 0] * inverse_squares[:, :filled]
+            stretch = (1 - c[:, -1:]).reciprocal_().clamp_(-_LARGEST_STRETCH, _LARGEST_STRETCH).to(z.dtype)
+            step = residual
             if filled > 1:
                 step = torch.baddbmm(residual[:, None], c[:, None, :-1].to(z.dtype), steps[:, 1:])[:, 0]
-            stretch = (1 - c[:, -1:]).reciprocal().clamp_(-_LARGEST_STRETCH, _LARGEST_STRETCH).to(z.dtype)
-            step = step * stretch
-        history[:, filled] = step
-        row = torch.bmm(step[:, None], history[:, : filled + 1].mT)[:, 0]
-        gram[:, filled, : filled + 1] = gram[:, : filled + 1, filled] = row
-        return z + step, BroydenMemory(history, gram, filled + 1)
+            torch.mul(step, stretch, out=newest)
+        else:
+            newest.copy_(residual)
+        row = torch.bmm(newest[:, None], history[:, : filled + 1].mT)[:, 0].double()
+        inverse_squares[:, filled] = row[:, -1].reciprocal().nan_to_num_(posinf=0.0)
+        if filled:
+            torch.mul(row[:, 1:], inverse_squares[:, :filled], out=coupling[:, filled, :filled]).neg_()
+        return z + newest, BroydenMemory(history, coupling, inverse_squares, filled + 1)
 
     def restart(self, memory: BroydenMemory, rows: Tensor) -> BroydenMemory:
-        for history in memory[:2]:
-            history.masked_fill_(rows[:, None, None], 0)
+        memory.history[:, : memory.filled].masked_fill_(rows[:, None, None], 0)
+        for small in (memory.coupling, memory.inverse_squares):
+            small[rows] = 0
         return memory

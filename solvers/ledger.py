@@ -1,17 +1,14 @@
-"""The books of a solve: which rows run, their best residual, why they stopped. On the host, in NumPy float64."""
+"""The books of a solve: which rows run, their best residual, why they stopped."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
+from .rows import Bools, Floats, Integers, Rows
 from .solution import Status
-
-Floats = NDArray[np.float64]
-Bools = NDArray[np.bool_]
-Integers = NDArray[np.int64]
 
 PATIENCE = 30
 """Least number of steps without a new best residual after which a row stops; a quarter of max_steps where that is more,
@@ -19,44 +16,10 @@ since whoever allows many steps expects plateaus."""
 DRIFT = 10.0
 """Growth of residual or image since the first step at which a row out of patience has diverged rather than stalled."""
 RUNAWAY = 1e3
-"""Growth over the best residual at which an accelerated solver forgets its history."""
+"""Growth over the best residual at which an accelerated solver forgets its history; and growth of ‖z‖ over the last
+image at which the solver, not f, is held to account for what f makes of z."""
 SLACK = 1.01
 """Factor over its tolerance up to which a row counts as still converged when it is evaluated again."""
-ROUNDINGS = 4
-"""Likewise in rounding units of the image: products of another batch size round differently."""
-
-
-@dataclass
-class Rows:
-    """One entry a row, for the rows that are in the books."""
-
-    index: Integers  # position in the batch
-    active: Bools
-    best: Floats  # smallest absolute residual so far
-    relative: Floats  # relative residual of the iterate kept
-    first: Floats  # absolute residual at the first step
-    first_scale: Floats  # ‖f(z)‖ at the first step
-    improved_at: Integers  # step of the last new best
-    status: Integers
-    steps: Integers
-
-    @classmethod
-    def fresh(cls, count: int) -> Rows:
-        zeros, infinite = np.zeros(count, dtype=np.int64), np.full(count, np.inf)
-        return cls(
-            index=np.arange(count),
-            active=np.ones(count, dtype=bool),
-            best=infinite,
-            relative=np.full(count, np.nan),
-            first=infinite,
-            first_scale=infinite,
-            improved_at=zeros,
-            status=np.full(count, int(Status.MAX_STEPS), dtype=np.int64),
-            steps=zeros.copy(),
-        )
-
-    def take(self, positions: Integers) -> Rows:
-        return Rows(*(getattr(self, field.name)[positions] for field in fields(self)))
 
 
 @dataclass
@@ -67,7 +30,15 @@ class Books:
     relative: Floats
     status: Integers
     steps: Integers
+    evaluations: Integers
     trace: Floats  # (steps, batch)
+
+
+class Verdict(NamedTuple):
+    """What follows from a look at the points since the last one."""
+
+    keep: Integers  # for each row the point to keep, −1 for none of them
+    forget: Bools  # rows whose history is to be forgotten
 
 
 class Ledger:
@@ -79,78 +50,119 @@ class Ledger:
     |---|---|
     | no new best residual for `patience` steps | STALLED |
     | the same, and residual or image have grown by `DRIFT` since the first step | DIVERGED |
-    | residual or image not finite | NON_FINITE |
+    | residual or image not finite, and not because the solver leapt | NON_FINITE |
     | the tolerance is met, and not only because ‖z‖ grew | CONVERGED |
     """
 
     def __init__(self, count: int, rtol: float, atol: float, max_steps: int, rounding: float) -> None:
         self.rtol, self.atol, self.rounding = rtol, atol, rounding
+        self.falling = 1 - 4 * rounding
         self.patience = max(PATIENCE, max_steps // 4)
         self.rows = Rows.fresh(count)
-        self.all_active = True
-        self._trace: list[tuple[Integers, Floats]] = []
-        rows = self.rows
-        self._books = Books(
-            rows.best.copy(), rows.relative.copy(), rows.status.copy(), rows.steps.copy(), trace=np.empty(0)
-        )
+        self.calm = True  # all rows are active, none has been led astray
+        self._trace: list[tuple[Integers, Floats, Bools | None]] = []
+        self._filed = Rows.fresh(count)
 
-    def enter(self, step: int, residual: Floats, scale: Floats) -> tuple[Bools | None, Bools | None]:
-        """Book `‖f(z) − z‖` and `‖f(z)‖` of this step's iterates.
+    def glance(self, step: int, norms: Floats) -> Integers | None:
+        """Book the next points, the first of them that of this step, if none of their rows needs a decision.
 
-        Returns the rows whose iterate is the one to keep and the rows whose history is to be forgotten; None for
-        all of them and none of them, the healthy case, which costs a handful of operations.
+        `norms`, (2·points, rows), are `‖f(z) − z‖` and `‖f(z)‖` of each point. Returns for each row the point to keep,
+        −1 for none of them; or None: nothing is booked, look closer. The usual case, which costs a few operations.
         """
         rows = self.rows
-        tolerance = self.rtol * scale + self.atol
-        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-            relative = residual / scale
-            falling = residual < rows.best * (1 - 4 * self.rounding)
+        if not self.calm:
+            return None
+        residual, scale = norms[::2], norms[1::2]
+        if len(residual) > 1:
+            before = np.minimum.accumulate(np.concatenate((rows.best[None], residual)))[:-1]
+        else:
+            residual, scale, before = norms[0], norms[1], rows.best
+        if not ((residual > self.rtol * scale + self.atol) & (residual < RUNAWAY * before)).all():
+            return None
+        last = len(norms) // 2 - 1
+        if (residual < self.falling * before).all():
+            rows.improved_at.fill(step + last)
+            rows.best, rows.best_scale = norms[-2], norms[-1]
+            keep = np.full(len(rows.index), last)
+        elif step + last - rows.improved_at.min() < self.patience:
+            keep = self._improvements(step, residual, scale, before)
+        else:
+            return None
+        rows.last_scale = norms[-1]
         if step == 1:
-            rows.first, rows.first_scale = residual, scale
-        if self.all_active and falling.all() and (residual > tolerance).all():
-            rows.best, rows.relative = residual, relative
-            rows.improved_at = np.full(len(residual), step)
-            self._trace.append((rows.index, relative))
-            return None, None
-        relative = np.where(residual == 0, 0.0, relative)
-        return self._enter_carefully(step, residual, scale, tolerance, relative, falling)
+            rows.first, rows.first_scale = norms[0], norms[1]
+        self._trace.append((rows.index, norms, None))
+        return keep
 
-    def _enter_carefully(
-        self, step: int, residual: Floats, scale: Floats, tolerance: Floats, relative: Floats, falling: Bools
-    ) -> tuple[Bools, Bools]:
+    def _improvements(self, step: int, residual: Floats, scale: Floats, before: Floats) -> Integers:
+        """Book new best points; returns for each row the last of them, −1 for none."""
         rows = self.rows
+        if residual.ndim == 1:
+            improved = residual < before
+            rows.improved_at[residual < self.falling * before] = step
+            rows.best = np.minimum(before, residual)
+            rows.best_scale = np.where(improved, scale, rows.best_scale)
+            return improved - 1
+        improved, falling = residual < before, residual < self.falling * before
+        keep = np.where(improved.any(0), _last_true(improved), -1)
+        rows.improved_at = np.where(falling.any(0), step + _last_true(falling), rows.improved_at)
+        rows.best = np.minimum(before[-1], residual[-1])
+        rows.best_scale = np.where(keep < 0, rows.best_scale, scale[keep, np.arange(len(keep))])
+        return keep
+
+    def enter(self, step: int, norms: Floats, sizes: Floats | None) -> Verdict:
+        """Book the next points; `sizes`, (points, rows), are `‖z‖`, needed where `norms` are not finite."""
+        keep = np.full(len(self.rows.index), -1)
+        forget = np.zeros(len(keep), dtype=bool)
+        if step == 1:
+            self.rows.first, self.rows.first_scale = norms[0], norms[1]
+        with np.errstate(invalid="ignore", over="ignore"):
+            for point in range(len(norms) // 2):
+                size = np.zeros(len(keep)) if sizes is None else sizes[point]
+                kept, forget = self._enter(step + point, norms[2 * point], norms[2 * point + 1], size)
+                keep[kept] = point
+        return Verdict(keep, forget)
+
+    def _enter(self, step: int, residual: Floats, scale: Floats, size: Floats) -> tuple[Bools, Bools]:
+        rows = self.rows
+        tolerance = self.rtol * scale + self.atol
         # a stopped row keeps its value; if f couples the rows, its residual may not keep
         lapsed = ~rows.active & (rows.status == Status.CONVERGED)
-        lapsed &= ~(residual <= SLACK * tolerance + ROUNDINGS * self.rounding * scale)
+        lapsed &= ~(residual <= SLACK * tolerance)
         if lapsed.any():
-            rows.active |= lapsed
-            rows.best[lapsed], rows.status[lapsed], rows.improved_at[lapsed] = np.inf, Status.MAX_STEPS, step
+            rows.active = rows.active | lapsed
+            rows.best = np.where(lapsed, np.inf, rows.best)
+            rows.status[lapsed], rows.improved_at[lapsed] = Status.MAX_STEPS, step
         active = rows.active
-        self._trace.append((rows.index, np.where(active, relative, np.nan)))
+        self._trace.append((rows.index, np.stack((residual, scale)), active))
         finite = np.isfinite(residual) & np.isfinite(scale)
         converged = active & finite & (residual <= tolerance) & self._genuine(step, residual, scale)
         keep = converged | (active & finite & (residual < rows.best))
+        falling = residual < self.falling * rows.best
         rows.improved_at = np.where(active & falling, step, rows.improved_at)
         impatient = step - rows.improved_at >= self.patience
-        with np.errstate(invalid="ignore", over="ignore"):
-            reach = DRIFT * np.maximum(rows.first, rows.first_scale)
-            drifted = (residual > DRIFT * rows.first) | (scale > reach)
-            runaway = residual > RUNAWAY * rows.best
+        reach = DRIFT * np.maximum(rows.first, rows.first_scale)
+        drifted = (residual > DRIFT * rows.first) | (scale > reach)
+        runaway = residual > RUNAWAY * rows.best
+        leapt = ~finite & np.isfinite(rows.best) & ~(size <= RUNAWAY * rows.last_scale)
+        broken = ~finite & ~leapt
         for event, status in (
             (impatient, Status.STALLED),
             (impatient & drifted, Status.DIVERGED),
-            (~finite, Status.NON_FINITE),
+            (broken, Status.NON_FINITE),
             (converged, Status.CONVERGED),
         ):
             rows.status[active & event] = status
-        stopped = active & (impatient | ~finite | converged)
+        stopped = active & (impatient | broken | converged)
         rows.steps[stopped] = step
         rows.active = active & ~stopped
-        self.all_active = bool(rows.active.all())
         rows.best = np.where(keep, residual, rows.best)
-        # a row with no finite iterate shows the residual it had
-        rows.relative = np.where(keep | ((step == 1) & ~finite), relative, rows.relative)
-        return keep, rows.active & runaway
+        rows.best_scale = np.where(keep, scale, rows.best_scale)
+        rows.last_scale = np.where(finite, scale, rows.last_scale)
+        forget = rows.active & (runaway | rows.led_astray) & ~leapt
+        rows.led_astray = rows.active & leapt
+        self.calm = bool((rows.active & ~leapt).all())
+        return keep, forget
 
     def _genuine(self, step: int, residual: Floats, scale: Floats) -> Bools:
         """Whether meeting the tolerance says something: f = z + b meets any relative one once ‖z‖ has grown enough.
@@ -165,29 +177,52 @@ class Ledger:
         at_first_scale = (residual <= self.rtol * rows.first_scale + self.atol) & (scale <= 2 * rows.first_scale)
         return fallen | at_first_scale
 
+    def charge(self, spent: Integers) -> None:
+        """Book evaluations within a step of the solver."""
+        self.rows.products += np.where(self.rows.active, spent, 0)
+
     def drop(self) -> Integers:
         """File the rows that have stopped and go on without them; returns the positions of those that stay."""
         self._file()
         stay = np.flatnonzero(self.rows.active)
-        self.rows, self.all_active = self.rows.take(stay), True
+        self.rows = self.rows.take(stay)
+        self.calm = not self.rows.led_astray.any()
         return stay
 
     def close(self, step: int) -> Books:
         """Stop what still runs and return the books of all rows, in the order of the batch."""
         self.rows.steps[self.rows.active] = step
         self._file()
-        books = self._books
-        books.trace = np.full((len(self._trace), len(books.status)), np.nan)
-        for line, (index, relative) in zip(books.trace, self._trace, strict=True):
-            line[index] = relative
-        return books
+        filed = self._filed
+        trace = np.full((step, len(filed.status)), np.nan)
+        line = 0
+        for index, norms, active in self._trace:
+            relative = _relative(norms[::2], norms[1::2])
+            trace[line : line + len(relative), index] = (
+                relative if active is None else np.where(active, relative, np.nan)
+            )
+            line += len(relative)
+        return Books(
+            best=filed.best,
+            relative=_relative(filed.best, filed.best_scale),
+            status=filed.status,
+            steps=filed.steps,
+            evaluations=filed.steps + filed.products,
+            trace=trace,
+        )
 
     def _file(self) -> None:
-        rows, books = self.rows, self._books
-        for booked, current in (
-            (books.best, rows.best),
-            (books.relative, rows.relative),
-            (books.status, rows.status),
-            (books.steps, rows.steps),
-        ):
-            booked[rows.index] = current
+        rows = self.rows
+        for field in fields(Rows):
+            if field.name != "index":
+                getattr(self._filed, field.name)[rows.index] = getattr(rows, field.name)
+
+
+def _last_true(marks: Bools) -> Integers:
+    """For each column the last line that is true."""
+    return len(marks) - 1 - marks[::-1].argmax(0)
+
+
+def _relative(residual: Floats, scale: Floats) -> Floats:
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        return np.where(residual == 0, 0.0, residual / scale)

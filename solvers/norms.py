@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
+from .rows import Floats
 
-def row_norms(x: Tensor) -> NDArray[np.float64]:
+
+def row_norms(x: Tensor) -> Floats:
     """(rows,) 2-norms of a (rows, dim) matrix, on the host."""
     largest = x.abs().amax(dim=1, keepdim=True) if x.shape[1] else x.new_zeros(x.shape[0], 1)
     safe = torch.where((largest > 0) & largest.isfinite(), largest, 1)
@@ -16,7 +16,7 @@ def row_norms(x: Tensor) -> NDArray[np.float64]:
     return torch.where(largest[:, 0].isfinite(), norms, largest[:, 0].double()).cpu().numpy()
 
 
-def extreme(lengths: NDArray[np.float64], dtype: torch.dtype) -> bool:
-    """Whether squares may have left the dtype's range, so that a plain norm of 0 or Inf may be an artefact."""
+def extreme(lengths: Floats, dtype: torch.dtype) -> bool:
+    """Whether squares may have left the dtype's range, so that a plain norm of 0, Inf or NaN may be an artefact."""
     small, large = (1e-18, 1e18) if dtype == torch.float32 else (1e-150, 1e150)
-    return bool(((lengths < small) | (lengths > large)).any())
+    return not (lengths.min() > small and lengths.max() < large)

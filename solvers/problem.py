@@ -4,14 +4,48 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from numbers import Real
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from .solver import Solver
+from .solver import Solver, check_positive_integer
 from .state import Layout, State
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to solve: the keyword arguments of `solve`, checked."""
+
+    solver: Solver
+    rtol: float
+    atol: float
+    max_steps: int
+    compact: bool = False
+    check_every: int = 1
+    compile: bool = False
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.solver, Solver):
+            raise TypeError(
+                f"solver={self.solver!r} is not a Solver: pass an object such as Anderson() or Picard(damping=0.5)"
+            )
+        for name, value in (("rtol", self.rtol), ("atol", self.atol)):
+            if not isinstance(value, Real) or isinstance(value, bool) or not 0 <= float(value) < math.inf:
+                raise ValueError(f"{name}={value!r} must be a finite number of at least 0")
+        check_positive_integer(self, "max_steps")
+        check_positive_integer(self, "check_every")
+        if self.compile and self.compact:
+            raise ValueError("compile=True needs fixed shapes, compact=True drops rows: pass compact=False with it")
+        if self.compile and type(self.solver).bind is not Solver.bind:
+            raise ValueError(
+                f"compile=True needs a solver with a fixed cost a step, {type(self.solver).__name__} is none: use "
+                "Picard, Anderson or Broyden"
+            )
 
 
 class Problem:
@@ -21,12 +55,18 @@ class Problem:
         self, f: Callable[..., State], args: tuple[Any, ...], layout: Layout, *, dropped: bool = False
     ) -> None:
         self.f, self.args, self.layout, self.dropped = f, args, layout, dropped
+        device = layout.device.type
+        self.autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+        self.spent: NDArray[np.int64] | None = None
+        """(rows,) evaluations that a solver made within its last step."""
 
     def __call__(self, flat: Tensor) -> Tensor:
         layout = self.layout
         try:
-            output = self.f(layout.unflatten(flat), *self.args)
-            return layout.flatten(layout.check(output, flat.shape[0]))
+            if self.autocast is None:
+                return layout.flatten(layout.check(self.f(layout.unflatten(flat), *self.args), flat.shape[0]))
+            with torch.autocast(layout.device.type, dtype=self.autocast):
+                return layout.flatten(layout.check(self.f(layout.unflatten(flat), *self.args), flat.shape[0]))
         except (RuntimeError, ValueError, IndexError) as error:
             if not self.dropped or isinstance(error, torch.OutOfMemoryError):
                 raise
@@ -50,17 +90,6 @@ def prepare(f: Any, z0: State, args: Any, compact: bool) -> Problem:
     if compact:
         _check_rows(args, layout.batch, "args")
     return Problem(f, args, layout)
-
-
-def check_settings(solver: Any, rtol: Any, atol: Any, max_steps: Any) -> None:
-    """Raise on settings that no solve can have."""
-    if not isinstance(solver, Solver):
-        raise TypeError(f"solver={solver!r} is not a Solver: pass an object such as Anderson() or Picard(damping=0.5)")
-    for name, value in (("rtol", rtol), ("atol", atol)):
-        if not isinstance(value, Real) or isinstance(value, bool) or not 0 <= float(value) < math.inf:
-            raise ValueError(f"{name}={value!r} must be a finite number of at least 0")
-    if not isinstance(max_steps, int) or isinstance(max_steps, bool) or max_steps < 1:
-        raise ValueError(f"max_steps={max_steps!r} must be an integer of at least 1")
 
 
 def select(values: Any, rows: Tensor) -> Any:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from .problem import Problem, Settings
 
 
 class Solver(ABC):
@@ -35,9 +38,21 @@ class Solver(ABC):
         A step may write into its memory, never into `z`, `fz` or `residual`.
         """
 
+    def bind(self, problem: Problem, settings: Settings) -> Solver:
+        """The solver for the rows of this problem: itself, unless its steps evaluate `f` or Jacobian products."""
+        return self
+
+
+class RestartingSolver(Solver):
+    """A solver whose history can mislead it.
+
+    When the residual of a row has run away, or a proposal has left the range in which `f` can be evaluated, `solve`
+    makes the row forget its history and go on with a plain step.
+    """
+
+    @abstractmethod
     def restart(self, memory: Any, rows: Tensor) -> Any:
         """The memory with the history of the rows marked in `rows`, (rows,) bool, forgotten."""
-        return memory
 
 
 def check_positive_integer(owner: Any, name: str) -> None:

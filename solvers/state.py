@@ -55,6 +55,8 @@ class Layout:
 
     def flatten(self, state: State) -> Tensor:
         """(batch, dim), in the working dtype; a view where it can be."""
+        if isinstance(state, Tensor) and state.ndim == 2 and state.dtype == self.working_dtype:
+            return state
         parts = [part.reshape(part.shape[0], size) for part, size in zip(self._parts(state), self.sizes, strict=True)]
         flat = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
         return flat if flat.dtype == self.working_dtype else flat.to(self.working_dtype)
@@ -64,12 +66,20 @@ class Layout:
         if flat.dtype != self.dtype:
             flat = flat.to(self.dtype)
         if self.container is None:
-            return flat.view(flat.shape[0], *self.shapes[0])
+            return flat if len(self.shapes[0]) == 1 else flat.view(flat.shape[0], *self.shapes[0])
         pieces = flat.split(self.sizes, dim=1)
         return self.container([p.reshape(p.shape[0], *s) for p, s in zip(pieces, self.shapes, strict=True)])
 
+    def representable(self, flat: Tensor) -> Tensor:
+        """The flat matrix as `f` will see it: rounded to the state's own dtype, kept in the working dtype."""
+        return flat if self.dtype == self.working_dtype else flat.to(self.dtype).to(self.working_dtype)
+
     def check(self, output: Any, rows: int) -> State:
         """The output of `f`, or an error that says how it differs from the state that `f` was given."""
+        if isinstance(output, Tensor) and self.container is None and output.dtype == self.dtype:
+            shape = output.shape  # the usual case, at little cost
+            if len(shape) > 1 and shape[0] == rows and shape[1:] == self.shapes[0]:
+                return output
         if isinstance(output, Tensor) if self.container is None else isinstance(output, tuple):
             parts = self._parts(output)
             if not all(isinstance(part, Tensor) for part in parts):

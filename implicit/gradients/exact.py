@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from solvers import Anderson, Solver, solve
-from solvers.problem import check_settings
+from solvers.problem import Settings
 
 from .base import Gradient, Map, Report, refuse_second_derivatives
 
@@ -32,7 +32,7 @@ class ImplicitGradient(Gradient):
     """Largest number of vector–Jacobian products."""
 
     def __post_init__(self) -> None:
-        check_settings(self.solver, self.rtol, 0.0, self.max_steps)
+        Settings(self.solver, self.rtol, 0.0, self.max_steps)
 
     def point(self, value: Tensor) -> Tensor:
         anchored: Tensor = _Anchor.apply(value.detach().requires_grad_())

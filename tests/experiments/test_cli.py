@@ -165,10 +165,16 @@ def test_the_same_seeds_give_the_same_numbers(finished, tmp_path):
     assert first["accuracy"] == again["accuracy"]
 
 
+def listen_to_interrupts():
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGTERM])
 def test_an_end_from_outside_leaves_nothing_and_says_so(ending, tmp_path):
     command = [sys.executable, "-m", "experiments.cli", "compare", "rings", "--epochs", "500", "--out", "run"]
-    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    # a run in the background inherits an ignored SIGINT
+    with subprocess.Popen(command, cwd=tmp_path, preexec_fn=listen_to_interrupts, **pipes) as process:
         for line in process.stdout:
             if "Epoch" in line or "seed 0" in line:
                 break

@@ -1,0 +1,75 @@
+"""GMRES, for affine maps."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .solver import Solver, check_positive_integer
+
+_STAGNATION = 1e-3
+"""Relative fall of a step below which its residual is no new direction."""
+
+
+class GMRESMemory(NamedTuple):
+    directions: Tensor  # (rows, restart, dim): p_j, touched as it fills
+    changes: Tensor  # (rows, restart, dim): by which p_j lowers the residual, A p_j, orthonormal
+    point: Tensor  # (rows, dim): that of least residual in the space searched
+    residual: Tensor  # (rows, dim): there
+    filled: int
+    started: bool
+
+
+@dataclass(frozen=True)
+class GMRES(Solver):
+    """Restarted GMRES for affine maps `f(z) = M z + b`, that is for `A z = b` with `A = I − M`.
+
+    The residual is least over `z_0 + span{r, A r, …}`, in the form of generalised conjugate residuals, which needs no
+    small system: `q = A p` orthonormal, `z ← z + (qᵀr) p`, `r ← r − (qᵀr) q`, next p from r. The product `A r` is read
+    off the evaluation of f at `z + τ r`, a step from the best point whose length τ suits ‖A‖ as seen last, so each
+    step is an iterate in its own right and its residual is true. Where r does not fall, as for rotations, the search
+    goes on along the last q, as Arnoldi's process does.
+
+    Prefer it for linear problems: the backward pass of an equilibrium, an inner Newton step. Not for nonlinear
+    maps, whose changes it mistakes for products. Source: Saad, Schultz, SIAM J. Sci. Stat. Comput. 7 (1986);
+    Eisenstat, Elman, Schultz, SIAM J. Numer. Anal. 20 (1983).
+    """
+
+    restart: int = 20
+    """Directions kept before starting anew; two (batch, restart, dim) buffers."""
+
+    def __post_init__(self) -> None:
+        check_positive_integer(self, "restart")
+
+    def init(self, z: Tensor) -> GMRESMemory:
+        rows, dim = z.shape
+        first, second = z.new_empty(2, rows, self.restart, dim).unbind()
+        return GMRESMemory(first, second, point=z, residual=z, filled=0, started=False)
+
+    def step(self, memory: GMRESMemory, z: Tensor, fz: Tensor, residual: Tensor) -> tuple[Tensor, GMRESMemory]:
+        directions, changes, point, best, filled, started = memory
+        if not started or filled == self.restart:
+            return fz, GMRESMemory(directions, changes, z, residual, 0, started=True)
+        direction, change = z - point, best - residual
+        # a step that changes the residual by its own size, as far as the last one shows; a contraction takes it whole
+        stride = torch.linalg.vector_norm(direction, dim=1) / torch.linalg.vector_norm(change, dim=1)
+        stride = stride.nan_to_num(nan=1.0).clamp(max=1).unsqueeze(1)
+        if filled:
+            # twice is enough to orthogonalise to working precision (Kahan, Parlett)
+            for _ in range(2):
+                shares = torch.bmm(change.unsqueeze(1), changes[:, :filled].mT)
+                change = torch.baddbmm(change.unsqueeze(1), shares, changes[:, :filled], alpha=-1).squeeze(1)
+                direction = torch.baddbmm(direction.unsqueeze(1), shares, directions[:, :filled], alpha=-1).squeeze(1)
+        length = torch.linalg.vector_norm(change, dim=1, keepdim=True).clamp_(min=torch.finfo(z.dtype).tiny)
+        direction = torch.div(direction, length, out=directions[:, filled])
+        change = torch.div(change, length, out=changes[:, filled])
+        fall = torch.linalg.vecdot(change, best).unsqueeze(1)
+        point, lower = torch.addcmul(point, fall, direction), torch.addcmul(best, fall, change, value=-1)
+        size = torch.linalg.vector_norm(best, dim=1, keepdim=True)
+        following = torch.where(fall.abs() > _STAGNATION * size, lower, size * change)
+        return torch.addcmul(point, stride, following), GMRESMemory(
+            directions, changes, point, lower, filled + 1, started=True
+        )

@@ -1,0 +1,139 @@
+"""The one loop: it drives every solver, counts, stops, records, keeps the best and drops finished rows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .ledger import Books, Ledger
+from .norms import extreme, row_norms
+from .problem import Problem, Settings
+from .rows import Bools, Floats, Integers
+from .solution import Solution
+from .solver import RestartingSolver
+from .state import Layout
+from .sweep import Stretch, advance, advance_compiled, begin
+
+DROP_SHARE = 1 / 8
+"""Share of the current rows that must have stopped before they are dropped: dropping copies the solver's history."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What `iterate` found, flat and not yet verified against coupling between rows."""
+
+    value: Tensor
+    books: Books
+    dropped: bool
+
+    def solution(self, layout: Layout) -> Solution:
+        """The `Solution`, on the state's device; it shares no memory with what the caller passed."""
+        books = self.books
+        residual, status, steps, evaluations, trace = (
+            torch.from_numpy(array).to(layout.device)
+            for array in (books.relative, books.status, books.steps, books.evaluations, books.trace)
+        )
+        return Solution(layout.unflatten(self.value.clone()), residual, status, steps, evaluations, trace)
+
+
+def iterate(problem: Problem, z: Tensor, settings: Settings, image: Tensor | None = None) -> Outcome:
+    """Solve, on flat (rows, dim) matrices; `image` is `f(z)` where it is known."""
+    layout, max_steps = problem.layout, settings.max_steps
+    if torch.is_autocast_enabled(layout.device.type):
+        # autocast is for f, which turns it on again; the solver's own products keep their digits
+        with torch.autocast(layout.device.type, enabled=False):
+            return iterate(problem, z, settings, image)
+    ledger = Ledger(layout.batch, settings.rtol, settings.atol, max_steps, layout.rounding)
+    if not layout.batch:
+        return Outcome(z, ledger.close(0), dropped=False)
+    solver = settings.solver.bind(problem, settings)
+    stretch = begin(problem, solver, z, image)
+    if z.dtype == torch.float32 and extreme(_on_host(stretch.norms), z.dtype):
+        # squares leave single precision: from here on the solver works in double
+        layout.working_dtype, z = torch.float64, z.double()
+        stretch = begin(problem, solver, z, stretch.image.double())
+    best, value, dropped, step = z, z, False, 0
+    while True:
+        norms = _on_host(stretch.norms)  # the one synchronisation of a stretch
+        keep, forget = ledger.glance(step + 1, norms), None
+        if keep is None:
+            keep, forget = ledger.enter(step + 1, *_repaired(norms, stretch))
+        best = _kept(keep, stretch.points, best)
+        step += len(stretch.points)
+        if step == max_steps or not (ledger.calm or ledger.rows.active.any()):
+            break
+        if settings.compact and not ledger.calm and (~ledger.rows.active).mean() >= DROP_SHARE:
+            value = _filed(value, ledger, best) if dropped else best
+            stay = ledger.drop()
+            rows = _on_device(stay, z)
+            dropped, problem, stretch, best = True, problem.take(rows), stretch.take(rows), best.index_select(0, rows)
+            solver = settings.solver.bind(problem, settings)
+            forget = None if forget is None else forget[stay]
+        hold = None if ledger.calm else ~ledger.rows.active
+        if hold is not None and isinstance(solver, RestartingSolver):
+            hold |= ledger.rows.led_astray
+        stretch = _go_on(problem, solver, settings, stretch, max_steps - step, hold, forget, best)
+        if problem.spent is not None:
+            ledger.charge(problem.spent)
+            problem.spent = None
+    return Outcome(_filed(value, ledger, best) if dropped else best, ledger.close(step), dropped)
+
+
+def _go_on(
+    problem: Problem,
+    solver: Any,
+    settings: Settings,
+    stretch: Stretch,
+    room: int,
+    hold: Bools | None,
+    forget: Bools | None,
+    best: Tensor,
+) -> Stretch:
+    """The next stretch: until the next look, and at most `room` steps."""
+    held = None if hold is None or not hold.any() else (_on_device(hold, best), best)
+    if forget is not None and forget.any():
+        return advance(problem, solver, stretch, 1, held, _on_device(forget, best))
+    if not settings.compile:
+        return advance(problem, solver, stretch, min(settings.check_every, room), held, None)
+    # one length, one graph: the last stretch runs past max_steps, and what it finds there is cut off
+    if held is None:
+        held = (torch.zeros(len(best), dtype=torch.bool, device=best.device), best)
+    return advance_compiled(problem, solver, stretch, settings.check_every, held, None).first(room)
+
+
+def _repaired(norms: Floats, stretch: Stretch) -> tuple[Floats, Floats | None]:
+    """The norms again where squares have left the range of the dtype; then those of the points, too."""
+    if not extreme(norms, stretch.residual.dtype):
+        return norms, None
+    if len(stretch.points) == 1:
+        norms = np.stack((row_norms(stretch.residual), row_norms(stretch.image)))
+    return norms, np.stack([row_norms(point) for point in stretch.points])
+
+
+def _kept(keep: Integers, points: list[Tensor], best: Tensor) -> Tensor:
+    """For each row the point to keep, or what was the best before."""
+    last = len(points) - 1
+    if (keep == last).all():
+        return points[last]
+    for position, point in enumerate(points):
+        mask = keep == position
+        if mask.any():
+            best = torch.where(_on_device(mask, point)[:, None], point, best)
+    return best
+
+
+def _filed(value: Tensor, ledger: Ledger, best: Tensor) -> Tensor:
+    """The values of all rows, those of the current ones new."""
+    return value.index_copy(0, _on_device(ledger.rows.index, value), best)
+
+
+def _on_host(norms: Tensor) -> Floats:
+    return norms.cpu().numpy().astype(np.float64)
+
+
+def _on_device(array: Any, like: Tensor) -> Tensor:
+    return torch.from_numpy(array).to(like.device)

@@ -1,0 +1,94 @@
+"""A stretch of steps without a look from the host: what `torch.compile` turns into one graph."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .problem import Problem, select
+from .solver import RestartingSolver, Solver
+
+
+class Stretch(NamedTuple):
+    """What some steps leave: the points at which `f` was evaluated, the norms there, and where the next step starts."""
+
+    points: list[Tensor]
+    norms: Tensor  # (2·points, rows): ‖f(z) − z‖ and ‖f(z)‖ of each
+    image: Tensor  # of the last point
+    residual: Tensor  # likewise
+    memory: Any
+
+    def first(self, count: int) -> Stretch:
+        """Without the points after so many; it then serves to read them, no longer to go on."""
+        if len(self.points) <= count:
+            return self
+        return self._replace(points=self.points[:count], norms=self.norms[: 2 * count])
+
+    def take(self, rows: Tensor) -> Stretch:
+        """The last point of the rows at these positions."""
+        last = [self.points[-1].index_select(0, rows)]
+        return Stretch(last, self.norms, *select((self.image, self.residual, self.memory), rows))
+
+
+def begin(problem: Problem, solver: Solver, z: Tensor, image: Tensor | None) -> Stretch:
+    """The first evaluation, unless its result is known."""
+    image = _evaluate(problem, z, z) if image is None else image
+    residual = image - z
+    norms = torch.stack((torch.linalg.vector_norm(residual, dim=1), torch.linalg.vector_norm(image, dim=1)))
+    return Stretch([z], norms, image, residual, solver.init(z))
+
+
+def advance(
+    problem: Problem,
+    solver: Solver,
+    start: Stretch,
+    steps: int,
+    hold: tuple[Tensor, Tensor] | None,
+    forget: Tensor | None,
+) -> Stretch:
+    """`steps` times a step of the solver and an evaluation.
+
+    Args:
+        hold: rows, (rows,) bool, that do not move, and the values of all rows at which they are held.
+        forget: rows, (rows,) bool, whose history is dropped in the first step.
+    """
+    points, norms = [], []
+    # summed in double, squares stay in range; a stretch of one step saves that and leaves the repair to the loop
+    dtype = torch.float64 if steps > 1 else None
+    z, image, residual, memory = start.points[-1], start.image, start.residual, start.memory
+    for count in range(steps):
+        proposal, memory = solver.step(memory, z, image, residual)
+        if count == 0 and forget is not None and isinstance(solver, RestartingSolver):
+            memory = solver.restart(memory, forget)
+            proposal = torch.where(forget[:, None], image, proposal)
+        if hold is not None:
+            proposal = torch.where(hold[0][:, None], hold[1], proposal)
+        z = problem.layout.representable(proposal)
+        image = _evaluate(problem, z, image)
+        residual = image - z
+        points.append(z)
+        norms.append(torch.linalg.vector_norm(residual, dim=1, dtype=dtype))
+        norms.append(torch.linalg.vector_norm(image, dim=1, dtype=dtype))
+    return Stretch(points, torch.stack(norms), image, residual, memory)
+
+
+# fixed shapes and every tensor an input: one graph for each number of steps and fill of the solver's memory
+advance_compiled = torch.compile(advance, dynamic=False, fullgraph=True)
+
+
+def _evaluate(problem: Problem, z: Tensor, last: Tensor) -> Tensor:
+    """`f(z)`; refused where f overwrites what it was given or returned before, for iterates are kept by reference."""
+    if torch.compiler.is_compiling():
+        return problem(z)
+    if z.is_inference() or last.is_inference():  # these carry no version
+        return problem(z)
+    before = z._version, last._version
+    image = problem(z)
+    if (z._version, last._version) != before:
+        raise ValueError(
+            "f writes into its argument, or into what it returned before: return a fresh tensor (no in-place "
+            "operations on z; clone a static output)"
+        )
+    return image

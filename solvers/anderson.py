@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .solver import RestartingSolver, check_damping, check_positive_integer
+from .solver import RestartingSolver, check_damping, check_positive_integer, difference_into
 
 _FLOOR = 1e-300
 
@@ -19,7 +19,6 @@ class AndersonMemory(NamedTuple):
     gram: Tensor  # (rows, memory, memory) inner products of the first, float64
     raised: Tensor  # likewise: by what its entries are multiplied, 1 + ridge on the diagonal, else 1
     floor: Tensor  # likewise: added, to keep the system regular after a difference that vanished
-    against: Tensor  # (rows, memory) inner products of the first with the residual, float64
     residual: Tensor  # (rows, dim) of the previous step
     image: Tensor  # (rows, dim) of the previous step
     filled: int
@@ -39,7 +38,7 @@ class Anderson(RestartingSolver):
     expands. Source: Anderson (1965); Walker, Ni, SIAM J. Numer. Anal. 49 (2011).
     """
 
-    memory: int = 10
+    memory: int = 12
     """Differences kept; two (batch, memory, dim) buffers."""
     damping: float = 1.0
     """In (0, 2]: weight of the mixed residual."""
@@ -56,15 +55,15 @@ class Anderson(RestartingSolver):
 
     def init(self, z: Tensor) -> AndersonMemory:
         rows, dim = z.shape
-        eye = torch.eye(self.memory, dtype=torch.float64, device=z.device).expand(rows, -1, -1)
+        size = min(self.memory, dim)  # more differences than dimensions are dependent
+        eye = torch.eye(size, dtype=torch.float64, device=z.device).expand(rows, -1, -1)
         ridge = 10 * torch.finfo(z.dtype).eps if self.ridge is None else self.ridge
         return AndersonMemory(
-            residual_differences=z.new_empty(rows, self.memory, dim),
-            image_differences=z.new_empty(rows, self.memory, dim),
+            residual_differences=z.new_empty(rows, size, dim),
+            image_differences=z.new_empty(rows, size, dim),
             gram=torch.zeros_like(eye, memory_format=torch.contiguous_format),
             raised=1 + ridge * eye,
             floor=_FLOOR * eye,
-            against=z.new_zeros(rows, self.memory, dtype=torch.float64),
             residual=z,
             image=z,
             filled=0,
@@ -72,34 +71,34 @@ class Anderson(RestartingSolver):
         )
 
     def step(self, memory: AndersonMemory, z: Tensor, fz: Tensor, residual: Tensor) -> tuple[Tensor, AndersonMemory]:
-        differences, images, gram, raised, floor, against, last_residual, last_image, filled, slot = memory
+        differences, images, gram, raised, floor, last_residual, last_image, filled, slot = memory
         if slot is None:
             plain = fz if self.damping == 1 else z.add(residual, alpha=self.damping)
             return plain, memory._replace(residual=residual, image=fz, slot=0)
-        newest = torch.sub(residual, last_residual, out=differences.select(1, slot))
-        torch.sub(fz, last_image, out=images.select(1, slot))
-        if filled < self.memory:
+        newest = difference_into(differences.select(1, slot), residual, last_residual)
+        difference_into(images.select(1, slot), fz, last_image)
+        size = gram.shape[1]
+        if filled < size:
             filled += 1
-            differences, images, against = (x.narrow(1, 0, filled) for x in (differences, images, against))
+            differences, images = differences.narrow(1, 0, filled), images.narrow(1, 0, filled)
             gram, raised, floor = (x[:, :filled, :filled] for x in (gram, raised, floor))
-        # one row times a matrix is the product that BLAS does fastest; the products with the residual follow from those
-        # with its change, so that the history is read twice a step and not three times
+        # one row times a matrix is the product that BLAS does fastest. The products with the residual would also follow
+        # from those of the last step, but lose their digits as the residual falls
         products = torch.bmm(newest.unsqueeze(1), differences.mT).squeeze(1)
-        against.add_(products).select(1, slot).copy_(torch.linalg.vecdot(newest, residual))
+        against = torch.bmm(residual.unsqueeze(1), differences.mT).mT.double()
         gram.select(1, slot).copy_(products)
         gram.select(2, slot).copy_(products)
         system = torch.addcmul(floor, gram, raised)
-        weights = torch.linalg.solve_ex(system, against.unsqueeze(2))[0].mT.to(z.dtype)
+        weights = torch.linalg.solve_ex(system, against)[0].mT.to(z.dtype)
         mixed = torch.baddbmm(fz.unsqueeze(1), weights, images, alpha=-1).squeeze(1)
         if self.damping != 1:
             mixed_residual = torch.baddbmm(residual.unsqueeze(1), weights, differences, alpha=-1).squeeze(1)
             mixed = mixed.add(mixed_residual, alpha=self.damping - 1)
-        return mixed, memory._replace(residual=residual, image=fz, filled=filled, slot=(slot + 1) % self.memory)
+        return mixed, memory._replace(residual=residual, image=fz, filled=filled, slot=(slot + 1) % size)
 
     def restart(self, memory: AndersonMemory, rows: Tensor) -> AndersonMemory:
         for history in memory[:2]:
             history[:, : memory.filled].masked_fill_(rows[:, None, None], 0)
-        memory.against.masked_fill_(rows[:, None], 0)
-        identity = torch.eye(self.memory, dtype=torch.float64, device=rows.device)
+        identity = torch.eye(memory.gram.shape[1], dtype=torch.float64, device=rows.device)
         torch.where(rows[:, None, None], identity, memory.gram, out=memory.gram)
         return memory

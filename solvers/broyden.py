@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .solver import RestartingSolver, check_positive_integer
+from .solver import RestartingSolver, check_positive_integer, product_into
 
 _LARGEST_STRETCH = 1e8  # a contraction of factor ρ needs 1/(1 − ρ); beyond this the secant is rounding noise
 
@@ -64,13 +64,13 @@ class Broyden(RestartingSolver):
             step = residual
             if filled > 1:
                 step = torch.baddbmm(residual[:, None], c[:, None, :-1].to(z.dtype), steps[:, 1:])[:, 0]
-            torch.mul(step, stretch, out=newest)
+            product_into(newest, step, stretch)
         else:
             newest.copy_(residual)
         row = torch.bmm(newest[:, None], history[:, : filled + 1].mT)[:, 0].double()
         inverse_squares[:, filled] = row[:, -1].reciprocal().nan_to_num_(posinf=0.0)
         if filled:
-            torch.mul(row[:, 1:], inverse_squares[:, :filled], out=coupling[:, filled, :filled]).neg_()
+            product_into(coupling[:, filled, :filled], row[:, 1:], inverse_squares[:, :filled]).neg_()
         return z + newest, BroydenMemory(history, coupling, inverse_squares, filled + 1)
 
     def restart(self, memory: BroydenMemory, rows: Tensor) -> BroydenMemory:

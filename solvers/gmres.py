@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .solver import Solver, check_positive_integer
+from .solver import Solver, check_positive_integer, product_into
 
 _STAGNATION = 1e-3
 """Relative fall of a step below which its residual is no new direction."""
@@ -64,8 +64,8 @@ class GMRES(Solver):
                 change = torch.baddbmm(change.unsqueeze(1), shares, changes[:, :filled], alpha=-1).squeeze(1)
                 direction = torch.baddbmm(direction.unsqueeze(1), shares, directions[:, :filled], alpha=-1).squeeze(1)
         length = torch.linalg.vector_norm(change, dim=1, keepdim=True).clamp_(min=torch.finfo(z.dtype).tiny)
-        direction = torch.div(direction, length, out=directions[:, filled])
-        change = torch.div(change, length, out=changes[:, filled])
+        direction = product_into(directions[:, filled], direction, 1 / length)
+        change = product_into(changes[:, filled], change, 1 / length)
         fall = torch.linalg.vecdot(change, best).unsqueeze(1)
         point, lower = torch.addcmul(point, fall, direction), torch.addcmul(best, fall, change, value=-1)
         size = torch.linalg.vector_norm(best, dim=1, keepdim=True)

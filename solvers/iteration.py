@@ -52,13 +52,14 @@ def iterate(problem: Problem, z: Tensor, settings: Settings, image: Tensor | Non
         return Outcome(z, ledger.close(0), dropped=False)
     solver = settings.solver.bind(problem, settings)
     stretch = begin(problem, solver, z, image)
-    if z.dtype == torch.float32 and extreme(_on_host(stretch.norms), z.dtype):
+    norms = _on_host(stretch.norms)
+    if z.dtype == torch.float32 and extreme(norms, z.dtype):
         # squares leave single precision: from here on the solver works in double
         layout.working_dtype, z = torch.float64, z.double()
         stretch = begin(problem, solver, z, stretch.image.double())
+        norms = _on_host(stretch.norms)
     best, value, dropped, step = z, z, False, 0
     while True:
-        norms = _on_host(stretch.norms)  # the one synchronisation of a stretch
         keep, forget = ledger.glance(step + 1, norms), None
         if keep is None:
             keep, forget = ledger.enter(step + 1, *_repaired(norms, stretch))
@@ -77,6 +78,7 @@ def iterate(problem: Problem, z: Tensor, settings: Settings, image: Tensor | Non
         if hold is not None and isinstance(solver, RestartingSolver):
             hold |= ledger.rows.led_astray
         stretch = _go_on(problem, solver, settings, stretch, max_steps - step, hold, forget, best)
+        norms = _on_host(stretch.norms)  # the one synchronisation of a stretch
         if problem.spent is not None:
             ledger.charge(problem.spent)
             problem.spent = None

@@ -49,7 +49,7 @@ class Ledger:
     | event | status |
     |---|---|
     | no new best residual for `patience` steps | STALLED |
-    | the same, and residual or image have grown by `DRIFT` since the first step | DIVERGED |
+    | the same, and meanwhile residual or image have grown by `DRIFT` over those of the first step | DIVERGED |
     | residual or image not finite, and not because the solver leapt | NON_FINITE |
     | the tolerance is met, and not only because ‖z‖ grew | CONVERGED |
     """
@@ -82,6 +82,7 @@ class Ledger:
         last = len(norms) // 2 - 1
         if (residual < self.falling * before).all():
             rows.improved_at.fill(step + last)
+            rows.drifted.fill(False)
             rows.best, rows.best_scale = norms[-2], norms[-1]
             keep = np.full(len(rows.index), last)
         elif step + last - rows.improved_at.min() < self.patience:
@@ -99,19 +100,22 @@ class Ledger:
         rows = self.rows
         if residual.ndim == 1:
             improved = residual < before
-            rows.improved_at[residual < self.falling * before] = step
+            falling = residual < self.falling * before
+            rows.improved_at[falling], rows.drifted[falling] = step, False
             rows.best = np.minimum(before, residual)
             rows.best_scale = np.where(improved, scale, rows.best_scale)
             return improved - 1
         improved, falling = residual < before, residual < self.falling * before
         keep = np.where(improved.any(0), _last_true(improved), -1)
         rows.improved_at = np.where(falling.any(0), step + _last_true(falling), rows.improved_at)
+        rows.drifted[falling.any(0)] = False
         rows.best = np.minimum(before[-1], residual[-1])
         rows.best_scale = np.where(keep < 0, rows.best_scale, scale[keep, np.arange(len(keep))])
         return keep
 
     def enter(self, step: int, norms: Floats, sizes: Floats | None) -> Verdict:
         """Book the next points; `sizes`, (points, rows), are `‖z‖`, needed where `norms` are not finite."""
+        held = ~self.rows.active  # rows that stop at one of these points move on until the next look
         keep = np.full(len(self.rows.index), -1)
         forget = np.zeros(len(keep), dtype=bool)
         if step == 1:
@@ -119,15 +123,15 @@ class Ledger:
         with np.errstate(invalid="ignore", over="ignore"):
             for point in range(len(norms) // 2):
                 size = np.zeros(len(keep)) if sizes is None else sizes[point]
-                kept, forget = self._enter(step + point, norms[2 * point], norms[2 * point + 1], size)
+                kept, forget = self._enter(step + point, norms[2 * point], norms[2 * point + 1], size, held)
                 keep[kept] = point
         return Verdict(keep, forget)
 
-    def _enter(self, step: int, residual: Floats, scale: Floats, size: Floats) -> tuple[Bools, Bools]:
+    def _enter(self, step: int, residual: Floats, scale: Floats, size: Floats, held: Bools) -> tuple[Bools, Bools]:
         rows = self.rows
         tolerance = self.rtol * scale + self.atol
         # a stopped row keeps its value; if f couples the rows, its residual may not keep
-        lapsed = ~rows.active & (rows.status == Status.CONVERGED)
+        lapsed = held & ~rows.active & (rows.status == Status.CONVERGED)
         lapsed &= ~(residual <= SLACK * tolerance)
         if lapsed.any():
             rows.active = rows.active | lapsed
@@ -142,13 +146,13 @@ class Ledger:
         rows.improved_at = np.where(active & falling, step, rows.improved_at)
         impatient = step - rows.improved_at >= self.patience
         reach = DRIFT * np.maximum(rows.first, rows.first_scale)
-        drifted = (residual > DRIFT * rows.first) | (scale > reach)
+        rows.drifted = ~(active & falling) & (rows.drifted | (residual > DRIFT * rows.first) | ~(scale <= reach))
         runaway = residual > RUNAWAY * rows.best
         leapt = ~finite & np.isfinite(rows.best) & ~(size <= RUNAWAY * rows.last_scale)
         broken = ~finite & ~leapt
         for event, status in (
             (impatient, Status.STALLED),
-            (impatient & drifted, Status.DIVERGED),
+            (impatient & rows.drifted, Status.DIVERGED),
             (broken, Status.NON_FINITE),
             (converged, Status.CONVERGED),
         ):
@@ -208,7 +212,7 @@ class Ledger:
             status=filed.status,
             steps=filed.steps,
             evaluations=filed.steps + filed.products,
-            trace=trace,
+            trace=trace[: filed.steps.max(initial=0)],
         )
 
     def _file(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 
 import torch
@@ -55,7 +56,10 @@ def first_way(problem: Problem, z: Tensor, image: Tensor, v: Tensor) -> int:
     """The position in `WAYS` of the first that f allows."""
     for position, way in enumerate(WAYS[:-1]):
         try:
-            way(problem, z, image)(v)
+            with warnings.catch_warnings():
+                # PyTorch's own, when it first differentiates forwards
+                warnings.filterwarnings("ignore", message=r".*torch\.jit\.script", category=FutureWarning)
+                way(problem, z, image)(v)
         except (RuntimeError, NotImplementedError):  # an operation without that derivative
             continue
         return position

@@ -33,10 +33,10 @@ class Monotone(Solver):
     """Forward steps on `z − f(z)`, accelerated and safeguarded: for f that expands while `z − f(z)` is monotone.
 
     `z_{k+1} = z̄ + τ ḡ` with z̄, ḡ the mixture of the last accepted points and residuals of least residual (as
-    Anderson's), and τ the length that the last step showed to lower the residual most (Barzilai, Borwein). A point
-    whose residual is not below the last accepted one's is refused: then a forward step from there, at halved lengths
-    until one is accepted. For `z − f(z)` strongly monotone and Lipschitz, such as `z − v − P(z)` with
-    `P(z) = −Wᵀσ(Wz + b)` at any weight norm, some length always is, so every row converges.
+    Anderson's), and τ the length that the last step showed to lower the residual most (Barzilai, Borwein), at most
+    halved or doubled. A point whose residual is not below the last accepted one's is refused: then a forward step from
+    there, at halved lengths until one is accepted. For `z − f(z)` strongly monotone and Lipschitz, such as
+    `z − v − P(z)` with `P(z) = −Wᵀσ(Wz + b)` at any weight norm, some length always is, so every row converges.
 
     Prefer it for monotone cells with weights that are not normalised, where other solvers fail. It costs about twice
     Anderson's step, and is of no use where the residual must grow before it falls. Source: forward splitting as in
@@ -80,7 +80,10 @@ class Monotone(Solver):
         shown = shown.unsqueeze(1)
         usable = (shown > 0) & shown.isfinite()
         refused = torch.where(memory.plain, torch.where(usable, shown, 1).minimum(memory.length / 2), memory.length)
-        length = torch.where(accepted, torch.where(usable, shown.clamp(max=1), memory.length), refused)
+        # lengths that jump send rows with little history back and forth
+        adapted = shown.clamp(max=1).maximum(memory.length / 2).minimum(memory.length * 2)
+        adapted = torch.where(usable, adapted, memory.length)
+        length = torch.where(accepted, adapted, refused)
         memory = self._remember(memory, z, residual, accepted)
         mixed_point, mixed_residual = self._mix(memory)
         plain = ~accepted

@@ -26,6 +26,7 @@ class Rows:
     first_scale: Floats  # ‖f(z)‖ at the first step
     last_scale: Floats  # ‖f(z)‖ at the last step
     improved_at: Integers  # step of the last new best
+    drifted: Bools  # residual or image have been far above the first since the last new best
     led_astray: Bools  # the solver's proposal left the range in which f can be evaluated
     status: Integers
     steps: Integers
@@ -48,6 +49,7 @@ class Rows:
             first_scale=filled(np.inf),
             last_scale=filled(np.inf),
             improved_at=zeros(),
+            drifted=np.zeros(count, dtype=bool),
             led_astray=np.zeros(count, dtype=bool),
             status=np.full(count, int(Status.MAX_STEPS), dtype=np.int64),
             steps=zeros(),

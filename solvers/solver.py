@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
@@ -65,3 +66,17 @@ def check_damping(owner: Any) -> None:
     value = owner.damping
     if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 < value <= 2:
         raise ValueError(f"{type(owner).__name__}: damping={value!r} must be a number in (0, 2]; 1 is the full step")
+
+
+def difference_into(slot: Tensor, first: Tensor, second: Tensor) -> Tensor:
+    """`first − second`, written into a slot of a history without a temporary where PyTorch lets us."""
+    if torch.compiler.is_compiling():  # which takes no strided `out`, and fuses this anyway
+        return slot.copy_(first - second)
+    return torch.sub(first, second, out=slot)
+
+
+def product_into(slot: Tensor, first: Tensor, second: Tensor) -> Tensor:
+    """Likewise `first · second`."""
+    if torch.compiler.is_compiling():
+        return slot.copy_(first * second)
+    return torch.mul(first, second, out=slot)

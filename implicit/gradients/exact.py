@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from solvers import Anderson, Solver, solve
+from solvers import GMRES, Solver, solve
 from solvers.problem import Settings
 
 from .base import Gradient, Map, Report, refuse_second_derivatives
@@ -24,8 +24,8 @@ class ImplicitGradient(Gradient):
     derivative raises. Source: Bai, Kolter, Koltun, "Deep Equilibrium Models", NeurIPS 2019.
     """
 
-    solver: Solver = Anderson()
-    """Any solver; it need not be the forward's."""
+    solver: Solver = GMRES()
+    """Any solver; the equation is linear, so GMRES fits."""
     rtol: float = 1e-4
     """Tolerance relative to ‖u‖."""
     max_steps: int = 100

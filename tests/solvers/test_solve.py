@@ -9,10 +9,20 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from solvers import Anderson, Broyden, ConvergenceError, Picard, Status, solve
+from solvers import GMRES, Anderson, Broyden, ConvergenceError, Monotone, NewtonKrylov, Picard, Status, solve
 
-SOLVERS = [Picard(), Picard(damping=0.7), Anderson(), Anderson(memory=10), Anderson(damping=0.8), Broyden()]
+SOLVERS = [
+    Picard(),
+    Picard(damping=0.7),
+    Anderson(),
+    Anderson(memory=5),
+    Anderson(damping=0.8),
+    Broyden(),
+    Monotone(),
+    NewtonKrylov(),
+]
 by_solver = pytest.mark.parametrize("solver", SOLVERS, ids=repr)
+by_affine_solver = pytest.mark.parametrize("solver", [*SOLVERS, GMRES()], ids=repr)
 ACCELERATED = pytest.mark.parametrize("solver", [Anderson(), Broyden()], ids=repr)
 
 
@@ -34,7 +44,7 @@ def recomputed(f, value, *args):
 # --- finding the fixed point -------------------------------------------------------------------------------------
 
 
-@by_solver
+@by_affine_solver
 def test_linear_problem_agrees_with_dense_algebra(solver):
     matrix, shift = contraction(16, 0.8), torch.randn(5, 16, dtype=torch.float64)
     solution = solve(
@@ -83,7 +93,7 @@ def test_every_affine_contraction_is_solved(dim, batch, radius, exponent, seed, 
     assert (recomputed(f, solution.value) <= 1.01e-4).all()
 
 
-@by_solver
+@by_affine_solver
 @pytest.mark.parametrize("scale", [1e-3, 1e3])
 def test_steps_do_not_depend_on_the_problems_scale(solver, scale):
     matrix, shift = contraction(64, 0.95), torch.randn(3, 64, dtype=torch.float64)
@@ -117,7 +127,7 @@ def test_anderson_needs_few_evaluations_to_ten_digits():
 # --- what a Solution says ----------------------------------------------------------------------------------------
 
 
-@by_solver
+@by_affine_solver
 def test_residual_is_that_of_the_value(solver):
     matrix, shift = contraction(16, 0.99), torch.randn(6, 16, dtype=torch.float64)
 
@@ -128,7 +138,7 @@ def test_residual_is_that_of_the_value(solver):
     torch.testing.assert_close(solution.residual, recomputed(f, solution.value), rtol=1e-6, atol=1e-12)
 
 
-@by_solver
+@pytest.mark.parametrize("solver", [*SOLVERS[:-1], GMRES()], ids=repr)  # of NewtonKrylov, see test_newton.py
 def test_counts_and_trace_are_true(solver):
     matrix, shift = contraction(16, 0.9), torch.randn(3, 16, dtype=torch.float64)
     calls = []
@@ -225,7 +235,7 @@ def test_a_translation_never_converges(solver):
         assert not solution.converged.any()
 
 
-@by_solver
+@by_affine_solver
 def test_norms_that_overflow_are_no_convergence(solver):
     solution = solve(lambda z: -3 * z + 1, torch.full((1, 4), 2e30), solver=solver, max_steps=3)
     assert not solution.converged.any()
@@ -260,7 +270,7 @@ def test_a_residual_that_first_grows_is_no_divergence():
     torch.testing.assert_close(solution.value, torch.linalg.solve(torch.eye(2) - matrix, shift.T).T, rtol=1e-6, atol=0)
 
 
-@by_solver
+@by_affine_solver
 def test_a_nan_row_leaves_the_others_alone(solver):
     matrix, shift = contraction(8, 0.8), torch.randn(4, 8, dtype=torch.float64)
 
@@ -298,7 +308,7 @@ def heterogeneous(batch=64, dim=16):
     return factors[:, None, None] * contraction(dim, 1.0), torch.randn(batch, dim, dtype=torch.float64)
 
 
-@by_solver
+@by_affine_solver
 @pytest.mark.parametrize("compact", [False, True])
 def test_a_row_does_not_depend_on_its_batch_mates(solver, compact):
     matrix, shift = heterogeneous(8)
@@ -309,6 +319,7 @@ def test_a_row_does_not_depend_on_its_batch_mates(solver, compact):
         alone = solve(affine, torch.zeros_like(shift[one]), (matrix[one], shift[one]), **options).check()
         torch.testing.assert_close(together.value[one], alone.value, rtol=1e-9, atol=1e-9)
         assert together.steps[row] == alone.steps[0]
+        assert together.evaluations[row] == alone.evaluations[0]
 
 
 @pytest.mark.parametrize("solver", [Picard(), Anderson(), Broyden()], ids=repr)

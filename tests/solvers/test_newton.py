@@ -1,0 +1,119 @@
+"""NewtonKrylov: quadratic convergence, honest counts, and f that cannot be differentiated every way."""
+
+import numpy as np
+import pytest
+import scipy.optimize
+import torch
+
+from solvers import NewtonKrylov, Status, solve
+from solvers.linearised import WAYS, double_reverse_mode, finite_differences, first_way, forward_mode
+from solvers.problem import prepare
+
+
+def cell(dim=10, gain=0.8):
+    generator = torch.Generator().manual_seed(0)
+    matrix = gain * torch.randn(dim, dim, generator=generator, dtype=torch.float64) / dim**0.5
+    shift = torch.randn(dim, generator=generator, dtype=torch.float64)
+    return lambda z: torch.tanh(z @ matrix.T + shift)
+
+
+class Opaque(torch.autograd.Function):
+    """tanh, which only knows its first reverse derivative."""
+
+    @staticmethod
+    def forward(ctx, z):
+        ctx.save_for_backward(z)
+        return z.tanh()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad):
+        return grad / ctx.saved_tensors[0].cosh() ** 2
+
+
+class TwiceReverse(torch.autograd.Function):
+    """tanh, without forward mode."""
+
+    @staticmethod
+    def forward(ctx, z):
+        ctx.save_for_backward(z)
+        return z.tanh()
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad / ctx.saved_tensors[0].cosh() ** 2
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script:FutureWarning")
+@pytest.mark.parametrize("way", WAYS, ids=lambda way: way.__name__)
+def test_products_are_those_of_the_dense_jacobian(way):
+    f, z, v = cell(), torch.randn(1, 10, dtype=torch.float64), torch.randn(1, 10, dtype=torch.float64)
+    dense = torch.autograd.functional.jacobian(lambda x: f(x[None])[0], z[0])
+    found = way(prepare(f, z, (), False), z, f(z))(v)
+    torch.testing.assert_close(found[0], dense @ v[0], rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("activation", "way"),
+    [(torch.tanh, forward_mode), (TwiceReverse.apply, double_reverse_mode), (Opaque.apply, finite_differences)],
+)
+def test_each_f_is_differentiated_the_best_way_it_allows(activation, way):
+    generator = torch.Generator().manual_seed(0)
+    matrix = torch.randn(10, 10, generator=generator, dtype=torch.float64) / 5
+    z = torch.randn(2, 10, generator=generator, dtype=torch.float64)
+
+    def f(z):
+        return activation(z @ matrix.T + 1)
+
+    assert WAYS[first_way(prepare(f, z, (), False), z, f(z), z)] is way
+    solution = solve(f, torch.zeros_like(z), solver=NewtonKrylov(), rtol=1e-11, atol=0.0).check()
+    reference = scipy.optimize.root(lambda x: f(torch.tensor(x)[None])[0].numpy() - x, np.zeros(10), tol=1e-12)
+    np.testing.assert_allclose(solution.value[0].numpy(), reference.x, rtol=1e-8, atol=1e-9)
+
+
+def test_every_call_of_f_is_counted():
+    calls, f = 0, cell()
+
+    def counted(z):
+        nonlocal calls
+        calls += 1
+        return f(z)
+
+    solution = solve(
+        counted, torch.zeros(1, 10, dtype=torch.float64), solver=NewtonKrylov(), rtol=1e-10, atol=0.0
+    ).check()
+    assert solution.evaluations.item() == calls
+    assert solution.steps.item() < calls
+
+
+def test_it_converges_superlinearly():
+    solution = solve(cell(), torch.zeros(1, 10, dtype=torch.float64), solver=NewtonKrylov(), rtol=1e-13, atol=0.0)
+    assert solution.steps.item() <= 8
+    last = solution.trace[:, 0].log10().diff()[-2:]
+    assert last.min() < -2, "several digits a step at the end"
+
+
+def test_a_step_that_overshoots_is_halved():
+    # Newton's method on arctan diverges from |z| > 1.39
+    solution = solve(lambda z: z - torch.arctan(z), torch.full((1, 1), 5.0), solver=NewtonKrylov(), atol=1e-6)
+    assert solution.converged.all(), solution.summary()
+    assert solution.value.abs().item() < 1e-5
+
+
+def test_rows_that_differ_are_each_solved():
+    start = torch.tensor([[0.1], [5.0], [-40.0], [0.0]], dtype=torch.float64)
+    solution = solve(lambda z: z - torch.arctan(z), start, solver=NewtonKrylov(), atol=1e-9, compact=True)
+    assert solution.converged.all(), solution.summary()
+    assert solution.evaluations[3] == 1
+
+
+def test_it_says_when_there_is_no_fixed_point():
+    solution = solve(lambda z: z.exp() + 1, torch.zeros(2, 3), solver=NewtonKrylov())
+    assert not solution.converged.any()
+    assert set(solution.status.tolist()) <= {Status.STALLED, Status.DIVERGED, Status.NON_FINITE, Status.MAX_STEPS}
+
+
+def test_it_must_be_run_by_solve():
+    z = torch.zeros(1, 2)
+    with pytest.raises(RuntimeError, match="run it through solve"):
+        NewtonKrylov().step(NewtonKrylov().init(z), z, z + 1, z + 1)

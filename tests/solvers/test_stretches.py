@@ -1,0 +1,89 @@
+"""`check_every` and `compile` change how often the host looks, not what is found."""
+
+import shutil
+
+import pytest
+import torch
+
+from solvers import Anderson, Broyden, NewtonKrylov, Picard, solve
+
+MATRIX = 0.2 * torch.randn(16, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+SHIFT = torch.randn(6, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+FACTOR = torch.linspace(0.05, 1.0, 6, dtype=torch.float64)[:, None]
+
+
+def f(z, factor, shift):
+    return torch.tanh(factor * (z @ MATRIX.T) + shift)
+
+
+def same(found, expected):
+    assert torch.equal(found.status, expected.status)
+    assert torch.equal(found.steps, expected.steps)
+    assert torch.equal(found.evaluations, expected.evaluations)
+    torch.testing.assert_close(found.value, expected.value, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(found.residual, expected.residual, rtol=1e-4, atol=1e-12)
+    torch.testing.assert_close(found.trace, expected.trace, rtol=1e-4, atol=1e-12, equal_nan=True)
+
+
+@pytest.mark.parametrize("compact", [False, True])
+@pytest.mark.parametrize("check_every", [2, 3, 7, 200])
+@pytest.mark.parametrize("solver", [Picard(), Anderson(memory=3), Broyden(memory=4)], ids=repr)
+def test_looking_less_often_finds_the_same(solver, check_every, compact):
+    options = {"solver": solver, "rtol": 1e-9, "atol": 0.0, "compact": compact}
+    expected = solve(f, torch.zeros_like(SHIFT), (FACTOR, SHIFT), **options).check()
+    found = solve(f, torch.zeros_like(SHIFT), (FACTOR, SHIFT), check_every=check_every, **options)
+    same(found, expected)
+
+
+def test_max_steps_is_kept():
+    solution = solve(
+        f, torch.zeros_like(SHIFT), (FACTOR, SHIFT), solver=Picard(), rtol=0.0, atol=0.0, max_steps=10, check_every=4
+    )
+    assert solution.trace.shape == (10, 6)
+    assert (solution.steps == 10).all()
+
+
+def test_failures_are_told_apart_between_looks():
+    calls = iter(range(1000))
+
+    def breaking(z):
+        image = z / 2 + 1
+        return torch.where(torch.tensor([[next(calls) >= 5], [False]]), torch.nan, image)
+
+    solution = solve(breaking, torch.zeros(2, 1), solver=Picard(), rtol=1e-5, check_every=8)
+    assert [solution.status[0].item(), solution.status[1].item()] == [4, 0]
+    assert solution.steps[0].item() == 6
+    assert solution.value.isfinite().all()
+
+
+def test_it_looks_as_seldom_as_asked(monkeypatch):
+    looks = 0
+    original = torch.Tensor.cpu
+
+    def counted(self, *arguments, **keywords):
+        nonlocal looks
+        looks += 1
+        return original(self, *arguments, **keywords)
+
+    monkeypatch.setattr(torch.Tensor, "cpu", counted)
+    start = torch.zeros_like(SHIFT)
+    solve(lambda z: 0.999 * z + SHIFT, start, solver=Picard(), rtol=1e-9, atol=0.0, max_steps=25, check_every=8)
+    assert looks == 1 + 3
+
+
+@pytest.mark.skipif(shutil.which("c++") is None and shutil.which("g++") is None, reason="no C++ compiler")
+@pytest.mark.parametrize("solver", [Picard(), Anderson(memory=3)], ids=repr)
+def test_compiled_steps_find_the_same(solver):
+    options = {"solver": solver, "rtol": 1e-6, "atol": 0.0, "max_steps": 9}
+    expected = solve(f, torch.zeros_like(SHIFT), (FACTOR, SHIFT), **options)
+    found = solve(f, torch.zeros_like(SHIFT), (FACTOR, SHIFT), check_every=4, compile=True, **options)
+    same(found, expected)
+
+
+def test_what_cannot_be_compiled_is_named():
+    with pytest.raises(ValueError, match=r"compile=True needs fixed shapes.*compact=False"):
+        solve(torch.cos, torch.zeros(2, 1), compact=True, compile=True)
+    with pytest.raises(ValueError, match="NewtonKrylov is none"):
+        solve(torch.cos, torch.zeros(2, 1), solver=NewtonKrylov(), compile=True)
+    with pytest.raises(ValueError, match="check_every=0 must be an integer of at least 1"):
+        solve(torch.cos, torch.zeros(2, 1), check_every=0)

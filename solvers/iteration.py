@@ -53,7 +53,7 @@ def iterate(problem: Problem, z: Tensor, settings: Settings, image: Tensor | Non
     solver = settings.solver.bind(problem, settings)
     stretch = begin(problem, solver, z, image)
     norms = _on_host(stretch.norms)
-    if z.dtype == torch.float32 and extreme(norms, z.dtype):
+    if z.dtype == torch.float32 and norms.any() and extreme(norms[norms != 0], z.dtype):
         # squares leave single precision: from here on the solver works in double
         layout.working_dtype, z = torch.float64, z.double()
         stretch = begin(problem, solver, z, stretch.image.double())

@@ -55,7 +55,8 @@ class Ledger:
     """
 
     def __init__(self, count: int, rtol: float, atol: float, max_steps: int, rounding: float) -> None:
-        self.rtol, self.atol, self.rounding = rtol, atol, rounding
+        # a relative tolerance of 0 times an infinite scale would be NaN
+        self.rtol, self.atol, self.rounding = max(rtol, np.finfo(np.float64).tiny), atol, rounding
         self.falling = 1 - 4 * rounding
         self.patience = max(PATIENCE, max_steps // 4)
         self.rows = Rows.fresh(count)

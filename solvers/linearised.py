@@ -75,7 +75,7 @@ class Linearised(Problem):
         self.product = WAYS[way](problem, z, image)
 
     def __call__(self, flat: Tensor) -> Tensor:
-        return self.product(flat) + self.shift
+        return (self.product(flat.to(self.z.dtype)) + self.shift).to(self.layout.working_dtype)
 
     def take(self, rows: Tensor) -> Linearised:
         """The linearisation of the rows at these positions."""

@@ -16,18 +16,18 @@ def cell(width, hidden, activation, norm=10.0, rows=128, seed=0):
     return (lambda z, v: v - activation(z @ weight.T + bias) @ weight), v
 
 
-@pytest.mark.parametrize("activation", [torch.relu, torch.tanh, torch.nn.functional.softplus])
-def test_a_hundred_evaluations_suffice_at_norm_ten(activation):
+def test_a_hundred_evaluations_suffice_at_norm_ten():
     solved = []
-    for width, hidden in [(8, 16), (32, 64), (64, 64), (64, 256)]:
-        f, v = cell(width, hidden, activation)
-        solution = solve(f, v, (v,), solver=Monotone(), rtol=1e-6, atol=0.0, max_steps=100)
-        assert solution.evaluations.max() <= 100
-        image = f(solution.value, v)
-        relative = (image - solution.value).norm(dim=1) / image.norm(dim=1)
-        assert (relative[solution.converged] <= 1.0001e-6).all()
-        solved.append(solution.converged)
-    assert torch.cat(solved).double().mean() >= 0.98
+    for activation in (torch.relu, torch.tanh, torch.nn.functional.softplus):
+        for width, hidden in [(8, 16), (32, 64), (64, 64), (64, 256)]:
+            f, v = cell(width, hidden, activation)
+            solution = solve(f, v, (v,), solver=Monotone(), rtol=1e-6, atol=0.0, max_steps=100)
+            assert solution.evaluations.max() <= 100
+            image = f(solution.value, v)
+            relative = (image - solution.value).norm(dim=1) / image.norm(dim=1)
+            assert (relative[solution.converged] <= 1.0001e-6).all()
+            solved.append(solution.converged)
+    assert torch.cat(solved).double().mean() >= 0.99
     assert all(rows.double().mean() >= 0.9 for rows in solved)
 
 

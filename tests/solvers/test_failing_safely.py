@@ -1,0 +1,154 @@
+"""What has no fixed point is reported, what has one is found: families of problems, twenty rows each, every solver."""
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+
+from solvers import GMRES, Anderson, Broyden, Monotone, NewtonKrylov, Picard, Status, solve
+from solvers.solver import RestartingSolver
+
+SOLVERS = [
+    Picard(),
+    Picard(damping=0.5),
+    Anderson(),
+    Anderson(memory=2),
+    Broyden(),
+    Monotone(),
+    NewtonKrylov(),
+    GMRES(),
+]
+ROWS = 20
+EXPLODED = {Status.DIVERGED, Status.NON_FINITE}
+FAILED = {Status.STALLED, Status.MAX_STEPS, *EXPLODED}
+
+
+def shifts(seed=0, dim=4):
+    b = torch.randn(ROWS, dim, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return b + 0.1 * b.sign()
+
+
+def breaking(b):
+    """Contractions too slow to be solved before they return NaN, row i from its (i mod 3 + 2)th call on."""
+    calls = iter(range(10**6))
+    factor = torch.linspace(0.9, 0.99, b.shape[1], dtype=b.dtype)
+
+    def f(z):
+        broken = next(calls) >= torch.arange(ROWS)[:, None] % 3 + 1
+        return torch.where(broken, torch.nan, factor * z + b)
+
+    return f
+
+
+FAMILIES = {
+    "translation": (lambda b: lambda z: z + b, torch.float64, FAILED),
+    "exp(z) + 1": (lambda b: lambda z: z.exp() + 1, torch.float64, FAILED),
+    "z² + b, b > 1/4": (lambda b: lambda z: z**2 + 0.26 + b.abs(), torch.float64, FAILED),
+    "NaN at step k": (breaking, torch.float64, {Status.NON_FINITE}),
+    "beyond float64": (lambda b: lambda z: 3 * z * (1 + z.abs()) + 1e200 * b.abs(), torch.float64, EXPLODED),
+    "beyond float32": (lambda b: lambda z: 3 * z * (1 + z.abs()) + 1e25 * b.abs().float(), torch.float32, EXPLODED),
+    "beyond float16": (lambda b: lambda z: 3 * z * (1 + z.abs()) + 300 * b.abs().half(), torch.float16, EXPLODED),
+}
+
+
+@pytest.mark.parametrize("solver", SOLVERS, ids=repr)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_has_no_fixed_point_is_reported(family, solver):
+    make, dtype, expected = FAMILIES[family]
+    if isinstance(solver, NewtonKrylov) and family.startswith("beyond"):
+        expected = FAILED  # its line search stays in range and stalls there
+    for seed in range(3):
+        b = shifts(seed)
+        start = torch.zeros(ROWS, 4, dtype=dtype) if seed == 0 else b.to(dtype)
+        solution = solve(make(b), start, solver=solver, rtol=1e-6, max_steps=200)
+        found = {Status(code) for code in solution.status.tolist()}
+        assert found <= expected, (seed, solution)
+        assert solution.value.isfinite().all()
+        if not isinstance(solver, NewtonKrylov | Monotone):  # these creep towards a least residual
+            assert solution.steps.max() <= 160, "before the steps are burnt"
+
+
+def test_picard_reports_expansion_and_cycles():
+    b = shifts()
+    growing = solve(lambda z: 1.3 * z + b, b, solver=Picard(), max_steps=1000)
+    assert (growing.status == Status.DIVERGED).all()
+    cycling = solve(lambda z: torch.stack((-z[:, 1], z[:, 0]), 1), b[:, :2], solver=Picard(), max_steps=1000)
+    assert (cycling.status == Status.STALLED).all()
+    assert max(growing.steps.max(), cycling.steps.max()) <= 260
+
+
+@pytest.mark.parametrize("solver", [s for s in SOLVERS if s != Picard(damping=0.5)], ids=repr)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_of_a_hundred_solvable_problems_none_is_reported(solver, dtype):
+    generator = torch.Generator().manual_seed(3)
+    for dim in (1, 2, 5, 17, 40):
+        basis, _ = torch.linalg.qr(torch.randn(ROWS, dim, dim, generator=generator, dtype=torch.float64))
+        spectrum = 1.8 * torch.rand(ROWS, dim, generator=generator, dtype=torch.float64) - 0.9
+        matrix = (basis @ torch.diag_embed(spectrum) @ basis.mT).to(dtype)
+        scale = 10 ** (12 * torch.rand(ROWS, 1, generator=generator, dtype=torch.float64) - 6)
+        shift = (scale * torch.randn(ROWS, dim, generator=generator, dtype=torch.float64)).to(dtype)
+
+        def f(z, matrix=matrix, shift=shift):
+            return torch.einsum("bij,bj->bi", matrix, z) + shift
+
+        solution = solve(f, torch.zeros_like(shift), solver=solver, rtol=1e-5, atol=0.0, max_steps=400)
+        assert solution.converged.all(), solution.summary()
+        exact = torch.linalg.solve(torch.eye(dim, dtype=torch.float64) - matrix.double(), shift.double())
+        error = (solution.value - exact).norm(dim=1) / exact.norm(dim=1)
+        assert error.max() < 3e-4
+
+
+# --- safeguards --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Leaping(RestartingSolver):
+    """Picard, but for one leap."""
+
+    leap: float
+    at: int
+
+    def init(self, z):
+        return (z.new_zeros(len(z), 1),)
+
+    def step(self, memory, z, fz, residual):
+        count = memory[0] + 1
+        return torch.where(count == self.at, self.leap, fz), (count,)
+
+    def restart(self, memory, rows):
+        return memory
+
+
+@pytest.mark.parametrize("leap", [torch.nan, torch.inf, 1e300, 1e6])
+@pytest.mark.parametrize("check_every", [1, 4])
+def test_a_solver_that_leaps_out_of_range_is_brought_back(leap, check_every):
+    def f(z):
+        return (z / 2).cosh() / 2 + z / 4  # overflows where |z| > 1420
+
+    solver = Leaping(leap, at=4)
+    solution = solve(f, torch.zeros(2, 3, dtype=torch.float64), solver=solver, rtol=1e-9, check_every=check_every)
+    assert solution.converged.all(), solution.summary()
+    torch.testing.assert_close(f(solution.value), solution.value, rtol=1e-8, atol=1e-8)
+
+
+def test_the_same_leap_of_f_itself_is_an_end():
+    solution = solve(lambda z: torch.where(z > 3, torch.inf, z + 1), torch.zeros(1, 1), solver=Anderson())
+    assert solution.status.item() == Status.NON_FINITE
+    assert solution.value.isfinite().all()
+
+
+@pytest.mark.parametrize("solver", [Anderson(ridge=0.0), Anderson(memory=2, ridge=0.0), Broyden()], ids=repr)
+def test_a_singular_history_is_no_failure(solver):
+    # every difference is parallel to the first, so the Gram matrix has rank one
+    solution = solve(torch.cos, torch.zeros(3, 6, dtype=torch.float64), solver=solver, rtol=1e-12, atol=0.0)
+    assert solution.converged.all(), solution.summary()
+
+
+def test_a_runaway_row_forgets_its_history():
+    # a kink far from the solution sends the extrapolation away
+    def f(z):
+        return torch.where(z.abs() < 1, 0.99 * z + 0.001, -1e5 * z)
+
+    for solver in (Anderson(memory=3), Broyden()):
+        solution = solve(f, torch.full((1, 4), 0.5, dtype=torch.float64), solver=solver, rtol=1e-8)
+        assert solution.converged.all(), solution.summary()

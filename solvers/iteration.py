@@ -43,6 +43,7 @@ class Outcome:
 def iterate(problem: Problem, z: Tensor, settings: Settings, image: Tensor | None = None) -> Outcome:
     """Solve, on flat (rows, dim) matrices; `image` is `f(z)` where it is known."""
     layout, max_steps = problem.layout, settings.max_steps
+    z = z.to(layout.working_dtype)
     if torch.is_autocast_enabled(layout.device.type):
         # autocast is for f, which turns it on again; the solver's own products keep their digits
         with torch.autocast(layout.device.type, enabled=False):
@@ -53,7 +54,8 @@ def iterate(problem: Problem, z: Tensor, settings: Settings, image: Tensor | Non
     solver = settings.solver.bind(problem, settings)
     stretch = begin(problem, solver, z, image)
     norms = _on_host(stretch.norms)
-    if z.dtype == torch.float32 and norms.any() and extreme(norms[norms != 0], z.dtype):
+    exact = _repaired(norms, stretch)[0]
+    if z.dtype == torch.float32 and exact.any() and extreme(exact[exact != 0], z.dtype):
         # squares leave single precision: from here on the solver works in double
         layout.working_dtype, z = torch.float64, z.double()
         stretch = begin(problem, solver, z, stretch.image.double())

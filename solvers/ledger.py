@@ -15,6 +15,8 @@ PATIENCE = 30
 since whoever allows many steps expects plateaus."""
 DRIFT = 10.0
 """Growth of residual or image since the first step at which a row out of patience has diverged rather than stalled."""
+FLOOR = 16
+"""Rounding units of the image within which a residual is as good as the dtype allows, whatever came after."""
 RUNAWAY = 1e3
 """Growth over the best residual at which an accelerated solver forgets its history; and growth of ‖z‖ over the last
 image at which the solver, not f, is held to account for what f makes of z."""
@@ -49,7 +51,7 @@ class Ledger:
     | event | status |
     |---|---|
     | no new best residual for `patience` steps | STALLED |
-    | the same, and meanwhile residual or image have grown by `DRIFT` over those of the first step | DIVERGED |
+    | the same, and since then residual or image were `DRIFT` times those of the first step | DIVERGED |
     | residual or image not finite, and not because the solver leapt | NON_FINITE |
     | the tolerance is met, and not only because ‖z‖ grew | CONVERGED |
     """
@@ -148,12 +150,13 @@ class Ledger:
         impatient = step - rows.improved_at >= self.patience
         reach = DRIFT * np.maximum(rows.first, rows.first_scale)
         rows.drifted = ~(active & falling) & (rows.drifted | (residual > DRIFT * rows.first) | ~(scale <= reach))
+        resolved = rows.best <= FLOOR * self.rounding * np.minimum(rows.best_scale, rows.first_scale)
         runaway = residual > RUNAWAY * rows.best
         leapt = ~finite & np.isfinite(rows.best) & ~(size <= RUNAWAY * rows.last_scale)
         broken = ~finite & ~leapt
         for event, status in (
             (impatient, Status.STALLED),
-            (impatient & rows.drifted, Status.DIVERGED),
+            (impatient & rows.drifted & ~resolved, Status.DIVERGED),
             (broken, Status.NON_FINITE),
             (converged, Status.CONVERGED),
         ):

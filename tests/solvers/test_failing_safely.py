@@ -98,6 +98,14 @@ def test_of_a_hundred_solvable_problems_none_is_reported(solver, dtype):
         assert error.max() < 3e-4
 
 
+@pytest.mark.parametrize("solver", SOLVERS[:-1], ids=repr)
+def test_what_the_dtype_cannot_resolve_has_stalled(solver):
+    x = torch.randn(40, 4, generator=torch.Generator().manual_seed(0)).bfloat16()
+    solution = solve(lambda z: 0.5 * torch.cos(z) + x, torch.zeros_like(x), solver=solver, rtol=1e-4, max_steps=200)
+    assert {Status(code) for code in solution.status.tolist()} <= {Status.CONVERGED, Status.STALLED}
+    assert solution.residual.max() < 3e-2
+
+
 # --- safeguards --------------------------------------------------------------------------------------------------
 
 

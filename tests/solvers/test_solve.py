@@ -249,6 +249,20 @@ def test_norms_that_leave_float32_are_still_right(scale):
     torch.testing.assert_close(solution.value / scale, 2 * shift / scale, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("scale", [1e-30, 1e30])
+@pytest.mark.parametrize("solver", [Anderson(), Broyden(), Monotone(), NewtonKrylov(), GMRES()], ids=repr)
+def test_acceleration_is_kept_where_squares_leave_float32(solver, scale):
+    matrix, shift = contraction(16, 0.95, dtype=torch.float32), torch.randn(4, 16)
+
+    def steps(factor):
+        start = torch.zeros_like(shift)
+        solution = solve(lambda z: z @ matrix.T + factor * shift, start, solver=solver, rtol=1e-5, atol=0.0).check()
+        assert solution.value.dtype == torch.float32
+        return solution.evaluations.max()
+
+    assert steps(scale) <= steps(1.0) + 2
+
+
 def test_warm_start_just_outside_the_tolerance_converges():
     def f(z):
         return 0.999 * z + 0.001
@@ -477,6 +491,9 @@ START = torch.zeros(4, 3)
         (lambda: Anderson(ridge=-1e-3), ValueError, "ridge=-0.001"),
         (lambda: Picard(damping=0), ValueError, r"damping=0 .*\(0, 2\]"),
         (lambda: Broyden(memory=2.5), ValueError, "memory=2.5"),
+        (lambda: GMRES(restart=0), ValueError, "restart=0 must be an integer of at least 1"),
+        (lambda: NewtonKrylov(inner_steps=-1), ValueError, "inner_steps=-1"),
+        (lambda: Monotone(memory=True), ValueError, "memory=True"),
     ],
 )
 def test_bad_input_is_named(call, error, match):

@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint notebooks clean
+.PHONY: demo test lint bench notebooks clean
 
 demo: .venv/.demo
 	$(BIN)/implicit compare digits --seeds 1 --epochs 12
@@ -13,6 +13,9 @@ lint: .venv/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+bench: .venv/.bench
+	$(BIN)/python -m benchmarks solvers
 
 notebooks: .venv/.dev
 	for notebook in notebooks/*.ipynb; do \
@@ -29,6 +32,10 @@ notebooks: .venv/.dev
 
 .venv/.dev: .venv/.demo
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	touch $@
+
+.venv/.bench: .venv/.demo
+	$(BIN)/python -m pip install --quiet --editable '.[bench]'
 	touch $@
 
 clean:

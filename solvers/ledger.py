@@ -150,7 +150,7 @@ class Ledger:
         impatient = step - rows.improved_at >= self.patience
         reach = DRIFT * np.maximum(rows.first, rows.first_scale)
         rows.drifted = ~(active & falling) & (rows.drifted | (residual > DRIFT * rows.first) | ~(scale <= reach))
-        resolved = rows.best <= FLOOR * self.rounding * np.minimum(rows.best_scale, rows.first_scale)
+        resolved = (rows.best <= FLOOR * self.rounding * rows.best_scale) & (rows.best_scale <= reach)
         runaway = residual > RUNAWAY * rows.best
         leapt = ~finite & np.isfinite(rows.best) & ~(size <= RUNAWAY * rows.last_scale)
         broken = ~finite & ~leapt

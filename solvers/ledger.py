@@ -14,7 +14,8 @@ PATIENCE = 30
 """Least number of steps without a new best residual after which a row stops; a quarter of max_steps where that is more,
 since whoever allows many steps expects plateaus."""
 DRIFT = 10.0
-"""Growth of residual or image since the first step at which a row out of patience has diverged rather than stalled."""
+"""Growth of the residual over its best, or of the image over the first one, since the last new best, at which a row out
+of patience has diverged rather than stalled."""
 FLOOR = 16
 """Rounding units of the image within which a residual is as good as the dtype allows, whatever came after."""
 RUNAWAY = 1e3
@@ -51,7 +52,7 @@ class Ledger:
     | event | status |
     |---|---|
     | no new best residual for `patience` steps | STALLED |
-    | the same, and since then residual or image were `DRIFT` times those of the first step | DIVERGED |
+    | the same, and meanwhile the residual was `DRIFT` times its best, or the image the first | DIVERGED |
     | residual or image not finite, and not because the solver leapt | NON_FINITE |
     | the tolerance is met, and not only because ‖z‖ grew | CONVERGED |
     """
@@ -104,14 +105,16 @@ class Ledger:
         if residual.ndim == 1:
             improved = residual < before
             falling = residual < self.falling * before
-            rows.improved_at[falling], rows.drifted[falling] = step, False
+            rows.improved_at[falling] = step
+            rows.drifted = ~falling & (rows.drifted | (residual > DRIFT * before))
             rows.best = np.minimum(before, residual)
             rows.best_scale = np.where(improved, scale, rows.best_scale)
             return improved - 1
         improved, falling = residual < before, residual < self.falling * before
         keep = np.where(improved.any(0), _last_true(improved), -1)
         rows.improved_at = np.where(falling.any(0), step + _last_true(falling), rows.improved_at)
-        rows.drifted[falling.any(0)] = False
+        after = np.arange(len(residual))[:, None] > np.where(falling.any(0), _last_true(falling), -1)
+        rows.drifted = (rows.drifted & ~falling.any(0)) | (after & (residual > DRIFT * before)).any(0)
         rows.best = np.minimum(before[-1], residual[-1])
         rows.best_scale = np.where(keep < 0, rows.best_scale, scale[keep, np.arange(len(keep))])
         return keep
@@ -149,7 +152,7 @@ class Ledger:
         rows.improved_at = np.where(active & falling, step, rows.improved_at)
         impatient = step - rows.improved_at >= self.patience
         reach = DRIFT * np.maximum(rows.first, rows.first_scale)
-        rows.drifted = ~(active & falling) & (rows.drifted | (residual > DRIFT * rows.first) | ~(scale <= reach))
+        rows.drifted = ~(active & falling) & (rows.drifted | (residual > DRIFT * rows.best) | ~(scale <= reach))
         resolved = (rows.best <= FLOOR * self.rounding * rows.best_scale) & (rows.best_scale <= reach)
         runaway = residual > RUNAWAY * rows.best
         leapt = ~finite & np.isfinite(rows.best) & ~(size <= RUNAWAY * rows.last_scale)

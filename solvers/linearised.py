@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -52,8 +53,8 @@ def finite_differences(problem: Problem, z: Tensor, image: Tensor) -> Product:
 WAYS: tuple[Way, ...] = (forward_mode, double_reverse_mode, finite_differences)
 
 
-def first_way(problem: Problem, z: Tensor, image: Tensor, v: Tensor) -> int:
-    """The position in `WAYS` of the first that f allows."""
+def first_way(problem: Problem, z: Tensor, image: Tensor, v: Tensor) -> tuple[int, int]:
+    """The position in `WAYS` of the first that f allows, and the evaluations of f that it took to find out."""
     for position, way in enumerate(WAYS[:-1]):
         try:
             with warnings.catch_warnings():
@@ -62,8 +63,8 @@ def first_way(problem: Problem, z: Tensor, image: Tensor, v: Tensor) -> int:
                 way(problem, z, image)(v)
         except (RuntimeError, NotImplementedError):  # an operation without that derivative
             continue
-        return position
-    return len(WAYS) - 1
+        return position, position + 1
+    return len(WAYS) - 1, len(WAYS) - 1
 
 
 class Linearised(Problem):
@@ -73,6 +74,8 @@ class Linearised(Problem):
         super().__init__(problem.f, problem.args, Layout(shift), dropped=problem.dropped)
         self.problem, self.way, self.z, self.image, self.shift = problem, way, z, image, shift
         self.product = WAYS[way](problem, z, image)
+        if WAYS[way] is double_reverse_mode:
+            self.spent = np.ones(len(z), dtype=np.int64)  # by its one evaluation of f
 
     def __call__(self, flat: Tensor) -> Tensor:
         return (self.product(flat.to(self.z.dtype)) + self.shift).to(self.layout.working_dtype)

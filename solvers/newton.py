@@ -26,8 +26,7 @@ class NewtonMemory(NamedTuple):
     size: Tensor  # (rows, 1): ‖f(z) − z‖ at `point`
     length: Tensor  # (rows, 1): of the last step, in (0, 1]
     forcing: Tensor  # (rows, 1): relative tolerance of the last inner solve
-    way: int  # how products with the Jacobian are made
-    started: bool
+    way: int  # how products with the Jacobian are made, a position in WAYS; −1 before it is known
 
 
 @dataclass(frozen=True)
@@ -60,7 +59,7 @@ class NewtonKrylov(Solver):
 
     def init(self, z: Tensor) -> NewtonMemory:
         ones = z.new_ones(len(z), 1)
-        return NewtonMemory(z, torch.zeros_like(z), torch.inf * ones, ones, _LOOSEST * ones, way=-1, started=False)
+        return NewtonMemory(z, torch.zeros_like(z), torch.inf * ones, ones, _LOOSEST * ones, way=-1)
 
     def step(self, memory: NewtonMemory, z: Tensor, fz: Tensor, residual: Tensor) -> tuple[Tensor, NewtonMemory]:
         size = torch.linalg.vector_norm(residual, dim=1, keepdim=True)
@@ -78,7 +77,6 @@ class NewtonKrylov(Solver):
             length=torch.where(accepted, 1, memory.length / 2),
             forcing=torch.where(accepted, forcing, memory.forcing),
             way=way,
-            started=True,
         )
         return torch.addcmul(memory.point, memory.length, memory.direction), memory
 
@@ -95,8 +93,7 @@ class NewtonKrylov(Solver):
         tolerance = torch.maximum(forcing * size, enough.minimum(_LOOSEST * size))
         tried = 0
         if way < 0:
-            way = first_way(problem, z, fz, residual)
-            tried = way + 1
+            way, tried = first_way(problem, z, fz, residual)
         # in units of its tolerance each row has the same one
         shift = torch.where(accepted & (size > 0), residual / tolerance, 0)
         linear = Linearised(problem, way, z, fz, shift)

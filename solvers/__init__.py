@@ -7,7 +7,7 @@ from .monotone import Monotone
 from .newton import NewtonKrylov
 from .picard import Picard
 from .solution import ConvergenceError, Solution, Status
-from .solver import Solver
+from .solver import RestartingSolver, Solver
 from .solving import solve
 from .state import State
 
@@ -19,6 +19,7 @@ __all__ = [
     "Monotone",
     "NewtonKrylov",
     "Picard",
+    "RestartingSolver",
     "Solution",
     "Solver",
     "State",

@@ -89,7 +89,7 @@ class Anderson(RestartingSolver):
         gram.select(1, slot).copy_(products)
         gram.select(2, slot).copy_(products)
         system = torch.addcmul(floor, gram, raised)
-        weights = torch.linalg.solve_ex(system, against)[0].mT.to(z.dtype)
+        weights = _solve(system, against).mT.to(z.dtype)
         mixed = torch.baddbmm(fz.unsqueeze(1), weights, images, alpha=-1).squeeze(1)
         if self.damping != 1:
             mixed_residual = torch.baddbmm(residual.unsqueeze(1), weights, differences, alpha=-1).squeeze(1)
@@ -102,3 +102,16 @@ class Anderson(RestartingSolver):
         identity = torch.eye(memory.gram.shape[1], dtype=torch.float64, device=rows.device)
         torch.where(rows[:, None, None], identity, memory.gram, out=memory.gram)
         return memory
+
+
+def _solve(system: Tensor, against: Tensor) -> Tensor:
+    """The solution of small symmetric positive definite systems."""
+    if not torch.compiler.is_compiling():
+        return torch.linalg.solve_ex(system, against)[0]
+    # a call of LAPACK costs more than these few operations, which the compiler fuses
+    table = torch.cat((system, against), dim=2)
+    eye = torch.eye(system.shape[1], dtype=system.dtype, device=system.device)
+    for column in range(system.shape[1]):
+        pivot = table[:, column : column + 1] / table[:, column : column + 1, column : column + 1]
+        table = table - (table[:, :, column : column + 1] - eye[:, column : column + 1]) * pivot
+    return table[:, :, -1:]

@@ -64,7 +64,7 @@ def in_torchdeqs_form(solver: Solver) -> Callable[..., tuple[Tensor, list[Tensor
             max_iter: largest number of steps.
             tol: tolerance on `‖func(x) − x‖`, for `stop_mode="rel"` relative to `‖func(x)‖`.
             stop_mode: "abs" or "rel".
-            indexing: steps, counted from 1, after which to return `func(x)`, too.
+            indexing: evaluations of func, counted from 1, whose result to return, too.
         """
         if stop_mode not in ("abs", "rel"):
             raise ValueError(f"stop_mode={stop_mode!r} must be 'abs' or 'rel'")

@@ -50,7 +50,7 @@ class Anderson(RestartingSolver):
     def __post_init__(self) -> None:
         check_positive_integer(self, "memory")
         check_damping(self)
-        if self.ridge is not None and not 0 <= self.ridge < float("inf"):
+        if self.ridge is not None and not (isinstance(self.ridge, (int, float)) and 0 <= self.ridge < float("inf")):
             raise ValueError(f"Anderson: ridge={self.ridge!r} must be a finite number of at least 0, or None")
 
     def init(self, z: Tensor) -> AndersonMemory:

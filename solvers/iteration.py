@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .ledger import Books, Ledger
-from .norms import extreme, row_norms
+from .norms import extreme, out_of_range, row_norms
 from .problem import Problem, Settings
 from .rows import Bools, Floats, Integers
 from .solution import Solution
@@ -55,7 +55,8 @@ def iterate(problem: Problem, z: Tensor, settings: Settings, image: Tensor | Non
     stretch = begin(problem, solver, z, image)
     norms = _on_host(stretch.norms)
     exact = _repaired(norms, stretch)[0]
-    if z.dtype == torch.float32 and exact.any() and extreme(exact[exact != 0], z.dtype):
+    told = exact[np.isfinite(exact) & (exact != 0)]
+    if z.dtype == torch.float32 and told.size and extreme(told, z.dtype):
         # squares leave single precision: from here on the solver works in double
         layout.working_dtype, z = torch.float64, z.double()
         stretch = begin(problem, solver, z, stretch.image.double())
@@ -67,9 +68,12 @@ def iterate(problem: Problem, z: Tensor, settings: Settings, image: Tensor | Non
             keep, forget = ledger.enter(step + 1, *_repaired(norms, stretch))
         best = _kept(keep, stretch.points, best)
         step += len(stretch.points)
-        if step == max_steps or not (ledger.calm or ledger.rows.active.any()):
+        finished = not (ledger.calm or ledger.rows.active.any())
+        # rows that stopped at different points of a stretch have not been evaluated together
+        together = (keep == len(stretch.points) - 1).all() or len(stretch.points) == 1
+        if step == max_steps or (finished and together):
             break
-        if settings.compact and not ledger.calm and (~ledger.rows.active).mean() >= DROP_SHARE:
+        if settings.compact and not (ledger.calm or finished) and (~ledger.rows.active).mean() >= DROP_SHARE:
             value = _filed(value, ledger, best) if dropped else best
             stay = ledger.drop()
             rows = _on_device(stay, z)
@@ -79,7 +83,8 @@ def iterate(problem: Problem, z: Tensor, settings: Settings, image: Tensor | Non
         hold = None if ledger.calm else ~ledger.rows.active
         if hold is not None and isinstance(solver, RestartingSolver):
             hold |= ledger.rows.led_astray
-        stretch = _go_on(problem, solver, settings, stretch, max_steps - step, hold, forget, best)
+        room = 1 if finished else max_steps - step
+        stretch = _go_on(problem, solver, settings, stretch, room, hold, forget, best)
         norms = _on_host(stretch.norms)  # the one synchronisation of a stretch
         if problem.spent is not None:
             ledger.charge(problem.spent)
@@ -101,7 +106,7 @@ def _go_on(
     held = None if hold is None or not hold.any() else (_on_device(hold, best), best)
     if forget is not None and forget.any():
         return advance(problem, solver, stretch, 1, held, _on_device(forget, best))
-    if not settings.compile:
+    if not settings.compile or room == 1:
         return advance(problem, solver, stretch, min(settings.check_every, room), held, None)
     # one length, one graph: the last stretch runs past max_steps, and what it finds there is cut off
     if held is None:
@@ -114,7 +119,8 @@ def _repaired(norms: Floats, stretch: Stretch) -> tuple[Floats, Floats | None]:
     if not extreme(norms, stretch.residual.dtype):
         return norms, None
     if len(stretch.points) == 1:
-        norms = np.stack((row_norms(stretch.residual), row_norms(stretch.image)))
+        exact = np.stack((row_norms(stretch.residual), row_norms(stretch.image)))
+        norms = np.where(out_of_range(norms, stretch.residual.dtype), exact, norms)
     return norms, np.stack([row_norms(point) for point in stretch.points])
 
 

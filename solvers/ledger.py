@@ -129,9 +129,10 @@ class Ledger:
         with np.errstate(invalid="ignore", over="ignore"):
             for point in range(len(norms) // 2):
                 size = np.zeros(len(keep)) if sizes is None else sizes[point]
-                kept, forget = self._enter(step + point, norms[2 * point], norms[2 * point + 1], size, held)
+                kept, runaway = self._enter(step + point, norms[2 * point], norms[2 * point + 1], size, held)
                 keep[kept] = point
-        return Verdict(keep, forget)
+                forget |= runaway
+        return Verdict(keep, forget & self.rows.active)
 
     def _enter(self, step: int, residual: Floats, scale: Floats, size: Floats, held: Bools) -> tuple[Bools, Bools]:
         rows = self.rows

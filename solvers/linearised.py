@@ -55,16 +55,23 @@ WAYS: tuple[Way, ...] = (forward_mode, double_reverse_mode, finite_differences)
 
 def first_way(problem: Problem, z: Tensor, image: Tensor, v: Tensor) -> tuple[int, int]:
     """The position in `WAYS` of the first that f allows, and the evaluations of f that it took to find out."""
+    tried = 0
     for position, way in enumerate(WAYS[:-1]):
+        tried += 1
         try:
             with warnings.catch_warnings():
                 # PyTorch's own, when it first differentiates forwards
                 warnings.filterwarnings("ignore", message=r".*torch\.jit\.script", category=FutureWarning)
-                way(problem, z, image)(v)
+                product = way(problem, z, image)(v)
         except (RuntimeError, NotImplementedError):  # an operation without that derivative
             continue
-        return position, position + 1
-    return len(WAYS) - 1, len(WAYS) - 1
+        if product.any():
+            return position, tried
+        tried += 1
+        if not finite_differences(problem, z, image)(v).any():
+            return position, tried
+        break  # f hides its derivative: it detaches z, or computes without gradients
+    return len(WAYS) - 1, tried
 
 
 class Linearised(Problem):

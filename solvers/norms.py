@@ -5,7 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .rows import Floats
+from .rows import Bools, Floats
+
+_RANGE = {torch.float32: (1e-18, 1e18), torch.float64: (1e-150, 1e150)}
 
 
 def row_norms(x: Tensor) -> Floats:
@@ -16,7 +18,13 @@ def row_norms(x: Tensor) -> Floats:
     return torch.where(largest[:, 0].isfinite(), norms, largest[:, 0].double()).cpu().numpy()
 
 
-def extreme(lengths: Floats, dtype: torch.dtype) -> bool:
-    """Whether squares may have left the dtype's range, so that a plain norm of 0, Inf or NaN may be an artefact."""
-    small, large = (1e-18, 1e18) if dtype == torch.float32 else (1e-150, 1e150)
-    return not (lengths.min() > small and lengths.max() < large)
+def out_of_range(norms: Floats, dtype: torch.dtype) -> Bools:
+    """Where squares may have left the dtype's range, so that a plain norm of 0, Inf or NaN may be an artefact."""
+    small, large = _RANGE[dtype]
+    return ~((norms > small) & (norms < large))
+
+
+def extreme(norms: Floats, dtype: torch.dtype) -> bool:
+    """Whether any is."""
+    small, large = _RANGE[dtype]
+    return not (norms.min() > small and norms.max() < large)

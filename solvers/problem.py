@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from numbers import Real
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -29,6 +29,8 @@ class Settings:
     check_every: int = 1
     compile: bool = False
 
+    title: ClassVar[str] = "solve"
+
     def __post_init__(self) -> None:
         if not isinstance(self.solver, Solver):
             raise TypeError(
@@ -39,6 +41,9 @@ class Settings:
                 raise ValueError(f"{name}={value!r} must be a finite number of at least 0")
         check_positive_integer(self, "max_steps")
         check_positive_integer(self, "check_every")
+        for name in ("compact", "compile"):
+            if not isinstance(getattr(self, name), bool):
+                raise TypeError(f"solve: {name}={getattr(self, name)!r} must be True or False")
         if self.compile and self.compact:
             raise ValueError("compile=True needs fixed shapes, compact=True drops rows: pass compact=False with it")
         if self.compile and type(self.solver).bind is not Solver.bind:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -58,8 +59,13 @@ class RestartingSolver(Solver):
 
 def check_positive_integer(owner: Any, name: str) -> None:
     value = getattr(owner, name)
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"{type(owner).__name__}: {name}={value!r} must be an integer of at least 1")
+    if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"{_title(owner)}: {name}={value!r} must be an integer of at least 1")
+
+
+def _title(owner: Any) -> str:
+    """How the user knows the thing whose argument is wrong."""
+    return getattr(owner, "title", type(owner).__name__)
 
 
 def check_damping(owner: Any) -> None:

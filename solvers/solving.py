@@ -46,8 +46,9 @@ def solve(
         compact: drop rows that have stopped from further evaluations. Pays where rows differ much and `f` is costly.
             One evaluation of the full batch at the end verifies that rows do not depend on each other; if they do, the
             whole batch is solved again, with a `RuntimeWarning`.
-        check_every: look at the residuals, which on a GPU waits for it, once in so many steps. The result is the same;
-            up to check_every − 1 evaluations are made in vain.
+        check_every: look at the residuals, which on a GPU waits for it, once in so many steps. A row that converges
+            gets the same result, after up to check_every evaluations in vain; one that is made to forget its history
+            does so later.
         compile: run each stretch of `check_every` steps, `f` included, as one graph of `torch.compile`. Pays for tiny
             states, whose time goes into calling small operations, once the compilation (a minute or so for ten steps
             of Anderson) is spread over many solves; a `check_every` that is a multiple of the solver's memory compiles

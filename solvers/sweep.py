@@ -10,6 +10,11 @@ from torch import Tensor
 from .problem import Problem, select
 from .solver import RestartingSolver, Solver
 
+_IN_PLACE = (
+    "f writes into its argument, or into what it returned before: return a fresh tensor (no in-place operations on z; "
+    "clone a static output)"
+)
+
 
 class Stretch(NamedTuple):
     """What some steps leave: the points at which `f` was evaluated, the norms there, and where the next step starts."""
@@ -33,8 +38,12 @@ class Stretch(NamedTuple):
 
 
 def begin(problem: Problem, solver: Solver, z: Tensor, image: Tensor | None) -> Stretch:
-    """The first evaluation, unless its result is known."""
-    image = _evaluate(problem, z, z) if image is None else image
+    """The first evaluation, unless its result is known; of a copy, since z may be the caller's."""
+    if image is None:
+        probe = z.clone()
+        image = _evaluate(problem, probe, probe)
+        if probe.is_inference() and not torch.equal(probe.nan_to_num(), z.nan_to_num()):
+            raise ValueError(_IN_PLACE)
     residual = image - z
     norms = torch.stack((torch.linalg.vector_norm(residual, dim=1), torch.linalg.vector_norm(image, dim=1)))
     return Stretch([z], norms, image, residual, solver.init(z))
@@ -55,8 +64,6 @@ def advance(
         forget: rows, (rows,) bool, whose history is dropped in the first step.
     """
     points, norms = [], []
-    # summed in double, squares stay in range; a stretch of one step saves that and leaves the repair to the loop
-    dtype = torch.float64 if steps > 1 else None
     z, image, residual, memory = start.points[-1], start.image, start.residual, start.memory
     for count in range(steps):
         proposal, memory = solver.step(memory, z, image, residual)
@@ -69,13 +76,22 @@ def advance(
         image = _evaluate(problem, z, image)
         residual = image - z
         points.append(z)
-        norms.append(torch.linalg.vector_norm(residual, dim=1, dtype=dtype))
-        norms.append(torch.linalg.vector_norm(image, dim=1, dtype=dtype))
+        norms += [_norm(residual, steps), _norm(image, steps)]
     return Stretch(points, torch.stack(norms), image, residual, memory)
 
 
 # fixed shapes and every tensor an input: one graph for each number of steps and fill of the solver's memory
 advance_compiled = torch.compile(advance, dynamic=False, fullgraph=True)
+
+
+def _norm(x: Tensor, steps: int) -> Tensor:
+    """(rows,). Squares stay in range; a stretch of one step saves that and leaves the repair to the loop."""
+    if steps == 1:
+        return torch.linalg.vector_norm(x, dim=1)
+    if x.dtype == torch.float32:
+        return torch.linalg.vector_norm(x, dim=1, dtype=torch.float64)
+    largest = torch.linalg.vector_norm(x, ord=torch.inf, dim=1).clamp(min=torch.finfo(x.dtype).tiny)
+    return torch.linalg.vector_norm(x / largest[:, None], dim=1) * largest
 
 
 def _evaluate(problem: Problem, z: Tensor, last: Tensor) -> Tensor:
@@ -87,8 +103,5 @@ def _evaluate(problem: Problem, z: Tensor, last: Tensor) -> Tensor:
     before = z._version, last._version
     image = problem(z)
     if (z._version, last._version) != before:
-        raise ValueError(
-            "f writes into its argument, or into what it returned before: return a fresh tensor (no in-place "
-            "operations on z; clone a static output)"
-        )
+        raise ValueError(_IN_PLACE)
     return image

@@ -120,3 +120,14 @@ def test_it_must_be_run_by_solve():
     z = torch.zeros(1, 2)
     with pytest.raises(RuntimeError, match="run it through solve"):
         NewtonKrylov().step(NewtonKrylov().init(z), z, z + 1, z + 1)
+
+
+def test_an_f_that_hides_its_derivative_is_noticed():
+    f, plain = cell(gain=1.2), torch.zeros(3, 10, dtype=torch.float64) + torch.linspace(0, 1, 3)[:, None]
+
+    def hiding(z):
+        return f(z.detach())
+
+    seen, hidden = (solve(g, plain, solver=NewtonKrylov(), rtol=1e-9, atol=0.0).check() for g in (f, hiding))
+    torch.testing.assert_close(hidden.value, seen.value, rtol=1e-7, atol=1e-7)
+    assert hidden.steps.max() <= seen.steps.max() + 2

@@ -489,6 +489,9 @@ START = torch.zeros(4, 3)
         (lambda: Anderson(memory=0), ValueError, "memory=0 must be an integer of at least 1"),
         (lambda: Anderson(damping=float("nan")), ValueError, "damping=nan"),
         (lambda: Anderson(ridge=-1e-3), ValueError, "ridge=-0.001"),
+        (lambda: Anderson(ridge="x"), ValueError, "ridge='x' must be a finite number"),
+        (lambda: solve(torch.cos, START, compact="no"), TypeError, "compact='no' must be True or False"),
+        (lambda: solve(torch.cos, START, max_steps=0), ValueError, "^solve: max_steps=0"),
         (lambda: Picard(damping=0), ValueError, r"damping=0 .*\(0, 2\]"),
         (lambda: Broyden(memory=2.5), ValueError, "memory=2.5"),
         (lambda: GMRES(restart=0), ValueError, "restart=0 must be an integer of at least 1"),
@@ -502,7 +505,31 @@ def test_bad_input_is_named(call, error, match):
 
 
 def test_numpy_numbers_are_numbers():
-    assert solve(torch.cos, START, rtol=np.float32(1e-3)).converged.all()
+    assert solve(torch.cos, START, rtol=np.float32(1e-3), max_steps=np.int64(50)).converged.all()
+
+
+@pytest.mark.parametrize("inference", [False, True])
+def test_z0_survives_an_f_that_writes_into_it(inference):
+    with torch.inference_mode(inference):
+        start = torch.ones(2, 3)
+        with pytest.raises(ValueError, match="writes into its argument"):
+            solve(lambda z: z.mul_(0.5).add_(1), start, solver=Picard(), rtol=1e-6)
+        assert torch.equal(start, torch.ones(2, 3))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@by_affine_solver
+def test_a_nan_row_changes_no_bit_of_the_others(solver, dtype):
+    generator = torch.Generator().manual_seed(0)
+    matrix = (0.7 * torch.randn(6, 8, 8, generator=generator) / 8**0.5).to(dtype)
+    shift = torch.randn(6, 8, generator=generator).to(dtype)
+    broken = shift.clone()
+    broken[2] = torch.nan
+    options = {"solver": solver, "rtol": 1e-2 if dtype == torch.bfloat16 else 1e-5, "max_steps": 200}
+    clean, found = (solve(affine, torch.zeros_like(shift), (matrix, x), **options) for x in (shift, broken))
+    others = [0, 1, 3, 4, 5]
+    for part in ("value", "residual", "steps", "evaluations", "status"):
+        assert torch.equal(getattr(clean, part)[others], getattr(found, part)[others]), part
 
 
 def test_an_f_that_overwrites_its_last_output_is_refused():

@@ -87,3 +87,39 @@ def test_what_cannot_be_compiled_is_named():
         solve(torch.cos, torch.zeros(2, 1), solver=NewtonKrylov(), compile=True)
     with pytest.raises(ValueError, match="check_every=0 must be an integer of at least 1"):
         solve(torch.cos, torch.zeros(2, 1), check_every=0)
+
+
+@pytest.mark.parametrize("exponent", [-170, -200, 170, 200])
+@pytest.mark.parametrize("check_every", [1, 3])
+def test_norms_that_leave_float64_are_still_right(check_every, exponent):
+    matrix = torch.diag(torch.tensor([0.5, 0.8, -0.3, 0.9], dtype=torch.float64))
+    shift = 10.0**exponent * torch.randn(2, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    solution = solve(
+        lambda z: z @ matrix + shift,
+        torch.zeros_like(shift),
+        solver=Picard(),
+        rtol=1e-8,
+        atol=0.0,
+        max_steps=300,
+        check_every=check_every,
+    ).check()
+    exact = torch.linalg.solve(torch.eye(4, dtype=torch.float64) - matrix, shift / 10.0**exponent, left=False)
+    torch.testing.assert_close(solution.value / 10.0**exponent, exact, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("check_every", [1, 3, 10])
+@pytest.mark.parametrize("solver", [Picard(), Anderson(), Broyden(), NewtonKrylov()], ids=repr)
+def test_rows_that_see_each_other_converge_together_or_not_at_all(solver, check_every):
+    rate = torch.linspace(0.1, 0.9, 8, dtype=torch.float64)[:, None]
+    shift = torch.randn(8, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+
+    def coupled(z):
+        return 0.3 * rate * torch.cos(z) + 0.5 * z.mean(0, keepdim=True) + shift
+
+    start = torch.zeros(8, 5, dtype=torch.float64)
+    solution = solve(coupled, start, solver=solver, rtol=1e-6, atol=0.0, check_every=check_every, max_steps=400)
+    image = coupled(solution.value)
+    relative = (image - solution.value).norm(dim=1) / image.norm(dim=1)
+    assert (relative[solution.converged] <= 1.02e-6).all()
+    if solver == Picard():
+        assert solution.converged.all()

@@ -1,0 +1,1 @@
+"""Speed, work, honest failure and memory beside the peers; `python -m benchmarks` runs them."""

@@ -1,0 +1,47 @@
+"""The command line of the benchmarks."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+
+def _solvers(quick: bool, folder: Path) -> None:
+    from .solvers import compare  # what it imports takes seconds, a wrong name should not
+
+    compare(quick, folder)
+
+
+BENCHMARKS: dict[str, tuple[str, Callable[[bool, Path], None]]] = {
+    "solvers": ("overhead, evaluations, frugality, honest failure and memory, beside the peers", _solvers),
+}
+"""Name → (what it measures, its entry)."""
+
+
+def main() -> int:
+    """Run one benchmark; 2 for an input that cannot be used."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Measurements beside the peers.")
+    parser.add_argument("name", nargs="?", help="; ".join(f"{name}: {what}" for name, (what, _) in BENCHMARKS.items()))
+    parser.add_argument("--quick", action="store_true", help="few repeats, small tables: does it run, in a minute")
+    parser.add_argument("--out", type=Path, default=Path("runs/benchmarks"), help="folder of the JSON file")
+    arguments = parser.parse_args()
+    if arguments.name is None:
+        print("python -m benchmarks NAME: name one of", file=sys.stderr)
+        print(*(f"  {name}: {what}" for name, (what, _) in BENCHMARKS.items()), sep="\n", file=sys.stderr)
+        return 2
+    if arguments.name not in BENCHMARKS:
+        print(f"no benchmark {arguments.name!r}: name one of {', '.join(BENCHMARKS)}", file=sys.stderr)
+        return 2
+    try:
+        arguments.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        print(f"--out {arguments.out} cannot be used: {error.strerror}", file=sys.stderr)
+        return 2
+    BENCHMARKS[arguments.name][1](arguments.quick, arguments.out)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

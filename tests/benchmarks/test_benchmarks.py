@@ -1,0 +1,115 @@
+"""The benchmarks run, their problems are what they say, and the counts they print are true."""
+
+import json
+import math
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from benchmarks.counting import Counted, Watch
+from benchmarks.evaluations import SOLVERS
+from benchmarks.problems import PROBLEMS, build
+from solvers import Anderson, Broyden, NewtonKrylov, solve
+
+
+def run(*arguments, **options):
+    return subprocess.run(
+        [sys.executable, "-m", "benchmarks", *arguments], capture_output=True, text=True, check=False, **options
+    )
+
+
+def test_a_quick_run_prints_and_writes_every_table(tmp_path):
+    result = run("solvers", "--quick", "--out", str(tmp_path))
+    assert result.returncode == 0, result.stderr
+    written = json.loads((tmp_path / "solvers.json").read_text())
+    evaluations = {f"evaluations_1e-{digits}_{part}" for digits in (4, 8) for part in ("ours", "peers", "summary")}
+    others = {"overhead", "compiled", "frugality", "scaling", "monotone", "failed_safely", "solvable", "memory"}
+    assert set(written["tables"]) == evaluations | others
+    for table in written["tables"].values():
+        assert table["title"] in result.stdout
+        # an empty table says why
+        assert table["rows"] or any(note.startswith("skipped: ") for note in table["notes"])
+    for line in written["skipped"]:
+        assert line in result.stdout
+    assert all(row["reported"] == row["of"] for row in written["tables"]["failed_safely"]["rows"])
+    assert all(row["reported failed"] == 0 for row in written["tables"]["solvable"]["rows"])
+    ours, peers = (written["tables"][f"evaluations_1e-8_{part}"]["rows"] for part in ("ours", "peers"))
+    for row, beside in zip(ours, peers):
+        # plain iteration is the same in every framework
+        for name in ("torchdeq plain", "jaxopt plain"):
+            assert beside.get(name, "–") in ("–", row["Picard"])
+    assert "s] failed safely: Picard" in result.stderr
+
+
+def test_the_name_is_asked_for():
+    result = run()
+    assert result.returncode == 2
+    assert "solvers: overhead" in result.stderr
+
+
+def test_an_unknown_name_is_one_line():
+    result = run("gradients")
+    assert result.returncode == 2
+    assert result.stderr == "no benchmark 'gradients': name one of solvers\n"
+
+
+def test_a_folder_that_cannot_be_used_is_one_line(tmp_path):
+    (tmp_path / "file").touch()
+    result = run("solvers", "--quick", "--out", str(tmp_path / "file"))
+    assert result.returncode == 2
+    assert len(result.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("title", PROBLEMS)
+def test_problems_are_the_same_whenever_built(title):
+    first, second = PROBLEMS[title], build()[title]
+    assert first.z0.dtype == torch.float64
+    assert torch.equal(first.z0, second.z0)
+    assert torch.equal(first.f(first.z0), second.f(second.z0))
+    assert first.reference
+
+
+@pytest.mark.parametrize("title", PROBLEMS)
+def test_problems_have_a_fixed_point(title):
+    problem = PROBLEMS[title]
+    assert any(
+        solve(problem.f, problem.z0, solver=solver, rtol=1e-10, atol=0.0, max_steps=2000).converged.all()
+        for solver in (Anderson(), Broyden(), NewtonKrylov())
+    )
+
+
+@pytest.mark.parametrize("title", PROBLEMS)
+def test_a_row_is_the_problem_of_its_own(title):
+    problem = PROBLEMS[title]
+    z = problem.z0 + 0.01 * torch.rand_like(problem.z0)
+    last = len(z) - 1
+    torch.testing.assert_close(problem.row(last).f(z[last:]), problem.f(z)[last:])
+
+
+@pytest.mark.parametrize("solver", SOLVERS.values(), ids=SOLVERS)
+@pytest.mark.parametrize("title", ["Bratu", "tanh 0.9", "Gaussian mixture", "convolutional"])
+def test_reported_evaluations_are_those_inside_f(title, solver):
+    problem = PROBLEMS[title]
+    batch = solve(problem.f, problem.z0, solver=solver, rtol=1e-8, atol=0.0, max_steps=2000)
+    for row in range(len(problem.z0)):
+        alone = problem.row(row)
+        counted = Counted(alone.f)
+        solution = solve(counted, alone.z0, solver=solver, rtol=1e-8, atol=0.0, max_steps=2000)
+        assert solution.evaluations.tolist() == [counted.calls]
+        # batch-mates change the rounding of f, not the work
+        assert int(batch.evaluations[row]) == pytest.approx(counted.calls, abs=1)
+
+
+def test_a_watch_books_the_first_evaluation_that_meets_the_test():
+    watch = Watch(2, rtol=0.1, limit=4)
+    for residual in ([1.0, 0.05], [0.2, 1.0], [0.1, math.nan]):
+        assert not watch.done
+        watch.note(residual, [1.0, 1.0])
+    assert watch.done
+    assert watch.evaluations == 2.0  # the third and the first
+    limited = Watch(1, rtol=0.1, limit=1)
+    limited.note([1.0], [1.0])
+    assert limited.done
+    assert limited.evaluations == math.inf

@@ -69,9 +69,7 @@ def iterate(problem: Problem, z: Tensor, settings: Settings, image: Tensor | Non
         best = _kept(keep, stretch.points, best)
         step += len(stretch.points)
         finished = not (ledger.calm or ledger.rows.active.any())
-        # rows that stopped at different points of a stretch have not been evaluated together
-        together = (keep == len(stretch.points) - 1).all() or len(stretch.points) == 1
-        if step == max_steps or (finished and together):
+        if step == max_steps or (finished and _together(keep)):
             break
         if settings.compact and not (ledger.calm or finished) and (~ledger.rows.active).mean() >= DROP_SHARE:
             value = _filed(value, ledger, best) if dropped else best
@@ -114,6 +112,11 @@ def _go_on(
     return advance_compiled(problem, solver, stretch, settings.check_every, held, None).first(room)
 
 
+def _together(keep: Integers) -> bool:
+    """Whether all rows were kept, if at all, at one point, so that they have been evaluated together."""
+    return bool(keep.max() <= 0 or keep.min() == keep.max())
+
+
 def _repaired(norms: Floats, stretch: Stretch) -> tuple[Floats, Floats | None]:
     """The norms again where squares have left the range of the dtype; then those of the points, too."""
     if not extreme(norms, stretch.residual.dtype):
@@ -127,7 +130,7 @@ def _repaired(norms: Floats, stretch: Stretch) -> tuple[Floats, Floats | None]:
 def _kept(keep: Integers, points: list[Tensor], best: Tensor) -> Tensor:
     """For each row the point to keep, or what was the best before."""
     last = len(points) - 1
-    if (keep == last).all():
+    if keep.min() == last:
         return points[last]
     for position, point in enumerate(points):
         mask = keep == position

@@ -1,7 +1,16 @@
 """Implicit layers: differentiate through a fixed point, and see how it converged."""
 
 from .equilibrium import Equilibrium, fixed_point
-from .gradients import Gradient, ImplicitGradient, PhantomGradient, UnrolledGradient
+from .gradients import (
+    Gradient,
+    ImplicitGradient,
+    NeumannGradient,
+    PhantomGradient,
+    ReversibleGradient,
+    ShineGradient,
+    Unconverged,
+    UnrolledGradient,
+)
 from .parametrized import one_weight
 from .recording import ConvergenceWarning, record
 
@@ -10,7 +19,11 @@ __all__ = [
     "Equilibrium",
     "Gradient",
     "ImplicitGradient",
+    "NeumannGradient",
     "PhantomGradient",
+    "ReversibleGradient",
+    "ShineGradient",
+    "Unconverged",
     "UnrolledGradient",
     "fixed_point",
     "one_weight",

@@ -11,13 +11,17 @@ import torch
 from torch import Tensor, nn
 
 from solvers import Anderson, Solution, Solver, State, solve
-from solvers.coupling import agrees, resolve
+from solvers.coupling import agrees, resolve, verified
 from solvers.iteration import iterate
-from solvers.problem import Settings, prepare
+from solvers.problem import Problem, Settings, prepare
 
+from .explicit import Explicit
 from .gradients import Gradient, ImplicitGradient
+from .gradients.base import Evaluation
+from .gradients.root import followed, transformed
+from .graph import leaves
 from .parametrized import one_weight
-from .recording import current_logs, layer_name, report
+from .recording import Log, current_logs, layer_name, report
 
 
 def fixed_point(
@@ -40,7 +44,7 @@ def fixed_point(
     backward pass and leaves the value alone. Rows that do not converge issue a `ConvergenceWarning`; use
     `solvers.solve(...).check()` to raise instead.
     """
-    _check_gradient(gradient)
+    _check_gradient(gradient, solver)
     with one_weight(f) if isinstance(f, nn.Module) else nullcontext():
         settings = Settings(solver, rtol, atol, max_steps, compact, check_every, compile)
         return _differentiable_solve(None, f, z0, args, gradient, settings)
@@ -81,9 +85,10 @@ class Equilibrium(nn.Module):
         super().__init__()
         if not isinstance(cell, nn.Module):
             raise TypeError(f"cell is a {type(cell).__name__}: pass an nn.Module, or use fixed_point for a function")
-        _check_gradient(gradient)
+        _check_gradient(gradient, solver)
         self.cell, self.gradient, self.initial = cell, gradient, initial
         self.solver, self.rtol, self.atol, self.max_steps = solver, rtol, atol, max_steps
+        # a module's own `compile` is a method
         self.compact, self.check_every, self.compile_solve = compact, check_every, compile
         self._settings(None)
 
@@ -131,9 +136,11 @@ def _differentiable_solve(
     layout = problem.layout
     logs = current_logs()
     name = "fixed_point" if layer is None else layer_name(layer, f"Equilibrium({type(layer.cell).__name__})")
+    if transformed():
+        return layout.unflatten(_transformed_solve(problem, z0, gradient, settings, logs, name))
     tracked = torch.is_grad_enabled()
     with torch.no_grad():
-        outcome = iterate(problem, layout.flatten(z0), settings)
+        outcome = iterate(problem, layout.flatten(z0), settings, remember=tracked and gradient.remembers)
     start = layout.flatten(z0)  # afterwards, since a solve may have widened the working dtype
     # the tracked evaluation doubles as the check that dropping rows was sound
     point = image = outcome.value
@@ -142,14 +149,50 @@ def _differentiable_solve(
         image = problem(point)
         if outcome.dropped and not agrees(outcome, image.detach(), layout.rounding, settings):
             with torch.no_grad():
-                outcome = resolve(problem, start.detach(), settings, outcome)
+                outcome = resolve(problem, start.detach(), settings, outcome, remember=gradient.remembers)
             point = gradient.point(outcome.value) if tracked else outcome.value
             image = problem(point)
     if logs or outcome.books.status.any():
         report(logs, name, "forward", outcome.solution(layout))
     if not tracked or not _depends_on_more(image, point, start, args, f):
         return layout.unflatten(outcome.value.clone())
-    return layout.unflatten(gradient.attach(problem, start, point, image, partial(report, logs, name, "backward")))
+    at = Evaluation(
+        problem,
+        start,
+        point,
+        image,
+        partial(Explicit, problem),
+        partial(report, logs, name, "backward"),
+        settings.solver,
+        outcome,
+    )
+    return layout.unflatten(gradient.attach(at))
+
+
+def _transformed_solve(
+    problem: Problem, z0: State, gradient: Gradient, settings: Settings, logs: tuple[Log, ...], name: str
+) -> Tensor:
+    """The same under a transform of torch.func or forward mode: everything that these follow is handed to `root`."""
+    layout, explicit = problem.layout, Explicit(problem)
+    start = layout.flatten(z0)
+    tensors = (start, *explicit.tensors)
+    with torch.enable_grad():
+        blank = (torch.zeros(tensor.shape, dtype=tensor.dtype, device=tensor.device) for tensor in tensors)
+        if followed(explicit(*blank)):
+            raise RuntimeError(
+                "f captures a tensor that a transform of torch.func, or autograd around it, follows: pass it through "
+                "args, or make f an nn.Module that has it as a parameter"
+            )
+
+    def find(start: Tensor, *tensors: Tensor) -> Tensor:
+        outcome = verified(explicit.at(*tensors), start, settings)
+        report(logs, name, "forward", outcome.solution(layout))
+        return outcome.value.clone()
+
+    def f(z: Tensor, start: Tensor, *tensors: Tensor) -> Tensor:
+        return explicit(z, *tensors)
+
+    return gradient.root(f, find, partial(report, logs, name, "backward"), *tensors)
 
 
 def _depends_on_more(
@@ -160,18 +203,10 @@ def _depends_on_more(
         return True
     if isinstance(f, nn.Module) and any(p.requires_grad for p in f.parameters()):
         return True
-    seen, queue = {point.grad_fn}, [image.grad_fn]
-    while queue:
-        node = queue.pop()
-        if node is None or node in seen:
-            continue
-        if hasattr(node, "variable"):  # a leaf
-            return True
-        seen.add(node)
-        queue.extend(following for following, _ in node.next_functions)
-    return False
+    return any(True for _ in leaves(image, point))
 
 
-def _check_gradient(gradient: Any) -> None:
+def _check_gradient(gradient: Any, solver: Any) -> None:
     if not isinstance(gradient, Gradient):
         raise TypeError(f"gradient={gradient!r} is not a Gradient: pass an object such as ImplicitGradient()")
+    gradient.check_solver(solver)

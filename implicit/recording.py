@@ -82,6 +82,11 @@ def report(logs: tuple[Log, ...], name: str, direction: Literal["forward", "back
         (log.forward if direction == "forward" else log.backward).append(Record(name, kept))
     if not bool(solution.converged.all()):
         text = f"{name}, {direction} solve: {solution.summary()}"
+        if direction == "backward":
+            text += (
+                "\nFor this solve these are settings of gradient=ImplicitGradient(solver=…, rtol=…, max_steps=…), "
+                "whose unconverged=… says what becomes of such rows"
+            )
         warnings.warn(text, ConvergenceWarning, stacklevel=_level_of_caller())
 
 

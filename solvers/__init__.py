@@ -6,8 +6,9 @@ from .gmres import GMRES
 from .monotone import Monotone
 from .newton import NewtonKrylov
 from .picard import Picard
+from .reversible import Reversible
 from .solution import ConvergenceError, Solution, Status
-from .solver import RestartingSolver, Solver
+from .solver import QuasiNewtonSolver, RestartingSolver, Solver
 from .solving import solve
 from .state import State
 
@@ -19,7 +20,9 @@ __all__ = [
     "Monotone",
     "NewtonKrylov",
     "Picard",
+    "QuasiNewtonSolver",
     "RestartingSolver",
+    "Reversible",
     "Solution",
     "Solver",
     "State",

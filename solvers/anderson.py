@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .solver import RestartingSolver, check_damping, check_positive_integer, difference_into
+from .solver import QuasiNewtonSolver, check_damping, check_positive_integer, difference_into
 
 _FLOOR = 1e-300
 
@@ -26,7 +26,7 @@ class AndersonMemory(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Anderson(RestartingSolver):
+class Anderson(QuasiNewtonSolver):
     """Anderson acceleration (type II): mix the last images so that the mixed residual is as small as possible.
 
     With residuals `g_k = f(z_k) − z_k`, differences `ΔF, ΔG` of the last `memory` images and residuals:
@@ -84,8 +84,9 @@ class Anderson(RestartingSolver):
             gram, raised, floor = (x[:, :filled, :filled] for x in (gram, raised, floor))
         # one row times a matrix is the product that BLAS does fastest. The products with the residual would also follow
         # from those of the last step, but lose their digits as the residual falls
-        products = torch.bmm(newest.unsqueeze(1), differences.mT).squeeze(1)
-        against = torch.bmm(residual.unsqueeze(1), differences.mT).mT.double()
+        columns = differences.mT
+        products = torch.bmm(newest.unsqueeze(1), columns).squeeze(1)
+        against = torch.bmm(residual.unsqueeze(1), columns).mT.double()
         gram.select(1, slot).copy_(products)
         gram.select(2, slot).copy_(products)
         system = torch.addcmul(floor, gram, raised)
@@ -102,6 +103,17 @@ class Anderson(RestartingSolver):
         identity = torch.eye(memory.gram.shape[1], dtype=torch.float64, device=rows.device)
         torch.where(rows[:, None, None], identity, memory.gram, out=memory.gram)
         return memory
+
+    def transposed_inverse(self, memory: AndersonMemory, v: Tensor) -> Tensor:
+        """`v − ΔG (ΔGᵀΔG)⁻¹ ΔFᵀ v`, the transpose of what maps a residual to its step."""
+        filled = memory.filled
+        if not filled:
+            return v
+        differences, images = memory.residual_differences[:, :filled], memory.image_differences[:, :filled]
+        gram, raised, floor = (x[:, :filled, :filled] for x in (memory.gram, memory.raised, memory.floor))
+        against = torch.bmm(images, v.unsqueeze(2)).double()
+        weights = _solve(torch.addcmul(floor, gram, raised), against).mT.to(v.dtype)
+        return torch.baddbmm(v.unsqueeze(1), weights, differences, alpha=-1).squeeze(1)
 
 
 def _solve(system: Tensor, against: Tensor) -> Tensor:

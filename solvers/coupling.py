@@ -18,6 +18,14 @@ ROUNDINGS = 4
 """Rounding units of the image by which evaluations in batches of different sizes may differ."""
 
 
+def verified(problem: Problem, z: Tensor, settings: Settings, image: Tensor | None = None) -> Outcome:
+    """`iterate`, and the check at the price of an evaluation."""
+    outcome = iterate(problem, z, settings, image)
+    if outcome.dropped and not agrees(outcome, problem(outcome.value), problem.layout.rounding, settings):
+        outcome = resolve(problem, z, settings, outcome)
+    return outcome
+
+
 def agrees(outcome: Outcome, image: Tensor, rounding: float, settings: Settings) -> bool:
     """Whether the rows solved in a shrinking batch hold in the full one, where their value has this image."""
     books, scale = outcome.books, row_norms(image)
@@ -27,7 +35,7 @@ def agrees(outcome: Outcome, image: Tensor, rounding: float, settings: Settings)
     return bool((holds | (books.status == Status.NON_FINITE)).all())
 
 
-def resolve(problem: Problem, z: Tensor, settings: Settings, first: Outcome) -> Outcome:
+def resolve(problem: Problem, z: Tensor, settings: Settings, first: Outcome, *, remember: bool = False) -> Outcome:
     """The fallback when dropping rows changed the others: solve with every row in place, and say why."""
     warnings.warn(
         "solving without the rows that had stopped changed the remaining ones, so the whole batch was solved again: f "
@@ -36,6 +44,6 @@ def resolve(problem: Problem, z: Tensor, settings: Settings, first: Outcome) -> 
         RuntimeWarning,
         stacklevel=3,
     )
-    second = iterate(problem, z, replace(settings, compact=False))
+    second = iterate(problem, z, replace(settings, compact=False), remember=remember)
     second.books.evaluations += first.books.evaluations
     return second

@@ -19,8 +19,7 @@ class GMRESMemory(NamedTuple):
     changes: Tensor  # (rows, restart, dim): by which p_j lowers the residual, A p_j, orthonormal
     point: Tensor  # (rows, dim): that of least residual in the space searched
     residual: Tensor  # (rows, dim): there
-    filled: int
-    started: bool
+    filled: int  # as many as there is room for: start anew
 
 
 @dataclass(frozen=True)
@@ -47,12 +46,12 @@ class GMRES(Solver):
     def init(self, z: Tensor) -> GMRESMemory:
         rows, dim = z.shape
         first, second = z.new_empty(2, rows, self.restart, dim).unbind()
-        return GMRESMemory(first, second, point=z, residual=z, filled=0, started=False)
+        return GMRESMemory(first, second, point=z, residual=z, filled=self.restart)
 
     def step(self, memory: GMRESMemory, z: Tensor, fz: Tensor, residual: Tensor) -> tuple[Tensor, GMRESMemory]:
-        directions, changes, point, best, filled, started = memory
-        if not started or filled == self.restart:
-            return fz, GMRESMemory(directions, changes, z, residual, 0, started=True)
+        directions, changes, point, best, filled = memory
+        if filled == self.restart:
+            return fz, GMRESMemory(directions, changes, z, residual, 0)
         direction, change = z - point, best - residual
         # a step that changes the residual by its own size, as far as the last one shows; a contraction takes it whole
         stride = torch.linalg.vector_norm(direction, dim=1) / torch.linalg.vector_norm(change, dim=1)
@@ -70,6 +69,5 @@ class GMRES(Solver):
         point, lower = torch.addcmul(point, fall, direction), torch.addcmul(best, fall, change, value=-1)
         size = torch.linalg.vector_norm(best, dim=1, keepdim=True)
         following = torch.where(fall.abs() > _STAGNATION * size, lower, size * change)
-        return torch.addcmul(point, stride, following), GMRESMemory(
-            directions, changes, point, lower, filled + 1, started=True
-        )
+        proposal = torch.addcmul(point, stride, following)
+        return proposal, GMRESMemory(directions, changes, point, lower, filled + 1)

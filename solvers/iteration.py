@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .ledger import Books, Ledger
 from .norms import extreme, out_of_range, row_norms
-from .problem import Problem, Settings
+from .problem import Problem, Settings, select
 from .rows import Bools, Floats, Integers
 from .solution import Solution
 from .solver import RestartingSolver
@@ -22,6 +22,15 @@ DROP_SHARE = 1 / 8
 """Share of the current rows that must have stopped before they are dropped: dropping copies the solver's history."""
 
 
+class History(NamedTuple):
+    """What the solver remembered of some rows, and where they were, when they stopped."""
+
+    rows: Tensor  # their positions in the batch
+    step: int  # at which this was, their last or shortly after
+    point: Tensor  # (rows, dim): where f was evaluated in that step
+    memory: Any
+
+
 @dataclass(frozen=True)
 class Outcome:
     """What `iterate` found, flat and not yet verified against coupling between rows."""
@@ -29,6 +38,7 @@ class Outcome:
     value: Tensor
     books: Books
     dropped: bool
+    histories: list[History]
 
     def solution(self, layout: Layout) -> Solution:
         """The `Solution`, on the state's device; it shares no memory with what the caller passed."""
@@ -40,17 +50,19 @@ class Outcome:
         return Solution(layout.unflatten(self.value.clone()), residual, status, steps, evaluations, trace)
 
 
-def iterate(problem: Problem, z: Tensor, settings: Settings, image: Tensor | None = None) -> Outcome:
-    """Solve, on flat (rows, dim) matrices; `image` is `f(z)` where it is known."""
+def iterate(
+    problem: Problem, z: Tensor, settings: Settings, image: Tensor | None = None, *, remember: bool = False
+) -> Outcome:
+    """Solve, on flat (rows, dim) matrices; `image` is `f(z)` where it is known. `remember`: return the histories."""
     layout, max_steps = problem.layout, settings.max_steps
     z = z.to(layout.working_dtype)
     if torch.is_autocast_enabled(layout.device.type):
         # autocast is for f, which turns it on again; the solver's own products keep their digits
         with torch.autocast(layout.device.type, enabled=False):
-            return iterate(problem, z, settings, image)
+            return iterate(problem, z, settings, image, remember=remember)
     ledger = Ledger(layout.batch, settings.rtol, settings.atol, max_steps, layout.rounding)
     if not layout.batch:
-        return Outcome(z, ledger.close(0), dropped=False)
+        return Outcome(z, ledger.close(0), dropped=False, histories=[])
     solver = settings.solver.bind(problem, settings)
     stretch = begin(problem, solver, z, image)
     norms = _on_host(stretch.norms)
@@ -62,12 +74,17 @@ def iterate(problem: Problem, z: Tensor, settings: Settings, image: Tensor | Non
         stretch = begin(problem, solver, z, stretch.image.double())
         norms = _on_host(stretch.norms)
     best, value, dropped, step = z, z, False, 0
+    histories: list[History] = []
+    running = np.ones(layout.batch, dtype=bool)  # rows whose history is not filed yet
     while True:
         keep, forget = ledger.glance(step + 1, norms), None
         if keep is None:
             keep, forget = ledger.enter(step + 1, *_repaired(norms, stretch))
         best = _kept(keep, stretch.points, best)
         step += len(stretch.points)
+        if remember and not ledger.calm:
+            running[ledger.rows.index[ledger.rows.active]] = True
+            _remember(histories, ~ledger.rows.active, running, ledger, step, stretch)
         finished = not (ledger.calm or ledger.rows.active.any())
         if step == max_steps or (finished and _together(keep)):
             break
@@ -87,7 +104,22 @@ def iterate(problem: Problem, z: Tensor, settings: Settings, image: Tensor | Non
         if problem.spent is not None:
             ledger.charge(problem.spent)
             problem.spent = None
-    return Outcome(_filed(value, ledger, best) if dropped else best, ledger.close(step), dropped)
+    if remember:
+        _remember(histories, ledger.rows.active, running, ledger, step, stretch)
+    return Outcome(_filed(value, ledger, best) if dropped else best, ledger.close(step), dropped, histories)
+
+
+def _remember(
+    histories: list[History], which: Bools, running: Bools, ledger: Ledger, step: int, stretch: Stretch
+) -> None:
+    """File the histories of these rows, of those whose history is not filed yet."""
+    places = np.flatnonzero(which & running[ledger.rows.index])
+    if len(places):
+        index, point = ledger.rows.index[places], stretch.points[-1]
+        running[index] = False
+        positions = _on_device(places, point)
+        kept = select((point, stretch.memory), positions)
+        histories.append(History(_on_device(index, point), step, *kept))
 
 
 def _go_on(

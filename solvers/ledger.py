@@ -64,8 +64,8 @@ class Ledger:
         self.patience = max(PATIENCE, max_steps // 4)
         self.rows = Rows.fresh(count)
         self.calm = True  # all rows are active, none has been led astray
-        self._trace: list[tuple[Integers, Floats, Bools | None]] = []
-        self._filed = Rows.fresh(count)
+        self._lines: list[Floats] = []  # norms of the current rows, since the last ones were filed
+        self._filed: list[tuple[Rows, Floats]] = []  # what was known of the rows when some of them were dropped
 
     def glance(self, step: int, norms: Floats) -> Integers | None:
         """Book the next points, the first of them that of this step, if none of their rows needs a decision.
@@ -81,14 +81,15 @@ class Ledger:
             before = np.minimum.accumulate(np.concatenate((rows.best[None], residual)))[:-1]
         else:
             residual, scale, before = norms[0], norms[1], rows.best
-        if not ((residual > self.rtol * scale + self.atol) & (residual < RUNAWAY * before)).all():
-            return None
         last = len(norms) // 2 - 1
-        if (residual < self.falling * before).all():
+        running = residual > self.rtol * scale + self.atol
+        if (running & (residual < self.falling * before)).all():
             rows.improved_at.fill(step + last)
             rows.drifted.fill(False)
             rows.best, rows.best_scale = norms[-2], norms[-1]
             keep = np.full(len(rows.index), last)
+        elif not (running & (residual < RUNAWAY * before)).all():
+            return None
         elif step + last - rows.improved_at.min() < self.patience:
             keep = self._improvements(step, residual, scale, before)
         else:
@@ -96,7 +97,7 @@ class Ledger:
         rows.last_scale = norms[-1]
         if step == 1:
             rows.first, rows.first_scale = norms[0], norms[1]
-        self._trace.append((rows.index, norms, None))
+        self._lines.append(norms)
         return keep
 
     def _improvements(self, step: int, residual: Floats, scale: Floats, before: Floats) -> Integers:
@@ -145,7 +146,7 @@ class Ledger:
             rows.best = np.where(lapsed, np.inf, rows.best)
             rows.status[lapsed], rows.improved_at[lapsed] = Status.MAX_STEPS, step
         active = rows.active
-        self._trace.append((rows.index, np.stack((residual, scale)), active))
+        self._lines.append(np.where(active, (residual, scale), np.nan))
         finite = np.isfinite(residual) & np.isfinite(scale)
         converged = active & finite & (residual <= tolerance) & self._genuine(step, residual, scale)
         keep = converged | (active & finite & (residual < rows.best))
@@ -205,29 +206,33 @@ class Ledger:
         """Stop what still runs and return the books of all rows, in the order of the batch."""
         self.rows.steps[self.rows.active] = step
         self._file()
-        filed = self._filed
-        trace = np.full((step, len(filed.status)), np.nan)
-        line = 0
-        for index, norms, active in self._trace:
-            relative = _relative(norms[::2], norms[1::2])
-            trace[line : line + len(relative), index] = (
-                relative if active is None else np.where(active, relative, np.nan)
-            )
-            line += len(relative)
+        rows, norms = self._filed[0]
+        if len(self._filed) > 1:
+            rows, norms = self._joined(step)
         return Books(
-            best=filed.best,
-            relative=_relative(filed.best, filed.best_scale),
-            status=filed.status,
-            steps=filed.steps,
-            evaluations=filed.steps + filed.products,
-            trace=trace[: filed.steps.max(initial=0)],
+            best=rows.best,
+            relative=_relative(rows.best, rows.best_scale),
+            status=rows.status,
+            steps=rows.steps,
+            evaluations=rows.steps + rows.products,
+            trace=_relative(norms[::2], norms[1::2])[: rows.steps.max(initial=0)],
         )
 
     def _file(self) -> None:
-        rows = self.rows
-        for field in fields(Rows):
-            if field.name != "index":
-                getattr(self._filed, field.name)[rows.index] = getattr(rows, field.name)
+        empty = np.empty((0, len(self.rows.index)))
+        self._filed.append((self.rows, np.concatenate(self._lines) if self._lines else empty))
+        self._lines = []
+
+    def _joined(self, step: int) -> tuple[Rows, Floats]:
+        rows, _ = self._filed[0]
+        norms = np.full((2 * step, len(rows.index)), np.nan)
+        line = 0
+        for later, block in self._filed:
+            for field in fields(Rows):
+                getattr(rows, field.name)[later.index] = getattr(later, field.name)
+            norms[line : line + len(block), later.index] = block
+            line += len(block)
+        return rows, norms
 
 
 def _last_true(marks: Bools) -> Integers:

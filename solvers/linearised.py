@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .problem import Problem
+from .problem import DroppedRowsError, Problem
 from .state import Layout
 
 Product = Callable[[Tensor], Tensor]
@@ -63,7 +63,9 @@ def first_way(problem: Problem, z: Tensor, image: Tensor, v: Tensor) -> tuple[in
                 # PyTorch's own, when it first differentiates forwards
                 warnings.filterwarnings("ignore", message=r".*torch\.jit\.script", category=FutureWarning)
                 product = way(problem, z, image)(v)
-        except (RuntimeError, NotImplementedError):  # an operation without that derivative
+        except torch.OutOfMemoryError:
+            raise
+        except (RuntimeError, DroppedRowsError):  # how PyTorch says that an operation lacks that derivative
             continue
         if product.any():
             return position, tried
@@ -78,7 +80,7 @@ class Linearised(Problem):
     """`δ ↦ J δ + shift` for J the Jacobian of a problem at the flat point z, by products with it alone."""
 
     def __init__(self, problem: Problem, way: int, z: Tensor, image: Tensor, shift: Tensor) -> None:
-        super().__init__(problem.f, problem.args, Layout(shift), dropped=problem.dropped)
+        super().__init__(problem.f, problem.args, Layout(shift))
         self.problem, self.way, self.z, self.image, self.shift = problem, way, z, image, shift
         self.product = WAYS[way](problem, z, image)
         if WAYS[way] is double_reverse_mode:

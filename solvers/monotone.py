@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .solver import Solver, check_positive_integer
+from .solver import Solver, check_positive_integer, difference_into
 
 _RIDGE = 1e-4
 
@@ -24,8 +24,7 @@ class MonotoneMemory(NamedTuple):
     length: Tensor  # (rows, 1): of the forward step
     plain: Tensor  # (rows, 1) bool: the last forward step was taken from the accepted point itself
     filled: int
-    slot: int
-    started: bool
+    slot: int | None  # the next to be written; None before the first point
 
 
 @dataclass(frozen=True)
@@ -64,14 +63,12 @@ class Monotone(Solver):
             length=z.new_ones(rows, 1),
             plain=z.new_ones(rows, 1, dtype=torch.bool),
             filled=0,
-            slot=0,
-            started=False,
+            slot=None,
         )
 
     def step(self, memory: MonotoneMemory, z: Tensor, fz: Tensor, residual: Tensor) -> tuple[Tensor, MonotoneMemory]:
-        if not memory.started:
-            start = memory._replace(point=z, residual=residual, mixed_point=z, mixed_residual=residual, started=True)
-            return fz, start
+        if memory.slot is None:
+            return fz, memory._replace(point=z, residual=residual, mixed_point=z, mixed_residual=residual, slot=0)
         size = torch.linalg.vector_norm(residual, dim=1, keepdim=True)
         accepted = size <= torch.linalg.vector_norm(memory.residual, dim=1, keepdim=True)
         # how the forward part of the step changed the residual
@@ -84,7 +81,7 @@ class Monotone(Solver):
         adapted = shown.clamp(max=1).maximum(memory.length / 2).minimum(memory.length * 2)
         adapted = torch.where(usable, adapted, memory.length)
         length = torch.where(accepted, adapted, refused)
-        memory = self._remember(memory, z, residual, accepted)
+        memory = self._remember(memory, memory.slot, z, residual, accepted)
         mixed_point, mixed_residual = self._mix(memory)
         plain = ~accepted
         mixed_point = torch.where(plain, memory.point, mixed_point)
@@ -94,20 +91,20 @@ class Monotone(Solver):
             mixed_point=mixed_point, mixed_residual=mixed_residual, length=length, plain=plain
         )
 
-    def _remember(self, memory: MonotoneMemory, z: Tensor, residual: Tensor, accepted: Tensor) -> MonotoneMemory:
+    def _remember(
+        self, memory: MonotoneMemory, slot: int, z: Tensor, residual: Tensor, accepted: Tensor
+    ) -> MonotoneMemory:
         """The accepted rows' differences in the ring; the others lose theirs."""
-        slot, filled = memory.slot, min(memory.filled + 1, self.memory)
-        for ring, difference in (
-            (memory.residual_differences, residual - memory.residual),
-            (memory.point_differences, z - memory.point),
-        ):
-            ring[:, slot] = difference
-            ring[:, :filled].masked_fill_(~accepted[:, :, None], 0)
-        products = torch.bmm(
-            memory.residual_differences[:, slot, None], memory.residual_differences[:, :filled].mT
-        ).squeeze(1)
+        filled = min(memory.filled + 1, self.memory)
+        refused = ~accepted[:, :, None]
+        differences = memory.residual_differences[:, :filled]
+        newest = difference_into(differences[:, slot], residual, memory.residual)
+        difference_into(memory.point_differences[:, slot], z, memory.point)
+        differences.masked_fill_(refused, 0)
+        memory.point_differences[:, :filled].masked_fill_(refused, 0)
+        products = torch.bmm(newest.unsqueeze(1), differences.mT).squeeze(1)
         memory.gram[:, slot, :filled] = memory.gram[:, :filled, slot] = products.double()
-        memory.gram.masked_fill_(~accepted[:, :, None], 0)
+        memory.gram.masked_fill_(refused, 0)
         return memory._replace(
             point=torch.where(accepted, z, memory.point),
             residual=torch.where(accepted, residual, memory.residual),
@@ -124,9 +121,7 @@ class Monotone(Solver):
         diagonal = gram.diagonal(dim1=1, dim2=2)
         system = gram + torch.diag_embed(torch.where(diagonal > 0, _RIDGE * diagonal, 1))
         weights = torch.linalg.solve_ex(system, against)[0].mT.to(differences.dtype)
-        return (
-            torch.baddbmm(memory.point.unsqueeze(1), weights, memory.point_differences[:, :filled], alpha=-1).squeeze(
-                1
-            ),
-            torch.baddbmm(memory.residual.unsqueeze(1), weights, differences, alpha=-1).squeeze(1),
-        )
+        points = memory.point_differences[:, :filled]
+        mixed_point = torch.baddbmm(memory.point.unsqueeze(1), weights, points, alpha=-1).squeeze(1)
+        mixed_residual = torch.baddbmm(memory.residual.unsqueeze(1), weights, differences, alpha=-1).squeeze(1)
+        return mixed_point, mixed_residual

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -53,36 +54,44 @@ class Settings:
             )
 
 
+class DroppedRowsError(ValueError):
+    """f failed in a batch from which rows had been dropped."""
+
+
 class Problem:
     """`f` as a map of (rows, dim) matrices, with the checks of what it returns."""
 
-    def __init__(
-        self, f: Callable[..., State], args: tuple[Any, ...], layout: Layout, *, dropped: bool = False
-    ) -> None:
-        self.f, self.args, self.layout, self.dropped = f, args, layout, dropped
+    def __init__(self, f: Callable[..., State], args: tuple[Any, ...], layout: Layout) -> None:
+        self.f, self.args, self.layout, self.dropped = f, args, layout, False
         device = layout.device.type
         self.autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+        """As the caller has it: the loop turns autocast off, for the solver's own products."""
         self.spent: NDArray[np.int64] | None = None
         """(rows,) evaluations that a solver made within its last step."""
 
     def __call__(self, flat: Tensor) -> Tensor:
-        layout = self.layout
         try:
             if self.autocast is None:
-                return layout.flatten(layout.check(self.f(layout.unflatten(flat), *self.args), flat.shape[0]))
-            with torch.autocast(layout.device.type, dtype=self.autocast):
-                return layout.flatten(layout.check(self.f(layout.unflatten(flat), *self.args), flat.shape[0]))
+                return self._evaluate(flat)
+            with torch.autocast(self.layout.device.type, dtype=self.autocast):
+                return self._evaluate(flat)
         except (RuntimeError, ValueError, IndexError) as error:
             if not self.dropped or isinstance(error, torch.OutOfMemoryError):
                 raise
-            raise ValueError(
+            raise DroppedRowsError(
                 f"f failed once rows that had stopped were dropped ({error}). If a tensor in its closure has the "
                 "batch's full size, pass it through args; otherwise pass compact=False"
             ) from error
 
+    def _evaluate(self, flat: Tensor) -> Tensor:
+        layout = self.layout
+        return layout.flatten(layout.check(self.f(layout.unflatten(flat), *self.args), flat.shape[0]))
+
     def take(self, rows: Tensor) -> Problem:
         """The problem of the rows at these positions."""
-        return Problem(self.f, select(self.args, rows), self.layout, dropped=True)
+        taken = copy.copy(self)
+        taken.args, taken.dropped, taken.spent = select(self.args, rows), True, None
+        return taken
 
 
 def prepare(f: Any, z0: State, args: Any, compact: bool) -> Problem:

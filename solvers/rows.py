@@ -26,7 +26,7 @@ class Rows:
     first_scale: Floats  # ‖f(z)‖ at the first step
     last_scale: Floats  # ‖f(z)‖ at the last step
     improved_at: Integers  # step of the last new best
-    drifted: Bools  # residual or image have been far above the first since the last new best
+    drifted: Bools  # since the last new best the residual was far above it, or the image far above the first
     led_astray: Bools  # the solver's proposal left the range in which f can be evaluated
     status: Integers
     steps: Integers
@@ -34,26 +34,23 @@ class Rows:
 
     @classmethod
     def fresh(cls, count: int) -> Rows:
-        def filled(value: float) -> Floats:
-            return np.full(count, value)
-
-        def zeros() -> Integers:
-            return np.zeros(count, dtype=np.int64)
-
+        best, first, first_scale, last_scale = np.full((4, count), np.inf)
+        improved_at, steps, products = np.zeros((3, count), dtype=np.int64)
+        drifted, led_astray = np.zeros((2, count), dtype=bool)
         return cls(
             index=np.arange(count),
             active=np.ones(count, dtype=bool),
-            best=filled(np.inf),
-            best_scale=filled(np.nan),
-            first=filled(np.inf),
-            first_scale=filled(np.inf),
-            last_scale=filled(np.inf),
-            improved_at=zeros(),
-            drifted=np.zeros(count, dtype=bool),
-            led_astray=np.zeros(count, dtype=bool),
+            best=best,
+            best_scale=np.full(count, np.nan),
+            first=first,
+            first_scale=first_scale,
+            last_scale=last_scale,
+            improved_at=improved_at,
+            drifted=drifted,
+            led_astray=led_astray,
             status=np.full(count, int(Status.MAX_STEPS), dtype=np.int64),
-            steps=zeros(),
-            products=zeros(),
+            steps=steps,
+            products=products,
         )
 
     def take(self, positions: Integers) -> Rows:

@@ -57,6 +57,14 @@ class RestartingSolver(Solver):
         """The memory with the history of the rows marked in `rows`, (rows,) bool, forgotten."""
 
 
+class QuasiNewtonSolver(RestartingSolver):
+    """A solver whose history estimates `(I − J)⁻¹` at the solution, which a backward pass may use."""
+
+    @abstractmethod
+    def transposed_inverse(self, memory: Any, v: Tensor) -> Tensor:
+        """The estimate of `(I − Jᵀ)⁻¹ v`, (rows, dim)."""
+
+
 def check_positive_integer(owner: Any, name: str) -> None:
     value = getattr(owner, name)
     if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:

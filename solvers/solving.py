@@ -8,8 +8,7 @@ from typing import Any
 import torch
 
 from .anderson import Anderson
-from .coupling import agrees, resolve
-from .iteration import iterate
+from .coupling import verified
 from .problem import Settings, prepare
 from .solution import Solution
 from .solver import Solver
@@ -60,8 +59,4 @@ def solve(
     settings = Settings(solver, rtol, atol, max_steps, compact, check_every, compile)
     problem = prepare(f, z0, args, compact)
     with torch.no_grad():
-        flat = problem.layout.flatten(z0)
-        outcome = iterate(problem, flat, settings)
-        if outcome.dropped and not agrees(outcome, problem(outcome.value), problem.layout.rounding, settings):
-            outcome = resolve(problem, flat, settings, outcome)
-        return outcome.solution(problem.layout)
+        return verified(problem, problem.layout.flatten(z0), settings).solution(problem.layout)

@@ -1,8 +1,19 @@
 """Gradient policies: how to differentiate through an equilibrium."""
 
 from .base import Gradient
-from .exact import ImplicitGradient
+from .exact import ImplicitGradient, Unconverged
+from .inexact import NeumannGradient, ShineGradient
 from .phantom import PhantomGradient
+from .reversible import ReversibleGradient
 from .unrolled import UnrolledGradient
 
-__all__ = ["Gradient", "ImplicitGradient", "PhantomGradient", "UnrolledGradient"]
+__all__ = [
+    "Gradient",
+    "ImplicitGradient",
+    "NeumannGradient",
+    "PhantomGradient",
+    "ReversibleGradient",
+    "ShineGradient",
+    "Unconverged",
+    "UnrolledGradient",
+]

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
 
-from solvers import Solution
+from solvers import QuasiNewtonSolver, Solution, Solver
+from solvers.iteration import Outcome
+
+from ..explicit import Explicit
 
 Map = Callable[[Tensor], Tensor]
 """`f` on flat (batch, dim) matrices, with its other arguments bound."""
@@ -17,28 +21,68 @@ Report = Callable[[Solution], None]
 """Takes the solution of a backward solve to the log that was open at forward time."""
 
 
+@dataclass(frozen=True)
+class Evaluation:
+    """What a policy has to work with. All tensors are flat, (batch, dim)."""
+
+    f: Map
+    """The map; evaluations are tracked."""
+    start: Tensor
+    """The initial iterate, with its own graph."""
+    point: Tensor
+    """The solution, as the policy's `point` made it."""
+    image: Tensor
+    """The tracked `f(point)`."""
+    explicit: Callable[[], Explicit]
+    """The map as a pure function."""
+    report: Report
+    """To be called with the `Solution` of each backward solve."""
+    solver: Solver
+    """That of the forward solve."""
+    outcome: Outcome
+    """What it found; with histories, if the policy `remembers`."""
+
+
 class Gradient(ABC):
     """A way to differentiate through `z* = f(z*)`. It changes gradients only, never the value.
 
     The layer asks for the `point` at which to evaluate `f` once with autograd on, evaluates it, and hands the result
-    to `attach`. All tensors are flat, (batch, dim).
+    to `attach`.
     """
+
+    @property
+    def exact(self) -> bool:
+        """Whether this is the implicit function theorem's gradient, so that it has derivatives in turn."""
+        return False
+
+    @property
+    def remembers(self) -> bool:
+        """Whether the policy needs the forward solver's history."""
+        return False
+
+    def check_solver(self, solver: Solver) -> None:  # noqa: B027, most policies work with any
+        """Raise `TypeError` if the policy cannot work with this forward solver."""
 
     def point(self, value: Tensor) -> Tensor:
         """The solution as the tracked evaluation sees it."""
         return value.detach()
 
     @abstractmethod
-    def attach(self, f: Map, start: Tensor, point: Tensor, image: Tensor, report: Report) -> Tensor:
-        """A tensor equal to `point` whose backward is this policy's.
+    def attach(self, at: Evaluation) -> Tensor:
+        """A tensor equal to `at.point` whose backward is this policy's."""
+
+    def root(self, f: Callable[..., Tensor], find: Callable[..., Tensor], report: Report, *tensors: Tensor) -> Tensor:
+        """The same under a transform of torch.func or forward-mode differentiation: `z = f(z, *tensors)`.
 
         Args:
-            f: the map; evaluations are tracked.
-            start: the initial iterate, with its own graph.
-            point: what `point` returned.
-            image: the tracked `f(point)`.
-            report: to be called with the `Solution` of each backward solve.
+            f: pure.
+            find: `find(*tensors)` solves.
+            report: as in `Evaluation`.
         """
+        raise RuntimeError(
+            f"{type(self).__name__} has no rule for torch.func's transforms and forward-mode differentiation: use "
+            "ImplicitGradient, or differentiate with torch.autograd"
+        )
 
 
 class _WithValue(torch.autograd.Function):
@@ -64,11 +108,27 @@ def with_value(tracked: Tensor, value: Tensor, *, twice: bool) -> Tensor:
 
 def refuse_second_derivatives() -> NoReturn:
     raise RuntimeError(
-        "second derivatives through an equilibrium are not available under this gradient policy: drop "
-        "create_graph=True, or use UnrolledGradient, whose steps can be differentiated twice"
+        "second derivatives through an equilibrium are not those of an inexact gradient: drop create_graph=True, or "
+        "use ImplicitGradient or UnrolledGradient"
     )
 
 
 def naive_step(f: Map, z: Tensor, damping: float) -> Tensor:
     """`z + damping·(f(z) − z)`."""
     return f(z) if damping == 1 else torch.lerp(z, f(z), damping)
+
+
+def unit_rows(x: Tensor) -> tuple[Tensor, Tensor]:
+    """The rows at length 1, and their lengths, (batch, 1), in a dtype whose squares stay in range; zeros stay."""
+    wider = torch.float64 if x.dtype in (torch.float32, torch.float64) else torch.float32
+    length = torch.linalg.vector_norm(x, dim=1, keepdim=True, dtype=wider)
+    length = torch.where(length > 0, length, 1)
+    return (x / length).to(x.dtype), length
+
+
+def require_quasi_newton(who: str, solver: Solver) -> None:
+    if not isinstance(solver, QuasiNewtonSolver):
+        raise TypeError(
+            f"{who} uses the inverse that the forward solver has learned, and {type(solver).__name__} learns none: "
+            "pass solver=Anderson()"
+        )

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from enum import Enum, auto
 
 import torch
 from torch import Tensor
@@ -11,17 +12,34 @@ from torch import Tensor
 from solvers import GMRES, Solver, solve
 from solvers.problem import Settings
 
-from .base import Gradient, Map, Report, refuse_second_derivatives
+from .adjoint import AdjointGradient
+from .base import Map, Report, require_quasi_newton, unit_rows
+from .root import root
+
+
+class Unconverged(Enum):
+    """What a backward pass does with rows whose backward solve did not converge. It warns in any case."""
+
+    KEEP = auto()
+    """Take the best iterate."""
+    PHANTOM = auto()
+    """Take the Jacobian-free gradient of that row, `u = g`: no solution, but a bounded one."""
+    RAISE = auto()
+    """Raise `solvers.ConvergenceError`."""
 
 
 @dataclass(frozen=True)
-class ImplicitGradient(Gradient):
+class ImplicitGradient(AdjointGradient):
     """The exact gradient: for an incoming `g` solve `u = Jᵀu + g`, `J = ∂f/∂z` at `z*`, then pull `u` back through f.
 
     The default. Costs one tracked evaluation and one vector–Jacobian product a backward step; memory does not grow
     with the forward solver's steps. As exact as the forward solve and `rtol` allow. Rows are scaled to unit length
-    before solving, so the result does not depend on the loss's scale. First derivatives only: asking for a second
-    derivative raises. Source: Bai, Kolter, Koltun, "Deep Equilibrium Models", NeurIPS 2019.
+    before solving, so the result does not depend on the loss's scale.
+
+    Derivatives of any order, and the transforms of torch.func, solve such an equation for each derivative, as exact
+    in the tensors that the layer knows: the arguments, and the parameters of a module. A second derivative of an f
+    that captures others is refused; a first one reaches them. Source: Bai, Kolter, Koltun, "Deep Equilibrium Models",
+    NeurIPS 2019.
     """
 
     solver: Solver = GMRES()
@@ -30,63 +48,50 @@ class ImplicitGradient(Gradient):
     """Tolerance relative to ‖u‖."""
     max_steps: int = 100
     """Largest number of vector–Jacobian products."""
+    unconverged: Unconverged = Unconverged.KEEP
+    """What to do with rows that miss the tolerance."""
+
+    reuse: bool = False
+    """Start from the inverse that the forward solver, `Anderson`, has learned, rather than from `g`."""
 
     def __post_init__(self) -> None:
         Settings(self.solver, self.rtol, 0.0, self.max_steps)
+        if not isinstance(self.reuse, bool):
+            raise TypeError(f"reuse={self.reuse!r} must be True or False")
+        if not isinstance(self.unconverged, Unconverged):
+            allowed = ", ".join(map(str, Unconverged))
+            raise TypeError(f"unconverged={self.unconverged!r} must be one of {allowed}")
 
-    def point(self, value: Tensor) -> Tensor:
-        anchored: Tensor = _Anchor.apply(value.detach().requires_grad_())
-        return anchored
+    @property
+    def exact(self) -> bool:
+        return True
 
-    def attach(self, f: Map, start: Tensor, point: Tensor, image: Tensor, report: Report) -> Tensor:
-        attached: Tensor = _Implicit.apply(image, point, self, report)
-        return attached
+    @property
+    def remembers(self) -> bool:
+        return self.reuse
 
-    def adjoint(self, image: Tensor, point: Tensor, grad: Tensor, report: Report) -> Tensor:
-        """`u = (I − Jᵀ)⁻¹ g`."""
-        length = torch.linalg.vector_norm(grad, dim=1, keepdim=True, dtype=_wider(grad.dtype))
-        length = torch.where(length > 0, length, 1)
-        unit = (grad / length).to(grad.dtype)
+    def check_solver(self, solver: Solver) -> None:
+        if self.reuse:
+            require_quasi_newton("ImplicitGradient(reuse=True)", solver)
 
-        def transposed(u: Tensor) -> Tensor:
-            (product,) = torch.autograd.grad(image, point, u, retain_graph=True, allow_unused=True)
-            return unit.clone() if product is None else product + unit
+    def root(self, f: Callable[..., Tensor], find: Callable[..., Tensor], report: Report, *tensors: Tensor) -> Tensor:
+        return root(f, find, lambda product, shift: self.linear(product, shift, report, None), *tensors)
 
-        solution = solve(transposed, unit, solver=self.solver, rtol=self.rtol, atol=0.0, max_steps=self.max_steps)
+    def linear(self, product: Map, shift: Tensor, report: Report, inverse: Map | None) -> Tensor:
+        unit, length = unit_rows(shift)
+        solution = solve(
+            lambda u: product(u) + unit,
+            unit if inverse is None else inverse(unit),
+            solver=self.solver,
+            rtol=self.rtol,
+            atol=0.0,
+            max_steps=self.max_steps,
+        )
         report(solution)
-        assert isinstance(solution.value, Tensor)
-        return (solution.value * length).to(grad.dtype)
-
-
-def _wider(dtype: torch.dtype) -> torch.dtype:
-    """A dtype in which squares of `dtype` neither overflow nor vanish."""
-    return torch.float64 if dtype in (torch.float32, torch.float64) else torch.float32
-
-
-class _Anchor(torch.autograd.Function):
-    """The point of differentiation, inside the graph: a leaf would collect a `.grad` at every backward pass."""
-
-    @staticmethod
-    def forward(ctx: torch.autograd.function.FunctionCtx, leaf: Tensor) -> Tensor:
-        return leaf.view_as(leaf)
-
-    @staticmethod
-    def backward(ctx: torch.autograd.function.FunctionCtx, *grads: Tensor) -> None:
-        return None
-
-
-class _Implicit(torch.autograd.Function):
-    """Identity in value, downstream of the tracked evaluation; its backward solves the adjoint equation."""
-
-    @staticmethod
-    def forward(ctx: Any, image: Tensor, point: Tensor, policy: ImplicitGradient, report: Report) -> Tensor:
-        ctx.save_for_backward(image, point)
-        ctx.policy, ctx.report = policy, report
-        return point.detach().clone()
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, None, None, None]:
-        if torch.is_grad_enabled():
-            refuse_second_derivatives()
-        image, point = ctx.saved_tensors
-        return ctx.policy.adjoint(image, point, grads[0], ctx.report), None, None, None
+        value = solution.value
+        assert isinstance(value, Tensor)
+        if self.unconverged is Unconverged.RAISE:
+            solution.check()
+        elif self.unconverged is Unconverged.PHANTOM:
+            value = torch.where(solution.converged[:, None], value, unit)
+        return (value * length).to(shift.dtype)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from solvers.solver import check_damping, check_positive_integer
 
-from .base import Gradient, Map, Report, naive_step, with_value
+from .base import Evaluation, Gradient, naive_step, with_value
 
 
 @dataclass(frozen=True)
@@ -30,8 +30,8 @@ class PhantomGradient(Gradient):
         check_positive_integer(self, "steps")
         check_damping(self)
 
-    def attach(self, f: Map, start: Tensor, point: Tensor, image: Tensor, report: Report) -> Tensor:
-        z = image if self.damping == 1 else point.lerp(image, self.damping)
+    def attach(self, at: Evaluation) -> Tensor:
+        z = at.image if self.damping == 1 else at.point.lerp(at.image, self.damping)
         for _ in range(self.steps - 1):
-            z = naive_step(f, z, self.damping)
-        return with_value(z, point, twice=False)
+            z = naive_step(at.f, z, self.damping)
+        return with_value(z, at.point, twice=False)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from solvers.solver import check_damping, check_positive_integer
 
-from .base import Gradient, Map, Report, naive_step, with_value
+from .base import Evaluation, Gradient, Map, naive_step, with_value
 
 
 @dataclass(frozen=True)
@@ -24,13 +26,30 @@ class UnrolledGradient(Gradient):
     """Tracked steps, at least 1."""
     damping: float = 1.0
     """In (0, 2]."""
+    checkpoint: bool = False
+    """Keep √steps states only, and evaluate the steps between them again in the backward pass."""
 
     def __post_init__(self) -> None:
         check_positive_integer(self, "steps")
         check_damping(self)
+        if not isinstance(self.checkpoint, bool):
+            raise TypeError(f"UnrolledGradient: checkpoint={self.checkpoint!r} must be True or False")
 
-    def attach(self, f: Map, start: Tensor, point: Tensor, image: Tensor, report: Report) -> Tensor:
-        z = start
-        for _ in range(self.steps):
+    def attach(self, at: Evaluation) -> Tensor:
+        if not self.checkpoint:
+            return with_value(self._run(at.f, at.start, self.steps), at.point, twice=True)
+        explicit = at.explicit()  # the same weights when the steps are evaluated again, whatever has become of f
+
+        def f(z: Tensor) -> Tensor:
+            return explicit(z, *explicit.tensors)
+
+        z, left, segment = at.start, self.steps, math.isqrt(self.steps)
+        while left:
+            z = checkpoint(self._run, f, z, min(segment, left), use_reentrant=False)
+            left -= min(segment, left)
+        return with_value(z, at.point, twice=True)
+
+    def _run(self, f: Map, z: Tensor, steps: int) -> Tensor:
+        for _ in range(steps):
             z = naive_step(f, z, self.damping)
-        return with_value(z, point, twice=True)
+        return z

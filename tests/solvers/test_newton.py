@@ -17,20 +17,6 @@ def cell(dim=10, gain=0.8):
     return lambda z: torch.tanh(z @ matrix.T + shift)
 
 
-class Opaque(torch.autograd.Function):
-    """tanh, which only knows its first reverse derivative."""
-
-    @staticmethod
-    def forward(ctx, z):
-        ctx.save_for_backward(z)
-        return z.tanh()
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, grad):
-        return grad / ctx.saved_tensors[0].cosh() ** 2
-
-
 class TwiceReverse(torch.autograd.Function):
     """tanh, without forward mode."""
 
@@ -42,6 +28,12 @@ class TwiceReverse(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad):
         return grad / ctx.saved_tensors[0].cosh() ** 2
+
+
+class Opaque(TwiceReverse):
+    """tanh, which only knows its first reverse derivative."""
+
+    backward = staticmethod(torch.autograd.function.once_differentiable(TwiceReverse.backward))
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script:FutureWarning")
@@ -131,3 +123,31 @@ def test_an_f_that_hides_its_derivative_is_noticed():
     seen, hidden = (solve(g, plain, solver=NewtonKrylov(), rtol=1e-9, atol=0.0).check() for g in (f, hiding))
     torch.testing.assert_close(hidden.value, seen.value, rtol=1e-7, atol=1e-7)
     assert hidden.steps.max() <= seen.steps.max() + 2
+
+
+@pytest.mark.parametrize("activation", [TwiceReverse.apply, Opaque.apply])
+def test_the_way_is_found_after_rows_were_dropped_too(activation):
+    # the first row is solved at the start, so that the first step already runs without it
+    x = torch.linspace(0, 1, 4, dtype=torch.float64)[:, None].expand(4, 3)
+    solution = solve(
+        lambda z, x: activation(z / 2 + x), torch.zeros_like(x), (x,), solver=NewtonKrylov(), rtol=1e-9, compact=True
+    ).check()
+    torch.testing.assert_close(torch.tanh(solution.value / 2 + x), solution.value, rtol=1e-8, atol=1e-8)
+
+
+def test_a_closure_that_cannot_follow_dropped_rows_is_named():
+    x = torch.linspace(0, 1, 4, dtype=torch.float64)[:, None].expand(4, 3)
+    with pytest.raises(ValueError, match=r"pass it through args.*compact=False"):
+        solve(lambda z: torch.tanh(z / 2 + x), torch.zeros_like(x), solver=NewtonKrylov(), compact=True)
+
+
+def test_running_out_of_memory_is_no_missing_derivative():
+    calls = iter(range(100))
+
+    def f(z):
+        if next(calls) == 1:
+            raise torch.OutOfMemoryError("out of memory")
+        return torch.tanh(z) / 2 + 1
+
+    with pytest.raises(torch.OutOfMemoryError):
+        solve(f, torch.zeros(2, 3), solver=NewtonKrylov())

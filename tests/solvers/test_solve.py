@@ -325,18 +325,19 @@ def heterogeneous(batch=64, dim=16):
 @by_affine_solver
 @pytest.mark.parametrize("compact", [False, True])
 def test_a_row_does_not_depend_on_its_batch_mates(solver, compact):
-    matrix, shift = heterogeneous(8)
+    matrix, shift = heterogeneous(64)
     options = {"solver": solver, "rtol": 1e-11, "atol": 0.0, "max_steps": 8000}
     together = solve(affine, torch.zeros_like(shift), (matrix, shift), compact=compact, **options).check()
-    for row in range(0, 8, 3):
-        one = slice(row, row + 1)
-        alone = solve(affine, torch.zeros_like(shift[one]), (matrix[one], shift[one]), **options).check()
-        torch.testing.assert_close(together.value[one], alone.value, rtol=1e-9, atol=1e-9)
-        assert together.steps[row] == alone.steps[0]
-        assert together.evaluations[row] == alone.evaluations[0]
+    for rows in (slice(48, 56), *(slice(row, row + 1) for row in (0, 31, 50, 63))):
+        fewer = solve(
+            affine, torch.zeros_like(shift[rows]), (matrix[rows], shift[rows]), compact=compact, **options
+        ).check()
+        torch.testing.assert_close(together.value[rows], fewer.value, rtol=1e-9, atol=1e-9)
+        assert torch.equal(together.steps[rows], fewer.steps)
+        assert torch.equal(together.evaluations[rows], fewer.evaluations)
 
 
-@pytest.mark.parametrize("solver", [Picard(), Anderson(), Broyden()], ids=repr)
+@by_affine_solver
 def test_compacting_costs_little_more_than_the_rows_need(solver):
     matrix, shift = heterogeneous()
     spent = 0
@@ -350,6 +351,21 @@ def test_compacting_costs_little_more_than_the_rows_need(solver):
         f, torch.zeros_like(shift), (matrix, shift), solver=solver, rtol=1e-6, max_steps=5000, compact=True
     ).check()
     assert spent <= 1.15 * solution.evaluations.sum()
+
+
+@pytest.mark.parametrize("solver", [Picard(), NewtonKrylov()], ids=repr)
+def test_autocast_stays_on_in_f_when_rows_are_dropped(solver):
+    seen = set()
+
+    def f(z, rate):
+        seen.add((len(z), torch.is_autocast_enabled("cpu")))
+        return rate * torch.tanh(z) + 1
+
+    rate = torch.linspace(0.05, 0.9, 16)[:, None]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        solve(f, torch.zeros(16, 4), (rate,), solver=solver, compact=True)
+    assert len({rows for rows, _ in seen}) > 1
+    assert all(enabled for _, enabled in seen)
 
 
 def test_coupled_rows_are_caught_when_compacting():

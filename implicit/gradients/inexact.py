@@ -1,0 +1,61 @@
+"""Cheap estimates of the exact gradient's adjoint."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from solvers import Solver
+from solvers.solver import check_damping, check_positive_integer
+
+from .adjoint import AdjointGradient
+from .base import Map, Report, require_quasi_newton
+
+
+@dataclass(frozen=True)
+class NeumannGradient(AdjointGradient):
+    """The exact gradient's Neumann series, cut short: `steps` times `u ← u + damping·(Jᵀu + g − u)` from `u = g`.
+
+    Costs that many vector–Jacobian products, and memory that does not grow with them, unlike `PhantomGradient`, whose
+    gradient it is in the limit of an exact forward solve (`steps` one less). Prefer it where the Jacobian is well
+    below 1 in norm and a few products do. Source: Geng et al., "On Training Implicit Models", NeurIPS 2021.
+    """
+
+    steps: int = 5
+    """Vector–Jacobian products, at least 1."""
+    damping: float = 1.0
+    """In (0, 2]."""
+
+    def __post_init__(self) -> None:
+        check_positive_integer(self, "steps")
+        check_damping(self)
+
+    def linear(self, product: Map, shift: Tensor, report: Report, inverse: Map | None) -> Tensor:
+        u = shift
+        for _ in range(self.steps):
+            u = u.lerp(product(u) + shift, self.damping)
+        return u
+
+
+@dataclass(frozen=True)
+class ShineGradient(AdjointGradient):
+    """`u = Hᵀg`, H the estimate of `(I − J)⁻¹` that the forward solver has learned: no backward solve at all.
+
+    Needs `Anderson` in the forward solve (`Broyden`'s inverse fits its last step alone and may be huge elsewhere). The
+    estimate is good along the directions of the last forward steps and the identity elsewhere, each row with its own
+    history: as cheap as Jacobian-free backpropagation, and better where few directions dominate. Where it is not good
+    enough, `ImplicitGradient(reuse=True)` starts its solve there.
+    Source: Ramzi et al., "SHINE: SHaring the INverse Estimate", ICLR 2022.
+    """
+
+    @property
+    def remembers(self) -> bool:
+        return True
+
+    def check_solver(self, solver: Solver) -> None:
+        require_quasi_newton("ShineGradient", solver)
+
+    def linear(self, product: Map, shift: Tensor, report: Report, inverse: Map | None) -> Tensor:
+        assert inverse is not None
+        return inverse(shift)

@@ -1,0 +1,118 @@
+"""The exact gradient of the iteration that was run, which is undone step by step."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from solvers import Reversible, Solver
+from solvers.iteration import History
+
+from ..explicit import Explicit
+from ..recording import ConvergenceWarning
+from .adjoint import refuse_captured
+from .base import Evaluation, Gradient, refuse_second_derivatives
+
+LOST = 1e-3
+"""Relative distance from the start at which undoing must end, else its digits are gone."""
+
+
+@dataclass(frozen=True)
+class ReversibleGradient(Gradient):
+    """The gradient of the very iteration that `Reversible` ran, in memory that does not grow with its steps.
+
+    The backward pass undoes the iteration step by step, and evaluates and differentiates `f` once for each. Unlike
+    `ImplicitGradient` it is exact however far the solve has come, for instance with few fixed steps; z0 gets its
+    gradient, too. A row that missed its tolerance returns its best iterate, with the gradient of its last. Tensors
+    that f captures are refused. Warns when undoing has lost its digits: `Reversible` tells why.
+    Source: McCallum et al., "Reversible Deep Equilibrium Models" (2025).
+    """
+
+    @property
+    def remembers(self) -> bool:
+        return True
+
+    def check_solver(self, solver: Solver) -> None:
+        if not isinstance(solver, Reversible):
+            raise TypeError(f"ReversibleGradient undoes solver=Reversible(), not {type(solver).__name__}: pass that")
+
+    def attach(self, at: Evaluation) -> Tensor:
+        assert isinstance(at.solver, Reversible)
+        explicit = at.explicit()
+        steps = torch.from_numpy(at.outcome.books.steps).to(at.point.device)
+        histories = at.outcome.histories
+        attached: Tensor = _Undo.apply(at.point, at.solver, explicit, histories, steps, at.start, *explicit.tensors)
+        return attached
+
+
+class _Undo(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        value: Tensor,
+        solver: Reversible,
+        explicit: Explicit,
+        histories: list[History],
+        steps: Tensor,
+        start: Tensor,
+        *tensors: Tensor,
+    ) -> Tensor:
+        ctx.save_for_backward(value, steps, start, *tensors)
+        ctx.solver, ctx.explicit, ctx.histories = solver, explicit, histories
+        return value.detach().clone()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():
+            refuse_second_derivatives()
+        value, steps, start, *tensors = ctx.saved_tensors
+        known = [tensor.detach().requires_grad_() for tensor in tensors]
+        sums = [torch.zeros_like(tensor) for tensor in tensors]
+        damping = ctx.solver.damping
+        z, before = (torch.empty_like(start) for _ in range(2))
+        last = torch.zeros_like(steps)  # the position in the sequence of iterates at which each row is
+        for history in ctx.histories:
+            z[history.rows], before[history.rows] = history.point, history.memory.before
+            last[history.rows] = history.step - 1
+        adjoint, adjoint_before = torch.zeros_like(start), torch.zeros_like(start)
+        for position in range(int(last.max()), -1, -1):
+            adjoint = torch.where((steps - 1 == position)[:, None], grads[0], adjoint)
+            if position == 0:
+                break
+            moves = (last >= position)[:, None]
+            with torch.enable_grad():
+                point = before.detach().requires_grad_()
+                image = ctx.explicit(point, *known)
+            if position == int(last.max()):
+                refuse_captured(ctx.explicit, image, [point, *known], "the gradient of a reversible iteration")
+            found = torch.autograd.grad(image, [point, *known], damping * adjoint, allow_unused=True)
+            for total, gradient in zip(sums, found[1:], strict=True):
+                if gradient is not None:
+                    total.add_(gradient)
+            through = adjoint_before if found[0] is None else adjoint_before + found[0]
+            adjoint, adjoint_before = (
+                torch.where(moves, through, adjoint),
+                torch.where(moves, (1 - damping) * adjoint, adjoint_before),
+            )
+            earlier = ctx.solver.undo(z, before, image.detach())
+            z, before = torch.where(moves, before, z), torch.where(moves, earlier, before)
+        _warn_if_lost(z, start, value)
+        return None, None, None, None, None, adjoint + adjoint_before, *sums
+
+
+def _warn_if_lost(z: Tensor, start: Tensor, value: Tensor) -> None:
+    scale = torch.linalg.vector_norm(start, dim=1).maximum(torch.linalg.vector_norm(value, dim=1))
+    distance = torch.linalg.vector_norm(z - start, dim=1)
+    lost = ~(distance <= LOST * scale)
+    if lost.any():
+        warnings.warn(
+            f"undoing the iteration lost its digits in {int(lost.sum())} of {len(lost)} rows, which end "
+            f"{(distance / scale)[lost].max().item():.1e} (relative) from their start: their gradients are wrong. Take "
+            "fewer steps, a smaller damping, or float64",
+            ConvergenceWarning,
+            stacklevel=2,
+        )

@@ -1,0 +1,124 @@
+"""The root of an explicit function, differentiable to any order and under the transforms of torch.func."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+Function = Callable[..., Tensor]
+"""`f(z, *tensors)`, pure."""
+Linear = Callable[[Callable[[Tensor], Tensor], Tensor], Tensor]
+"""`(product, shift) ↦ u` with `u = product(u) + shift`, untracked."""
+
+
+def root(f: Function, find: Function, linear: Linear, *tensors: Tensor) -> Tensor:
+    """`z = f(z, *tensors)`, by the implicit function theorem as often as it is differentiated.
+
+    Args:
+        f: pure: a tensor that it captures counts as a constant.
+        find: `find(*tensors)` is the root, found without a graph.
+        linear: solves the linear equations of the derivatives.
+    """
+    value: Tensor = _Root.apply(f, find, linear, *tensors)
+    return value
+
+
+def transformed() -> bool:
+    """Whether a transform of torch.func, or forward-mode differentiation, is under way."""
+    return bool(torch._C._are_functorch_transforms_active()) or forward_ad._current_level >= 0
+
+
+def followed(tensor: Tensor) -> bool:
+    """Whether a transform, or autograd, follows the tensor."""
+    wrapping = torch._C._functorch
+    if forward_ad._current_level >= 0 and forward_ad.unpack_dual(tensor).tangent is not None:
+        return True
+    if tensor.requires_grad or wrapping.is_batchedtensor(tensor):
+        return True
+    return bool(wrapping.is_functorch_wrapped_tensor(tensor)) and followed(wrapping.get_unwrapped(tensor))
+
+
+def pullback(f: Function, linear: Linear, z: Tensor, tensors: tuple[Tensor, ...], grad: Tensor) -> tuple[Tensor, ...]:
+    """`gᵀ ∂z/∂tensors` at the root z: `u = Jᵀu + g` is a root itself, pulled back through f."""
+
+    def transposed(u: Tensor, shift: Tensor, z: Tensor, *tensors: Tensor) -> Tensor:
+        return _reverse(f, z, tensors)(u) + shift
+
+    def find(shift: Tensor, z: Tensor, *tensors: Tensor) -> Tensor:
+        return linear(_reverse(f, z, tensors), shift)
+
+    u = root(transposed, find, linear, grad, z, *tensors)
+    return _products(f, z, tensors, u)
+
+
+def pushforward(f: Function, linear: Linear, z: Tensor, tensors: tuple[Tensor, ...], tangents: list[Tensor]) -> Tensor:
+    """`∂z/∂tensors · tangents` at the root z: `v = Jv + ∂f/∂tensors · tangents`."""
+    # forward mode, by reverse mode twice: it also serves cells that know no forward mode
+    (shift,) = torch.func.vjp(lambda u: _products(f, z, tensors, u), torch.zeros_like(z))[1](tuple(tangents))
+
+    def direct(v: Tensor, shift: Tensor, z: Tensor, *tensors: Tensor) -> Tensor:
+        return _forward(f, z, tensors)(v) + shift
+
+    def find(shift: Tensor, z: Tensor, *tensors: Tensor) -> Tensor:
+        return linear(_forward(f, z, tensors), shift)
+
+    return root(direct, find, linear, shift, z, *tensors)
+
+
+def _products(f: Function, z: Tensor, tensors: tuple[Tensor, ...], u: Tensor) -> tuple[Tensor, ...]:
+    """`uᵀ ∂f/∂tensors`; not by `vjp`, which fails on tensors that f does not use once its level is left."""
+    everything = tuple(range(len(tensors)))
+    gradients: tuple[Tensor, ...] = torch.func.grad(lambda *tensors: (f(z, *tensors) * u).sum(), everything)(*tensors)
+    return gradients
+
+
+def _reverse(f: Function, z: Tensor, tensors: tuple[Tensor, ...]) -> Callable[[Tensor], Tensor]:
+    """`u ↦ Jᵀu`."""
+    pull = torch.func.vjp(lambda z: f(z, *tensors) + 0 * z, z)[1]  # likewise, where f does not use z
+    return lambda u: pull(u)[0]
+
+
+def _forward(f: Function, z: Tensor, tensors: tuple[Tensor, ...]) -> Callable[[Tensor], Tensor]:
+    """`v ↦ Jv`."""
+    push = torch.func.vjp(_reverse(f, z, tensors), torch.zeros_like(z))[1]
+    return lambda v: push(v)[0]
+
+
+class _Root(torch.autograd.Function):
+    @staticmethod
+    def forward(f: Function, find: Function, linear: Linear, *tensors: Tensor) -> Tensor:
+        with torch.no_grad():
+            return find(*tensors)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.f, _, ctx.linear, *tensors = inputs
+        ctx.save_for_backward(output, *tensors)
+        ctx.save_for_forward(output, *tensors)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
+        z, *tensors = ctx.saved_tensors
+        return (None, None, None, *pullback(ctx.f, ctx.linear, z, tuple(tensors), grads[0]))
+
+    @staticmethod
+    def jvp(ctx: Any, *grad_inputs: Any) -> Tensor:
+        z, *tensors = ctx.saved_tensors
+        tangents = [
+            torch.zeros_like(tensor) if tangent is None else tangent
+            for tensor, tangent in zip(tensors, grad_inputs[3:], strict=True)
+        ]
+        return pushforward(ctx.f, ctx.linear, z, tuple(tensors), tangents)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[Any, ...], *inputs: Any) -> tuple[Tensor, int]:
+        """One root for each entry of the mapped dim, in turn: they may differ in parameters, too."""
+        roots = [
+            _Root.apply(*(x if dim is None else x.select(dim, entry) for x, dim in zip(inputs, in_dims, strict=True)))
+            for entry in range(info.batch_size)
+        ]
+        return torch.stack(roots), 0

@@ -1,0 +1,45 @@
+"""A naive iteration that can be run backwards."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from torch import Tensor
+
+from .solver import Solver
+
+
+class ReversibleMemory(NamedTuple):
+    before: Tensor  # (rows, dim): the iterate before the current one
+
+
+@dataclass(frozen=True)
+class Reversible(Solver):
+    """Two damped iterations that feed each other: `z_{k+1} = (1 − damping)·z_{k−1} + damping·f(z_k)`, `z_{−1} = z_0`.
+
+    Each step can be undone, `z_{k−1} = (z_{k+1} − damping·f(z_k)) / (1 − damping)`, so that `ReversibleGradient`
+    differentiates the very iteration that was run and stores none of it. It converges where f contracts, more slowly
+    than `Anderson`. Undoing multiplies rounding errors by up to 1 / (1 − damping) a step: keep steps few or use
+    float64. Source: McCallum et al., "Reversible Deep Equilibrium Models" (2025).
+    """
+
+    damping: float = 0.5
+    """In (0, 1): the weight of the new image."""
+
+    def __post_init__(self) -> None:
+        value = self.damping
+        if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 < value < 1:
+            raise ValueError(f"Reversible: damping={value!r} must be a number in (0, 1)")
+
+    def init(self, z: Tensor) -> ReversibleMemory:
+        return ReversibleMemory(z)
+
+    def step(
+        self, memory: ReversibleMemory, z: Tensor, fz: Tensor, residual: Tensor
+    ) -> tuple[Tensor, ReversibleMemory]:
+        return memory.before.lerp(fz, self.damping), ReversibleMemory(z)
+
+    def undo(self, z: Tensor, before: Tensor, image: Tensor) -> Tensor:
+        """`z_{k−1}` from `z_{k+1}`, the iterate before it, `z_k`, and the image of that."""
+        return (z - self.damping * image) / (1 - self.damping)

@@ -1,0 +1,43 @@
+"""Cells and layers that the tests of gradients share."""
+
+import torch
+from torch import nn
+
+from implicit import Equilibrium, ImplicitGradient
+from solvers import GMRES
+
+DIM = 6
+TIGHT = {"rtol": 1e-13, "atol": 0.0, "max_steps": 400}
+
+
+class Cell(nn.Module):
+    """A contraction in z, of norm about 0.6."""
+
+    def __init__(self, dim=DIM):
+        super().__init__()
+        self.inner = nn.Linear(dim, dim, dtype=torch.float64)
+        with torch.no_grad():
+            self.inner.weight.mul_(0.6 / torch.linalg.matrix_norm(self.inner.weight, 2))
+
+    def forward(self, z, x):
+        return torch.tanh(self.inner(z) + x)
+
+
+def exact(solver=GMRES(), **options):
+    return ImplicitGradient(solver=solver, rtol=1e-13, max_steps=400, **options)
+
+
+def tight_layer(cell=None, gradient=None, **options):
+    return Equilibrium(cell or Cell(), gradient=gradient or exact(), **{**TIGHT, **options})
+
+
+def inputs(rows=3):
+    return torch.randn(rows, DIM, dtype=torch.float64, requires_grad=True)
+
+
+def unrolled(cell, x, steps=120):
+    """The equilibrium by plain steps that autograd sees, from a start without a graph."""
+    z = torch.zeros_like(x)
+    for _ in range(steps):
+        z = cell(z, x)
+    return z

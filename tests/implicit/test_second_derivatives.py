@@ -1,0 +1,221 @@
+"""Derivatives of derivatives, against a converged unrolling that autograd sees whole."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils.parametrizations import spectral_norm
+
+from implicit import Equilibrium, ImplicitGradient, PhantomGradient, fixed_point
+from solvers import GMRES, Anderson, Broyden, NewtonKrylov, Picard
+
+from .cells import DIM, TIGHT, Cell, exact, inputs, tight_layer, unrolled
+
+
+def hessian_product(loss, targets, vectors):
+    """H v of the loss in the targets."""
+    gradients = torch.autograd.grad(loss, targets, create_graph=True)
+    inner = sum((g * v).sum() for g, v in zip(gradients, vectors, strict=True))
+    return torch.autograd.grad(inner, targets)
+
+
+def agree(found, expected, rtol=1e-8, atol=1e-9):
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=rtol, atol=atol)
+
+
+@pytest.mark.parametrize("solver", [Picard(), Anderson(), Broyden(), GMRES(), NewtonKrylov()], ids=repr)
+def test_hessian_vector_products_equal_those_of_a_converged_unrolling(solver):
+    cell, x = Cell(), inputs()
+    targets = [x, *cell.parameters()]
+    vectors = [torch.randn_like(t) for t in targets]
+    weight = torch.randn_like(x)
+    forward = Anderson() if isinstance(solver, GMRES) else solver
+    layer = tight_layer(cell, exact(solver), solver=forward)
+    found = hessian_product((layer(x).sin() * weight).sum(), targets, vectors)
+    agree(found, hessian_product((unrolled(cell, x).sin() * weight).sum(), targets, vectors))
+
+
+def test_gradgradcheck_in_inputs_and_parameters():
+    cell, x = Cell(), inputs(2)
+    layer = tight_layer(cell)
+
+    def value(x, weight, bias):
+        return torch.func.functional_call(layer, {"cell.inner.weight": weight, "cell.inner.bias": bias}, (x,))
+
+    arguments = (x, *(p.detach().clone().requires_grad_() for p in cell.parameters()))
+    assert torch.autograd.gradcheck(value, arguments)
+    assert torch.autograd.gradgradcheck(value, arguments)
+
+
+def test_third_derivatives():
+    cell, x = Cell(), inputs(1)
+
+    def third(z):
+        (first,) = torch.autograd.grad(z.sin().sum(), x, create_graph=True)
+        (second,) = torch.autograd.grad(first.sin().sum(), x, create_graph=True)
+        return torch.autograd.grad(second.sin().sum(), x)
+
+    agree(third(tight_layer(cell)(x)), third(unrolled(cell, x)))
+
+
+def test_other_terms_of_the_loss_may_share_the_graph():
+    cell, x = Cell(), inputs()
+    targets = [x, *cell.parameters()]
+    vectors = [torch.randn_like(t) for t in targets]
+
+    def loss(z):
+        weight = cell.inner.weight
+        return z.square().sum() + (x @ weight).sin().sum() + (z @ weight).cos().sum() + weight.pow(3).sum()
+
+    found = hessian_product(loss(tight_layer(cell)(x)), targets, vectors)
+    agree(found, hessian_product(loss(unrolled(cell, x)), targets, vectors))
+
+
+def test_a_gradient_penalty_trains():
+    cell, x = Cell(), inputs()
+
+    def penalised(z):
+        (slope,) = torch.autograd.grad(z.square().sum(), x, create_graph=True)
+        return torch.autograd.grad(z.sum() + slope.square().sum(), list(cell.parameters()))
+
+    agree(penalised(tight_layer(cell)(x)), penalised(unrolled(cell, x)))
+
+
+def test_a_layer_of_a_layer_and_an_input_with_a_history():
+    cell, x = Cell(), inputs(2)
+    layer = tight_layer(cell)
+    targets = [x, *cell.parameters()]
+    vectors = [torch.randn_like(t) for t in targets]
+    found = hessian_product(layer(layer(x @ cell.inner.weight)).sin().sum(), targets, vectors)
+    expected = unrolled(cell, unrolled(cell, x @ cell.inner.weight)).sin().sum()
+    agree(found, hessian_product(expected, targets, vectors))
+
+
+class Nested(nn.Module):
+    """A cell with an equilibrium inside."""
+
+    def __init__(self, make):
+        super().__init__()
+        self.inside = make(Cell())
+        self.mix = nn.Linear(DIM, DIM, dtype=torch.float64)
+        nn.init.uniform_(self.mix.weight, -0.1, 0.1)
+
+    def forward(self, z, x):
+        return torch.tanh(self.mix(z) + self.inside(0.3 * z + x))
+
+
+class Unrolled(nn.Module):
+    def __init__(self, cell):
+        super().__init__()
+        self.cell = cell
+
+    def forward(self, x):
+        return unrolled(self.cell, x, 60)
+
+
+def test_an_equilibrium_within_the_cell():
+    cell, x = Nested(tight_layer), inputs(1)
+    plain = Nested(Unrolled)
+    plain.load_state_dict(cell.state_dict())
+    targets, twins = [x, *cell.parameters()], [x, *plain.parameters()]
+    vectors = [torch.randn_like(t) for t in targets]
+    found, expected = tight_layer(cell)(x).sin().sum(), unrolled(plain, x, 60).sin().sum()
+    first = torch.autograd.grad(found, targets, retain_graph=True)
+    agree(first, torch.autograd.grad(expected, twins, retain_graph=True))
+    agree(hessian_product(found, targets, vectors), hessian_product(expected, twins, vectors))
+
+
+class Normalised(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = spectral_norm(nn.Linear(DIM, DIM, bias=False, dtype=torch.float64))
+
+    def forward(self, z, x):
+        return torch.tanh(0.5 * self.linear(z) + x)
+
+
+@pytest.mark.parametrize("between", [0, 3])
+def test_parametrized_weights_are_those_of_the_solve(between):
+    # the layer's buffers move at each forward in training mode; the second derivative is of this one
+    cell, x = Normalised(), inputs()
+    layer = tight_layer(cell)
+    original = cell.linear.parametrizations.weight.original
+    z = layer(x)
+    state = cell.linear.parametrizations.weight[0]
+    u, v = state._u.clone(), state._v.clone()
+    for _ in range(between):
+        layer(x.detach())
+    vectors = [torch.randn_like(x), torch.randn_like(original)]
+    found = hessian_product(z.sin().sum(), [x, original], vectors)
+    weight = original / (u @ original @ v)
+    plain = unrolled(lambda z, x: torch.tanh(0.5 * z @ weight.T + x), x)
+    agree(found, hessian_product(plain.sin().sum(), [x, original], vectors))
+
+
+def test_states_of_several_tensors():
+    def f(z, x):
+        return torch.tanh(0.3 * z[1] + x), (0.5 * z[0] * x).sin()
+
+    x = inputs(2)
+    start = (torch.zeros_like(x), torch.zeros_like(x))
+
+    def value(x):
+        return fixed_point(f, start, (x,), gradient=exact(), **TIGHT)
+
+    assert torch.autograd.gradgradcheck(value, (x,))
+
+
+def test_tensors_that_f_captures_are_named():
+    matrix = (0.1 * torch.randn(DIM, DIM, dtype=torch.float64)).requires_grad_()
+    x = inputs()
+    z = fixed_point(lambda z, x: torch.tanh(z @ matrix + x), torch.zeros_like(x), (x,), gradient=exact(), **TIGHT)
+    with pytest.raises(RuntimeError, match=r"second derivatives.*captures.*matrix.*\(6, 6\).*args"):
+        torch.autograd.grad(z.square().sum(), x, create_graph=True)
+    # the first derivative reaches it
+    assert torch.autograd.grad(z.square().sum(), matrix)[0].abs().min() > 0
+
+
+def test_a_captured_function_of_a_parameter_is_refused_too():
+    cell = Cell()
+    product = cell.inner.weight @ cell.inner.weight
+    cell.inner.register_forward_hook(lambda module, args, output: output + 0.1 * args[0] @ product)
+    x = inputs()
+    with pytest.raises(RuntimeError, match=r"second derivatives.*captures"):
+        torch.autograd.grad(tight_layer(cell)(x).square().sum(), x, create_graph=True)
+
+
+def test_captured_tensors_without_gradient_do_no_harm():
+    matrix = 0.1 * torch.randn(DIM, DIM, dtype=torch.float64)
+    x = inputs()
+
+    def f(z, x):
+        return torch.tanh(z @ matrix + x)
+
+    vector = [torch.randn_like(x)]
+    z = fixed_point(f, torch.zeros_like(x), (x,), gradient=exact(), **TIGHT)
+    found = hessian_product(z.sin().sum(), [x], vector)
+    agree(found, hessian_product(unrolled(f, x).sin().sum(), [x], vector))
+
+
+def test_a_weight_changed_in_between_is_noticed():
+    cell, x = Cell(), inputs()
+    z = tight_layer(cell)(x)
+    with torch.no_grad():
+        cell.inner.weight.mul_(0.5)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        torch.autograd.grad(z.square().sum(), x, create_graph=True)
+
+
+def test_inexact_gradients_refuse():
+    layer, x = Equilibrium(Cell(), gradient=PhantomGradient()), inputs()
+    with pytest.raises(RuntimeError, match="second derivatives"):
+        torch.autograd.grad(layer(x).square().sum(), x, create_graph=True)
+
+
+def test_the_first_derivative_is_the_same_with_and_without_a_graph():
+    cell, x = Cell(), inputs()
+    layer = Equilibrium(cell, rtol=1e-10, gradient=ImplicitGradient(rtol=1e-10))
+    targets = [x, *cell.parameters()]
+    plain = torch.autograd.grad(layer(x).square().sum(), targets)
+    tracked = torch.autograd.grad(layer(x).square().sum(), targets, create_graph=True)
+    agree(tracked, plain)

@@ -65,14 +65,14 @@ def iterate(
         return Outcome(z, ledger.close(0), dropped=False, histories=[])
     solver = settings.solver.bind(problem, settings)
     stretch = begin(problem, solver, z, image)
-    norms = _on_host(stretch.norms)
+    norms = stretch.norms.cpu()
     exact = _repaired(norms, stretch)[0]
     told = exact[np.isfinite(exact) & (exact != 0)]
     if z.dtype == torch.float32 and told.size and extreme(told, z.dtype):
         # squares leave single precision: from here on the solver works in double
         layout.working_dtype, z = torch.float64, z.double()
         stretch = begin(problem, solver, z, stretch.image.double())
-        norms = _on_host(stretch.norms)
+        norms = stretch.norms.cpu()
     best, value, dropped, step = z, z, False, 0
     histories: list[History] = []
     running = np.ones(layout.batch, dtype=bool)  # rows whose history is not filed yet
@@ -100,7 +100,7 @@ def iterate(
             hold |= ledger.rows.led_astray
         room = 1 if finished else max_steps - step
         stretch = _go_on(problem, solver, settings, stretch, room, hold, forget, best)
-        norms = _on_host(stretch.norms)  # the one synchronisation of a stretch
+        norms = stretch.norms.cpu()  # the one synchronisation of a stretch
         if problem.spent is not None:
             ledger.charge(problem.spent)
             problem.spent = None
@@ -144,13 +144,14 @@ def _go_on(
     return advance_compiled(problem, solver, stretch, settings.check_every, held, None).first(room)
 
 
-def _together(keep: Integers) -> bool:
+def _together(keep: int | Integers) -> bool:
     """Whether all rows were kept, if at all, at one point, so that they have been evaluated together."""
-    return bool(keep.max() <= 0 or keep.min() == keep.max())
+    return isinstance(keep, int) or bool(keep.max() <= 0 or keep.min() == keep.max())
 
 
-def _repaired(norms: Floats, stretch: Stretch) -> tuple[Floats, Floats | None]:
-    """The norms again where squares have left the range of the dtype; then those of the points, too."""
+def _repaired(found: Tensor, stretch: Stretch) -> tuple[Floats, Floats | None]:
+    """The norms, anew where squares have left the range of the dtype; then those of the points, too."""
+    norms = found.double().numpy()
     if not extreme(norms, stretch.residual.dtype):
         return norms, None
     if len(stretch.points) == 1:
@@ -159,11 +160,10 @@ def _repaired(norms: Floats, stretch: Stretch) -> tuple[Floats, Floats | None]:
     return norms, np.stack([row_norms(point) for point in stretch.points])
 
 
-def _kept(keep: Integers, points: list[Tensor], best: Tensor) -> Tensor:
+def _kept(keep: int | Integers, points: list[Tensor], best: Tensor) -> Tensor:
     """For each row the point to keep, or what was the best before."""
-    last = len(points) - 1
-    if keep.min() == last:
-        return points[last]
+    if isinstance(keep, int):
+        return points[keep]
     for position, point in enumerate(points):
         mask = keep == position
         if mask.any():
@@ -174,10 +174,6 @@ def _kept(keep: Integers, points: list[Tensor], best: Tensor) -> Tensor:
 def _filed(value: Tensor, ledger: Ledger, best: Tensor) -> Tensor:
     """The values of all rows, those of the current ones new."""
     return value.index_copy(0, _on_device(ledger.rows.index, value), best)
-
-
-def _on_host(norms: Tensor) -> Floats:
-    return norms.cpu().numpy().astype(np.float64)
 
 
 def _on_device(array: Any, like: Tensor) -> Tensor:

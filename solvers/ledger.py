@@ -6,9 +6,11 @@ from dataclasses import dataclass, fields
 from typing import NamedTuple
 
 import numpy as np
+from torch import Tensor
 
 from .rows import Bools, Floats, Integers, Rows
 from .solution import Status
+from .streak import Streak
 
 PATIENCE = 30
 """Least number of steps without a new best residual after which a row stops; a quarter of max_steps where that is more,
@@ -64,58 +66,78 @@ class Ledger:
         self.patience = max(PATIENCE, max_steps // 4)
         self.rows = Rows.fresh(count)
         self.calm = True  # all rows are active, none has been led astray
+        self._streak = Streak(self.rtol, atol, self.falling)
         self._lines: list[Floats] = []  # norms of the current rows, since the last ones were filed
         self._filed: list[tuple[Rows, Floats]] = []  # what was known of the rows when some of them were dropped
 
-    def glance(self, step: int, norms: Floats) -> Integers | None:
+    def glance(self, step: int, norms: Tensor) -> int | Integers | None:
         """Book the next points, the first of them that of this step, if none of their rows needs a decision.
 
-        `norms`, (2·points, rows), are `‖f(z) − z‖` and `‖f(z)‖` of each point. Returns for each row the point to keep,
-        −1 for none of them; or None: nothing is booked, look closer. The usual case, which costs a few operations.
+        `norms`, (2·points, rows), are `‖f(z) − z‖` and `‖f(z)‖` of each point, on the host. Returns the point that all
+        rows keep, or each row's own, −1 for none of them; or None: nothing is booked, look closer.
         """
-        rows = self.rows
         if not self.calm:
             return None
-        residual, scale = norms[::2], norms[1::2]
-        if len(residual) > 1:
-            before = np.minimum.accumulate(np.concatenate((rows.best[None], residual)))[:-1]
-        else:
-            residual, scale, before = norms[0], norms[1], rows.best
-        last = len(norms) // 2 - 1
+        if self._streak.extend(norms, self.rows.best):
+            return len(norms) // 2 - 1
+        self._settle(step)
+        return self._weigh(step, norms.double().numpy())
+
+    def _settle(self, step: int) -> None:
+        """Book the streak that ended before this step."""
+        norms = self._streak.end()
+        if norms is not None:
+            self._book(step - len(norms) // 2, norms)
+            self._all_improved(step - 1, norms)
+
+    def _book(self, step: int, norms: Floats) -> None:
+        self._lines.append(norms)
+        self.rows.last_scale = norms[-1]
+        if step == 1:
+            self.rows.first, self.rows.first_scale = norms[0], norms[1]
+
+    def _all_improved(self, step: int, norms: Floats) -> None:
+        rows = self.rows
+        rows.improved_at.fill(step)
+        rows.drifted.fill(False)
+        rows.best, rows.best_scale = norms[-2], norms[-1]
+
+    def _weigh(self, step: int, norms: Floats) -> int | Integers | None:
+        """A glance at many rows, or at some that do not improve."""
+        rows, last = self.rows, len(norms) // 2 - 1
+        residual, scale, before = norms[::2], norms[1::2], rows.best
+        if last:
+            before = np.minimum.accumulate(np.concatenate((before[None], residual)))[:-1]
         running = residual > self.rtol * scale + self.atol
         if (running & (residual < self.falling * before)).all():
-            rows.improved_at.fill(step + last)
-            rows.drifted.fill(False)
-            rows.best, rows.best_scale = norms[-2], norms[-1]
-            keep = np.full(len(rows.index), last)
+            self._all_improved(step + last, norms)
+            keep: int | Integers = last
         elif not (running & (residual < RUNAWAY * before)).all():
             return None
         elif step + last - rows.improved_at.min() < self.patience:
             keep = self._improvements(step, residual, scale, before)
         else:
             return None
-        rows.last_scale = norms[-1]
-        if step == 1:
-            rows.first, rows.first_scale = norms[0], norms[1]
-        self._lines.append(norms)
+        self._book(step, norms)
         return keep
 
     def _improvements(self, step: int, residual: Floats, scale: Floats, before: Floats) -> Integers:
         """Book new best points; returns for each row the last of them, −1 for none."""
         rows = self.rows
-        if residual.ndim == 1:
-            improved = residual < before
-            falling = residual < self.falling * before
-            rows.improved_at[falling] = step
-            rows.drifted = ~falling & (rows.drifted | (residual > DRIFT * before))
-            rows.best = np.minimum(before, residual)
-            rows.best_scale = np.where(improved, scale, rows.best_scale)
-            return improved - 1
         improved, falling = residual < before, residual < self.falling * before
+        far = residual > DRIFT * before
+        if len(residual) == 1:
+            improved, falling, far = improved[0], falling[0], far[0]
+            rows.improved_at[falling] = step
+            rows.drifted = ~falling & (rows.drifted | far)
+            rows.best = np.where(improved, residual[0], rows.best)
+            rows.best_scale = np.where(improved, scale[0], rows.best_scale)
+            return improved - 1
         keep = np.where(improved.any(0), _last_true(improved), -1)
-        rows.improved_at = np.where(falling.any(0), step + _last_true(falling), rows.improved_at)
-        after = np.arange(len(residual))[:, None] > np.where(falling.any(0), _last_true(falling), -1)
-        rows.drifted = (rows.drifted & ~falling.any(0)) | (after & (residual > DRIFT * before)).any(0)
+        fell = falling.any(0)
+        rows.improved_at = np.where(fell, step + _last_true(falling), rows.improved_at)
+        after = np.arange(len(residual))[:, None] > np.where(fell, _last_true(falling), -1)
+        rows.drifted = (rows.drifted & ~fell) | (after & far).any(0)
         rows.best = np.minimum(before[-1], residual[-1])
         rows.best_scale = np.where(keep < 0, rows.best_scale, scale[keep, np.arange(len(keep))])
         return keep
@@ -204,6 +226,7 @@ class Ledger:
 
     def close(self, step: int) -> Books:
         """Stop what still runs and return the books of all rows, in the order of the batch."""
+        self._settle(step + 1)
         self.rows.steps[self.rows.active] = step
         self._file()
         rows, norms = self._filed[0]

@@ -10,6 +10,8 @@ from torch import Tensor
 from .problem import Problem, select
 from .solver import RestartingSolver, Solver
 
+SMALL = 2**14
+"""Entries of a state up to which a copy costs less than a further operation."""
 _IN_PLACE = (
     "f writes into its argument, or into what it returned before: return a fresh tensor (no in-place operations on z; "
     "clone a static output)"
@@ -45,8 +47,7 @@ def begin(problem: Problem, solver: Solver, z: Tensor, image: Tensor | None) -> 
         if probe.is_inference() and not torch.equal(probe.nan_to_num(), z.nan_to_num()):
             raise ValueError(_IN_PLACE)
     residual = image - z
-    norms = torch.stack((torch.linalg.vector_norm(residual, dim=1), torch.linalg.vector_norm(image, dim=1)))
-    return Stretch([z], norms, image, residual, solver.init(z))
+    return Stretch([z], _norms(residual, image, 1), image, residual, solver.init(z))
 
 
 def advance(
@@ -76,18 +77,24 @@ def advance(
         image = _evaluate(problem, z, image)
         residual = image - z
         points.append(z)
-        norms += [_norm(residual, steps), _norm(image, steps)]
-    return Stretch(points, torch.stack(norms), image, residual, memory)
+        norms.append(_norms(residual, image, steps))
+    return Stretch(points, norms[0] if steps == 1 else torch.cat(norms), image, residual, memory)
 
 
 # fixed shapes and every tensor an input: one graph for each number of steps and fill of the solver's memory
 advance_compiled = torch.compile(advance, dynamic=False, fullgraph=True)
 
 
-def _norm(x: Tensor, steps: int) -> Tensor:
-    """(rows,). Squares stay in range; a stretch of one step saves that and leaves the repair to the loop."""
-    if steps == 1:
-        return torch.linalg.vector_norm(x, dim=1)
+def _norms(residual: Tensor, image: Tensor, steps: int) -> Tensor:
+    """(2, rows). Squares stay in range; a stretch of one step saves that and leaves the repair to the loop."""
+    if steps > 1:
+        return torch.stack((_safe_norm(residual), _safe_norm(image)))
+    if image.numel() <= SMALL:
+        return torch.linalg.vector_norm(torch.stack((residual, image)), dim=2)
+    return torch.stack((torch.linalg.vector_norm(residual, dim=1), torch.linalg.vector_norm(image, dim=1)))
+
+
+def _safe_norm(x: Tensor) -> Tensor:
     if x.dtype == torch.float32:
         return torch.linalg.vector_norm(x, dim=1, dtype=torch.float64)
     largest = torch.linalg.vector_norm(x, ord=torch.inf, dim=1).clamp(min=torch.finfo(x.dtype).tiny)

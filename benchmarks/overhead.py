@@ -46,7 +46,7 @@ def overhead(quick: bool, progress: Progress) -> Table:
             progress(f"overhead: {name} at ({batch}, {dim})")
             f, z0 = _slow(batch, dim)
             runs = _runs(f, z0, solver, method)
-            times = _by_turns(runs, 2 if quick else 11 if batch * dim > MANY else 31)
+            times = _by_turns(runs, 2 if quick else 11 if batch * dim > MANY else 31, warm=batch * dim <= MANY)
             calls = {key: _calls(f, run) for key, run in runs.items()}
             per_call = {key: [seconds / calls[key] for seconds in found] for key, found in times.items()}
             medians = {key: 1e6 * statistics.median(found) for key, found in per_call.items()}
@@ -63,7 +63,7 @@ def overhead(quick: bool, progress: Progress) -> Table:
     notes = [
         "f, ours, torchdeq: medians. ratio: (ours − f) / (torchdeq − f), median, least and largest of repeats in turn; "
         f"ours / torchdeq where torchdeq adds less than {DROWNED:.0%} to f. ratio of least: of the shortest times, "
-        "which other work on the machine disturbs least.",
+        "which other work on the machine disturbs least. Of small states each call is timed after one of its own.",
         f"f(z) = a z + x elementwise, float32, {STEPS} steps, no stop in reach; Anderson's memory is 6 on both sides.",
     ]
     return Table("Overhead: time per call of f, µs", rows, notes)
@@ -93,13 +93,17 @@ def compiled(quick: bool, progress: Progress) -> Table:
             start = time.perf_counter()
             run()
             compilation = time.perf_counter() - start
-            times = _by_turns({"compiled": run, **runs}, 21)
+            times = _by_turns({"compiled": run, **runs}, 21, warm=True)
         medians = {key: 1e6 * statistics.median(found) for key, found in times.items()}
         row: dict[str, Cell] = {"solver": name, **medians}
         if "torchdeq" in runs:
             row["compiled / torchdeq"] = medians["compiled"] / medians["torchdeq"]
         rows.append(row | {"seconds to compile": compilation})
-    return Table(title, rows, ["f included; seconds to compile: the first call, nothing cached before it."])
+    return Table(
+        title,
+        rows,
+        ["f included, each call after one of its own; seconds to compile: the first call, nothing cached before it."],
+    )
 
 
 def _slow(batch: int, dim: int) -> tuple[Counted, Tensor]:
@@ -127,13 +131,18 @@ def _calls(f: Counted, run: Callable[[], object]) -> int:
 
 
 @torch.no_grad()
-def _by_turns(runs: Runs, repeats: int) -> dict[str, list[float]]:
-    """Seconds of each run; a disturbance of the machine meets all of them."""
+def _by_turns(runs: Runs, repeats: int, *, warm: bool) -> dict[str, list[float]]:
+    """Seconds of each run; a disturbance of the machine meets all of them.
+
+    `warm`: after a call of its own, for a tiny state's time is a matter of what the processor's caches hold.
+    """
     for run in (*runs.values(), *runs.values()):
         run()
     times: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(repeats):
         for name, run in runs.items():
+            if warm:
+                run()
             start = time.perf_counter()
             run()
             times[name].append(time.perf_counter() - start)

@@ -11,7 +11,7 @@ from .problem import Problem, select
 from .solver import RestartingSolver, Solver
 
 SMALL = 2**14
-"""Entries of a state up to which a copy costs less than a further operation."""
+"""Entries of a state up to which copying it costs less than calling one more operation."""
 _IN_PLACE = (
     "f writes into its argument, or into what it returned before: return a fresh tensor (no in-place operations on z; "
     "clone a static output)"
@@ -47,7 +47,7 @@ def begin(problem: Problem, solver: Solver, z: Tensor, image: Tensor | None) -> 
         if probe.is_inference() and not torch.equal(probe.nan_to_num(), z.nan_to_num()):
             raise ValueError(_IN_PLACE)
     residual = image - z
-    return Stretch([z], _norms(residual, image, 1), image, residual, solver.init(z))
+    return Stretch([z], _norm(torch.stack((residual, image)), 1), image, residual, solver.init(z))
 
 
 def advance(
@@ -64,7 +64,8 @@ def advance(
         hold: rows, (rows,) bool, that do not move, and the values of all rows at which they are held.
         forget: rows, (rows,) bool, whose history is dropped in the first step.
     """
-    points, norms = [], []
+    points, vectors = [], []
+    small = start.image.numel() <= SMALL
     z, image, residual, memory = start.points[-1], start.image, start.residual, start.memory
     for count in range(steps):
         proposal, memory = solver.step(memory, z, image, residual)
@@ -77,28 +78,23 @@ def advance(
         image = _evaluate(problem, z, image)
         residual = image - z
         points.append(z)
-        norms.append(_norms(residual, image, steps))
-    return Stretch(points, norms[0] if steps == 1 else torch.cat(norms), image, residual, memory)
+        vectors += [residual, image] if small else [_norm(residual, steps), _norm(image, steps)]
+    norms = torch.stack(vectors)
+    return Stretch(points, _norm(norms, steps) if small else norms, image, residual, memory)
 
 
 # fixed shapes and every tensor an input: one graph for each number of steps and fill of the solver's memory
 advance_compiled = torch.compile(advance, dynamic=False, fullgraph=True)
 
 
-def _norms(residual: Tensor, image: Tensor, steps: int) -> Tensor:
-    """(2, rows). Squares stay in range; a stretch of one step saves that and leaves the repair to the loop."""
-    if steps > 1:
-        return torch.stack((_safe_norm(residual), _safe_norm(image)))
-    if image.numel() <= SMALL:
-        return torch.linalg.vector_norm(torch.stack((residual, image)), dim=2)
-    return torch.stack((torch.linalg.vector_norm(residual, dim=1), torch.linalg.vector_norm(image, dim=1)))
-
-
-def _safe_norm(x: Tensor) -> Tensor:
+def _norm(x: Tensor, steps: int) -> Tensor:
+    """Over the last dim. Squares stay in range; a stretch of one step saves that and leaves the repair to the loop."""
+    if steps == 1:
+        return torch.linalg.vector_norm(x, dim=-1)
     if x.dtype == torch.float32:
-        return torch.linalg.vector_norm(x, dim=1, dtype=torch.float64)
-    largest = torch.linalg.vector_norm(x, ord=torch.inf, dim=1).clamp(min=torch.finfo(x.dtype).tiny)
-    return torch.linalg.vector_norm(x / largest[:, None], dim=1) * largest
+        return torch.linalg.vector_norm(x, dim=-1, dtype=torch.float64)
+    largest = torch.linalg.vector_norm(x, ord=torch.inf, dim=-1, keepdim=True).clamp(min=torch.finfo(x.dtype).tiny)
+    return torch.linalg.vector_norm(x / largest, dim=-1) * largest.squeeze(-1)
 
 
 def _evaluate(problem: Problem, z: Tensor, last: Tensor) -> Tensor:

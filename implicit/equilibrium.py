@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from solvers import Anderson, Solution, Solver, State, solve
 from solvers.coupling import agrees, resolve, verified
-from solvers.iteration import iterate
+from solvers.divergence import diagnosed
 from solvers.problem import Problem, Settings, prepare
 
 from .explicit import Explicit
@@ -140,14 +140,14 @@ def _differentiable_solve(
         return layout.unflatten(_transformed_solve(problem, z0, gradient, settings, logs, name))
     tracked = torch.is_grad_enabled()
     with torch.no_grad():
-        outcome = iterate(problem, layout.flatten(z0), settings, remember=tracked and gradient.remembers)
+        outcome = diagnosed(problem, layout.flatten(z0), settings, remember=tracked and gradient.remembers)
     start = layout.flatten(z0)  # afterwards, since a solve may have widened the working dtype
     # the tracked evaluation doubles as the check that dropping rows was sound
     point = image = outcome.value
     if tracked or outcome.dropped:
         point = gradient.point(outcome.value) if tracked else outcome.value
         image = problem(point)
-        if outcome.dropped and not agrees(outcome, image.detach(), layout.rounding, settings):
+        if outcome.dropped and not agrees(outcome, image.detach(), problem.rounding, settings):
             with torch.no_grad():
                 outcome = resolve(problem, start.detach(), settings, outcome, remember=gradient.remembers)
             point = gradient.point(outcome.value) if tracked else outcome.value

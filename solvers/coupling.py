@@ -8,7 +8,8 @@ from dataclasses import replace
 import numpy as np
 from torch import Tensor
 
-from .iteration import Outcome, iterate
+from .divergence import diagnosed
+from .iteration import Outcome
 from .ledger import SLACK
 from .norms import row_norms
 from .problem import Problem, Settings
@@ -19,9 +20,9 @@ ROUNDINGS = 4
 
 
 def verified(problem: Problem, z: Tensor, settings: Settings, image: Tensor | None = None) -> Outcome:
-    """`iterate`, and the check at the price of an evaluation."""
-    outcome = iterate(problem, z, settings, image)
-    if outcome.dropped and not agrees(outcome, problem(outcome.value), problem.layout.rounding, settings):
+    """`diagnosed`, and the check at the price of an evaluation."""
+    outcome = diagnosed(problem, z, settings, image)
+    if outcome.dropped and not agrees(outcome, problem(outcome.value), problem.rounding, settings):
         outcome = resolve(problem, z, settings, outcome)
     return outcome
 
@@ -44,6 +45,6 @@ def resolve(problem: Problem, z: Tensor, settings: Settings, first: Outcome, *, 
         RuntimeWarning,
         stacklevel=3,
     )
-    second = iterate(problem, z, replace(settings, compact=False), remember=remember)
+    second = diagnosed(problem, z, replace(settings, compact=False), remember=remember)
     second.books.evaluations += first.books.evaluations
     return second

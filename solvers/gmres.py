@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -39,6 +39,8 @@ class GMRES(Solver):
 
     restart: int = 20
     """Directions kept before starting anew; two (batch, restart, dim) buffers."""
+
+    strays: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         check_positive_integer(self, "restart")

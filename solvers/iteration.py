@@ -60,7 +60,7 @@ def iterate(
         # autocast is for f, which turns it on again; the solver's own products keep their digits
         with torch.autocast(layout.device.type, enabled=False):
             return iterate(problem, z, settings, image, remember=remember)
-    ledger = Ledger(layout.batch, settings.rtol, settings.atol, max_steps, layout.rounding)
+    ledger = Ledger(layout.batch, settings.rtol, settings.atol, max_steps, problem.rounding)
     if not layout.batch:
         return Outcome(z, ledger.close(0), dropped=False, histories=[])
     solver = settings.solver.bind(problem, settings)

@@ -36,7 +36,8 @@ class Books:
     status: Integers
     steps: Integers
     evaluations: Integers
-    trace: Floats  # (steps, batch)
+    residuals: Floats  # (steps, batch), absolute; NaN once a row has stopped
+    trace: Floats  # (steps, batch), the same relative
 
 
 class Verdict(NamedTuple):
@@ -62,7 +63,8 @@ class Ledger:
     def __init__(self, count: int, rtol: float, atol: float, max_steps: int, rounding: float) -> None:
         # a relative tolerance of 0 times an infinite scale would be NaN
         self.rtol, self.atol, self.rounding = max(rtol, np.finfo(np.float64).tiny), atol, rounding
-        self.falling = 1 - 4 * rounding
+        # norms are sums in single precision at least
+        self.falling = 1 - 4 * min(rounding, float(np.finfo(np.float32).eps))
         self.patience = max(PATIENCE, max_steps // 4)
         self.rows = Rows.fresh(count)
         self.calm = True  # all rows are active, none has been led astray
@@ -232,13 +234,16 @@ class Ledger:
         rows, norms = self._filed[0]
         if len(self._filed) > 1:
             rows, norms = self._joined(step)
+        lines = 2 * rows.steps.max(initial=0)
+        residuals, scales = norms[:lines:2], norms[1:lines:2]
         return Books(
             best=rows.best,
             relative=_relative(rows.best, rows.best_scale),
             status=rows.status,
             steps=rows.steps,
             evaluations=rows.steps + rows.products,
-            trace=_relative(norms[::2], norms[1::2])[: rows.steps.max(initial=0)],
+            residuals=residuals,
+            trace=_relative(residuals, scales),
         )
 
     def _file(self) -> None:

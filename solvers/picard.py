@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -19,6 +20,8 @@ class Picard(Solver):
 
     damping: float = 1.0
     """In (0, 2]; below 1 it tames maps whose Jacobian has eigenvalues far left of zero."""
+
+    strays: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         check_damping(self)

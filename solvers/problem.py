@@ -66,6 +66,8 @@ class Problem:
         device = layout.device.type
         self.autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
         """As the caller has it: the loop turns autocast off, for the solver's own products."""
+        self.rounding = max(torch.finfo(dtype).eps for dtype in (layout.dtype, self.autocast) if dtype is not None)
+        """Relative, of what f returns."""
         self.spent: NDArray[np.int64] | None = None
         """(rows,) evaluations that a solver made within its last step."""
 

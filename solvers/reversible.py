@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 from torch import Tensor
 
@@ -26,6 +26,8 @@ class Reversible(Solver):
 
     damping: float = 0.5
     """In (0, 1): the weight of the new image."""
+
+    strays: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         value = self.damping

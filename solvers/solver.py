@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from numbers import Integral
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -28,6 +28,9 @@ class Solver(ABC):
             def step(self, memory, z, fz, residual):
                 return z + residual / 2, memory
     """
+
+    strays: ClassVar[bool] = True
+    """Whether its iterates may stay where plain steps of f would run away."""
 
     @abstractmethod
     def init(self, z: Tensor) -> Any:

@@ -46,7 +46,6 @@ class Layout:
         self.shapes = [part.shape[1:] for part in parts]
         self.sizes = [shape.numel() for shape in self.shapes]
         self.batch, self.dtype, self.device = parts[0].shape[0], parts[0].dtype, parts[0].device
-        self.rounding = torch.finfo(self.dtype).eps
         self.working_dtype = torch.float32 if self.dtype in _HALF else self.dtype
 
     @staticmethod

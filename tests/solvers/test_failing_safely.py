@@ -45,9 +45,13 @@ FAMILIES = {
     "exp(z) + 1": (lambda b: lambda z: z.exp() + 1, torch.float64, EXPLODED),
     "z² + b, b > 1/4": (lambda b: lambda z: z**2 + 0.26 + b.abs(), torch.float64, EXPLODED),
     "NaN at step k": (breaking, torch.float64, {Status.NON_FINITE}),
-    "beyond float64": (lambda b: lambda z: 3 * z * (1 + z.abs()) + 1e200 * b.abs(), torch.float64, EXPLODED),
-    "beyond float32": (lambda b: lambda z: 3 * z * (1 + z.abs()) + 1e25 * b.abs().float(), torch.float32, EXPLODED),
-    "beyond float16": (lambda b: lambda z: 3 * z * (1 + z.abs()) + 300 * b.abs().half(), torch.float16, EXPLODED),
+    "beyond float64": (lambda b: lambda z: 3 * z.abs() * (1 + z.abs()) + 1e200 * b.abs(), torch.float64, EXPLODED),
+    "beyond float32": (
+        lambda b: lambda z: 3 * z.abs() * (1 + z.abs()) + 1e25 * b.abs().float(),
+        torch.float32,
+        EXPLODED,
+    ),
+    "beyond float16": (lambda b: lambda z: 3 * z.abs() * (1 + z.abs()) + 300 * b.abs().half(), torch.float16, EXPLODED),
 }
 
 
@@ -55,8 +59,6 @@ FAMILIES = {
 @pytest.mark.parametrize("family", FAMILIES)
 def test_what_has_no_fixed_point_is_reported(family, solver):
     make, dtype, expected = FAMILIES[family]
-    if isinstance(solver, NewtonKrylov | Monotone) and expected == EXPLODED:
-        expected = FAILED  # they refuse points of larger residual, and stall at the least one
     for seed in range(3):
         b = shifts(seed)
         start = torch.zeros(ROWS, 4, dtype=dtype) if seed == 0 else b.to(dtype)
@@ -66,6 +68,31 @@ def test_what_has_no_fixed_point_is_reported(family, solver):
         assert solution.value.isfinite().all()
         if not isinstance(solver, NewtonKrylov | Monotone):  # these creep towards a least residual
             assert solution.steps.max() <= 160, "before the steps are burnt"
+
+
+@pytest.mark.parametrize("compact", [False, True])
+def test_finding_out_that_f_runs_away_is_booked_and_only_for_rows_that_are_stuck(compact):
+    calls = []
+
+    def f(z, b):
+        calls.append(len(z))
+        return b * z.exp()
+
+    b = torch.tensor([[0.1], [1.0]], dtype=torch.float64)
+    solution = solve(f, torch.ones_like(b), (b,), solver=Monotone(), rtol=1e-9, atol=0.0, compact=compact)
+    assert solution.status.tolist() == [Status.CONVERGED, Status.DIVERGED]
+    assert solution.evaluations[0] == solution.steps[0]
+    assert solution.steps[1] < solution.evaluations[1] <= solution.steps[1] + 31
+    # compact: the row that converged is evaluated once more before it is dropped anew, and both in the last check
+    assert sum(calls) == (solution.evaluations.sum() + 3 if compact else 2 * solution.evaluations[1])
+
+
+def test_steps_that_ran_out_early_cost_no_more():
+    calls = []
+    solution = solve(
+        lambda z: calls.append(1) or 0.999 * z + 1, torch.zeros(1, 1), solver=Broyden(memory=1), max_steps=5
+    )
+    assert len(calls) == solution.evaluations.item() <= 5
 
 
 def test_picard_reports_expansion_and_cycles():

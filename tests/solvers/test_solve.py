@@ -556,3 +556,26 @@ def test_an_f_that_overwrites_its_last_output_is_refused():
 
     with pytest.raises(ValueError, match="clone a static output"):
         solve(f, START)
+
+
+def test_a_slow_contraction_in_half_precision_is_not_given_up():
+    x = torch.randn(2, 16).bfloat16()
+
+    def f(z):
+        return (0.99 * z.float() + x.float()).bfloat16()
+
+    solution = solve(f, torch.zeros_like(x), solver=Picard(), rtol=1.8e-2)
+    assert solution.converged.all(), solution
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("compact", [False, True])
+def test_the_floor_of_autocast_is_a_stall(dtype, compact):
+    weight = torch.randn(16, 16)
+    weight *= 0.8 / torch.linalg.matrix_norm(weight, 2)
+    x = torch.randn(64, 16)
+    with torch.autocast("cpu", dtype=dtype):
+        solution = solve(lambda z, x: torch.tanh(z @ weight + x), torch.zeros_like(x), (x,), rtol=1e-7, compact=compact)
+    assert solution.residual.max() < 4 * torch.finfo(dtype).eps
+    assert (solution.status == Status.STALLED).any()
+    assert Status.DIVERGED not in solution.status.tolist()

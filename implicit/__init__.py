@@ -1,5 +1,6 @@
 """Implicit layers: differentiate through a fixed point, and see how it converged."""
 
+from .dropout import LockedDropout
 from .equilibrium import Equilibrium, fixed_point
 from .gradients import (
     Gradient,
@@ -19,6 +20,7 @@ __all__ = [
     "Equilibrium",
     "Gradient",
     "ImplicitGradient",
+    "LockedDropout",
     "NeumannGradient",
     "PhantomGradient",
     "ReversibleGradient",

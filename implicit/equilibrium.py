@@ -4,24 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import nullcontext
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from solvers import Anderson, Solution, Solver, State, solve
-from solvers.coupling import agrees, resolve, verified
-from solvers.divergence import diagnosed
-from solvers.problem import Problem, Settings, prepare
+from solvers.problem import Settings
 
-from .explicit import Explicit
+from .differentiation import differentiable_solve
 from .gradients import Gradient, ImplicitGradient
-from .gradients.base import Evaluation
-from .gradients.root import followed, transformed
-from .graph import leaves
 from .parametrized import one_weight
-from .recording import Log, current_logs, layer_name, report
+from .recording import layer_name
+from .suitability import warn_of_unsuitable
 
 
 def fixed_point(
@@ -47,7 +42,7 @@ def fixed_point(
     _check_gradient(gradient, solver)
     with one_weight(f) if isinstance(f, nn.Module) else nullcontext():
         settings = Settings(solver, rtol, atol, max_steps, compact, check_every, compile)
-        return _differentiable_solve(None, f, z0, args, gradient, settings)
+        return differentiable_solve("fixed_point", f, z0, args, gradient, settings)[-1]
 
 
 class Equilibrium(nn.Module):
@@ -94,13 +89,30 @@ class Equilibrium(nn.Module):
 
     def forward(self, *inputs: Any, z0: State | None = None, max_steps: int | None = None) -> State:
         """The equilibrium for `inputs`, from the warm start `z0` where one is given."""
+        return self.iterates(*inputs, at=(), z0=z0, max_steps=max_steps)[-1]
+
+    def iterates(
+        self, *inputs: Any, at: tuple[int, ...], z0: State | None = None, max_steps: int | None = None
+    ) -> tuple[State, ...]:
+        """The iterates after the numbers of steps in `at`, in that order, and at last the equilibrium.
+
+        For fixed-point correction: loss terms on some iterates teach the cell to converge fast. Each iterate has the
+        Jacobian-free gradient, that of one tracked evaluation at it; a row that had stopped before has its solution.
+        Source: Bai, Geng, Savani, Kolter, "Deep Equilibrium Optical Flow Estimation", CVPR 2022.
+
+            *early, z = layer.iterates(x, at=(2, 4))
+        """
+        if not isinstance(at, tuple) or not all(isinstance(step, int) and step >= 0 for step in at):
+            raise ValueError(f"at={at!r} must be a tuple of numbers of steps, each at least 0")
         settings, start = self._settings(max_steps), self._start(inputs, z0)
+        name = layer_name(self, f"Equilibrium({type(self.cell).__name__})")
         with one_weight(self.cell):
-            return _differentiable_solve(self, self.cell, start, inputs, self.gradient, settings)
+            return differentiable_solve(name, self.cell, start, inputs, self.gradient, settings, at)
 
     def solve(self, *inputs: Any, z0: State | None = None, max_steps: int | None = None) -> Solution:
         """The `Solution` for `inputs`: status, residual and trace of every row, no graph."""
         settings = self._settings(max_steps)
+        warn_of_unsuitable(self.cell)
         with one_weight(self.cell), torch.no_grad():
             return solve(self.cell, self._start(inputs, z0), inputs, **vars(settings))
 
@@ -122,88 +134,6 @@ class Equilibrium(nn.Module):
             f"solver={self.solver}, gradient={type(self.gradient).__name__}, rtol={self.rtol}, atol={self.atol}, "
             f"max_steps={self.max_steps}"
         )
-
-
-def _differentiable_solve(
-    layer: Equilibrium | None,
-    f: Callable[..., State],
-    z0: State,
-    args: tuple[Any, ...],
-    gradient: Gradient,
-    settings: Settings,
-) -> State:
-    problem = prepare(f, z0, args, settings.compact)
-    layout = problem.layout
-    logs = current_logs()
-    name = "fixed_point" if layer is None else layer_name(layer, f"Equilibrium({type(layer.cell).__name__})")
-    if transformed():
-        return layout.unflatten(_transformed_solve(problem, z0, gradient, settings, logs, name))
-    tracked = torch.is_grad_enabled()
-    with torch.no_grad():
-        outcome = diagnosed(problem, layout.flatten(z0), settings, remember=tracked and gradient.remembers)
-    start = layout.flatten(z0)  # afterwards, since a solve may have widened the working dtype
-    # the tracked evaluation doubles as the check that dropping rows was sound
-    point = image = outcome.value
-    if tracked or outcome.dropped:
-        point = gradient.point(outcome.value) if tracked else outcome.value
-        image = problem(point)
-        if outcome.dropped and not agrees(outcome, image.detach(), problem.rounding, settings):
-            with torch.no_grad():
-                outcome = resolve(problem, start.detach(), settings, outcome, remember=gradient.remembers)
-            point = gradient.point(outcome.value) if tracked else outcome.value
-            image = problem(point)
-    if logs or outcome.books.status.any():
-        report(logs, name, "forward", outcome.solution(layout))
-    if not tracked or not _depends_on_more(image, point, start, args, f):
-        return layout.unflatten(outcome.value.clone())
-    at = Evaluation(
-        problem,
-        start,
-        point,
-        image,
-        partial(Explicit, problem),
-        partial(report, logs, name, "backward"),
-        settings.solver,
-        outcome,
-    )
-    return layout.unflatten(gradient.attach(at))
-
-
-def _transformed_solve(
-    problem: Problem, z0: State, gradient: Gradient, settings: Settings, logs: tuple[Log, ...], name: str
-) -> Tensor:
-    """The same under a transform of torch.func or forward mode: everything that these follow is handed to `root`."""
-    layout, explicit = problem.layout, Explicit(problem)
-    start = layout.flatten(z0)
-    tensors = (start, *explicit.tensors)
-    with torch.enable_grad():
-        blank = (torch.zeros(tensor.shape, dtype=tensor.dtype, device=tensor.device) for tensor in tensors)
-        if followed(explicit(*blank)):
-            raise RuntimeError(
-                "f captures a tensor that a transform of torch.func, or autograd around it, follows: pass it through "
-                "args, or make f an nn.Module that has it as a parameter"
-            )
-
-    def find(start: Tensor, *tensors: Tensor) -> Tensor:
-        outcome = verified(explicit.at(*tensors), start, settings)
-        report(logs, name, "forward", outcome.solution(layout))
-        return outcome.value.clone()
-
-    def f(z: Tensor, start: Tensor, *tensors: Tensor) -> Tensor:
-        return explicit(z, *tensors)
-
-    return gradient.root(f, find, partial(report, logs, name, "backward"), *tensors)
-
-
-def _depends_on_more(
-    image: Tensor, point: Tensor, start: Tensor, args: tuple[Any, ...], f: Callable[..., State]
-) -> bool:
-    """Whether a gradient has anywhere to go: to an argument, a parameter, or a tensor that f captures."""
-    if start.requires_grad or any(isinstance(a, Tensor) and a.requires_grad for a in args):
-        return True
-    if isinstance(f, nn.Module) and any(p.requires_grad for p in f.parameters()):
-        return True
-    return any(True for _ in leaves(image, point))
 
 
 def _check_gradient(gradient: Any, solver: Any) -> None:

@@ -87,10 +87,10 @@ def report(logs: tuple[Log, ...], name: str, direction: Literal["forward", "back
                 "\nFor this solve these are settings of gradient=ImplicitGradient(solver=…, rtol=…, max_steps=…), "
                 "whose unconverged=… says what becomes of such rows"
             )
-        warnings.warn(text, ConvergenceWarning, stacklevel=_level_of_caller())
+        warnings.warn(text, ConvergenceWarning, stacklevel=level_of_caller())
 
 
-def _level_of_caller() -> int:
+def level_of_caller() -> int:
     """How far up the stack the code lies that is neither this package nor PyTorch."""
     level, frame = 1, sys._getframe(1)
     while frame.f_back is not None and frame.f_code.co_filename.startswith(_INTERNAL):

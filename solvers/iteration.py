@@ -22,6 +22,14 @@ DROP_SHARE = 1 / 8
 """Share of the current rows that must have stopped before they are dropped: dropping copies the solver's history."""
 
 
+class Keep(NamedTuple):
+    """What `iterate` is to keep beyond the solution."""
+
+    histories: bool = False
+    iterates: tuple[int, ...] = ()
+    """Numbers of steps after which the iterate is wanted; 0 is the start."""
+
+
 class History(NamedTuple):
     """What the solver remembered of some rows, and where they were, when they stopped."""
 
@@ -39,6 +47,8 @@ class Outcome:
     books: Books
     dropped: bool
     histories: list[History]
+    iterates: list[Tensor]
+    """(batch, dim), as `Keep` asked; rows that had stopped before have their solution."""
 
     def solution(self, layout: Layout) -> Solution:
         """The `Solution`, on the state's device; it shares no memory with what the caller passed."""
@@ -51,18 +61,18 @@ class Outcome:
 
 
 def iterate(
-    problem: Problem, z: Tensor, settings: Settings, image: Tensor | None = None, *, remember: bool = False
+    problem: Problem, z: Tensor, settings: Settings, image: Tensor | None = None, keep: Keep = Keep()
 ) -> Outcome:
-    """Solve, on flat (rows, dim) matrices; `image` is `f(z)` where it is known. `remember`: return the histories."""
+    """Solve, on flat (rows, dim) matrices; `image` is `f(z)` where it is known."""
     layout, max_steps = problem.layout, settings.max_steps
     z = z.to(layout.working_dtype)
     if torch.is_autocast_enabled(layout.device.type):
         # autocast is for f, which turns it on again; the solver's own products keep their digits
         with torch.autocast(layout.device.type, enabled=False):
-            return iterate(problem, z, settings, image, remember=remember)
+            return iterate(problem, z, settings, image, keep)
     ledger = Ledger(layout.batch, settings.rtol, settings.atol, max_steps, problem.rounding)
     if not layout.batch:
-        return Outcome(z, ledger.close(0), dropped=False, histories=[])
+        return Outcome(z, ledger.close(0), False, [], [z for _ in keep.iterates])
     solver = settings.solver.bind(problem, settings)
     stretch = begin(problem, solver, z, image)
     norms = stretch.norms.cpu()
@@ -75,18 +85,23 @@ def iterate(
         norms = stretch.norms.cpu()
     best, value, dropped, step = z, z, False, 0
     histories: list[History] = []
+    iterates: dict[int, Tensor] = {}
     running = np.ones(layout.batch, dtype=bool)  # rows whose history is not filed yet
     while True:
-        keep, forget = ledger.glance(step + 1, norms), None
-        if keep is None:
-            keep, forget = ledger.enter(step + 1, *_repaired(norms, stretch))
-        best = _kept(keep, stretch.points, best)
+        chosen, forget = ledger.glance(step + 1, norms), None
+        if chosen is None:
+            chosen, forget = ledger.enter(step + 1, *_repaired(norms, stretch))
+        best = _chosen(chosen, stretch.points, best)
+        for wanted in keep.iterates:
+            if step <= wanted < step + len(stretch.points):
+                point = stretch.points[wanted - step]
+                iterates[wanted] = _filed(value, ledger, point) if dropped else point
         step += len(stretch.points)
-        if remember and not ledger.calm:
+        if keep.histories and not ledger.calm:
             running[ledger.rows.index[ledger.rows.active]] = True
             _remember(histories, ~ledger.rows.active, running, ledger, step, stretch)
         finished = not (ledger.calm or ledger.rows.active.any())
-        if step == max_steps or (finished and _together(keep)):
+        if step == max_steps or (finished and _together(chosen)):
             break
         if settings.compact and not (ledger.calm or finished) and (~ledger.rows.active).mean() >= DROP_SHARE:
             value = _filed(value, ledger, best) if dropped else best
@@ -104,9 +119,12 @@ def iterate(
         if problem.spent is not None:
             ledger.charge(problem.spent)
             problem.spent = None
-    if remember:
+    if keep.histories:
         _remember(histories, ledger.rows.active, running, ledger, step, stretch)
-    return Outcome(_filed(value, ledger, best) if dropped else best, ledger.close(step), dropped, histories)
+    value = _filed(value, ledger, best) if dropped else best
+    return Outcome(
+        value, ledger.close(step), dropped, histories, [iterates.get(wanted, value) for wanted in keep.iterates]
+    )
 
 
 def _remember(
@@ -144,9 +162,9 @@ def _go_on(
     return advance_compiled(problem, solver, stretch, settings.check_every, held, None).first(room)
 
 
-def _together(keep: int | Integers) -> bool:
+def _together(chosen: int | Integers) -> bool:
     """Whether all rows were kept, if at all, at one point, so that they have been evaluated together."""
-    return isinstance(keep, int) or bool(keep.max() <= 0 or keep.min() == keep.max())
+    return isinstance(chosen, int) or bool(chosen.max() <= 0 or chosen.min() == chosen.max())
 
 
 def _repaired(found: Tensor, stretch: Stretch) -> tuple[Floats, Floats | None]:
@@ -160,12 +178,12 @@ def _repaired(found: Tensor, stretch: Stretch) -> tuple[Floats, Floats | None]:
     return norms, np.stack([row_norms(point) for point in stretch.points])
 
 
-def _kept(keep: int | Integers, points: list[Tensor], best: Tensor) -> Tensor:
+def _chosen(chosen: int | Integers, points: list[Tensor], best: Tensor) -> Tensor:
     """For each row the point to keep, or what was the best before."""
-    if isinstance(keep, int):
-        return points[keep]
+    if isinstance(chosen, int):
+        return points[chosen]
     for position, point in enumerate(points):
-        mask = keep == position
+        mask = chosen == position
         if mask.any():
             best = torch.where(_on_device(mask, point)[:, None], point, best)
     return best

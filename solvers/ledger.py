@@ -31,13 +31,18 @@ SLACK = 1.01
 class Books:
     """The closed books, one entry a row of the batch."""
 
-    best: Floats
-    relative: Floats
+    best: Floats  # absolute residual of the value
+    scale: Floats  # ‖f(z)‖ there
     status: Integers
     steps: Integers
     evaluations: Integers
     residuals: Floats  # (steps, batch), absolute; NaN once a row has stopped
     trace: Floats  # (steps, batch), the same relative
+
+    @property
+    def relative(self) -> Floats:
+        """Residual of the value, relative to its image."""
+        return _relative(self.best, self.scale)
 
 
 class Verdict(NamedTuple):
@@ -238,7 +243,7 @@ class Ledger:
         residuals, scales = norms[:lines:2], norms[1:lines:2]
         return Books(
             best=rows.best,
-            relative=_relative(rows.best, rows.best_scale),
+            scale=rows.best_scale,
             status=rows.status,
             steps=rows.steps,
             evaluations=rows.steps + rows.products,

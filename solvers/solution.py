@@ -33,7 +33,8 @@ _MESSAGES = {
     ),
     Status.STALLED: (
         "the residual stopped falling: rtol may lie below what the dtype can resolve (loosen it or use float64), "
-        "or f cycles or has no fixed point (lower the solver's damping, make f contractive)"
+        "or f cycles or has no fixed point (lower the solver's damping, make f contractive), or the solver was caught "
+        "where the residual is least (try another, such as Picard)"
     ),
     Status.DIVERGED: (
         "the iterates ran away: f may expand or have no fixed point (normalise its weights, lower the solver's damping)"

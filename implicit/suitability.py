@@ -1,0 +1,56 @@
+"""Modules that have no place in a cell: found and named."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.dropout import _DropoutNd
+
+from .recording import level_of_caller
+
+_COUPLES = (
+    "couples the rows through the batch's statistics, and moves its own at every evaluation of a solve: use GroupNorm "
+    "or LayerNorm"
+)
+_DROPS = "draws a new mask at every evaluation, so that no fixed point exists: hand in a mask of LockedDropout"
+
+
+def warn_of_unsuitable(cell: nn.Module) -> None:
+    """A `RuntimeWarning` that names the modules of the cell whose evaluations differ, or mix the batch's rows."""
+    findings = [
+        f"{name or 'the cell itself'} ({type(module).__name__}) {fault}" for name, module, fault in _unsuitable(cell)
+    ]
+    if findings:
+        warnings.warn(
+            "in a cell, " + "; ".join(findings) + ". Or call eval() on them",
+            RuntimeWarning,
+            stacklevel=level_of_caller(),
+        )
+
+
+def warn_of_chance() -> None:
+    """A `RuntimeWarning` for a cell whose value at the solution was another one when it was evaluated again."""
+    warnings.warn(
+        "evaluating the cell once more at the solution gave another value: it is not deterministic (dropout, noise) or "
+        "computes otherwise where gradients are recorded, so that it has no fixed point to differentiate. Draw random "
+        "masks outside the cell and hand them in as inputs (see LockedDropout)",
+        RuntimeWarning,
+        stacklevel=level_of_caller(),
+    )
+
+
+def _unsuitable(cell: nn.Module) -> Iterator[tuple[str, nn.Module, str]]:
+    for name, module in cell.named_modules():
+        if isinstance(module, _BatchNorm) and (module.training or module.running_mean is None):
+            yield name, module, _COUPLES
+        elif module.training and _drops(module):
+            yield name, module, _DROPS
+
+
+def _drops(module: nn.Module) -> bool:
+    if isinstance(module, _DropoutNd):
+        return module.p > 0
+    return isinstance(module, nn.MultiheadAttention) and module.dropout > 0

@@ -1,0 +1,91 @@
+"""Fixed-point correction: iterates on the way, each with a gradient of its own."""
+
+import pytest
+import torch
+from torch import nn
+
+from implicit import Equilibrium, PhantomGradient, fixed_point
+from solvers import Anderson, Picard
+
+from .cells import Cell, inputs, tight_layer
+
+
+def test_the_iterates_are_those_of_the_solver():
+    cell, x = Cell(), inputs()
+    layer = tight_layer(cell, solver=Picard())
+    *early, z = layer.iterates(x, at=(0, 1, 3))
+    point = torch.zeros_like(x)
+    for step in range(4):
+        if step in (0, 1, 3):
+            torch.testing.assert_close(early.pop(0), point)
+        point = cell(point, x)
+    assert torch.equal(z, layer(x))
+
+
+@pytest.mark.parametrize("options", [{"compact": True}, {"compact": False}, {"compact": False, "check_every": 3}])
+def test_a_row_that_had_stopped_has_its_solution(options):
+    layer, x = Equilibrium(Cell(), solver=Anderson(), rtol=1e-6, **options), inputs(8)
+    start = torch.zeros_like(x)
+    start[::2] = tight_layer(layer.cell).solve(x).value[::2]
+    early, late, z = layer.iterates(x, at=(2, 60), z0=start)
+    torch.testing.assert_close(early[::2], z[::2], rtol=1e-9, atol=1e-9)
+    assert (early[1::2] - z[1::2]).norm(dim=1).min() > 1e-4
+    assert torch.equal(late, z)
+
+
+def test_their_gradient_is_that_of_one_evaluation():
+    cell, x = Cell(), inputs()
+    layer = tight_layer(cell, solver=Picard())
+    targets = [x, *cell.parameters()]
+    early, z = layer.iterates(x, at=(2,))
+    found = torch.autograd.grad(early.sin().sum(), targets, retain_graph=True)
+    point = early.detach()
+    expected = torch.autograd.grad(cell(point, x), targets, grad_outputs=point.cos())
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other)
+    exactly = torch.autograd.grad(layer(x).sin().sum(), targets)
+    for one, other in zip(torch.autograd.grad(z.sin().sum(), targets), exactly, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_correction_teaches_a_cell_to_converge_fast():
+    def steps_after_training(weight):
+        torch.manual_seed(0)
+        cell, head, x = Cell(8).float(), nn.Linear(8, 1), torch.randn(64, 8)
+        target = x.square().sum(1, keepdim=True).sin()
+        layer = Equilibrium(cell, solver=Picard(), gradient=PhantomGradient(3), rtol=1e-5, max_steps=2000)
+        optimizer = torch.optim.Adam([*cell.parameters(), *head.parameters()], lr=3e-3)
+        for _ in range(60):
+            optimizer.zero_grad()
+            early, z = layer.iterates(x, at=(1,))
+            loss = (head(z) - target).square().mean() + weight * (early - z.detach()).square().mean()
+            loss.backward()
+            optimizer.step()
+        return layer.solve(x).steps.double().mean()
+
+    assert steps_after_training(5.0) < 0.8 * steps_after_training(0.0)
+
+
+def test_without_gradients_and_for_several_tensors():
+    x = inputs()
+
+    class Pair(nn.Module):
+        def forward(self, z, x):
+            return 0.5 * z[1] + x, 0.5 * z[0]
+
+    layer = Equilibrium(Pair(), initial=lambda x: (torch.zeros_like(x), torch.zeros_like(x)))
+    with torch.no_grad():
+        early, z = layer.iterates(x, at=(1,))
+    assert not early[0].requires_grad
+    torch.testing.assert_close(early[0], x)
+    torch.testing.assert_close(z[0], 4 / 3 * x.detach(), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("at", [3, (-1,), (1.5,)])
+def test_bad_steps_are_named(at):
+    with pytest.raises(ValueError, match="must be a tuple of numbers of steps"):
+        tight_layer().iterates(inputs(), at=at)
+
+
+def test_a_function_has_none():
+    assert isinstance(fixed_point(torch.cos, torch.zeros(2, 1)), torch.Tensor)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from solvers import Anderson, Solution, Solver, State, solve
+from solvers.compilation import uncompiled
 from solvers.problem import Settings
 
 from .differentiation import differentiable_solve
@@ -19,6 +20,7 @@ from .recording import layer_name
 from .suitability import warn_of_unsuitable
 
 
+@uncompiled
 def fixed_point(
     f: Callable[..., State],
     z0: State,
@@ -91,6 +93,7 @@ class Equilibrium(nn.Module):
         """The equilibrium for `inputs`, from the warm start `z0` where one is given."""
         return self.iterates(*inputs, at=(), z0=z0, max_steps=max_steps)[-1]
 
+    @uncompiled
     def iterates(
         self, *inputs: Any, at: tuple[int, ...], z0: State | None = None, max_steps: int | None = None
     ) -> tuple[State, ...]:
@@ -109,6 +112,7 @@ class Equilibrium(nn.Module):
         with one_weight(self.cell):
             return differentiable_solve(name, self.cell, start, inputs, self.gradient, settings, at)
 
+    @uncompiled
     def solve(self, *inputs: Any, z0: State | None = None, max_steps: int | None = None) -> Solution:
         """The `Solution` for `inputs`: status, residual and trace of every row, no graph."""
         settings = self._settings(max_steps)

@@ -35,8 +35,8 @@ class Explicit:
     """`f(z, *tensors)` on flat states, where `tensors` stand for the arguments, parameters and buffers of a problem.
 
     Those that it was built with are its `tensors`. A parametrized weight counts as a tensor of its own, as it was when
-    this was built. The function evaluates a shallow twin of the module, so that neither the module nor another thread
-    notices, and what happens to the module later changes nothing.
+    this was built. The function evaluates a shallow twin of the module, not compiled, so that neither the module nor
+    another thread notices, and what happens to the module later changes nothing.
     """
 
     def __init__(self, problem: Problem) -> None:
@@ -82,7 +82,7 @@ class Explicit:
         for part in self.parts:
             children = part.module._modules.items()
             twins[id(part.module)].__dict__["_modules"] = {
-                name: child if child is None else twins.get(id(child), child) for name, child in children
+                name: child if child is None else twins.get(id(_plain(child)), child) for name, child in children
             }
         return twins[id(self.parts[0].module)]
 
@@ -91,19 +91,25 @@ def _own_modules(f: Any) -> list[nn.Module]:
     """The module and those within it, without the parametrizations, whose result counts instead."""
     if not isinstance(f, nn.Module):
         return []
-    found = {id(f): f}
-    queue = [f]
+    queue = [_plain(f)]
+    found = {id(queue[0])}
     for module in queue:
         if isinstance(module, torch.jit.ScriptModule):
             return []
         for name, child in module._modules.items():
-            if child is None or id(child) in found:
+            if child is None or id(_plain(child)) in found:
                 continue
             if name == "parametrizations" and parametrize.is_parametrized(module):
                 continue
-            found[id(child)] = child
-            queue.append(child)
+            queue.append(_plain(child))
+            found.add(id(queue[-1]))
     return queue
+
+
+def _plain(module: nn.Module) -> nn.Module:
+    """The module itself where torch.compile has wrapped it: compiled code has no second derivatives."""
+    original = module._modules.get("_orig_mod")
+    return module if original is None else original
 
 
 def _part(module: nn.Module, placed: Any) -> _Part:

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .compilation import as_one_graph
 from .ledger import Books, Ledger
 from .norms import extreme, out_of_range, row_norms
 from .problem import Problem, Settings, select
@@ -16,7 +17,7 @@ from .rows import Bools, Floats, Integers
 from .solution import Solution
 from .solver import RestartingSolver
 from .state import Layout
-from .sweep import Stretch, advance, advance_compiled, begin
+from .sweep import Stretch, advance, begin
 
 DROP_SHARE = 1 / 8
 """Share of the current rows that must have stopped before they are dropped: dropping copies the solver's history."""
@@ -159,7 +160,8 @@ def _go_on(
     # one length, one graph: the last stretch runs past max_steps, and what it finds there is cut off
     if held is None:
         held = (torch.zeros(len(best), dtype=torch.bool, device=best.device), best)
-    return advance_compiled(problem, solver, stretch, settings.check_every, held, None).first(room)
+    # each fill of the solver's memory has a graph of its own
+    return as_one_graph(advance)(problem, solver, stretch, settings.check_every, held, None).first(room)
 
 
 def _together(chosen: int | Integers) -> bool:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from .anderson import Anderson
+from .compilation import uncompiled
 from .coupling import verified
 from .problem import Settings, prepare
 from .solution import Solution
@@ -15,6 +16,7 @@ from .solver import Solver
 from .state import State
 
 
+@uncompiled
 def solve(
     f: Callable[..., State],
     z0: State,

@@ -83,10 +83,6 @@ def advance(
     return Stretch(points, _norm(norms, steps) if small else norms, image, residual, memory)
 
 
-# fixed shapes and every tensor an input: one graph for each number of steps and fill of the solver's memory
-advance_compiled = torch.compile(advance, dynamic=False, fullgraph=True)
-
-
 def _norm(x: Tensor, steps: int) -> Tensor:
     """Over the last dim. Squares stay in range; a stretch of one step saves that and leaves the repair to the loop."""
     if steps == 1:

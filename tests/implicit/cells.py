@@ -28,7 +28,7 @@ def exact(solver=GMRES(), **options):
 
 
 def tight_layer(cell=None, gradient=None, **options):
-    return Equilibrium(cell or Cell(), gradient=gradient or exact(), **{**TIGHT, **options})
+    return Equilibrium(Cell() if cell is None else cell, gradient=gradient or exact(), **{**TIGHT, **options})
 
 
 def inputs(rows=3):

@@ -83,9 +83,7 @@ class Ledger:
         `norms`, (2·points, rows), are `‖f(z) − z‖` and `‖f(z)‖` of each point, on the host. Returns the point that all
         rows keep, or each row's own, −1 for none of them; or None: nothing is booked, look closer.
         """
-        if not self.calm:
-            return None
-        if self._streak.extend(norms, self.rows.best):
+        if self.calm and self._streak.extend(norms, self.rows.best):
             return len(norms) // 2 - 1
         self._settle(step)
         return self._weigh(step, norms.double().numpy())
@@ -99,7 +97,7 @@ class Ledger:
 
     def _book(self, step: int, norms: Floats) -> None:
         self._lines.append(norms)
-        self.rows.last_scale = norms[-1]
+        self.rows.last_scale = norms[-1] if self.calm else np.where(self.rows.active, norms[-1], self.rows.last_scale)
         if step == 1:
             self.rows.first, self.rows.first_scale = norms[0], norms[1]
 
@@ -110,21 +108,26 @@ class Ledger:
         rows.best, rows.best_scale = norms[-2], norms[-1]
 
     def _weigh(self, step: int, norms: Floats) -> int | Integers | None:
-        """A glance at many rows, or at some that do not improve."""
+        """A glance at many rows, or at some that do not improve, or that have stopped."""
         rows, last = self.rows, len(norms) // 2 - 1
         residual, scale, before = norms[::2], norms[1::2], rows.best
         if last:
-            before = np.minimum.accumulate(np.concatenate((before[None], residual)))[:-1]
-        running = residual > self.rtol * scale + self.atol
-        if (running & (residual < self.falling * before)).all():
+            before = np.fmin.accumulate(np.concatenate((before[None], residual)))[:-1]
+        tolerance = self.rtol * scale + self.atol
+        healthy = (residual > tolerance) & (residual < RUNAWAY * before)
+        if not self.calm:
+            if rows.led_astray.any() or _lapsed(~rows.active, rows.status, residual, tolerance).any():
+                return None
+            healthy |= ~rows.active
+            norms = np.where(rows.active, norms, np.nan)
+            residual, scale = norms[::2], norms[1::2]
+        if not healthy.all() or step + last - rows.improved_at.min(where=rows.active, initial=step) >= self.patience:
+            return None
+        keep: int | Integers = last
+        if (residual < self.falling * before).all():
             self._all_improved(step + last, norms)
-            keep: int | Integers = last
-        elif not (running & (residual < RUNAWAY * before)).all():
-            return None
-        elif step + last - rows.improved_at.min() < self.patience:
-            keep = self._improvements(step, residual, scale, before)
         else:
-            return None
+            keep = self._improvements(step, residual, scale, before)
         self._book(step, norms)
         return keep
 
@@ -145,7 +148,7 @@ class Ledger:
         rows.improved_at = np.where(fell, step + _last_true(falling), rows.improved_at)
         after = np.arange(len(residual))[:, None] > np.where(fell, _last_true(falling), -1)
         rows.drifted = (rows.drifted & ~fell) | (after & far).any(0)
-        rows.best = np.minimum(before[-1], residual[-1])
+        rows.best = np.fmin(before[-1], residual[-1])
         rows.best_scale = np.where(keep < 0, rows.best_scale, scale[keep, np.arange(len(keep))])
         return keep
 
@@ -168,8 +171,7 @@ class Ledger:
         rows = self.rows
         tolerance = self.rtol * scale + self.atol
         # a stopped row keeps its value; if f couples the rows, its residual may not keep
-        lapsed = held & ~rows.active & (rows.status == Status.CONVERGED)
-        lapsed &= ~(residual <= SLACK * tolerance)
+        lapsed = _lapsed(held & ~rows.active, rows.status, residual, tolerance)
         if lapsed.any():
             rows.active = rows.active | lapsed
             rows.best = np.where(lapsed, np.inf, rows.best)
@@ -266,6 +268,11 @@ class Ledger:
             norms[line : line + len(block), later.index] = block
             line += len(block)
         return rows, norms
+
+
+def _lapsed(held: Bools, status: Integers, residual: Floats, tolerance: Floats) -> Bools:
+    """Rows that are held where they had converged, and no longer are."""
+    return held & (status == Status.CONVERGED) & ~(residual <= SLACK * tolerance)
 
 
 def _last_true(marks: Bools) -> Integers:

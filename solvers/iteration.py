@@ -9,8 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .books import Books
 from .compilation import as_one_graph
-from .ledger import Books, Ledger
+from .ledger import Ledger
 from .norms import extreme, out_of_range, row_norms
 from .problem import Problem, Settings, select
 from .rows import Bools, Floats, Integers

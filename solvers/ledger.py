@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
 from typing import NamedTuple
 
 import numpy as np
 from torch import Tensor
 
+from .books import Archive, Books
 from .rows import Bools, Floats, Integers, Rows
 from .solution import Status
 from .streak import Streak
@@ -25,24 +25,6 @@ RUNAWAY = 1e3
 image at which the solver, not f, is held to account for what f makes of z."""
 SLACK = 1.01
 """Factor over its tolerance up to which a row counts as still converged when it is evaluated again."""
-
-
-@dataclass
-class Books:
-    """The closed books, one entry a row of the batch."""
-
-    best: Floats  # absolute residual of the value
-    scale: Floats  # ‖f(z)‖ there
-    status: Integers
-    steps: Integers
-    evaluations: Integers
-    residuals: Floats  # (steps, batch), absolute; NaN once a row has stopped
-    trace: Floats  # (steps, batch), the same relative
-
-    @property
-    def relative(self) -> Floats:
-        """Residual of the value, relative to its image."""
-        return _relative(self.best, self.scale)
 
 
 class Verdict(NamedTuple):
@@ -74,8 +56,7 @@ class Ledger:
         self.rows = Rows.fresh(count)
         self.calm = True  # all rows are active, none has been led astray
         self._streak = Streak(self.rtol, atol, self.falling)
-        self._lines: list[Floats] = []  # norms of the current rows, since the last ones were filed
-        self._filed: list[tuple[Rows, Floats]] = []  # what was known of the rows when some of them were dropped
+        self._archive = Archive()
 
     def glance(self, step: int, norms: Tensor) -> int | Integers | None:
         """Book the next points, the first of them that of this step, if none of their rows needs a decision.
@@ -96,7 +77,7 @@ class Ledger:
             self._all_improved(step - 1, norms)
 
     def _book(self, step: int, norms: Floats) -> None:
-        self._lines.append(norms)
+        self._archive.note(norms)
         self.rows.last_scale = norms[-1] if self.calm else np.where(self.rows.active, norms[-1], self.rows.last_scale)
         if step == 1:
             self.rows.first, self.rows.first_scale = norms[0], norms[1]
@@ -177,7 +158,7 @@ class Ledger:
             rows.best = np.where(lapsed, np.inf, rows.best)
             rows.status[lapsed], rows.improved_at[lapsed] = Status.MAX_STEPS, step
         active = rows.active
-        self._lines.append(np.where(active, (residual, scale), np.nan))
+        self._archive.note(np.where(active, (residual, scale), np.nan))
         finite = np.isfinite(residual) & np.isfinite(scale)
         converged = active & finite & (residual <= tolerance) & self._genuine(step, residual, scale)
         keep = converged | (active & finite & (residual < rows.best))
@@ -227,7 +208,7 @@ class Ledger:
 
     def drop(self) -> Integers:
         """File the rows that have stopped and go on without them; returns the positions of those that stay."""
-        self._file()
+        self._archive.file(self.rows)
         stay = np.flatnonzero(self.rows.active)
         self.rows = self.rows.take(stay)
         self.calm = not self.rows.led_astray.any()
@@ -237,37 +218,7 @@ class Ledger:
         """Stop what still runs and return the books of all rows, in the order of the batch."""
         self._settle(step + 1)
         self.rows.steps[self.rows.active] = step
-        self._file()
-        rows, norms = self._filed[0]
-        if len(self._filed) > 1:
-            rows, norms = self._joined(step)
-        lines = 2 * rows.steps.max(initial=0)
-        residuals, scales = norms[:lines:2], norms[1:lines:2]
-        return Books(
-            best=rows.best,
-            scale=rows.best_scale,
-            status=rows.status,
-            steps=rows.steps,
-            evaluations=rows.steps + rows.products,
-            residuals=residuals,
-            trace=_relative(residuals, scales),
-        )
-
-    def _file(self) -> None:
-        empty = np.empty((0, len(self.rows.index)))
-        self._filed.append((self.rows, np.concatenate(self._lines) if self._lines else empty))
-        self._lines = []
-
-    def _joined(self, step: int) -> tuple[Rows, Floats]:
-        rows, _ = self._filed[0]
-        norms = np.full((2 * step, len(rows.index)), np.nan)
-        line = 0
-        for later, block in self._filed:
-            for field in fields(Rows):
-                getattr(rows, field.name)[later.index] = getattr(later, field.name)
-            norms[line : line + len(block), later.index] = block
-            line += len(block)
-        return rows, norms
+        return self._archive.close(self.rows, step)
 
 
 def _lapsed(held: Bools, status: Integers, residual: Floats, tolerance: Floats) -> Bools:
@@ -278,8 +229,3 @@ def _lapsed(held: Bools, status: Integers, residual: Floats, tolerance: Floats) 
 def _last_true(marks: Bools) -> Integers:
     """For each column the last line that is true."""
     return len(marks) - 1 - marks[::-1].argmax(0)
-
-
-def _relative(residual: Floats, scale: Floats) -> Floats:
-    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        return np.where(residual == 0, 0.0, residual / scale)

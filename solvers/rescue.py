@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 
 from .agreement import agrees
+from .books import Books
 from .broyden import Broyden
 from .iteration import Keep, Outcome, iterate
-from .ledger import DRIFT, FLOOR, PATIENCE, Books
+from .ledger import DRIFT, FLOOR, PATIENCE
 from .norms import row_norms
 from .picard import Picard
 from .problem import Problem, Settings

@@ -6,6 +6,7 @@ import multiprocessing
 import re
 import resource
 import sys
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
@@ -28,10 +29,16 @@ def memory(quick: bool, progress: Progress) -> Table:
     rows: list[dict[str, Cell]] = []
     for name in ("ours", "torchdeq") if installed("torchdeq") else ("ours",):
         progress(f"memory: {name}")
-        # a fresh process: the peak of a process never falls
-        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-            rows.append({"solver": name, "MiB": pool.submit(peak, name).result() / 2**20})
+        rows.append({"solver": name, "MiB": in_process_of_its_own(peak, name) / 2**20})
     return Table(title, rows, ["resident memory of a process of its own, over that after two evaluations of f."])
+
+
+def in_process_of_its_own(measure: Callable[..., int], *arguments: object) -> int:
+    """What `measure(*arguments)` returns in a fresh process, for the peak of a process never falls."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])  # what it imports takes seconds, once is enough
+    with ProcessPoolExecutor(1, context) as pool:
+        return pool.submit(measure, *arguments).result()
 
 
 @torch.no_grad()
@@ -42,15 +49,15 @@ def peak(name: str) -> int:
     scale = torch.linspace(0.9, 0.9999, SHAPE[-1])
     z = x * scale + x
     z = z * scale + x
-    before = _resident()
+    before = resident()
     if name == "ours":
         solve(lambda z: z * scale + x, z0, solver=Broyden(), rtol=1e-14, atol=0.0, max_steps=STEPS)
     else:
         torchdeq_solver("broyden")(lambda z: z * scale + x, z0, max_iter=STEPS, tol=0.0)
-    return _resident() - before
+    return resident() - before
 
 
-def _resident() -> int:
+def resident() -> int:
     """Bytes at most resident so far."""
     status = Path("/proc/self/status")
     if status.exists():  # what getrusage says there includes the parent's peak

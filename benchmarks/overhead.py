@@ -19,6 +19,7 @@ from solvers import Anderson, Broyden, Picard, Solver, solve
 from .counting import Counted
 from .peers import installed, torchdeq_solver
 from .report import Cell, Progress, Table
+from .timing import Runs, by_turns
 
 STEPS = 30
 SHAPES = ((1, 64), (1, 4096), (32, 256), (64, 3072), (64, 16384))
@@ -34,8 +35,6 @@ MANY = 10_000
 FLOOR = 0.01
 """Least overhead of ours that is believed, as a share of f."""
 
-Runs = dict[str, Callable[[], object]]
-
 
 def overhead(quick: bool, progress: Progress) -> Table:
     """Per call of f, over bare f."""
@@ -46,7 +45,7 @@ def overhead(quick: bool, progress: Progress) -> Table:
             progress(f"overhead: {name} at ({batch}, {dim})")
             f, z0 = _slow(batch, dim)
             runs = _runs(f, z0, solver, method)
-            times = _by_turns(runs, 2 if quick else 11 if batch * dim > MANY else 31, warm=batch * dim <= MANY)
+            times = _times(runs, 2 if quick else 11 if batch * dim > MANY else 31, warm=batch * dim <= MANY)
             calls = {key: _calls(f, run) for key, run in runs.items()}
             per_call = {key: [seconds / calls[key] for seconds in found] for key, found in times.items()}
             medians = {key: 1e6 * statistics.median(found) for key, found in per_call.items()}
@@ -93,7 +92,7 @@ def compiled(quick: bool, progress: Progress) -> Table:
             start = time.perf_counter()
             run()
             compilation = time.perf_counter() - start
-            times = _by_turns({"compiled": run, **runs}, 21, warm=True)
+            times = _times({"compiled": run, **runs}, 21, warm=True)
         medians = {key: 1e6 * statistics.median(found) for key, found in times.items()}
         row: dict[str, Cell] = {"solver": name, **medians}
         if "torchdeq" in runs:
@@ -131,22 +130,10 @@ def _calls(f: Counted, run: Callable[[], object]) -> int:
 
 
 @torch.no_grad()
-def _by_turns(runs: Runs, repeats: int, *, warm: bool) -> dict[str, list[float]]:
-    """Seconds of each run; a disturbance of the machine meets all of them.
-
-    `warm`: after a call of its own, for a tiny state's time is a matter of what the processor's caches hold.
-    """
+def _times(runs: Runs, repeats: int, *, warm: bool) -> dict[str, list[float]]:
     for run in (*runs.values(), *runs.values()):
         run()
-    times: dict[str, list[float]] = {name: [] for name in runs}
-    for _ in range(repeats):
-        for name, run in runs.items():
-            if warm:
-                run()
-            start = time.perf_counter()
-            run()
-            times[name].append(time.perf_counter() - start)
-    return times
+    return by_turns(runs, repeats, warm=warm)
 
 
 def _ratios(per_call: dict[str, list[float]]) -> list[float]:

@@ -6,7 +6,7 @@ import importlib
 import importlib.metadata
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
 from types import ModuleType
@@ -41,17 +41,17 @@ def installed(name: str) -> ModuleType | None:
         return None
 
 
-def missing() -> list[str]:
-    """One line for the peers that are not there."""
-    absent = [name for name in PEERS if installed(name) is None]
+def missing(peers: Sequence[str]) -> list[str]:
+    """One line for those that are not there."""
+    absent = [name for name in peers if installed(name) is None]
     if not absent:
         return []
     return [f"columns of {', '.join(absent)} are skipped: not installed, see pip install -e '.[bench]'"]
 
 
-def versions() -> dict[str, str]:
-    """Of the peers that are there, and of torch."""
-    return {name: importlib.metadata.version(name) for name in ("torch", *PEERS) if installed(name) is not None}
+def versions(peers: Sequence[str]) -> dict[str, str]:
+    """Of those that are there, and of torch."""
+    return {name: importlib.metadata.version(name) for name in ("torch", *peers) if installed(name) is not None}
 
 
 def torchdeq_solver(method: str) -> Callable[..., tuple[Tensor, Any, Any]]:

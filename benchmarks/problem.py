@@ -11,6 +11,11 @@ from torch import Tensor
 Map = Callable[[Tensor], Tensor]
 
 
+def normal(seed: int, *shape: int) -> Tensor:
+    """Independent normal numbers in double precision, the same for the same seed."""
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
 @dataclass(frozen=True)
 class Problem:
     """Find the fixed point of each row."""

@@ -6,11 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .problem import Affine, Problem, TanhLayer
-
-
-def _normal(seed: int, *shape: int) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+from .problem import Affine, Problem, TanhLayer, normal
 
 
 def _uniform(seed: int, *shape: int) -> Tensor:
@@ -60,7 +56,7 @@ def _pagerank(damping: float) -> Problem:
 
 def _gaussian_mixture() -> Problem:
     """EM for the weight (its logit) and the means of two unit normals that overlap, from two starts."""
-    sample = torch.cat((_normal(4, 100) - 1, _normal(5, 100) + 1))
+    sample = torch.cat((normal(4, 100) - 1, normal(5, 100) + 1))
 
     def f(z: Tensor) -> Tensor:
         logit, first, second = z[:, :1], z[:, 1:2], z[:, 2:]
@@ -75,9 +71,9 @@ def _gaussian_mixture() -> Problem:
 
 def _lasso() -> Problem:
     """ISTA, 40 equations for 60 unknowns of which 5 matter, two weights of the penalty."""
-    matrix = _normal(6, 40, 60)
+    matrix = normal(6, 40, 60)
     truth = torch.where(torch.arange(60) < 5, 3.0, 0.0).double()
-    target = matrix @ truth + 0.01 * _normal(7, 40)
+    target = matrix @ truth + 0.01 * normal(7, 40)
     rate = torch.linalg.matrix_norm(matrix, 2) ** -2
     threshold = rate * torch.tensor([[2.0], [10.0]], dtype=torch.float64)
 
@@ -90,7 +86,7 @@ def _lasso() -> Problem:
 
 def _ridge() -> Problem:
     """Ridge regression by gradient descent of the longest safe step over two."""
-    matrix, targets = _normal(8, 100, 20), _normal(9, 2, 100)
+    matrix, targets = normal(8, 100, 20), normal(9, 2, 100)
     rate = torch.linalg.matrix_norm(matrix, 2) ** -2
     step = 0.999 * torch.eye(20, dtype=torch.float64) - rate * matrix.T @ matrix
     return Problem(Affine(step, rate * targets @ matrix), _zeros(2, 20), "Hoerl, Kennard, Technometrics 12 (1970)")
@@ -98,13 +94,13 @@ def _ridge() -> Problem:
 
 def _tanh_layer(gain: float, reference: str) -> Problem:
     """A dense cell with Gaussian weights; beyond gain 1 the cell without input is chaotic."""
-    return Problem(TanhLayer(gain / 8 * _normal(10, 64, 64), _normal(11, 8, 64)), _zeros(8, 64), reference)
+    return Problem(TanhLayer(gain / 8 * normal(10, 64, 64), normal(11, 8, 64)), _zeros(8, 64), reference)
 
 
 def _convolutional() -> Problem:
     """A residual cell: two 3×3 convolutions, ReLU, group normalisation, the input injected."""
-    inner, outer = 0.15 * _normal(12, 6, 4, 3, 3), 0.15 * _normal(13, 4, 6, 3, 3)
-    inputs = _normal(14, 4, 4, 8, 8)
+    inner, outer = 0.15 * normal(12, 6, 4, 3, 3), 0.15 * normal(13, 4, 6, 3, 3)
+    inputs = normal(14, 4, 4, 8, 8)
 
     def f(z: Tensor) -> Tensor:
         branch = F.conv2d(F.relu(F.conv2d(z, inner, padding=1)), outer, padding=1)
@@ -115,25 +111,25 @@ def _convolutional() -> Problem:
 
 def _symmetric(least: float, largest: float) -> Problem:
     """Richardson's iteration for a symmetric system of 64 unknowns with equidistant eigenvalues."""
-    basis = torch.linalg.qr(_normal(15, 64, 64))[0]
+    basis = torch.linalg.qr(normal(15, 64, 64))[0]
     matrix = basis * torch.linspace(least, largest, 64, dtype=torch.float64) @ basis.T
     reference = "Richardson, Phil. Trans. Roy. Soc. A 210 (1911)"
-    return Problem(Affine(matrix, _normal(11, 8, 64)), _zeros(8, 64), reference)
+    return Problem(Affine(matrix, normal(11, 8, 64)), _zeros(8, 64), reference)
 
 
 def _gaussian() -> Problem:
     """An affine map whose eigenvalues fill the disc of radius 0.95, a matrix far from normal."""
-    matrix = _normal(16, 64, 64)
+    matrix = normal(16, 64, 64)
     matrix = 0.95 * matrix / torch.linalg.eigvals(matrix).abs().max()
     reference = "Ginibre, J. Math. Phys. 6 (1965)"
-    return Problem(Affine(matrix, _normal(11, 8, 64)), _zeros(8, 64), reference)
+    return Problem(Affine(matrix, normal(11, 8, 64)), _zeros(8, 64), reference)
 
 
 def _monotone() -> Problem:
     """`z ↦ v − Wᵀ relu(W z)` with ‖W‖² = 0.9."""
-    weight = _normal(17, 16, 32)
+    weight = normal(17, 16, 32)
     weight = 0.9**0.5 * weight / torch.linalg.matrix_norm(weight, 2)
-    inputs = _normal(18, 8, 32)
+    inputs = normal(18, 8, 32)
     reference = "Winston, Kolter, Monotone operator equilibrium networks, NeurIPS 2020"
     return Problem(lambda z: inputs - torch.relu(z @ weight.T) @ weight, _zeros(8, 32), reference)
 

@@ -1,12 +1,8 @@
-"""The solvers beside their peers: every table, printed as it is done, and all numbers in one file."""
+"""The solvers beside their peers."""
 
 from __future__ import annotations
 
-import json
-import os
-import platform
-from collections.abc import Callable
-from dataclasses import asdict
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -15,11 +11,11 @@ from .evaluations import evaluations
 from .frugality import heterogeneous, monotone, scaled
 from .memory import memory
 from .overhead import compiled, overhead
-from .peers import missing, versions
+from .peers import PEERS
 from .report import Progress, Table
+from .run import Measurement, run
 from .safety import believed, failed_safely
 
-Measurement = Callable[[bool, Progress], Table]
 MEASUREMENTS: dict[str, Measurement] = {
     "frugality": heterogeneous,
     "scaling": scaled,
@@ -32,46 +28,15 @@ MEASUREMENTS: dict[str, Measurement] = {
 
 def compare(quick: bool, folder: Path) -> None:
     """Measure everything, print it and write `solvers.json` into the folder."""
-    progress = Progress()
-    machine = {
-        "system": f"{platform.system()} {platform.machine()}",
-        "python": platform.python_version(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "load before": round(os.getloadavg()[0], 1),
-        **versions(),
-    }
-    print(", ".join(f"{key} {value}" for key, value in machine.items()))
-    for line in missing():
-        print(line)
-    tables: dict[str, Table] = {}
+    run("solvers", _tables, PEERS, quick, folder)
 
-    def done(name: str, table: Table) -> None:
-        tables[name] = table
-        progress.clear()
-        print(f"\n{table}", flush=True)
 
-    done("overhead", overhead(quick, progress))
-    done("compiled", compiled(quick, progress))
+def _tables(quick: bool, progress: Progress) -> Iterator[tuple[str, Table]]:
+    yield "overhead", overhead(quick, progress)
+    yield "compiled", compiled(quick, progress)
     torch.set_num_threads(1)  # from here on nothing is timed, and small problems are fastest so
     for digits in (4, 8):
         for part, table in evaluations(digits, quick, progress).items():
-            done(f"evaluations_1e-{digits}_{part}", table)
+            yield f"evaluations_1e-{digits}_{part}", table
     for name, measure in MEASUREMENTS.items():
-        done(name, measure(quick, progress))
-    path = folder / "solvers.json"
-    path.write_text(
-        json.dumps(
-            {
-                "machine": machine,
-                "quick": quick,
-                "seconds": progress.seconds,
-                "skipped": missing(),
-                "tables": {name: asdict(table) for name, table in tables.items()},
-            },
-            indent=1,
-            ensure_ascii=False,
-            allow_nan=False,
-        )
-    )
-    print(f"\nall numbers: {path}, after {progress.seconds:.0f} s")
+        yield name, measure(quick, progress)

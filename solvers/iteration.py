@@ -185,6 +185,8 @@ def _chosen(chosen: int | Integers, points: list[Tensor], best: Tensor) -> Tenso
     """For each row the point to keep, or what was the best before."""
     if isinstance(chosen, int):
         return points[chosen]
+    if (chosen == len(points) - 1).all():
+        return points[-1]
     for position, point in enumerate(points):
         mask = chosen == position
         if mask.any():

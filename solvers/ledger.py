@@ -62,7 +62,8 @@ class Ledger:
         """Book the next points, the first of them that of this step, if none of their rows needs a decision.
 
         `norms`, (2·points, rows), are `‖f(z) − z‖` and `‖f(z)‖` of each point, on the host. Returns the point that all
-        rows keep, or each row's own, −1 for none of them; or None: nothing is booked, look closer.
+        rows keep, or each row's own, −1 for none of them (a row that is held is at its best at each); or None: nothing
+        is booked, look closer.
         """
         if self.calm and self._streak.extend(norms, self.rows.best):
             return len(norms) // 2 - 1
@@ -86,7 +87,10 @@ class Ledger:
         rows = self.rows
         rows.improved_at.fill(step)
         rows.drifted.fill(False)
-        rows.best, rows.best_scale = norms[-2], norms[-1]
+        if self.calm:
+            rows.best, rows.best_scale = norms[-2], norms[-1]
+        else:
+            rows.best, rows.best_scale = np.where(rows.active, norms[-2:], (rows.best, rows.best_scale))
 
     def _weigh(self, step: int, norms: Floats) -> int | Integers | None:
         """A glance at many rows, or at some that do not improve, or that have stopped."""
@@ -102,10 +106,11 @@ class Ledger:
             healthy |= ~rows.active
             norms = np.where(rows.active, norms, np.nan)
             residual, scale = norms[::2], norms[1::2]
+        falling = residual < self.falling * before
         if not healthy.all() or step + last - rows.improved_at.min(where=rows.active, initial=step) >= self.patience:
             return None
         keep: int | Integers = last
-        if (residual < self.falling * before).all():
+        if (falling if self.calm else falling | ~rows.active).all():
             self._all_improved(step + last, norms)
         else:
             keep = self._improvements(step, residual, scale, before)
@@ -123,7 +128,7 @@ class Ledger:
             rows.drifted = ~falling & (rows.drifted | far)
             rows.best = np.where(improved, residual[0], rows.best)
             rows.best_scale = np.where(improved, scale[0], rows.best_scale)
-            return improved - 1
+            return (improved | ~rows.active) - 1
         keep = np.where(improved.any(0), _last_true(improved), -1)
         fell = falling.any(0)
         rows.improved_at = np.where(fell, step + _last_true(falling), rows.improved_at)
@@ -136,7 +141,7 @@ class Ledger:
     def enter(self, step: int, norms: Floats, sizes: Floats | None) -> Verdict:
         """Book the next points; `sizes`, (points, rows), are `‖z‖`, needed where `norms` are not finite."""
         held = ~self.rows.active  # rows that stop at one of these points move on until the next look
-        keep = np.full(len(self.rows.index), -1)
+        keep = np.where(held, len(norms) // 2 - 1, -1)
         forget = np.zeros(len(keep), dtype=bool)
         if step == 1:
             self.rows.first, self.rows.first_scale = norms[0], norms[1]

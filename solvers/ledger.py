@@ -165,33 +165,35 @@ class Ledger:
         active = rows.active
         self._archive.note(np.where(active, (residual, scale), np.nan))
         finite = np.isfinite(residual) & np.isfinite(scale)
-        converged = active & finite & (residual <= tolerance) & self._genuine(step, residual, scale)
+        converged = active & finite & (residual <= tolerance)
+        if converged.any():
+            converged &= self._genuine(step, residual, scale)
         keep = converged | (active & finite & (residual < rows.best))
-        falling = residual < self.falling * rows.best
-        rows.improved_at = np.where(active & falling, step, rows.improved_at)
-        impatient = step - rows.improved_at >= self.patience
+        falling = active & (residual < self.falling * rows.best)
+        rows.improved_at[falling] = step
         reach = DRIFT * np.maximum(rows.first, rows.first_scale)
-        rows.drifted = ~(active & falling) & (rows.drifted | (residual > DRIFT * rows.best) | ~(scale <= reach))
-        resolved = (rows.best <= FLOOR * self.rounding * rows.best_scale) & (rows.best_scale <= reach)
-        runaway = residual > RUNAWAY * rows.best
-        leapt = ~finite & np.isfinite(rows.best) & ~(size <= RUNAWAY * rows.last_scale)
-        broken = ~finite & ~leapt
-        for event, status in (
-            (impatient, Status.STALLED),
-            (impatient & rows.drifted & ~resolved, Status.DIVERGED),
-            (broken, Status.NON_FINITE),
-            (converged, Status.CONVERGED),
-        ):
-            rows.status[active & event] = status
-        stopped = active & (impatient | broken | converged)
+        rows.drifted = ~falling & (rows.drifted | (residual > DRIFT * rows.best) | ~(scale <= reach))
+        forget = residual > RUNAWAY * rows.best
+        stopped = active & (step - rows.improved_at >= self.patience)
+        if stopped.any():
+            resolved = (rows.best <= FLOOR * self.rounding * rows.best_scale) & (rows.best_scale <= reach)
+            rows.status[stopped] = np.where(rows.drifted & ~resolved, Status.DIVERGED, Status.STALLED)[stopped]
+        leapt = np.zeros_like(finite)
+        if not finite.all():
+            leapt = active & ~finite & np.isfinite(rows.best) & ~(size <= RUNAWAY * rows.last_scale)
+            broken = active & ~finite & ~leapt
+            rows.status[broken] = Status.NON_FINITE
+            stopped |= broken
+        rows.status[converged] = Status.CONVERGED
+        stopped |= converged
         rows.steps[stopped] = step
         rows.active = active & ~stopped
         rows.best = np.where(keep, residual, rows.best)
         rows.best_scale = np.where(keep, scale, rows.best_scale)
         rows.last_scale = np.where(finite, scale, rows.last_scale)
-        forget = rows.active & (runaway | rows.led_astray) & ~leapt
+        forget = rows.active & (forget | rows.led_astray) & ~leapt
         rows.led_astray = rows.active & leapt
-        self.calm = bool((rows.active & ~leapt).all())
+        self.calm = bool(rows.active.all()) and not leapt.any()
         return keep, forget
 
     def _genuine(self, step: int, residual: Floats, scale: Floats) -> Bools:

@@ -63,7 +63,8 @@ class Archive:
         )
 
     def _joined(self, step: int) -> tuple[Rows, Floats]:
-        rows, _ = self._filed[0]
+        first, _ = self._filed[0]
+        rows = first.take(first.index)  # copies: its columns may share memory
         norms = np.full((2 * step, len(rows.index)), np.nan)
         line = 0
         for later, block in self._filed:

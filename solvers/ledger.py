@@ -23,6 +23,8 @@ FLOOR = 16
 RUNAWAY = 1e3
 """Growth over the best residual at which an accelerated solver forgets its history; and growth of ‖z‖ over the last
 image at which the solver, not f, is held to account for what f makes of z."""
+TINY = 1e-18
+"""Residual down to which a norm in single precision is what it seems."""
 SLACK = 1.01
 """Factor over its tolerance up to which a row counts as still converged when it is evaluated again."""
 
@@ -93,7 +95,7 @@ class Ledger:
             rows.best, rows.best_scale = np.where(rows.active, norms[-2:], (rows.best, rows.best_scale))
 
     def _weigh(self, step: int, norms: Floats) -> int | Integers | None:
-        """A glance at many rows, or at some that do not improve, or that have stopped."""
+        """A glance at many rows, or at some that do not improve, that converge, or that have stopped."""
         rows, last = self.rows, len(norms) // 2 - 1
         residual, scale, before = norms[::2], norms[1::2], rows.best
         if last:
@@ -107,6 +109,11 @@ class Ledger:
             norms = np.where(rows.active, norms, np.nan)
             residual, scale = norms[::2], norms[1::2]
         falling = residual < self.falling * before
+        met = None
+        if not (last or healthy.all()):
+            # what is tiny may be an artefact of squares that left the range: not to be judged at a glance
+            met = ~healthy & (residual <= tolerance) & (residual < before) & (residual > TINY) & np.isfinite(scale)
+            healthy |= met & self._genuine(step, residual, scale)
         if not healthy.all() or step + last - rows.improved_at.min(where=rows.active, initial=step) >= self.patience:
             return None
         keep: int | Integers = last
@@ -115,6 +122,9 @@ class Ledger:
         else:
             keep = self._improvements(step, residual, scale, before)
         self._book(step, norms)
+        if met is not None:
+            rows.status[met[0]], rows.steps[met[0]] = Status.CONVERGED, step
+            rows.active, self.calm = rows.active & ~met[0], False
         return keep
 
     def _improvements(self, step: int, residual: Floats, scale: Floats, before: Floats) -> Integers:

@@ -14,6 +14,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import nn
 
+import solvers
 from solvers import Solution
 
 
@@ -91,11 +92,11 @@ def report(logs: tuple[Log, ...], name: str, direction: Literal["forward", "back
 
 
 def level_of_caller() -> int:
-    """How far up the stack the code lies that is neither this package nor PyTorch."""
+    """How far up the stack the code lies that is neither ours nor PyTorch."""
     level, frame = 1, sys._getframe(1)
     while frame.f_back is not None and frame.f_code.co_filename.startswith(_INTERNAL):
         level, frame = level + 1, frame.f_back
     return level
 
 
-_INTERNAL = (os.path.dirname(__file__), os.path.dirname(torch.__file__))
+_INTERNAL = tuple(os.path.dirname(package) for package in (__file__, solvers.__file__, torch.__file__))

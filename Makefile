@@ -16,6 +16,7 @@ lint: .venv/.dev
 
 bench: .venv/.bench
 	$(BIN)/python -m benchmarks solvers
+	$(BIN)/python -m benchmarks gradients
 
 notebooks: .venv/.dev
 	for notebook in notebooks/*.ipynb; do \

@@ -14,8 +14,15 @@ def _solvers(quick: bool, folder: Path) -> None:
     compare(quick, folder)
 
 
+def _gradients(quick: bool, folder: Path) -> None:
+    from .gradients import compare
+
+    compare(quick, folder)
+
+
 BENCHMARKS: dict[str, tuple[str, Callable[[bool, Path], None]]] = {
     "solvers": ("overhead, evaluations, frugality, honest failure and memory, beside the peers", _solvers),
+    "gradients": ("errors, products, second derivatives, seconds and memory, beside the peers", _gradients),
 }
 """Name → (what it measures, its entry)."""
 

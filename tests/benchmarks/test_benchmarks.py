@@ -8,9 +8,13 @@ import sys
 import pytest
 import torch
 
+from benchmarks.backward import QUICK
 from benchmarks.counting import Counted, Watch
+from benchmarks.differentiation import measured, ours
 from benchmarks.evaluations import SOLVERS
+from benchmarks.exact import exact
 from benchmarks.problems import PROBLEMS, build
+from implicit import ImplicitGradient, NeumannGradient
 from solvers import Anderson, Broyden, NewtonKrylov, solve
 
 
@@ -33,7 +37,8 @@ def test_a_quick_run_prints_and_writes_every_table(tmp_path):
         assert table["rows"] or any(note.startswith("skipped: ") for note in table["notes"])
     for line in written["skipped"]:
         assert line in result.stdout
-    assert all(row["reported"] == row["of"] for row in written["tables"]["failed_safely"]["rows"])
+    for row in written["tables"]["failed_safely"]["rows"]:
+        assert row["reported"] == row["as expected"] == row["of"]
     assert all(row["reported failed"] == 0 for row in written["tables"]["solvable"]["rows"])
     ours, peers = (written["tables"][f"evaluations_1e-8_{part}"]["rows"] for part in ("ours", "peers"))
     for row, beside in zip(ours, peers):
@@ -43,6 +48,36 @@ def test_a_quick_run_prints_and_writes_every_table(tmp_path):
     assert "s] failed safely: Picard" in result.stderr
 
 
+def test_a_quick_run_of_gradients_prints_and_writes_every_table(tmp_path):
+    result = run("gradients", "--quick", "--out", str(tmp_path))
+    assert result.returncode == 0, result.stderr
+    tables = json.loads((tmp_path / "gradients.json").read_text())["tables"]
+    cases = {f"backward {name}" for name in QUICK}
+    assert set(tables) == {"training_step", "products", "second_derivatives", "loss_scale", "memory"} | cases
+    for table in tables.values():
+        assert table["title"] in result.stdout
+        assert table["rows"] or any(note.startswith("skipped: ") for note in table["notes"])
+    second = {row["gradient"]: row["relative error"] for row in tables["second_derivatives"]["rows"]}
+    assert second["ImplicitGradient(rtol=1e-8)"] < 1e-5
+    assert second["PhantomGradient(5)"] == "refused"
+    ours = tables["loss_scale"]["rows"][0]
+    errors = [value for column, value in ours.items() if column != "gradient"]
+    assert max(errors) < 1e-3
+    assert max(errors) - min(errors) < 1e-6
+    for name in cases:
+        exact = [row for row in tables[name]["rows"] if row["gradient"].startswith("ImplicitGradient(GMRES")]
+        assert all(row["error"] < 1e-3 and row["cosine"] > 0.999 for row in exact)
+
+
+def test_products_are_counted_inside_the_cell():
+    for steps in (1, 4):
+        found = measured(exact("Gaussian 0.9"), ours(NeumannGradient(steps)))
+        assert found.products == steps
+    found = measured(exact("Gaussian 0.9"), ours(ImplicitGradient(rtol=1e-9)))
+    assert found.products_a_row <= found.products <= found.products_a_row + 6
+    assert found.error < 1e-7
+
+
 def test_the_name_is_asked_for():
     result = run()
     assert result.returncode == 2
@@ -50,9 +85,9 @@ def test_the_name_is_asked_for():
 
 
 def test_an_unknown_name_is_one_line():
-    result = run("gradients")
+    result = run("gradient")
     assert result.returncode == 2
-    assert result.stderr == "no benchmark 'gradients': name one of solvers\n"
+    assert result.stderr == "no benchmark 'gradient': name one of solvers, gradients\n"
 
 
 def test_a_folder_that_cannot_be_used_is_one_line(tmp_path):

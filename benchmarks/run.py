@@ -1,0 +1,58 @@
+"""What every benchmark does: say where it runs, print each table as it is done, keep all numbers in one file."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+from .peers import missing, versions
+from .report import Progress, Table
+
+Measurement = Callable[[bool, Progress], Table]
+"""(quick, progress) → its table."""
+Measurements = Callable[[bool, Progress], Iterator[tuple[str, Table]]]
+"""(quick, progress) → each table under its name in the file, as soon as it is measured."""
+
+
+def run(name: str, measurements: Measurements, peers: tuple[str, ...], quick: bool, folder: Path) -> None:
+    """Measure everything, print it and write `NAME.json` into the folder."""
+    progress = Progress()
+    machine = {
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "load before": round(os.getloadavg()[0], 1),
+        **versions(peers),
+    }
+    print(", ".join(f"{key} {value}" for key, value in machine.items()))
+    skipped = missing(peers)
+    for line in skipped:
+        print(line)
+    tables: dict[str, Table] = {}
+    for key, table in measurements(quick, progress):
+        tables[key] = table
+        progress.clear()
+        print(f"\n{table}", flush=True)
+    path = folder / f"{name}.json"
+    path.write_text(
+        json.dumps(
+            {
+                "machine": machine,
+                "quick": quick,
+                "seconds": progress.seconds,
+                "skipped": skipped,
+                "tables": {key: asdict(table) for key, table in tables.items()},
+            },
+            indent=1,
+            ensure_ascii=False,
+            allow_nan=False,
+        )
+    )
+    print(f"\nall numbers: {path}, after {progress.seconds:.0f} s")

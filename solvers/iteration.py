@@ -155,7 +155,8 @@ def _go_on(
     """The next stretch: until the next look, and at most `room` steps."""
     held = None if hold is None or not hold.any() else (_on_device(hold, best), best)
     if forget is not None and forget.any():
-        return advance(problem, solver, stretch, 1, held, _on_device(forget, best))
+        # as many steps as otherwise, so that the looks at the other rows fall where they would
+        return advance(problem, solver, stretch, min(settings.check_every, room), held, _on_device(forget, best))
     if not settings.compile or room == 1:
         return advance(problem, solver, stretch, min(settings.check_every, room), held, None)
     # one length, one graph: the last stretch runs past max_steps, and what it finds there is cut off

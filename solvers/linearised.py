@@ -53,6 +53,10 @@ def finite_differences(problem: Problem, z: Tensor, image: Tensor) -> Product:
 WAYS: tuple[Way, ...] = (forward_mode, double_reverse_mode, finite_differences)
 
 
+HIDDEN = 1e-2
+"""Change of f, relative to that of z, which shows that products of 0 are no derivative; less at a critical point."""
+
+
 def first_way(problem: Problem, z: Tensor, image: Tensor, v: Tensor) -> tuple[int, int]:
     """The position in `WAYS` of the first that f allows, and the evaluations of f that it took to find out."""
     tried = 0
@@ -67,10 +71,9 @@ def first_way(problem: Problem, z: Tensor, image: Tensor, v: Tensor) -> tuple[in
             raise
         except (RuntimeError, DroppedRowsError):  # how PyTorch says that an operation lacks that derivative
             continue
-        if product.any():
-            return position, tried
-        tried += 1
-        if not finite_differences(problem, z, image)(v).any():
+        tried += 1  # always, so that a row's count does not depend on the others
+        change = torch.linalg.vector_norm(finite_differences(problem, z, image)(v), dim=1)
+        if product.any() or not (change > HIDDEN * torch.linalg.vector_norm(v, dim=1)).any():
             return position, tried
         break  # f hides its derivative: it detaches z, or computes without gradients
     return len(WAYS) - 1, tried

@@ -13,6 +13,8 @@ _RANGE = {torch.float32: (1e-18, 1e18), torch.float64: (1e-150, 1e150)}
 def row_norms(x: Tensor) -> Floats:
     """(rows,) 2-norms of a (rows, dim) matrix, on the host."""
     x = x.detach()
+    if x.dtype == torch.float32:
+        return torch.linalg.vector_norm(x, dim=1, dtype=torch.float64).cpu().numpy()
     largest = x.abs().amax(dim=1, keepdim=True) if x.shape[1] else x.new_zeros(x.shape[0], 1)
     safe = torch.where((largest > 0) & largest.isfinite(), largest, 1)
     norms = torch.linalg.vector_norm(x / safe, dim=1).double() * safe[:, 0].double()

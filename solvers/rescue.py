@@ -13,11 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .agreement import agrees
+from .agreement import ROUNDINGS, agrees
 from .books import Books
 from .broyden import Broyden
 from .iteration import Keep, Outcome, iterate
-from .ledger import DRIFT, FLOOR, PATIENCE
+from .ledger import DRIFT, FLOOR, PATIENCE, SLACK
 from .norms import row_norms
 from .picard import Picard
 from .problem import Problem, Settings
@@ -44,14 +44,38 @@ def iterate_and_rescue(
     Steps of the second solver count as the row's own; plain steps are booked as evaluations.
     """
     outcome = iterate(problem, z, settings, image, keep)
-    if not settings.solver.strays or not outcome.books.status.any():
+    if not outcome.books.status.any():
         return outcome
-    handed_on = np.zeros(len(z), dtype=bool)
+    if settings.solver.strays:
+        outcome = _rescued(problem, outcome, settings)
+    if not outcome.dropped:  # else the whole batch is evaluated anyway
+        _withdraw(problem, outcome, settings)
+    return outcome
+
+
+def _rescued(problem: Problem, outcome: Outcome, settings: Settings) -> Outcome:
+    handed_on = np.zeros(len(outcome.value), dtype=bool)
     if not isinstance(settings.solver, Broyden):
         outcome, handed_on = _handed_on(problem, outcome, settings)
     books = outcome.books
     _follow(problem, outcome, settings, _failed(books, problem.rounding) & (handed_on | _idle(books)))
     return outcome
+
+
+def _withdraw(problem: Problem, outcome: Outcome, settings: Settings) -> None:
+    """Where f couples the rows, those that failed may have moved on after others had converged, which then do not hold.
+
+    Costs one evaluation, where some rows failed and others did not.
+    """
+    books = outcome.books
+    converged = books.status == Status.CONVERGED
+    if converged.any():
+        image = problem(outcome.value)
+        residual, scale = row_norms(image - outcome.value), row_norms(image)
+        tolerance = SLACK * (settings.rtol * scale + settings.atol) + ROUNDINGS * problem.rounding * scale
+        lapsed = converged & ~(residual <= tolerance)
+        books.status[lapsed] = Status.MAX_STEPS
+        books.best[lapsed], books.scale[lapsed] = residual[lapsed], scale[lapsed]
 
 
 def _handed_on(problem: Problem, outcome: Outcome, settings: Settings) -> tuple[Outcome, Bools]:

@@ -151,3 +151,19 @@ def test_running_out_of_memory_is_no_missing_derivative():
 
     with pytest.raises(torch.OutOfMemoryError):
         solve(f, torch.zeros(2, 3), solver=NewtonKrylov())
+
+
+def test_a_critical_point_is_no_hidden_derivative():
+    # the derivative vanishes at the start; with finite differences the tiny scale would be out of reach
+    scale = 1e-12
+
+    def f(z):
+        return 3 * scale * torch.cos(z / scale)
+
+    together = solve(
+        f, torch.tensor([[0.0], [scale]], dtype=torch.float64), solver=NewtonKrylov(), rtol=1e-10, atol=0.0
+    )
+    alone = solve(f, torch.zeros(1, 1, dtype=torch.float64), solver=NewtonKrylov(), rtol=1e-10, atol=0.0)
+    assert alone.converged.all()
+    assert alone.evaluations[0] == together.evaluations[0]
+    assert torch.equal(alone.value[0], together.value[0])

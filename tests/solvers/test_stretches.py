@@ -123,3 +123,23 @@ def test_rows_that_see_each_other_converge_together_or_not_at_all(solver, check_
     assert (relative[solution.converged] <= 1.02e-6).all()
     if solver == Picard():
         assert solution.converged.all()
+
+
+@pytest.mark.parametrize("solver", [Anderson(), Broyden(memory=4)], ids=repr)
+def test_a_neighbour_that_forgets_its_history_changes_no_other_row(solver):
+    generator = torch.Generator().manual_seed(30)
+    a = 4 * torch.rand(40, 1, generator=generator, dtype=torch.float64)
+    b = torch.randn(40, 1, generator=generator, dtype=torch.float64)
+    start = 3 * torch.randn(40, 1, generator=generator, dtype=torch.float64)
+
+    def f(z, a, b):
+        return a * z * (1 - z * z / 3) + b
+
+    options = {"solver": solver, "rtol": 1e-8, "atol": 0.0, "check_every": 3}
+    together = solve(f, start, (a, b), **options)
+    for row in range(40):
+        alone = solve(f, start[row : row + 1], (a[row : row + 1], b[row : row + 1]), **options)
+        assert alone.status[0] == together.status[row]
+        assert alone.evaluations[0] == together.evaluations[row]
+        if alone.converged[0]:
+            torch.testing.assert_close(alone.value[0], together.value[row], rtol=1e-9, atol=1e-12)

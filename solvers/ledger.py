@@ -186,7 +186,8 @@ class Ledger:
         forget = residual > RUNAWAY * rows.best
         stopped = active & (step - rows.improved_at >= self.patience)
         if stopped.any():
-            resolved = (rows.best <= FLOOR * self.rounding * rows.best_scale) & (rows.best_scale <= reach)
+            resolved = rows.best <= FLOOR * self.rounding * rows.best_scale
+            resolved &= self._genuine(step, rows.best, rows.best_scale)
             rows.status[stopped] = np.where(rows.drifted & ~resolved, Status.DIVERGED, Status.STALLED)[stopped]
         leapt = np.zeros_like(finite)
         if not finite.all():

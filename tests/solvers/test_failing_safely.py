@@ -222,3 +222,15 @@ def test_what_plain_steps_would_solve_has_not_diverged():
     for solver in (Anderson(), Broyden(), NewtonKrylov(), Monotone()):
         solution = solve(f, start, solver=solver, rtol=1e-8, atol=0.0)
         assert {Status(code) for code in solution.status.tolist()} <= {Status.CONVERGED, Status.STALLED}
+
+
+@pytest.mark.parametrize("solver", [GMRES(), Broyden(), NewtonKrylov(), Monotone()], ids=repr)
+def test_the_floor_is_a_stall_however_far_the_solution_lies(solver):
+    # the solution is over ten times the first image, and its residual some roundings
+    generator = torch.Generator().manual_seed(0)
+    basis = torch.linalg.qr(torch.randn(64, 64, generator=generator))[0]
+    matrix = basis * torch.linspace(0.882, 0.98, 64) @ basis.T
+    shift = torch.nn.functional.normalize(torch.randn(4, 64, generator=generator), dim=1)
+    solution = solve(lambda u: u @ matrix + shift, shift, solver=solver, rtol=1e-14, atol=0.0, max_steps=2000)
+    assert solution.residual.max() < 2e-6
+    assert Status.DIVERGED not in solution.status.tolist()

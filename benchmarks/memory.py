@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import multiprocessing
 import re
 import resource
@@ -37,8 +38,15 @@ def in_process_of_its_own(measure: Callable[..., int], *arguments: object) -> in
     """What `measure(*arguments)` returns in a fresh process, for the peak of a process never falls."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])  # what it imports takes seconds, once is enough
-    with ProcessPoolExecutor(1, context) as pool:
+    with ProcessPoolExecutor(1, context, initializer=_give_back_what_is_freed) as pool:
         return pool.submit(measure, *arguments).result()
+
+
+def _give_back_what_is_freed() -> None:
+    """glibc learns to keep large blocks, whose gaps would count: have it give them back as at first."""
+    adjust = getattr(ctypes.CDLL(None), "mallopt", None)
+    if adjust is not None:
+        adjust(-3, 65536)  # M_MMAP_THRESHOLD, bytes; once set it stays
 
 
 @torch.no_grad()

@@ -9,6 +9,7 @@ from .iteration import Outcome
 from .ledger import SLACK
 from .norms import row_norms
 from .problem import Settings
+from .rows import Bools
 from .solution import Status
 
 ROUNDINGS = 4
@@ -17,8 +18,13 @@ ROUNDINGS = 4
 
 def agrees(outcome: Outcome, image: Tensor, rounding: float, settings: Settings) -> bool:
     """Whether the rows solved in a shrinking batch hold in the full one, where their value has this image."""
+    return bool(holding(outcome, image, rounding, settings).all())
+
+
+def holding(outcome: Outcome, image: Tensor, rounding: float, settings: Settings) -> Bools:
+    """The rows whose residual, by this image of their values, is what the books say."""
     books, scale = outcome.books, row_norms(image)
     booked = np.where(books.status == Status.CONVERGED, settings.rtol * scale + settings.atol, books.best)
     with np.errstate(invalid="ignore"):
         holds = row_norms(image - outcome.value) <= SLACK * booked + ROUNDINGS * rounding * scale
-    return bool((holds | (books.status == Status.NON_FINITE)).all())
+    return np.asarray(holds | (books.status == Status.NON_FINITE))

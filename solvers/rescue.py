@@ -13,11 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .agreement import ROUNDINGS, agrees
+from .agreement import agrees, holding
 from .books import Books
 from .broyden import Broyden
 from .iteration import Keep, Outcome, iterate
-from .ledger import DRIFT, FLOOR, PATIENCE, SLACK
+from .ledger import DRIFT, FLOOR, PATIENCE
 from .norms import row_norms
 from .picard import Picard
 from .problem import Problem, Settings
@@ -71,11 +71,10 @@ def _withdraw(problem: Problem, outcome: Outcome, settings: Settings) -> None:
     converged = books.status == Status.CONVERGED
     if converged.any():
         image = problem(outcome.value)
-        residual, scale = row_norms(image - outcome.value), row_norms(image)
-        tolerance = SLACK * (settings.rtol * scale + settings.atol) + ROUNDINGS * problem.rounding * scale
-        lapsed = converged & ~(residual <= tolerance)
+        lapsed = converged & ~holding(outcome, image, problem.rounding, settings)
         books.status[lapsed] = Status.MAX_STEPS
-        books.best[lapsed], books.scale[lapsed] = residual[lapsed], scale[lapsed]
+        books.best[lapsed] = row_norms(image - outcome.value)[lapsed]
+        books.scale[lapsed] = row_norms(image)[lapsed]
 
 
 def _handed_on(problem: Problem, outcome: Outcome, settings: Settings) -> tuple[Outcome, Bools]:
@@ -108,7 +107,7 @@ def _handed_on(problem: Problem, outcome: Outcome, settings: Settings) -> tuple[
     )
     if agrees(after, problem(after.value), problem.rounding, settings):
         return after, rows
-    return outcome, rows & False  # f couples the rows, and those that had converged no longer do
+    return outcome, np.zeros_like(rows)  # f couples the rows, and those that had converged no longer do
 
 
 def _follow(problem: Problem, outcome: Outcome, settings: Settings, rows: Bools) -> None:

@@ -10,16 +10,18 @@ from torch import Tensor
 
 from .solver import Solver, check_positive_integer, product_into
 
+_ROOM = 16
+"""Directions for which there is room at first; doubled as they fill it."""
 _STAGNATION = 1e-3
 """Relative fall of a step below which its residual is no new direction."""
 
 
 class GMRESMemory(NamedTuple):
-    directions: Tensor  # (rows, restart, dim): p_j, touched as it fills
-    changes: Tensor  # (rows, restart, dim): by which p_j lowers the residual, A p_j, orthonormal
+    directions: Tensor  # (rows, room, dim): p_j
+    changes: Tensor  # (rows, room, dim): by which p_j lowers the residual, A p_j, orthonormal
     point: Tensor  # (rows, dim): that of least residual in the space searched
     residual: Tensor  # (rows, dim): there
-    filled: int  # as many as there is room for: start anew
+    filled: int | None  # None: start anew
 
 
 @dataclass(frozen=True)
@@ -37,8 +39,9 @@ class GMRES(Solver):
     Eisenstat, Elman, Schultz, SIAM J. Numer. Anal. 20 (1983).
     """
 
-    restart: int = 20
-    """Directions kept before starting anew; two (batch, restart, dim) buffers."""
+    restart: int = 50
+    """Directions kept before starting anew; two (batch, restart, dim) buffers, which grow as they fill. Fewer save
+    memory, and cost evaluations where many are needed."""
 
     strays: ClassVar[bool] = False
 
@@ -47,13 +50,16 @@ class GMRES(Solver):
 
     def init(self, z: Tensor) -> GMRESMemory:
         rows, dim = z.shape
-        first, second = z.new_empty(2, rows, self.restart, dim).unbind()
-        return GMRESMemory(first, second, point=z, residual=z, filled=self.restart)
+        first, second = z.new_empty(2, rows, min(_ROOM, self.restart, dim), dim).unbind()
+        return GMRESMemory(first, second, point=z, residual=z, filled=None)
 
     def step(self, memory: GMRESMemory, z: Tensor, fz: Tensor, residual: Tensor) -> tuple[Tensor, GMRESMemory]:
         directions, changes, point, best, filled = memory
-        if filled == self.restart:
+        most = min(self.restart, z.shape[1])  # more directions than dimensions are dependent
+        if filled is None or filled == most:
             return fz, GMRESMemory(directions, changes, z, residual, 0)
+        if filled == directions.shape[1]:
+            directions, changes = (_with_room(x, min(filled, most - filled)) for x in (directions, changes))
         direction, change = z - point, best - residual
         # a step that changes the residual by its own size, as far as the last one shows; a contraction takes it whole
         stride = torch.linalg.vector_norm(direction, dim=1) / torch.linalg.vector_norm(change, dim=1)
@@ -73,3 +79,10 @@ class GMRES(Solver):
         following = torch.where(fall.abs() > _STAGNATION * size, lower, size * change)
         proposal = torch.addcmul(point, stride, following)
         return proposal, GMRESMemory(directions, changes, point, lower, filled + 1)
+
+
+def _with_room(x: Tensor, more: int) -> Tensor:
+    rows, room, dim = x.shape
+    larger = x.new_empty(rows, room + more, dim)
+    larger[:, :room] = x
+    return larger

@@ -7,16 +7,18 @@ from torch import Tensor
 
 from .rows import Floats
 
-LARGEST = 128
+SMALL = 128
 """Entries up to which Python compares one by one faster than NumPy calls its operations."""
+
+Line = Floats | list[float]
 
 
 class Streak:
-    """The points of such steps, on the host, as plain numbers."""
+    """The norms at the points of such steps, on the host."""
 
     def __init__(self, rtol: float, atol: float, falling: float) -> None:
         self.rtol, self.atol, self.falling = rtol, atol, falling
-        self._lines: list[list[float]] = []
+        self._lines: list[Line] = []
 
     def extend(self, norms: Tensor, best: Floats) -> bool:
         """Whether the next points all belong to the streak; if not, none of them does.
@@ -25,17 +27,33 @@ class Streak:
             norms: (2·points, rows), `‖f(z) − z‖` and `‖f(z)‖` of each point.
             best: (rows,), least residuals before the streak.
         """
-        if norms.numel() > LARGEST:
-            return False
-        lines: list[list[float]] = norms.tolist()
+        before = self._lines[-2] if self._lines else best
+        if norms.numel() <= SMALL:
+            few: list[list[float]] = norms.tolist()
+            belong = self._each_belongs(few, before)
+            lines: list[Line] = [*few]
+        else:
+            many: Floats = norms.double().numpy()
+            belong = self._belong(many, np.asarray(before))
+            lines = [*many]
+        if belong:
+            self._lines += lines
+        return belong
+
+    def _belong(self, lines: Floats, before: Floats) -> bool:
+        residuals, scales = lines[::2], lines[1::2]
+        if len(residuals) > 1:
+            before = np.concatenate((before[None], residuals[:-1]))
+        unmet = self.rtol * scales + self.atol < residuals
+        return bool(unmet.all() and (residuals < self.falling * before).all())
+
+    def _each_belongs(self, lines: list[list[float]], before: Line) -> bool:
         rtol, atol, falling = self.rtol, self.atol, self.falling
-        before = self._lines[-2] if self._lines else best.tolist()
         for residuals, scales in zip(lines[::2], lines[1::2]):
             for residual, scale, least in zip(residuals, scales, before):
                 if not rtol * scale + atol < residual < falling * least:
                     return False
             before = residuals
-        self._lines += lines
         return True
 
     def end(self) -> Floats | None:

@@ -10,7 +10,7 @@ from torch import Tensor
 from .problem import Problem, select
 from .solver import RestartingSolver, Solver
 
-SMALL = 2**14
+SMALL = 2**13
 """Entries of a state up to which copying it costs less than calling one more operation."""
 _IN_PLACE = (
     "f writes into its argument, or into what it returned before: return a fresh tensor (no in-place operations on z; "

@@ -41,6 +41,22 @@ def test_it_needs_what_scipys_gmres_needs():
     assert solution.evaluations.item() <= len(residuals) + 3
 
 
+@pytest.mark.parametrize("kind", ["disc", "circle"])
+def test_the_default_needs_little_more_than_without_a_restart(kind):
+    noise = torch.randn(200, 200, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    matrix = 0.9 * (noise / 200**0.5 if kind == "disc" else torch.linalg.qr(noise)[0])
+    shift = torch.randn(8, 200, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    for rtol in (1e-4, 1e-6):
+        spent = [
+            solve(lambda z: z @ matrix.T + shift, torch.zeros_like(shift), solver=solver, rtol=rtol, max_steps=300)
+            .check()
+            .evaluations.double()
+            .mean()
+            for solver in (GMRES(), GMRES(restart=200))
+        ]
+        assert spent[0] <= 1.15 * spent[1]
+
+
 def test_it_restarts():
     matrix, shift = system(40, gain=0.7)
     solve(

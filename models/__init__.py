@@ -1,6 +1,21 @@
 """Networks designed from first-order optimisation methods, in explicit, implicit, equilibrium and parallel readings."""
 
-from .methods import FISTA, METHODS, GradientDescent, Method, Nesterov, ProximalGradient, ProximalPoint
+from .methods import (
+    AGD3,
+    APG2,
+    FISTA,
+    METHODS,
+    DenselyConnected,
+    GradientDescent,
+    HeavyBall,
+    Learned,
+    LinearizedADMM,
+    Method,
+    Nesterov,
+    PrimalDual,
+    ProximalGradient,
+    ProximalPoint,
+)
 from .optdnn import OptDEQ, OptDNN
 from .paraformer import ParaFormer
 from .parallel import Parallel, parallel_evaluate
@@ -9,14 +24,20 @@ from .resolvable import ContractiveConv, ContractiveDense, MonotoneConv, Monoton
 from .transforms import Conv, Dense, Fidelity
 
 __all__ = [
+    "AGD3",
+    "APG2",
     "FISTA",
     "METHODS",
     "ContractiveConv",
     "ContractiveDense",
     "Conv",
     "Dense",
+    "DenselyConnected",
     "Fidelity",
     "GradientDescent",
+    "HeavyBall",
+    "Learned",
+    "LinearizedADMM",
     "Method",
     "MonotoneConv",
     "MonotoneDense",
@@ -25,6 +46,7 @@ __all__ = [
     "OptDNN",
     "ParaFormer",
     "Parallel",
+    "PrimalDual",
     "ProximalGradient",
     "ProximalPoint",
     "ProximalStep",

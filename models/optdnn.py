@@ -22,8 +22,8 @@ class OptDNN(nn.Module):
 
     Args:
         method: a `Method`, or its key in `METHODS`.
-        transforms: one a layer: a module `T(z, *inputs)`, or a pair `(smooth, proximal)` for `pgd` and `fista`.
-            The same object in every place ties the weights.
+        transforms: one a layer: a module `T(z, *inputs)`, or a pair, `(smooth, proximal)` for `pgd` and `fista`,
+            `(T1, T2)` for `ladmm` and `pdhg`. The same object in every place ties the weights.
         alpha: for `ppa`, `pgd`, `fista`: 1 evaluates the proximal transform explicitly, 0 implicitly.
         solver, gradient, rtol, atol, max_steps, compact: of the equilibria of the proximal steps, as in `Equilibrium`.
     """
@@ -52,14 +52,14 @@ class OptDNN(nn.Module):
             if id(transform) not in built:
                 built[id(transform)] = self.method.transform(transform, alpha, proximal_step)
         self.transforms = nn.ModuleList(built[id(transform)] for transform in transforms)
+        self.coefficients = self.method.coefficients(len(transforms))
 
     def forward(self, z0: Tensor, *inputs: Tensor) -> Tensor:
         """`z_L`, (batch, …) like z0; the inputs go to every transform."""
         streams = self.method.start(z0)
         with one_weight(self):
             for k, transform in enumerate(self.transforms):
-                y = self.method.query(streams, k)
-                streams = self.method.advance(streams, y, transform(y, *inputs), k)
+                streams = self.method.move(streams, transform, self.coefficients.at(k), inputs)
         return streams[0]
 
     def extra_repr(self) -> str:
@@ -74,8 +74,9 @@ class OptDEQ(nn.Module):
     `OptDEQ("pgd", (Fidelity(), ContractiveDense(16, 64, inputs=16)))`, whose equilibrium is `z* = x + P(z*, x)`.
 
     Args:
-        method: a `Method` with constant coefficients, or its key: `Nesterov(momentum=0.5)`, not the schedule.
-        transform: a module `T(z, x)`, or a pair `(smooth, proximal)` for `pgd` and `fista`.
+        method: a `Method` with constant coefficients, or its key: `Nesterov(momentum=0.5)`, not the schedule. Its
+            streams must not grow, so `dense` has no equilibrium.
+        transform: a module `T(z, x)`, or a pair of them as in `OptDNN`.
         alpha: as in `OptDNN`.
         solver, gradient, rtol, atol, max_steps, compact: as in `Equilibrium`; for alpha < 1 also of the solve within
             each step.
@@ -98,10 +99,14 @@ class OptDEQ(nn.Module):
     ) -> None:
         super().__init__()
         method = find_method(method)
+        name = type(method).__name__
+        if not method.has_equilibrium:
+            raise ValueError(f"{name} has no equilibrium: its streams grow from layer to layer")
         if not method.stationary:
-            name = type(method).__name__
+            changing = method.changing()
             raise ValueError(
-                f"{name} has a schedule of coefficients, an equilibrium needs constant ones: {name}(momentum=0.5)"
+                f"{name}: {', '.join(changing)} changes from layer to layer, an equilibrium needs constants: "
+                f"{name}({changing[0]}=0.5)"
             )
         settings: dict[str, Any] = {"rtol": rtol, "atol": atol, "max_steps": max_steps, "compact": compact}
         proximal_step = partial(ProximalStep, alpha=alpha, solver=solver, gradient=gradient, **settings)
@@ -129,12 +134,11 @@ class _TiedStep(nn.Module):
 
     def __init__(self, method: Method, transform: nn.Module) -> None:
         super().__init__()
-        self.method, self.transform = method, transform
+        self.method, self.transform, self.coefficients = method, transform, method.coefficients(1)
 
     def forward(self, state: State, *inputs: Tensor) -> State:
         streams: Streams = (state,) if isinstance(state, Tensor) else state
-        y = self.method.query(streams, 0)
-        return _as_state(self.method.advance(streams, y, self.transform(y, *inputs), 0))
+        return _as_state(self.method.move(streams, self.transform, self.coefficients.at(0), inputs))
 
     def extra_repr(self) -> str:
         return repr(self.method)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from implicit import one_weight
 
 from .methods import Method
+from .methods.base import scaled
 from .optdnn import OptDNN
 
 
@@ -33,12 +34,17 @@ def parallel_evaluate(net: OptDNN, z0: Tensor, *inputs: Tensor, sweeps: int) -> 
     if not isinstance(net, OptDNN):
         raise TypeError(f"net is a {type(net).__name__}: pass an OptDNN")
     _check_sweeps(sweeps, len(net.transforms))
-    outputs = [torch.zeros_like(z0)] * len(net.transforms)
+    coefficients = [net.coefficients.at(k) for k in range(len(net.transforms))]
+    nothing = scaled(net.method.query(net.method.start(z0), coefficients[0]), 0.0)
+    outputs = [nothing] * len(net.transforms)
     with one_weight(net):
         for _ in range(sweeps):
-            points, _ = _trajectory(net.method, z0, outputs)
-            outputs = [transform(y, *inputs) for transform, y in zip(net.transforms, points, strict=True)]
-    return _trajectory(net.method, z0, outputs)[1]
+            points, _ = _trajectory(net.method, z0, outputs, coefficients)
+            outputs = [
+                scaled(transform(y, *inputs), c.step)
+                for transform, y, c in zip(net.transforms, points, coefficients, strict=True)
+            ]
+    return _trajectory(net.method, z0, outputs, coefficients)[1]
 
 
 class Parallel(nn.Module):
@@ -61,12 +67,14 @@ class Parallel(nn.Module):
         return f"sweeps={self.sweeps}"
 
 
-def _trajectory(method: Method, z0: Tensor, outputs: list[Tensor]) -> tuple[list[Tensor], Tensor]:
+def _trajectory(
+    method: Method, z0: Tensor, outputs: list[Any], coefficients: list[SimpleNamespace]
+) -> tuple[list[Any], Tensor]:
     """All queries `y_k`, and `z_L`, when the k-th transform's output is `outputs[k]`: the method's linear part."""
     streams, points = method.start(z0), []
-    for k, t in enumerate(outputs):
-        points.append(method.query(streams, k))
-        streams = method.advance(streams, points[-1], t, k)
+    for t, c in zip(outputs, coefficients, strict=True):
+        points.append(method.query(streams, c))
+        streams = method.advance(streams, points[-1], t, c)
     return points, streams[0]
 
 

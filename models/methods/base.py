@@ -1,0 +1,144 @@
+"""What a first-order method is."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from types import SimpleNamespace
+from typing import Any, ClassVar, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from ..proximal import ProximalStep
+from .coefficients import POSITIVE, Coefficient, Coefficients, Learned, check, coefficient, domains
+
+MakeProximalStep = Callable[[nn.Module | None, nn.Module], ProximalStep]
+Streams = tuple[Tensor, ...]
+"""What a method carries from step to step."""
+Point = Tensor | tuple[Tensor, ...]
+"""Where a layer's transform is evaluated; a pair of transforms takes a pair of tensors."""
+Self = TypeVar("Self", bound="Method")
+
+
+@dataclass(frozen=True)
+class Method(ABC):
+    """A rule `streams_k → streams_{k+1}`, linear in the streams and in the transform's output `T_k(y_k)`.
+
+    Subclass as a frozen dataclass whose fields are coefficients, made by `coefficient(default, domain)`, with `start`,
+    `query` and `advance`; every reading (unrolled, proximal, equilibrium, parallel) uses these three and nothing else.
+    They may only add and scale: linearity is what makes the evaluation in parallel over depth exact. `c` holds the
+    coefficients of the layer by name.
+    """
+
+    step: Coefficient = coefficient(1.0, POSITIVE, keyword=True)
+    """Step size s: the transform's output counts s times. Mostly left to the transform."""
+
+    has_equilibrium: ClassVar[bool] = True
+    """Whether a step has as many streams as the one before, so that it can be tied."""
+    consistent: ClassVar[bool] = True
+    """Whether the output stays where it started when every transform is 0 (Σ a = 1)."""
+
+    def __post_init__(self) -> None:
+        for name in domains(self):
+            given = getattr(self, name)
+            given = given.initial if isinstance(given, Learned) else given
+            if not callable(given):  # a rule is checked where the number of layers is known
+                check(self, name, given, 0)
+
+    @abstractmethod
+    def start(self, z0: Tensor) -> Streams:
+        """The streams before the first step; the first of them is the output."""
+
+    @abstractmethod
+    def query(self, streams: Streams, c: SimpleNamespace) -> Point:
+        """`y_k`, the point at which step k evaluates its transform."""
+
+    @abstractmethod
+    def advance(self, streams: Streams, y: Any, t: Any, c: SimpleNamespace) -> Streams:
+        """The streams after a step, from `y = query(streams, c)` and `t = s·T_k(y)`."""
+
+    def transform(self, layer: Any, alpha: float, proximal_step: MakeProximalStep) -> nn.Module:
+        """One layer's transform T, from what the caller gives for that layer.
+
+        Proximal methods make it with `proximal_step(smooth, proximal)`, which knows alpha and how to solve.
+        """
+        if alpha != 1:
+            raise ValueError(
+                f"{type(self).__name__} is an explicit method, alpha={alpha} needs a proximal one: ppa, pgd or fista"
+            )
+        if not isinstance(layer, nn.Module):
+            raise TypeError(f"{type(self).__name__} takes one module T(z, *inputs) a layer, not {kind(layer)}")
+        return layer
+
+    def move(self, streams: Streams, transform: nn.Module, c: SimpleNamespace, inputs: tuple[Tensor, ...]) -> Streams:
+        """One step, transform included."""
+        y = self.query(streams, c)
+        return self.advance(streams, y, scaled(transform(y, *inputs), c.step), c)
+
+    def coefficients(self, depth: int) -> Coefficients:
+        """Those of a network of so many layers; `ValueError` names the condition that one of them breaks."""
+        found = Coefficients(self, depth)
+        with torch.no_grad():
+            for c in [found.at(0)] if self.stationary else map(found.at, range(depth)):
+                self._check(c)
+        return found
+
+    @property
+    def stationary(self) -> bool:
+        """Whether every step has the same, fixed coefficients, as an equilibrium needs."""
+        return not self.changing()
+
+    def changing(self) -> list[str]:
+        """The coefficients that are scheduled or learned, by name."""
+        return [name for name in domains(self) if not isinstance(getattr(self, name), (int, float))]
+
+    def learned(self: Self) -> Self:
+        """This method with its coefficients, but for the step size, learned, starting from what they are."""
+        changed = {}
+        for name in domains(self):
+            value = getattr(self, name)
+            if name != "step" and not isinstance(value, Learned):
+                changed[name] = Learned(value)
+        return replace(self, **changed)
+
+    def _check(self, c: SimpleNamespace) -> None:
+        """The linear part alone: it must keep a constant, and its powers must stay bounded."""
+        if not self.has_equilibrium:
+            return  # the number of streams grows: its coefficients' domains must do
+        streams = self.start(torch.ones((), dtype=torch.float64))
+        if self.consistent and not torch.isclose(self._alone(streams, c)[0], torch.ones((), dtype=torch.float64)):
+            raise ValueError(f"{self}: with T = 0 a constant does not stay constant (consistency Σ a = 1)")
+        units = torch.eye(len(streams), dtype=torch.float64).unbind()
+        matrix = torch.stack([torch.stack(self._alone(tuple(unit), c)) for unit in units], dim=1)
+        half = torch.linalg.matrix_power(matrix, 2**19)
+        if not torch.linalg.norm(half @ half) <= 1.5 * max(1.0, float(torch.linalg.norm(half))):
+            raise ValueError(
+                f"{self}: with T = 0 its steps grow without bound (root condition: roots within the unit circle, "
+                "those on it simple)"
+            )
+
+    def _alone(self, streams: Streams, c: SimpleNamespace) -> Streams:
+        y = self.query(streams, c)
+        return self.advance(streams, y, scaled(y, 0.0), c)
+
+
+def scaled(t: Any, factor: Any) -> Any:
+    """`factor·t`, for one tensor or several."""
+    if isinstance(t, tuple):
+        return tuple(scaled(part, factor) for part in t)
+    return t if isinstance(factor, (int, float)) and factor == 1 else factor * t
+
+
+def kind(layer: Any) -> str:
+    """What was given for a layer, in words."""
+    return f"a tuple of {len(layer)}" if isinstance(layer, (tuple, list)) else f"a {type(layer).__name__}"
+
+
+def pair(method: Method, layer: Any, names: str) -> tuple[nn.Module, nn.Module]:
+    """A layer that must be two modules; `TypeError` if it is not."""
+    if not (isinstance(layer, (tuple, list)) and len(layer) == 2 and all(isinstance(m, nn.Module) for m in layer)):
+        raise TypeError(f"{type(method).__name__} takes a pair {names} a layer, not {kind(layer)}")
+    first, second = layer
+    return first, second

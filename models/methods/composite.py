@@ -1,0 +1,41 @@
+"""Proximal methods: P takes the place of −∂g and is evaluated at `alpha·y + (1 − alpha)·z⁺`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from .base import MakeProximalStep, Method, kind, pair
+from .gradient import GradientDescent, Nesterov
+
+
+class _Composite(Method):
+    """A pair (G, P) a layer, joined into one transform."""
+
+    def transform(self, layer: Any, alpha: float, proximal_step: MakeProximalStep) -> nn.Module:
+        return proximal_step(*pair(self, layer, "(smooth, proximal)"))
+
+
+@dataclass(frozen=True)
+class ProximalPoint(GradientDescent):
+    """`z⁺ = z + P(alpha·z + (1 − alpha)·z⁺)`: at alpha = 0 the proximal point method, at alpha = 1 gradient descent.
+
+    With a monotone P a layer at alpha = 0 is nonexpansive, and so is a network of them: robust, and not universal.
+    """
+
+    def transform(self, layer: Any, alpha: float, proximal_step: MakeProximalStep) -> nn.Module:
+        if not isinstance(layer, nn.Module):
+            raise TypeError(f"ProximalPoint takes one module P(z, *inputs) a layer, not {kind(layer)}")
+        return proximal_step(None, layer)
+
+
+@dataclass(frozen=True)
+class ProximalGradient(_Composite, GradientDescent):
+    """`z⁺ = z + G(z) + P(alpha·z + (1 − alpha)·z⁺)`: at alpha = 0 proximal gradient, `z⁺ = prox(z + G(z))`."""
+
+
+@dataclass(frozen=True)
+class FISTA(_Composite, Nesterov):
+    """`y = z + m_k (z − z₋)`, `z⁺ = y + G(y) + P(alpha·y + (1 − alpha)·z⁺)` (Beck, Teboulle 2009 at alpha = 0)."""

@@ -25,7 +25,7 @@ class OptDNN(nn.Module):
         transforms: one a layer: a module `T(z, *inputs)`, or a pair, `(smooth, proximal)` for `pgd` and `fista`,
             `(T1, T2)` for `ladmm` and `pdhg`. The same object in every place ties the weights.
         alpha: for `ppa`, `pgd`, `fista`: 1 evaluates the proximal transform explicitly, 0 implicitly.
-        solver, gradient, rtol, atol, max_steps, compact: of the equilibria of the proximal steps, as in `Equilibrium`.
+        solver, gradient, rtol, atol, max_steps, compact: of the equilibria of the proximal steps, as in `ProximalStep`.
     """
 
     def __init__(
@@ -34,7 +34,7 @@ class OptDNN(nn.Module):
         transforms: Sequence[Any],
         *,
         alpha: float = 1.0,
-        solver: Solver = Anderson(),
+        solver: Solver | None = None,
         gradient: Gradient = ImplicitGradient(),
         rtol: float = 1e-4,
         atol: float = 1e-8,

@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .tokens import Tokens
+
 
 class ParaFormer(nn.Module):
     """An image classifier whose depth lies side by side: `y = Σ_i Branch_i(x_0)`, then norm and head.
@@ -48,26 +50,19 @@ class ParaFormer(nn.Module):
         for name, value in sizes.items():
             if not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name}={value!r} must be an integer of at least 1")
-        if image_size % patch_size:
-            raise ValueError(f"image_size={image_size} is not a multiple of patch_size={patch_size}")
         if width % heads:
             raise ValueError(f"width={width} is not a multiple of heads={heads}")
         self.batched: bool | None = None
         """True: branches as one batched computation; False: a loop; None: the cheaper of the two."""
-        self.branches, self.image_shape = branches, (channels, image_size, image_size)
-        self.patches = nn.Conv2d(channels, width, patch_size, stride=patch_size)
-        self.class_token = nn.Parameter(torch.zeros(1, 1, width))
-        self.positions = nn.Parameter(0.02 * torch.randn(1, (image_size // patch_size) ** 2 + 1, width))
+        self.branches = branches
+        self.tokens = Tokens(image_size, patch_size, channels, width)
         self.blocks = nn.ModuleList(_StackedBlock(branches, width, heads, hidden) for _ in range(depth))
         self.norm = nn.LayerNorm(width)
         self.head = nn.Linear(width, classes)
 
     def forward(self, images: Tensor) -> Tensor:
         """(batch, classes) logits of (batch, channels, image_size, image_size) images."""
-        if images.shape[1:] != self.image_shape:
-            raise ValueError(f"images of shape {tuple(images.shape[1:])} given, {self.image_shape} expected")
-        tokens = self.patches(images).flatten(2).transpose(1, 2)
-        tokens = torch.cat((self.class_token.expand(len(tokens), -1, -1), tokens), dim=1) + self.positions
+        tokens = self.tokens(images)
         batched = self._batching_pays(tokens) if self.batched is None else self.batched
         groups = [slice(None)] if batched else [slice(i, i + 1) for i in range(self.branches)]
         outputs = [self._run(tokens, group) for group in groups]

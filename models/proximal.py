@@ -22,7 +22,9 @@ class ProximalStep(nn.Module):
         smooth: module `G(y, *inputs)`, or None for G = 0.
         proximal: module `P(z, *inputs)`; its parameters are the same for every alpha.
         alpha: in [0, 1].
-        solver, gradient, rtol, atol, max_steps, compact: of the equilibrium inside; unused at alpha = 1.
+        solver: of the equilibrium inside; None: what P names as its `solver`, as the monotone transforms do, else
+            `Anderson()`.
+        gradient, rtol, atol, max_steps, compact: of the equilibrium inside; unused at alpha = 1.
     """
 
     def __init__(
@@ -31,7 +33,7 @@ class ProximalStep(nn.Module):
         proximal: nn.Module,
         *,
         alpha: float = 0.0,
-        solver: Solver = Anderson(),
+        solver: Solver | None = None,
         gradient: Gradient = ImplicitGradient(),
         rtol: float = 1e-4,
         atol: float = 1e-8,
@@ -47,7 +49,7 @@ class ProximalStep(nn.Module):
         self.alpha, self.smooth = alpha, smooth
         self.resolvent = Equilibrium(
             _Resolvent(proximal, alpha),
-            solver=solver,
+            solver=getattr(proximal, "solver", Anderson()) if solver is None else solver,
             gradient=gradient,
             rtol=rtol,
             atol=atol,

@@ -17,6 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
+from solvers import Anderson, Monotone, Solver
+
 from .transforms import check_odd, inject
 
 _MONOTONE_ACTIVATIONS = (nn.ReLU, nn.Tanh, nn.Sigmoid, nn.Softplus)
@@ -95,6 +97,11 @@ class _Monotone(nn.Module):
             self.scale = math.sqrt(lipschitz) / taps
             _normalise(linear)
 
+    @property
+    def solver(self) -> Solver:
+        """What finds `z = v + P(z)` whatever the norm of W is."""
+        return Monotone() if self.lipschitz is None else Anderson()
+
     def forward(self, z: Tensor, *inputs: Tensor) -> Tensor:
         weight = self.scale * self.linear.weight
         return -self._transposed(self.activation(self._affine(z, weight)), weight)
@@ -119,7 +126,7 @@ class MonotoneDense(_Monotone):
         width: of z.
         hidden: rows of W.
         lipschitz: bound on `‖W‖²`, in (0, 1), under which plain solvers converge; None leaves W free: still well
-            posed, but for a large W the solver must fit (`Picard(damping=2 / (2 + ‖W‖²))`).
+            posed, and its proximal step is then solved with `Monotone()` unless told otherwise.
         activation: σ, nondecreasing and 1-Lipschitz: ReLU, Tanh, Sigmoid or Softplus; None: ReLU.
     """
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 
@@ -55,6 +56,94 @@ class Conv(nn.Module):
         hidden = inject(self.inner(self.activation(self.norm(z))), self.injection, inputs)
         output: Tensor = self.outer(self.activation(self.middle(hidden)))
         return output
+
+
+class ConvNeXt(nn.Module):
+    """The branch of a ConvNeXt block on images, (batch, channels, height, width): depthwise convolution, norm, MLP.
+
+    `T(z) = γ·W₂ GELU(W₁ norm(depthwise(z)))`, so that gradient descent with it is the ConvNeXt. Source: Liu et al.,
+    "A ConvNet for the 2020s", CVPR 2022.
+
+    Args:
+        channels: of z.
+        hidden: of the MLP; None: 4 times the channels.
+        inputs: channels of an injected input x, added after the depthwise convolution; 0: none is taken.
+        kernel: odd size of the depthwise convolution.
+        layer_scale: initial value of γ, one for each channel.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        hidden: int | None = None,
+        *,
+        inputs: int = 0,
+        kernel: int = 7,
+        layer_scale: float = 1e-6,
+    ) -> None:
+        super().__init__()
+        check_odd(kernel)
+        hidden = hidden or 4 * channels
+        self.depthwise = nn.Conv2d(channels, channels, kernel, padding=kernel // 2, groups=channels)
+        self.injection = nn.Conv2d(inputs, channels, 1, bias=False) if inputs else None
+        self.mlp = nn.Sequential(
+            nn.LayerNorm(channels, eps=1e-6), nn.Linear(channels, hidden), nn.GELU(), nn.Linear(hidden, channels)
+        )
+        self.layer_scale = nn.Parameter(torch.full((channels,), layer_scale))
+
+    def forward(self, z: Tensor, *inputs: Tensor) -> Tensor:
+        """(batch, channels, height, width), like z."""
+        hidden = inject(self.depthwise(z), self.injection, inputs)
+        output: Tensor = self.layer_scale * self.mlp(hidden.movedim(1, -1))
+        return output.movedim(-1, 1)
+
+
+class AttentionMLP(nn.Module):
+    """The branch of a pre-norm transformer block on tokens, (batch, tokens, width): `T(z) = A(z) + MLP(z + A(z))`.
+
+    Gradient descent with it is the ViT: `z + T(z)` is the block. Source: Dosovitskiy et al., ICLR 2021.
+
+    Args:
+        width: of a token; a multiple of `heads`.
+        heads: of the attention.
+        hidden: of the MLP; None: 4 times the width.
+        inputs: width of injected tokens x, added to what the attention sees; 0: none are taken.
+        scale: factor on T; below 1 it tames an equilibrium's cell.
+    """
+
+    def __init__(
+        self, width: int, heads: int, hidden: int | None = None, *, inputs: int = 0, scale: float = 1.0
+    ) -> None:
+        super().__init__()
+        hidden = hidden or 4 * width
+        self.norm = nn.LayerNorm(width)
+        self.attention = nn.MultiheadAttention(width, heads, batch_first=True)
+        self.injection = nn.Linear(inputs, width, bias=False) if inputs else None
+        self.mlp = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, width))
+        self.scale = scale
+
+    def forward(self, z: Tensor, *inputs: Tensor) -> Tensor:
+        """(batch, tokens, width), like z."""
+        tokens = self.norm(inject(z, self.injection, inputs))
+        mixed, _ = self.attention(tokens, tokens, tokens, need_weights=False)
+        output: Tensor = self.scale * (mixed + self.mlp(z + mixed))
+        return output
+
+
+class Sum(nn.Module):
+    """`T(z, x) = Σ T_i(z, x)`."""
+
+    def __init__(self, *terms: nn.Module) -> None:
+        super().__init__()
+        self.terms = nn.ModuleList(terms)
+
+    def forward(self, z: Tensor, *inputs: Tensor) -> Tensor:
+        """Like z."""
+        first, *others = self.terms
+        total: Tensor = first(z, *inputs)
+        for term in others:
+            total = total + term(z, *inputs)
+        return total
 
 
 class Fidelity(nn.Module):

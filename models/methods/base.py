@@ -11,7 +11,9 @@ from typing import Any, ClassVar, TypeVar
 import torch
 from torch import Tensor, nn
 
+from ..blocks import Blocks
 from ..proximal import ProximalStep
+from ..transforms import Fidelity, Sum
 from .coefficients import POSITIVE, Coefficient, Coefficients, Learned, check, coefficient, domains
 
 MakeProximalStep = Callable[[nn.Module | None, nn.Module], ProximalStep]
@@ -102,6 +104,19 @@ class Method(ABC):
             if name != "step" and not isinstance(value, Learned):
                 changed[name] = Learned(value)
         return replace(self, **changed)
+
+    def frozen(self: Self, k: int = 3) -> Self:
+        """This method with the coefficients of layer k in every layer, as an equilibrium needs them."""
+        c = self.coefficients(k + 1).at(k)
+        return replace(self, **{name: float(getattr(c, name)) for name in self.changing()})
+
+    def layer(self, blocks: Blocks) -> Any:
+        """What one layer of a network of finite depth is given, made of these blocks."""
+        return blocks.free()
+
+    def tied(self, blocks: Blocks) -> Any:
+        """What the one layer of a network of infinite depth is given: T = 0 where `z = x + P(z, x)`, P contracting."""
+        return Sum(Fidelity(), blocks.injected())
 
     def _check(self, c: SimpleNamespace) -> None:
         """The linear part alone: it must keep a constant, and its powers must stay bounded."""

@@ -7,6 +7,8 @@ from typing import Any
 
 from torch import nn
 
+from ..blocks import Blocks
+from ..transforms import Fidelity
 from .base import MakeProximalStep, Method, kind, pair
 from .gradient import GradientDescent, Nesterov
 
@@ -16,6 +18,12 @@ class _Composite(Method):
 
     def transform(self, layer: Any, alpha: float, proximal_step: MakeProximalStep) -> nn.Module:
         return proximal_step(*pair(self, layer, "(smooth, proximal)"))
+
+    def layer(self, blocks: Blocks) -> Any:
+        return blocks.free(), blocks.monotone()
+
+    def tied(self, blocks: Blocks) -> Any:
+        return Fidelity(), blocks.injected()
 
 
 @dataclass(frozen=True)
@@ -29,6 +37,9 @@ class ProximalPoint(GradientDescent):
         if not isinstance(layer, nn.Module):
             raise TypeError(f"ProximalPoint takes one module P(z, *inputs) a layer, not {kind(layer)}")
         return proximal_step(None, layer)
+
+    def layer(self, blocks: Blocks) -> Any:
+        return blocks.monotone()
 
 
 @dataclass(frozen=True)

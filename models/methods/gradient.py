@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from types import SimpleNamespace
 
+import torch
 from torch import Tensor
 
 from .base import Method, Streams
@@ -94,7 +95,7 @@ class APG2(Method):
     """b₋, of the one before."""
 
     def start(self, z0: Tensor) -> Streams:
-        nothing = 0 * z0
+        nothing = torch.zeros_like(z0)
         return (z0, z0, nothing, z0, nothing)
 
     def query(self, streams: Streams, c: SimpleNamespace) -> Tensor:

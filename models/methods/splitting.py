@@ -9,6 +9,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from ..blocks import Blocks
+from ..transforms import Fidelity, Sum
 from .base import MakeProximalStep, Method, Streams, pair
 from .coefficients import POSITIVE, Coefficient, Interval, coefficient
 
@@ -30,6 +32,12 @@ class _Splitting(Method):
     def transform(self, layer: Any, alpha: float, proximal_step: MakeProximalStep) -> nn.Module:
         both = Both(*pair(self, layer, "(T1, T2)"))
         return super().transform(both, alpha, proximal_step)
+
+    def layer(self, blocks: Blocks) -> Any:
+        return blocks.free(), blocks.free()
+
+    def tied(self, blocks: Blocks) -> Any:
+        return Fidelity(), blocks.injected()
 
 
 @dataclass(frozen=True)
@@ -75,6 +83,9 @@ class PrimalDual(_Splitting):
     """τσ; `σ = coupling / tau`."""
 
     consistent: ClassVar[bool] = False
+
+    def tied(self, blocks: Blocks) -> Any:
+        return Fidelity(), Sum(Fidelity(), blocks.injected())
 
     def start(self, z0: Tensor) -> Streams:
         return (z0, torch.zeros_like(z0))

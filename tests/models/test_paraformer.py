@@ -124,8 +124,8 @@ def test_output_is_the_head_of_a_sum_of_pytorch_transformers(branches, batched):
     model, x = build(branches=branches), images()
     model.batched = batched
     pixels = F.unfold(x, 4, stride=4).transpose(1, 2)  # patches in rows, left to right, top to bottom
-    tokens = pixels @ model.patches.weight.flatten(1).T + model.patches.bias
-    tokens = torch.cat((model.class_token.expand(len(x), 1, -1), tokens), dim=1) + model.positions
+    tokens = pixels @ model.tokens.patches.weight.flatten(1).T + model.tokens.patches.bias
+    tokens = torch.cat((model.tokens.class_token.expand(len(x), 1, -1), tokens), dim=1) + model.tokens.positions
     total = 0
     for branch in range(branches):
         hidden = tokens

@@ -1,0 +1,59 @@
+"""The transforms that a network is made of, whatever its method and reading."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import nn
+
+from .resolvable import ContractiveConv, ContractiveDense, MonotoneConv, MonotoneDense
+from .transforms import AttentionMLP, Conv, ConvNeXt, Dense
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """Makers of transforms that keep the shape of one and the same state. Each call makes a module with new weights."""
+
+    free: Callable[[], nn.Module]
+    """T(z): any."""
+    monotone: Callable[[], nn.Module]
+    """P(z): its proximal step is well posed."""
+    injected: Callable[[], nn.Module]
+    """P(z, x): contracts in z, or is small at the start; x is like z."""
+
+
+def dense(width: int, hidden: int) -> Blocks:
+    """On vectors, (batch, width); `hidden` is the width of the layer between."""
+    return Blocks(
+        lambda: Dense(width, hidden),
+        lambda: MonotoneDense(width, hidden),
+        lambda: ContractiveDense(width, hidden, inputs=width),
+    )
+
+
+def convolutional(channels: int, hidden: int, *, groups: int = 4) -> Blocks:
+    """On images, (batch, channels, height, width), pre-activation; `hidden` channels between the convolutions."""
+    return Blocks(
+        lambda: Conv(channels, hidden, groups=groups),
+        lambda: MonotoneConv(channels, hidden),
+        lambda: ContractiveConv(channels, hidden, inputs=channels),
+    )
+
+
+def convnext(channels: int, hidden: int, *, kernel: int = 7) -> Blocks:
+    """On images, ConvNeXt's branch; the proximal transforms are convolutional. Its equilibrium is not certified."""
+    return Blocks(
+        lambda: ConvNeXt(channels, hidden, kernel=kernel),
+        lambda: MonotoneConv(channels, hidden),
+        lambda: ConvNeXt(channels, hidden, inputs=channels, kernel=kernel, layer_scale=0.1),
+    )
+
+
+def attention(width: int, hidden: int, *, heads: int = 3) -> Blocks:
+    """On tokens, (batch, tokens, width), attention and MLP; P acts on each token. Its equilibrium is not certified."""
+    return Blocks(
+        lambda: AttentionMLP(width, heads, hidden),
+        lambda: MonotoneDense(width, hidden),
+        lambda: AttentionMLP(width, heads, hidden, inputs=width, scale=0.1),
+    )

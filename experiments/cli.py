@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import NoReturn
 
 from .errors import InputError, require
-from .networks import FAMILIES
-from .tasks import TASKS
+from .tasks import TASKS, Source
+from .terms import TERMS
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -28,10 +28,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         compare(
             options.task,
             models=options.models,
-            epochs=options.epochs,
+            match=options.match,
+            epochs=getattr(options, "epochs", None),
             seeds=options.seeds,
             out=getattr(options, "out", None),
             device=options.device,
+            source=Source(getattr(options, "data", None), options.download),
         )
     except InputError as error:
         print(f"implicit: {error}", file=sys.stderr)
@@ -73,10 +75,21 @@ def _parser() -> argparse.ArgumentParser:
     compare.add_argument(
         "--models",
         default="all",
-        help=f"names separated by commas, or all: {', '.join(FAMILIES['digits'][0])}",
+        help="names separated by commas, or all (an unknown name is answered with the list)",
     )
-    compare.add_argument("--epochs", type=_count, default=15, help="passes over the training part")
-    compare.add_argument("--seeds", type=_count, default=3, help="how many seeds: 0, 1, …")
+    compare.add_argument(
+        "--match", choices=TERMS, default="parameters", help="what the networks have in common with gd"
+    )
+    compare.add_argument(
+        "--epochs", type=_count, help="passes over the training part (default: the task's)", default=argparse.SUPPRESS
+    )
+    compare.add_argument("--seeds", type=_count, default=5, help="how many seeds: 0, 1, …; the same for each network")
+    compare.add_argument(
+        "--data", help="folder of the data, where the task needs one (default: none)", default=argparse.SUPPRESS
+    )
+    compare.add_argument(
+        "--download", action="store_true", help="fetch the data into the folder first, where torchvision can"
+    )
     compare.add_argument(
         "--out",
         type=Path,

@@ -17,48 +17,61 @@ from rich.console import Console
 from .errors import InputError
 from .folder import run_folder
 from .measure import measure
-from .networks import FAMILIES, matched_width, parameters
+from .networks import BASELINE, FAMILIES, Family
 from .report import write_report
 from .results import Comparison, Row, Run
 from .table import print_table
-from .tasks import TASKS
+from .tasks import TASKS, Source, Task
+from .terms import TERMS, Terms, matched_dial, parameters
 from .training import train
 
 
-def compare(task: str, *, models: str, epochs: int, seeds: int, out: Path | None, device: str) -> Path:
+def compare(
+    task: str,
+    *,
+    models: str,
+    match: str,
+    epochs: int | None,
+    seeds: int,
+    out: Path | None,
+    device: str,
+    source: Source,
+) -> Path:
     """Train and measure; returns the path of the report. All arguments are checked before anything is written."""
     console = Console()
     if not console.is_terminal:
         console = Console(width=200)  # a log has no edge to wrap at
     device = _device(device)
-    family, hidden = FAMILIES[task]
-    names = _names(models, list(family))
-    budget = parameters(family["gd"].build(hidden))
+    family, terms = FAMILIES[task](), TERMS[match]
+    names = _names(models, family)
     started = time.perf_counter()
+    data = TASKS[task](source)
+    epochs = data.epochs if epochs is None else epochs
     with run_folder(out, task) as (folder, final):
-        data = TASKS[task]()
         console.print(
-            f"[bold]{task}[/]: {data.description}; {_count(len(names), 'network')} of about {budget:,} "
-            f"parameters, {_count(epochs, 'epoch')}, {_count(seeds, 'seed')}, on {device}",
+            f"[bold]{task}[/]: {data.description}; {_count(len(names), 'network')}, {terms.description}, "
+            f"{_count(epochs, 'epoch')}, {_count(seeds, 'seed')}, on {device}",
             highlight=False,
         )
+        dials = _dials(family, names, terms, data)
         rows = []
         for number, name in enumerate(names, start=1):
-            contestant = family[name]
-            width = matched_width(contestant.build, budget)
+            contestant = family.contestants[name]
             runs = []
             for seed in range(seeds):
                 console.print(
                     f"({number}/{len(names)}) [bold]{name}[/], {contestant.description}, seed {seed}", highlight=False
                 )
                 torch.manual_seed(seed)
-                network = contestant.build(width)
+                network = contestant.build(dials[name])
                 training = train(network, data, epochs=epochs, seed=seed, device=device, folder=folder, name=name)
                 runs.append(Run(seed, training, measure(network, data, device), network.cpu()))
-                console.print(f"    test accuracy {runs[-1].measurement.accuracy:.2%}", highlight=False)
-            rows.append(Row(name, contestant, parameters(runs[0].network), width, runs))
+                score = data.goal.show(runs[-1].measurement.score)
+                console.print(f"    test {data.goal.heading}: {score}", highlight=False)
+            rows.append(Row(name, contestant, parameters(runs[0].network), dials[name], runs))
         settings = {
-            "command": f"implicit compare {task} --models {models} --epochs {epochs} --seeds {seeds} --device {device}",
+            "command": _command(task, models, match, epochs, seeds, device),
+            "terms": terms.description,
             "epochs": epochs,
             "seeds": list(range(seeds)),
             "seconds": time.perf_counter() - started,
@@ -72,9 +85,29 @@ def compare(task: str, *, models: str, epochs: int, seeds: int, out: Path | None
     return final / "report.html"
 
 
-def _names(models: str, known: list[str]) -> list[str]:
+def _dials(family: Family, names: list[str], terms: Terms, data: Task) -> dict[str, int]:
+    """The size of each contestant under these terms."""
+    if terms.cost is None:
+        return dict.fromkeys(names, family.dial)
+    inputs, _ = data.sample(16)
+    torch.manual_seed(0)
+    target = terms.cost(family.contestants[BASELINE].build(family.dial).eval(), inputs)
+    return {
+        name: matched_dial(family.contestants[name].build, target, terms.cost, inputs, terms.tolerance)
+        for name in names
+    }
+
+
+def _command(task: str, models: str, match: str, epochs: int, seeds: int, device: str) -> str:
+    return (
+        f"implicit compare {task} --models {models} --match {match} --epochs {epochs} --seeds {seeds} --device {device}"
+    )
+
+
+def _names(models: str, family: Family) -> list[str]:
+    known = family.contestants
     if models == "all":
-        return known
+        return [name for name, contestant in known.items() if contestant.usual]
     names = [name.strip() for name in models.split(",")]
     for name in names:
         if name not in known:

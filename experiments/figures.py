@@ -17,6 +17,9 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 from implicit import Equilibrium
 from implicit.plots import LINES, plot_convergence
 
+from .goals import Classification, Goal
+from .networks import BASELINE
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -37,11 +40,12 @@ STYLE = {
 
 
 def training_curves(comparison: Comparison) -> Figure:
-    """Test accuracy and training loss against epochs: the mean over the seeds."""
+    """Test score and training loss against epochs: the mean over the seeds."""
+    goal = comparison.task.goal
     figure, axes = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
     for ax, curve, scale, label in (
-        (axes[0], "test_accuracy", 100, "test accuracy (%)"),
-        (axes[1], "train_loss", 1, "training loss (cross-entropy)"),
+        (axes[0], "test_score", goal.scale, f"test {_label(goal)}"),
+        (axes[1], "train_loss", 1, "training loss"),
     ):
         for number, row in enumerate(comparison.rows):
             mean = scale * np.mean(_curve(row, curve), axis=0)
@@ -49,12 +53,62 @@ def training_curves(comparison: Comparison) -> Figure:
             ax.plot(epochs, mean, LINES[number % len(LINES)], marker=".", color=_colour(number), label=row.name)
         ax.set(xlabel="epoch", ylabel=label)
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-    lowest = min(100 * row.mean("accuracy") for row in comparison.rows)
-    axes[0].set_ylim(max(0, lowest - 15), 101)  # where they differ, not the climb
-    axes[0].set_title("Test accuracy (watched, never used to choose)")
+    if isinstance(goal, Classification):
+        lowest = min(100 * row.mean("score") for row in comparison.rows)
+        axes[0].set_ylim(max(0, lowest - 15), 101)  # where they differ, not the climb
+    elif not goal.higher_is_better:
+        axes[0].set_yscale("log")
+    axes[0].set_title(f"Test {goal.score} (watched, never used to choose)")
     axes[1].set_title("Training loss")
     axes[1].set_yscale("log")
-    axes[0].legend()
+    axes[1].legend(loc="center left", bbox_to_anchor=(1.02, 0.5))
+    return figure
+
+
+def differences(comparison: Comparison) -> Figure | None:
+    """Each network's score less the baseline's, in pairs of one seed, with the 95 % interval."""
+    found = [(row.name, comparison.difference(row)) for row in comparison.rows]
+    shown = [(name, difference) for name, difference in found if difference is not None]
+    if not shown or len(comparison.rows[0].runs) < 2:
+        return None
+    goal = comparison.task.goal
+    figure, ax = plt.subplots(figsize=(8, 1.2 + 0.26 * len(shown)), layout="constrained")
+    for number, (_, difference) in enumerate(shown):
+        mean, low, high = (goal.scale * value for value in vars(difference).values())
+        better = (mean > 0) == goal.higher_is_better
+        colour = "#555555" if not difference.decided else COLOURS[0] if better else COLOURS[1]
+        ax.errorbar(
+            mean,
+            number,
+            xerr=[[mean - low], [high - mean]],
+            fmt="o" if difference.decided else "D",
+            color=colour,
+            capsize=3,
+        )
+    ax.axvline(0, color="black", linewidth=0.8)
+    ax.set_yticks(range(len(shown)), [name for name, _ in shown])
+    ax.invert_yaxis()
+    direction = "right" if goal.higher_is_better else "left"
+    ax.set(
+        xlabel=f"{_label(goal)} less that of {BASELINE} ({direction} is better)",
+        title="Mean paired difference, 95 % interval (diamonds: undecided)",
+    )
+    return figure
+
+
+def functions(comparison: Comparison) -> Figure | None:
+    """For functions of one variable: the target and what each network of the first seed makes of it."""
+    inputs, targets = comparison.task.sample()
+    if inputs.shape[1:] != (1,) or targets.shape[1:] != (1,):
+        return None
+    figure, axes = _panels(comparison, sharey=True)
+    for ax, row in zip(axes.flat, comparison.rows, strict=False):
+        with torch.no_grad():
+            values = row.runs[0].network(inputs)
+        ax.plot(inputs, targets, color="#999999", linewidth=2.5, label="target")
+        ax.plot(inputs, values, color=COLOURS[1], linewidth=1, label="network")
+        ax.set(title=f"{row.name}: MSE {row.runs[0].measurement.score:.1e}", xlabel="x")
+    axes.flat[0].legend(loc="upper right")
     return figure
 
 
@@ -101,20 +155,21 @@ def evaluations(comparison: Comparison) -> Figure | None:
 
 
 def cost(comparison: Comparison) -> Figure:
-    """Accuracy against FLOPs, seconds and memory."""
+    """The score against FLOPs, seconds and memory."""
+    goal = comparison.task.goal
     figure, axes = plt.subplots(1, 3, figsize=(11, 3.8), layout="constrained", sharey=True)
     figures: tuple[tuple[str, Callable[[Row], float]], ...] = (
         ("MFLOPs a sample, forward", lambda row: row.mean("flops") / 1e6),
         ("seconds an epoch", lambda row: row.seconds_per_epoch()),
-        ("activations saved (MiB, batch of 64)", lambda row: row.mean("saved_bytes") / 2**20),
+        (f"activations saved (MiB, batch of {comparison.task.batch})", lambda row: row.mean("saved_bytes") / 2**20),
     )
     for ax, (label, value) in zip(axes, figures, strict=True):
         for number, row in enumerate(comparison.rows):
             ax.errorbar(
                 value(row),
-                100 * row.mean("accuracy"),
-                100 * row.deviation("accuracy"),
-                fmt="osD^vPX"[number % 7],
+                goal.scale * row.mean("score"),
+                goal.scale * row.deviation("score"),
+                fmt="osD^vPX"[number // len(COLOURS) % 7],
                 color=_colour(number),
                 capsize=3,
                 label=row.name,
@@ -124,33 +179,21 @@ def cost(comparison: Comparison) -> Figure:
         ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high > 5 * low else range(1, 10)))
         ax.xaxis.set_major_formatter("{x:g}")
         ax.xaxis.set_minor_formatter(NullFormatter())
-    axes[0].set_ylabel("test accuracy (%)")
-    figure.suptitle("What accuracy costs (bars: standard deviation over the seeds)")
+    axes[0].set_ylabel(f"test {_label(goal)}")
+    figure.suptitle(f"What {goal.score} costs (bars: standard deviation over the seeds)")
     axes[-1].legend(loc="center left", bbox_to_anchor=(1.02, 0.5))
     return figure
 
 
 def boundaries(comparison: Comparison) -> Figure | None:
     """For tasks in the plane: what each network of the first seed answers, with the test points."""
-    inputs, labels = comparison.task.test
+    inputs, labels = comparison.task.sample()
     if inputs.shape[1:] != (2,):
         return None
-    columns = min(4, len(comparison.rows))
-    lines = -(-len(comparison.rows) // columns)
-    figure, axes = plt.subplots(
-        lines,
-        columns,
-        figsize=(2.9 * columns, 3.1 * lines),
-        layout="constrained",
-        squeeze=False,
-        sharex=True,
-        sharey=True,
-    )
+    figure, axes = _panels(comparison, sharey=True)
     reach = 1.15 * float(inputs.abs().max())
     line = torch.linspace(-reach, reach, 161)
     grid = torch.cartesian_prod(line, line)
-    for ax in axes.flat[len(comparison.rows) :]:
-        ax.set_axis_off()
     for ax, row in zip(axes.flat, comparison.rows, strict=False):
         with torch.no_grad():
             share = row.runs[0].network(grid).softmax(dim=1)[:, 1].reshape(161, 161).T
@@ -159,7 +202,7 @@ def boundaries(comparison: Comparison) -> Figure | None:
         for label, marker in ((0, "o"), (1, "^")):
             points = inputs[:400][labels[:400] == label]
             ax.scatter(*points.T, s=5, marker=marker, color="white", edgecolors="black", linewidths=0.3)
-        ax.set(title=f"{row.name}: {100 * row.runs[0].measurement.accuracy:.1f} %", aspect="equal", xlabel="x₁")
+        ax.set(title=f"{row.name}: {100 * row.runs[0].measurement.score:.1f} %", aspect="equal", xlabel="x₁")
         ax.grid(False)
     for ax in axes[:, 0]:
         ax.set_ylabel("x₂")
@@ -167,12 +210,32 @@ def boundaries(comparison: Comparison) -> Figure | None:
     return figure
 
 
+def _panels(comparison: Comparison, *, sharey: bool) -> tuple[Figure, Any]:
+    """One panel for each network."""
+    columns = min(5, len(comparison.rows))
+    lines = -(-len(comparison.rows) // columns)
+    figure, axes = plt.subplots(
+        lines,
+        columns,
+        figsize=(2.6 * columns, 2.8 * lines),
+        layout="constrained",
+        squeeze=False,
+        sharex=True,
+        sharey=sharey,
+    )
+    for ax in axes.flat[len(comparison.rows) :]:
+        ax.set_axis_off()
+    return figure, axes
+
+
 FIGURES: dict[str, tuple[str, Callable[[Comparison], Any]]] = {
     "boundaries": ("What the networks answer in the plane; black: the decision boundary (first seed).", boundaries),
-    "training": ("Accuracy and loss over training.", training_curves),
+    "functions": ("The target and what the networks make of it (first seed).", functions),
+    "differences": ("Scores less the baseline's, in pairs of one seed.", differences),
+    "training": ("Score and loss over training.", training_curves),
     "residuals": ("Convergence of the solves on the test part, after training (first seed).", residuals),
     "evaluations": ("Evaluations of the cells over training.", evaluations),
-    "cost": ("Accuracy against work, time and memory.", cost),
+    "cost": ("The score against work, time and memory.", cost),
 }
 """File name → (caption, how it is drawn; None where the comparison has nothing to show)."""
 
@@ -187,6 +250,10 @@ def _solving(comparison: Comparison) -> list[Row]:
 
 def _tolerance(row: Row) -> float:
     return next(layer.rtol for layer in row.runs[0].network.modules() if isinstance(layer, Equilibrium))
+
+
+def _label(goal: Goal) -> str:
+    return f"{goal.score} ({goal.unit})" if goal.unit else goal.score
 
 
 def _colour(number: int) -> str:

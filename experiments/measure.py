@@ -5,21 +5,23 @@ from __future__ import annotations
 import statistics
 import time
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
+from torch.utils.data import DataLoader, default_collate
 from torch.utils.flop_counter import FlopCounterMode
-from torchmetrics.functional.classification import multiclass_accuracy
 
 from implicit import ConvergenceWarning, record
 from implicit.diagnostics import residual_quantiles
 from solvers import Solution
 
+from .goals import Classification, margins
 from .tasks import Task
-from .training import BATCH
+from .training import TEST_BATCH
 
 LATENCY_BATCHES = (1, 256)
 LATENCY_RUNS = 9
@@ -29,7 +31,10 @@ LATENCY_RUNS = 9
 class Measurement:
     """Figures of one trained network on the test part of its task."""
 
-    accuracy: float
+    score: float
+    """On the whole test part."""
+    margin: float | None
+    """Median first-order distance of test points to the decision boundary; None: no classification of vectors."""
     flops: float
     """Matmul and convolution FLOPs executed a sample, forward, the solver's own included."""
     forward_evaluations: float
@@ -37,13 +42,13 @@ class Measurement:
     backward_evaluations: float
     """The same for the backward solves, on the first 256 rows."""
     converged: float
-    """Share of test rows all of whose forward solves converged; 1 without solves."""
+    """Share of rows all of whose forward solves converged; 1 without solves."""
     latency: dict[int, float]
     """Median seconds of a forward pass, for each batch size."""
     saved_bytes: int
     """Bytes that autograd keeps between the forward and backward pass of a training batch, parameters left out."""
     solutions: list[Solution] = field(repr=False)
-    """The forward solves of the test part, without their values."""
+    """The forward solves of the first test rows, without their values."""
 
     def to_dict(self) -> dict[str, Any]:
         """The numbers, fit for JSON; of each solve the 10 %, 50 % and 90 % quantiles of the residuals at every step."""
@@ -53,29 +58,42 @@ class Measurement:
 
 
 def measure(network: nn.Module, task: Task, device: str) -> Measurement:
-    """Measure a trained network; it is left in evaluation mode."""
-    inputs, labels = (part.to(device) for part in task.test)
+    """Measure a trained network, costs and solves on the first 2,048 test rows; it is left in evaluation mode."""
+    goal = task.goal
+    inputs, targets = (part.to(device) for part in task.sample())
     network = network.to(device).eval()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
         with torch.no_grad(), record() as log, FlopCounterMode(display=False) as counter:
-            predicted = network(inputs).argmax(dim=1)
+            network(inputs)
         solutions = [entry.solution for entry in log.forward]
         with record() as log:
-            loss = nn.functional.cross_entropy(network(inputs[:256]), labels[:256])
-            loss.backward()
+            goal.loss(network(inputs[:256]), targets[:256]).backward()
         network.zero_grad()
         backward = [entry.solution for entry in log.backward]
+        margin = None
+        if isinstance(goal, Classification) and inputs.ndim == 2:
+            margin = margins(network, inputs, targets).median().item()
+        batch = default_collate([task.train[i] for i in range(task.batch)])
         return Measurement(
-            accuracy=multiclass_accuracy(predicted, labels, task.classes, average="micro").item(),
+            score=_score(network, task, device),
+            margin=margin,
             flops=counter.get_total_flops() / len(inputs),
             forward_evaluations=_mean_evaluations(solutions),
             backward_evaluations=_mean_evaluations(backward),
             converged=_share_converged(solutions),
-            latency={batch: _latency(network, inputs[:batch]) for batch in LATENCY_BATCHES},
-            saved_bytes=_saved_bytes(network, *(part[:BATCH].to(device) for part in task.train)),
+            latency={size: _latency(network, inputs[:size]) for size in LATENCY_BATCHES},
+            saved_bytes=_saved_bytes(network, lambda: goal.loss(network(batch[0].to(device)), batch[1].to(device))),
             solutions=solutions,
         )
+
+
+def _score(network: nn.Module, task: Task, device: str) -> float:
+    metric = task.goal.metric().to(device)
+    with torch.no_grad():
+        for inputs, targets in DataLoader(task.test, TEST_BATCH, num_workers=task.workers):
+            metric.update(network(inputs.to(device)), targets.to(device))
+    return float(metric.compute())
 
 
 def _mean_evaluations(solutions: list[Solution]) -> float:
@@ -100,8 +118,8 @@ def _latency(network: nn.Module, inputs: Tensor) -> float:
     return statistics.median(times[2:])
 
 
-def _saved_bytes(network: nn.Module, inputs: Tensor, labels: Tensor) -> int:
-    """Storages, each counted once, that the graph of a training loss holds."""
+def _saved_bytes(network: nn.Module, loss: Callable[[], Tensor]) -> int:
+    """Storages, each counted once, that the graph of the loss holds in training mode, parameters left out."""
     known = {parameter.untyped_storage().data_ptr() for parameter in network.parameters()}
     sizes: dict[int, int] = {}
     kept = []  # a storage must live for its address to be its name
@@ -115,6 +133,6 @@ def _saved_bytes(network: nn.Module, inputs: Tensor, labels: Tensor) -> int:
 
     network.train()
     with saved_tensors_hooks(pack, lambda tensor: tensor):
-        nn.functional.cross_entropy(network(inputs), labels)
+        loss()
     network.eval()
     return sum(sizes.values())

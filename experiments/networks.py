@@ -1,34 +1,27 @@
-"""The networks that are compared: one family for images, one for vectors, every reading at the same parameter count."""
+"""The networks that are compared: for each task every method in every reading it admits, and baselines."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from torch import nn
 
-from models import (
-    ContractiveConv,
-    ContractiveDense,
-    Conv,
-    Dense,
-    Fidelity,
-    MonotoneConv,
-    MonotoneDense,
-    OptDEQ,
-    OptDNN,
-    ParaFormer,
-    Parallel,
-)
+from models import METHODS, Method, ParaFormer, baselines
+from models.blocks import Blocks, convolutional
+from models.mdeq import MDEQ
+from models.mondeq import mondeq
+from models.networks import image_network, vector_network
+from models.readings import Explicit, Implicit, InfiniteDepth, Reading, Sweeps
 
-Build = Callable[[int], nn.Module]
-"""A network from the width of its hidden layers, the dial that sets its parameter count."""
+from .terms import Build
 
-LAYERS = 6
-CHANNELS = 24
-WIDTH = 12
-TOLERANCE = 0.02
-"""Largest relative difference in parameters between the networks of a table."""
+MakeNetwork = Callable[[Method, Reading, int], nn.Module]
+
+BASELINE = "gd"
+"""The contestant that sets the size of the others and that they are compared with."""
 
 
 @dataclass(frozen=True)
@@ -38,111 +31,117 @@ class Contestant:
     reading: str
     description: str
     build: Build
+    usual: bool = True
+    """Whether it takes part where all are asked for."""
 
 
-def image_network(body: nn.Module) -> nn.Module:
-    """Digits in, logits out: a convolution lifts, `body` keeps the shape, pooling and a linear map read the result."""
-    return nn.Sequential(
-        nn.Conv2d(1, CHANNELS, 3, padding=1),
-        body,
-        nn.GroupNorm(4, CHANNELS),
-        nn.ReLU(),
-        nn.AdaptiveAvgPool2d(4),
-        nn.Flatten(),
-        nn.Linear(16 * CHANNELS, 10),
+@dataclass(frozen=True)
+class Family:
+    """The contestants of a task, and the dial of the baseline."""
+
+    contestants: dict[str, Contestant]
+    dial: int
+
+
+def _readings(make: MakeNetwork) -> dict[str, Contestant]:
+    """Every method in every reading it admits; learned coefficients, but for equilibria."""
+
+    def row(reading: str, description: str, method: Method, kind: Reading, usual: bool = True) -> Contestant:
+        return Contestant(reading, description, partial(make, method, kind), usual)
+
+    rows = {}
+    for name, method in METHODS.items():
+        learned, title = method.learned(), _title(method)
+        if method.is_proximal:
+            rows[f"{name}-explicit"] = row("explicit", f"{title}, alpha = 1", learned, Explicit(), name != "ppa")
+            rows[f"{name}-implicit"] = row(
+                "implicit", f"{title}, alpha = 0: a solve in each layer", learned, Implicit()
+            )
+        else:
+            rows[name] = row("explicit", f"{title}, unrolled", learned, Explicit())
+    for name, method in METHODS.items():
+        title = _title(method)
+        if method.has_equilibrium:
+            rows[f"{name}-deq"] = row(
+                "equilibrium", f"infinite depth: one tied step, {title}", method, InfiniteDepth(), name == "pgd"
+            )
+        if not method.is_proximal:
+            rows[f"{name}-parallel"] = row(
+                "parallel", f"{title}, one sweep over depth", method.learned(), Sweeps(1), name == "gd"
+            )
+    return rows
+
+
+def _title(method: Method) -> str:
+    """The class's name in words."""
+    return re.sub(r"(?<=[a-z])(?=[A-Z])", " ", type(method).__name__)
+
+
+def _vectors(inputs: int, outputs: int, *, width: int, depth: int, dial: int) -> Family:
+    def make(method: Method, reading: Reading, hidden: int) -> nn.Module:
+        return vector_network(inputs, outputs, method, reading=reading, width=width, hidden=hidden, depth=depth)
+
+    rows = _readings(make)
+    rows["mondeq"] = Contestant(
+        "equilibrium", "monotone operator equilibrium network", lambda width: mondeq(inputs, outputs, width=width)
     )
+    return Family(rows, dial)
 
 
-def vector_network(body: nn.Module) -> nn.Module:
-    """Points of the plane in, two logits out."""
-    return nn.Sequential(nn.Linear(2, WIDTH), body, nn.Linear(WIDTH, 2))
+def _digits() -> Family:
+    channels, depth = 16, 6
 
+    def make(method: Method, reading: Reading, hidden: int) -> nn.Module:
+        def blocks(width: int) -> Blocks:
+            return convolutional(width, hidden)
 
-def _composite(method: str, alpha: float, smooth: Build, proximal: Build) -> Build:
-    return lambda hidden: OptDNN(method, [(smooth(hidden), proximal(hidden)) for _ in range(LAYERS)], alpha=alpha)
+        return image_network(1, 10, method, reading=reading, blocks=blocks, widths=(channels,), depths=(depth,), pool=4)
 
-
-def _contestants(
-    wrap: Callable[[nn.Module], nn.Module], *, smooth: Build, proximal: Build, contractive: Build
-) -> dict[str, Contestant]:
-    """The unrolled, proximal and equilibrium readings, the same for every family."""
-
-    def row(reading: str, description: str, body: Build) -> Contestant:
-        return Contestant(reading, description, lambda hidden: wrap(body(hidden)))
-
-    return {
-        "gd": row(
+    rows = _readings(make)
+    rows |= {
+        "densenet": Contestant(
             "explicit",
-            "gradient descent, unrolled: a ResNet",
-            lambda hidden: OptDNN("gd", [smooth(hidden) for _ in range(LAYERS)]),
+            "DenseNet of torchvision",
+            lambda dial: baselines.densenet(1, 10, growth=8, depths=(4, 4), width=dial),
         ),
-        "pgd-explicit": row("explicit", "proximal gradient, alpha = 1", _composite("pgd", 1.0, smooth, proximal)),
-        "pgd-implicit": row(
-            "implicit", "proximal gradient, alpha = 0: a solve in each layer", _composite("pgd", 0.0, smooth, proximal)
+        "vit": Contestant(
+            "explicit",
+            "ViT of torchvision",
+            lambda hidden: baselines.vit(1, 10, image_size=8, patch_size=2, width=24, heads=3, hidden=hidden, depth=4),
         ),
-        "fista-explicit": row("explicit", "FISTA, alpha = 1", _composite("fista", 1.0, smooth, proximal)),
-        "fista-implicit": row(
-            "implicit", "FISTA, alpha = 0: a solve in each layer", _composite("fista", 0.0, smooth, proximal)
-        ),
-        "deq": row(
+        "mondeq": Contestant(
             "equilibrium",
-            "infinite depth: one tied proximal gradient step",
-            lambda hidden: OptDEQ("pgd", (Fidelity(), contractive(hidden))),
+            "monotone operator equilibrium network on the pixels",
+            lambda width: nn.Sequential(nn.Flatten(), mondeq(64, 10, width=width)),
+        ),
+        "mdeq": Contestant(
+            "equilibrium",
+            "multiscale equilibrium network, two scales",
+            lambda coarse: MDEQ(1, 10, fine=12, coarse=coarse, groups=1),
+        ),
+        "paraformer": Contestant(
+            "parallel",
+            "Para-Former: transformer branches side by side",
+            lambda hidden: ParaFormer(
+                image_size=8,
+                patch_size=2,
+                channels=1,
+                classes=10,
+                branches=4,
+                depth=2,
+                width=24,
+                heads=3,
+                hidden=hidden,
+            ),
         ),
     }
+    return Family(rows, dial=16)
 
 
-IMAGES = {
-    **_contestants(
-        image_network,
-        smooth=lambda hidden: Conv(CHANNELS, hidden),
-        proximal=lambda hidden: MonotoneConv(CHANNELS, hidden),
-        contractive=lambda hidden: ContractiveConv(CHANNELS, hidden, inputs=CHANNELS),
-    ),
-    "paraformer": Contestant(
-        "parallel",
-        "Para-Former: transformer branches side by side",
-        lambda hidden: ParaFormer(
-            image_size=8, patch_size=2, channels=1, classes=10, branches=4, depth=2, width=32, heads=4, hidden=hidden
-        ),
-    ),
+FAMILIES: dict[str, Callable[[], Family]] = {
+    "digits": _digits,
+    "rings": lambda: _vectors(2, 2, width=12, depth=6, dial=24),
+    "parity": lambda: _vectors(8, 2, width=16, depth=6, dial=32),
+    "telgarsky": lambda: _vectors(1, 1, width=12, depth=6, dial=24),
 }
-
-VECTORS = {
-    **_contestants(
-        vector_network,
-        smooth=lambda hidden: Dense(WIDTH, hidden),
-        proximal=lambda hidden: MonotoneDense(WIDTH, hidden),
-        contractive=lambda hidden: ContractiveDense(WIDTH, hidden, inputs=WIDTH),
-    ),
-    "paraformer": Contestant(
-        "parallel",
-        "the Para-Former's form on vectors: gradient descent, one sweep over depth",
-        lambda hidden: vector_network(Parallel(OptDNN("gd", [Dense(WIDTH, hidden) for _ in range(LAYERS)]), sweeps=1)),
-    ),
-}
-
-FAMILIES: dict[str, tuple[dict[str, Contestant], int]] = {"digits": (IMAGES, 24), "rings": (VECTORS, 24)}
-"""For each task its contestants, and the hidden width of `gd`, which sets the parameter budget."""
-
-
-def parameters(network: nn.Module) -> int:
-    """Number of trainable scalars."""
-    return sum(parameter.numel() for parameter in network.parameters() if parameter.requires_grad)
-
-
-def matched_width(build: Build, budget: int) -> int:
-    """The hidden width whose network comes closest to `budget` parameters, within `TOLERANCE`."""
-    low, high = 1, 2
-    while parameters(build(high)) < budget:
-        low, high = high, 2 * high
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if parameters(build(middle)) < budget else (low, middle)
-    width = min((low, high), key=lambda hidden: abs(parameters(build(hidden)) - budget))
-    found = parameters(build(width))
-    if abs(found - budget) > TOLERANCE * budget:
-        raise ValueError(
-            f"no hidden width meets {budget} parameters within {TOLERANCE:.0%}: the closest, {width}, has {found}"
-        )
-    return width
+"""For each task its contestants."""

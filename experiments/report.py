@@ -10,7 +10,7 @@ import jinja2
 import matplotlib.pyplot as plt
 
 from .figures import FIGURES, STYLE
-from .table import COLUMNS
+from .table import columns
 
 if TYPE_CHECKING:
     from .results import Comparison
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 def write_report(comparison: Comparison, folder: Path) -> None:
     """Write `report.html` and the figures, `NAME.png`, into `folder`."""
-    pictures = []
+    pictures, shown = [], columns(comparison)
     with plt.rc_context(STYLE):  # type: ignore[arg-type]
         for name, (caption, draw) in FIGURES.items():
             figure = draw(comparison)
@@ -35,8 +35,8 @@ def write_report(comparison: Comparison, folder: Path) -> None:
         task=comparison.task,
         settings=comparison.settings,
         rows=comparison.rows,
-        table=[[show(row) for _, show in COLUMNS.values()] for row in comparison.rows],
-        columns=[(heading, meaning) for heading, (meaning, _) in COLUMNS.items()],
+        table=[[show(row) for _, show in shown.values()] for row in comparison.rows],
+        columns=[(heading, meaning) for heading, (meaning, _) in shown.items()],
         pictures=pictures,
     )
     (folder / "report.html").write_text(page, encoding="utf-8")

@@ -9,7 +9,8 @@ from typing import Any
 from torch import nn
 
 from .measure import Measurement
-from .networks import Contestant
+from .networks import BASELINE, Contestant
+from .statistics import Difference, paired_difference
 from .tasks import Task
 from .training import Training
 
@@ -31,7 +32,7 @@ class Row:
     name: str
     contestant: Contestant
     parameters: int
-    hidden: int
+    dial: int
     runs: list[Run]
 
     def mean(self, figure: str) -> float:
@@ -57,9 +58,9 @@ class Row:
             "reading": self.contestant.reading,
             "description": self.contestant.description,
             "parameters": self.parameters,
-            "hidden": self.hidden,
-            "accuracy_mean": self.mean("accuracy"),
-            "accuracy_std": self.deviation("accuracy"),
+            "dial": self.dial,
+            "score_mean": self.mean("score"),
+            "score_std": self.deviation("score"),
             "runs": [
                 {
                     "seed": run.seed,
@@ -80,11 +81,24 @@ class Comparison:
     rows: list[Row]
     settings: dict[str, Any]
 
+    def difference(self, row: Row) -> Difference | None:
+        """Of the row's score to the baseline's, over the seeds; None for the baseline, and where it took no part."""
+        baseline = next((other for other in self.rows if other.name == BASELINE), row)
+        if baseline is row:
+            return None
+        scores = [[run.measurement.score for run in other.runs] for other in (row, baseline)]
+        return paired_difference(*scores)
+
     def to_dict(self) -> dict[str, Any]:
         """The numbers, fit for JSON."""
         return {
             "task": self.task.name,
             "description": self.task.description,
             **self.settings,
-            "models": {row.name: row.to_dict() for row in self.rows},
+            "score": self.task.goal.score,
+            "models": {
+                row.name: {**row.to_dict(), "difference": vars(difference) if difference else None}
+                for row in self.rows
+                for difference in [self.difference(row)]
+            },
         }

@@ -9,6 +9,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from .networks import BASELINE
+
 if TYPE_CHECKING:
     from .results import Comparison, Row
 
@@ -18,39 +20,60 @@ def _evaluations(row: Row) -> str:
     return f"{forward:.1f} / {backward:.1f}" if forward else "–"
 
 
-def _accuracy(row: Row) -> str:
-    spread = f" ± {100 * row.deviation('accuracy'):.2f}" if len(row.runs) > 1 else ""
-    return f"{100 * row.mean('accuracy'):.2f}{spread}"
+def columns(comparison: Comparison) -> dict[str, tuple[str, Callable[[Row], str]]]:
+    """Heading → (what it means, how a row shows it)."""
+    goal = comparison.task.goal
 
+    def score(row: Row) -> str:
+        spread = f" ± {goal.show(row.deviation('score'))}" if len(row.runs) > 1 else ""
+        return goal.show(row.mean("score")) + spread
 
-COLUMNS: dict[str, tuple[str, Callable[[Row], str]]] = {
-    "network": ("", lambda row: row.name),
-    "reading": ("", lambda row: row.contestant.reading),
-    "parameters": ("trainable scalars", lambda row: f"{row.parameters:,}"),
-    "MFLOPs": (
-        "matmul and convolution FLOPs executed a sample, forward, in millions, the solver's own included",
-        lambda row: f"{row.mean('flops') / 1e6:.2f}",
-    ),
-    "accuracy %": ("on the test part, mean ± standard deviation over the seeds", _accuracy),
-    "evaluations": ("of the cells a row, forward / backward, all solves together", _evaluations),
-    "converged %": (
-        "test rows all of whose solves met the tolerance",
-        lambda row: f"{100 * row.mean('converged'):.1f}" if row.mean("forward_evaluations") else "–",
-    ),
-    "s / epoch": ("median seconds of training", lambda row: f"{row.seconds_per_epoch():.2f}"),
-    "ms at 1": ("median latency of a forward pass, batch 1", lambda row: f"{1e3 * row.latency(1):.2f}"),
-    "ms at 256": ("the same, batch 256", lambda row: f"{1e3 * row.latency(256):.1f}"),
-    "saved MiB": (
-        "activations that a training batch of 64 keeps for its backward pass",
-        lambda row: f"{row.mean('saved_bytes') / 2**20:.2f}",
-    ),
-}
-"""Heading → (what it means, how a row shows it)."""
+    def difference(row: Row) -> str:
+        found = comparison.difference(row)
+        if found is None:
+            return "–"
+        mean, low, high = (("+" if value > 0 else "") + goal.show(value) for value in vars(found).values())
+        return f"{mean} [{low}, {high}]" if len(row.runs) > 1 else mean
+
+    table: dict[str, tuple[str, Callable[[Row], str]]] = {
+        "network": ("", lambda row: row.name),
+        "reading": ("", lambda row: row.contestant.reading),
+        "parameters": ("trainable scalars", lambda row: f"{row.parameters:,}"),
+        "MFLOPs": (
+            "matmul and convolution FLOPs executed a sample, forward, in millions, the solver's own included",
+            lambda row: f"{row.mean('flops') / 1e6:.3g}",
+        ),
+        goal.heading: ("on the test part, mean ± standard deviation over the seeds", score),
+        f"– {BASELINE}": (
+            f"difference of that to {BASELINE}, in pairs of one seed: mean and 95 % interval (Student's t), which decides "
+            "nothing if it holds 0",
+            difference,
+        ),
+        "margin": (
+            "median distance of test points to the decision boundary, to first order, negative for wrong answers",
+            lambda row: f"{row.mean('margin'):.3f}",
+        ),
+        "evaluations": ("of the cells a row, forward / backward, all solves together", _evaluations),
+        "converged %": (
+            "test rows all of whose solves met the tolerance",
+            lambda row: f"{100 * row.mean('converged'):.1f}" if row.mean("forward_evaluations") else "–",
+        ),
+        "s / epoch": ("median seconds of training", lambda row: f"{row.seconds_per_epoch():.2f}"),
+        "ms at 1": ("median latency of a forward pass, batch 1", lambda row: f"{1e3 * row.latency(1):.2f}"),
+        "ms at 256": ("the same, batch 256", lambda row: f"{1e3 * row.latency(256):.1f}"),
+        "saved MiB": (
+            f"activations that a training batch of {comparison.task.batch} keeps for its backward pass",
+            lambda row: f"{row.mean('saved_bytes') / 2**20:.2f}",
+        ),
+    }
+    if comparison.rows[0].runs[0].measurement.margin is None:
+        del table["margin"]
+    return table
 
 
 def print_table(comparison: Comparison, console: Console) -> None:
     """Print the table, in as many parts as the terminal's width asks for; each part begins with the network."""
-    first, *rest = COLUMNS
+    first, *rest = columns(comparison)
     part = [first]
     for heading in rest:
         if len(part) > 1 and _width(_table(comparison, [*part, heading])) > console.width:
@@ -66,9 +89,9 @@ def _width(table: Table) -> int:
 
 
 def _table(comparison: Comparison, headings: list[str]) -> Table:
-    table = Table(title=comparison.task.name, box=box.SIMPLE_HEAD)
+    table, shown = Table(title=comparison.task.name, box=box.SIMPLE_HEAD), columns(comparison)
     for heading in headings:
         table.add_column(heading, justify="left" if heading in ("network", "reading") else "right", no_wrap=True)
     for row in comparison.rows:
-        table.add_row(*(COLUMNS[heading][1](row) for heading in headings))
+        table.add_row(*(shown[heading][1](row) for heading in headings))
     return table

@@ -1,51 +1,82 @@
-"""The tasks: small labelled data sets that need no download, with a fixed split."""
+"""The tasks: data with a fixed split, a goal, and how long to train."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.data import Dataset, TensorDataset, default_collate
+
+from .errors import InputError
+from .goals import Classification, Goal, Regression
 
 
 @dataclass(frozen=True)
 class Task:
-    """A classification task, all of it in memory."""
+    """Data for training and testing, and what they are for."""
 
     name: str
     description: str
-    classes: int
-    train: tuple[Tensor, Tensor]
-    """Inputs, (n, …) float32, and labels, (n,) int64."""
-    test: tuple[Tensor, Tensor]
+    goal: Goal
+    train: Dataset[Any]
+    """Pairs of an input and a target."""
+    test: Dataset[Any]
+    epochs: int = 15
+    batch: int = 64
+    learning_rate: float = 4e-3
+    weight_decay: float = 1e-2
+    collate: Callable[[list[Any]], Any] = default_collate
+    """Makes a training batch of a list of pairs."""
+    averaging: float | None = None
+    """Decay of an exponential moving average of the weights, which is what is tested; None: no averaging."""
+    workers: int = 0
+    """Processes that load the training data."""
 
     def __post_init__(self) -> None:
-        for part, (inputs, labels) in (("train", self.train), ("test", self.test)):
-            if not bool(inputs.isfinite().all()):
-                raise ValueError(f"task {self.name}: the {part} inputs hold NaN or Inf")
-            if len(inputs) != len(labels):
-                raise ValueError(f"task {self.name}: {len(inputs)} {part} inputs but {len(labels)} labels")
+        for part in (self.train, self.test):
+            if isinstance(part, TensorDataset):
+                for tensor in part.tensors:
+                    if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+                        raise ValueError(f"task {self.name}: its data hold NaN or Inf")
+
+    def sample(self, count: int = 2048) -> tuple[Tensor, Tensor]:
+        """The first test pairs, at most so many, as tensors."""
+        inputs, targets = default_collate([self.test[i] for i in range(min(count, len(self.test)))])  # type: ignore[arg-type]
+        return inputs, targets
 
 
-def digits() -> Task:
+@dataclass(frozen=True)
+class Source:
+    """Where the data of a task come from, as the command line has it."""
+
+    data: str | None = None
+    """Folder; None: the task needs none."""
+    download: bool = False
+
+
+def digits(source: Source) -> Task:
     """The 1,797 handwritten 8×8 digits bundled with scikit-learn (Alpaydin, Kaynak 1998), a quarter for testing."""
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 
+    _needs_no_data("digits", source)
     images, labels = load_digits(return_X_y=True)
     split = train_test_split(images, labels, test_size=0.25, random_state=0, stratify=labels)
     train_images, test_images, train_labels, test_labels = map(torch.as_tensor, split)
 
-    def as_images(values: Tensor) -> Tensor:
-        return (values.float() / 8 - 1).reshape(-1, 1, 8, 8)
+    def pairs(images: Tensor, labels: Tensor) -> TensorDataset:
+        return TensorDataset((images.float() / 8 - 1).reshape(-1, 1, 8, 8), labels.long())
 
     return Task(
         "digits",
         "handwritten digits, 8×8 pixels, bundled with scikit-learn",
-        10,
-        (as_images(train_images), train_labels.long()),
-        (as_images(test_images), test_labels.long()),
+        Classification(10),
+        pairs(train_images, train_labels),
+        pairs(test_images, test_labels),
+        epochs=12,
     )
 
 
@@ -53,20 +84,92 @@ RADII = (1.0, 1.15, 1.9)
 """Of the nested rings: class 0 within the first, class 1 between the second and the third."""
 
 
-def rings() -> Task:
+def rings(source: Source) -> Task:
     """Nested rings in the plane: ‖x‖ ≤ r₁ against r₂ ≤ ‖x‖ ≤ r₃, uniform in area; 1,000 points, 2,000 for testing."""
+    _needs_no_data("rings", source)
 
-    def sample(count: int, seed: int) -> tuple[Tensor, Tensor]:
+    def pairs(count: int, seed: int, repeats: int) -> TensorDataset:
         generator = torch.Generator().manual_seed(seed)
         labels = torch.arange(count) % 2
         uniform, angle = torch.rand(2, count, generator=generator)
         inner, gap, outer = RADII
         squared = torch.where(labels == 0, uniform * inner**2, gap**2 + uniform * (outer**2 - gap**2))
         angle = 2 * torch.pi * angle
-        return squared.sqrt()[:, None] * torch.stack((angle.cos(), angle.sin()), dim=1), labels
+        points = squared.sqrt()[:, None] * torch.stack((angle.cos(), angle.sin()), dim=1)
+        return TensorDataset(points.repeat(repeats, 1), labels.repeat(repeats))
 
-    return Task("rings", "nested rings in the plane", 2, sample(1000, seed=0), sample(2000, seed=1))
+    return Task(
+        "rings",
+        "nested rings in the plane, 1,000 points, each eight times an epoch",
+        Classification(2),
+        pairs(1000, seed=0, repeats=8),
+        pairs(2000, seed=1, repeats=1),
+        batch=250,
+        learning_rate=1e-2,
+    )
 
 
-TASKS: dict[str, Callable[[], Task]] = {"digits": digits, "rings": rings}
-"""The tasks of the command line. A new one is a function here and a row."""
+DIMENSIONS = 8
+"""Of the parity task."""
+
+
+def parity(source: Source) -> Task:
+    """Parity: all points of {−1, 1}⁸, the class is the sign of the product. All are trained on: approximation."""
+    _needs_no_data("parity", source)
+    points = torch.cartesian_prod(*[torch.tensor([-1.0, 1.0])] * DIMENSIONS)
+    labels = (points.prod(dim=1) > 0).long()
+    return Task(
+        "parity",
+        "the parity of 8 signs, all 256 points, 32 times an epoch; the test part is the same points",
+        Classification(2),
+        TensorDataset(points.repeat(32, 1), labels.repeat(32)),
+        TensorDataset(points, labels),
+        batch=256,
+        learning_rate=1e-2,
+        weight_decay=0.0,
+    )
+
+
+FOLDS = 4
+"""Of Telgarsky's function."""
+
+
+def telgarsky_function(x: Tensor, folds: int = FOLDS) -> Tensor:
+    """The `folds`-fold composition of the tent map m(x) = 2x up to ½, 2 − 2x from there: 2^(folds − 1) teeth."""
+    for _ in range(folds):
+        x = 1 - (2 * x - 1).abs()
+    return x
+
+
+def telgarsky(source: Source) -> Task:
+    """Telgarsky's function on [0, 1]: 4,096 points for training, 2,000 for testing."""
+    _needs_no_data("telgarsky", source)
+
+    def pairs(x: Tensor) -> TensorDataset:
+        return TensorDataset(2 * x[:, None] - 1, telgarsky_function(x)[:, None])
+
+    generator = torch.Generator().manual_seed(0)
+    return Task(
+        "telgarsky",
+        f"Telgarsky's function of {2 ** (FOLDS - 1)} teeth on an interval, scaled to [−1, 1]",
+        Regression(),
+        pairs(torch.rand(4096, generator=generator)),
+        pairs(torch.linspace(0, 1, 2000)),
+        batch=128,
+        learning_rate=1e-2,
+        weight_decay=0.0,
+    )
+
+
+def _needs_no_data(name: str, source: Source) -> None:
+    if source.data is not None or source.download:
+        raise InputError(f"the task {name} brings its data: it takes neither --data nor --download")
+
+
+TASKS: dict[str, Callable[[Source], Task]] = {
+    "digits": digits,
+    "rings": rings,
+    "parity": parity,
+    "telgarsky": telgarsky,
+}
+"""The tasks of the command line. A new one is a function and a row, and its contestants in `networks.FAMILIES`."""

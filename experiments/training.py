@@ -11,21 +11,19 @@ from typing import Any
 
 import lightning
 import torch
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint, RichProgressBar
+from lightning.pytorch.callbacks import Callback, EMAWeightAveraging, ModelCheckpoint, RichProgressBar
 from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, TensorDataset
-from torchmetrics.classification import MulticlassAccuracy
+from torch.utils.data import DataLoader
 
 from implicit import ConvergenceWarning, record
 from implicit.recording import Log
 
+from .goals import Classification, Goal
 from .tasks import Task
 
-BATCH = 64
-LEARNING_RATE = 4e-3
-WEIGHT_DECAY = 1e-2
-_CURVES = ("train_loss", "train_accuracy", "test_loss", "test_accuracy")
+TEST_BATCH = 256
+_CURVES = ("train_loss", "train_score", "test_loss", "test_score")
 
 
 @dataclass(frozen=True)
@@ -33,7 +31,7 @@ class Training:
     """What came of one training run."""
 
     curves: list[dict[str, float]]
-    """For each epoch: loss and accuracy on both parts, evaluations a row forward and backward, share converged."""
+    """For each epoch: loss and score on both parts, evaluations a row forward and backward, share converged."""
     seconds_per_epoch: list[float]
 
 
@@ -45,8 +43,9 @@ def train(network: nn.Module, task: Task, *, epochs: int, seed: int, device: str
     lightning.seed_everything(seed, verbose=False)
     for logger in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
         logging.getLogger(logger).setLevel(logging.ERROR)
-    learner = _Learner(network, task.classes, epochs)
+    learner = _Learner(network, task)
     stopwatch = _Stopwatch()
+    averaging = [] if task.averaging is None else [EMAWeightAveraging(decay=task.averaging)]
     trainer = lightning.Trainer(
         max_epochs=epochs,
         accelerator=device,
@@ -54,7 +53,8 @@ def train(network: nn.Module, task: Task, *, epochs: int, seed: int, device: str
         logger=CSVLogger(folder, name=f"logs/{name}", version=f"seed-{seed}"),
         callbacks=[
             stopwatch,
-            _Progress(),
+            _Progress(task.goal),
+            *averaging,
             ModelCheckpoint(folder / "checkpoints" / f"{name}-seed-{seed}", filename="last"),
         ],
         enable_model_summary=False,
@@ -62,12 +62,20 @@ def train(network: nn.Module, task: Task, *, epochs: int, seed: int, device: str
         num_sanity_val_steps=0,
     )
     order = torch.Generator().manual_seed(seed)
-    train_loader = DataLoader(TensorDataset(*task.train), BATCH, shuffle=True, generator=order)
-    test_loader = DataLoader(TensorDataset(*task.test), 256)
+    train_loader = DataLoader(
+        task.train,
+        task.batch,
+        shuffle=True,
+        generator=order,
+        collate_fn=task.collate,
+        num_workers=task.workers,
+        persistent_workers=task.workers > 0,
+    )
+    test_loader = DataLoader(task.test, TEST_BATCH, num_workers=task.workers, persistent_workers=task.workers > 0)
     with warnings.catch_warnings():
         # the shares of converged rows are logged, tabled and drawn instead
         warnings.simplefilter("ignore", ConvergenceWarning)
-        # all data are in memory: loader processes would only cost
+        # small data are in memory: loader processes would only cost
         warnings.filterwarnings("ignore", ".*does not have many workers")
         warnings.filterwarnings("ignore", category=FutureWarning, module="lightning")
         warnings.filterwarnings("ignore", category=DeprecationWarning, module="(lightning|torch)")
@@ -79,12 +87,10 @@ def train(network: nn.Module, task: Task, *, epochs: int, seed: int, device: str
 
 
 class _Learner(lightning.LightningModule):
-    def __init__(self, network: nn.Module, classes: int, epochs: int) -> None:
+    def __init__(self, network: nn.Module, task: Task) -> None:
         super().__init__()
-        self.network, self.epochs = network, epochs
-        self.accuracy = nn.ModuleDict(
-            {part: MulticlassAccuracy(classes, average="micro") for part in ("train_part", "test_part")}
-        )
+        self.network, self.task = network, task
+        self.scores = nn.ModuleDict({part: task.goal.metric() for part in ("train_part", "test_part")})
         self.curves: list[dict[str, float]] = []
         self._log: Log | None = None
 
@@ -110,19 +116,21 @@ class _Learner(lightning.LightningModule):
         self.curves.append({name: float(metrics[name]) for name in names if name in metrics})
 
     def configure_optimizers(self) -> Any:
-        optimizer = torch.optim.AdamW(self.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
+        rate = self.task.learning_rate
+        optimizer = torch.optim.AdamW(self.parameters(), lr=rate, weight_decay=self.task.weight_decay)
         steps = int(self.trainer.estimated_stepping_batches)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=steps)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def _loss(self, batch: tuple[Tensor, Tensor], part: str) -> Tensor:
-        inputs, labels = batch
-        logits = self.network(inputs)
-        loss = nn.functional.cross_entropy(logits, labels)
-        accuracy: Any = self.accuracy[f"{part}_part"]
-        accuracy(logits, labels)
-        self.log(f"{part}_loss", loss, on_step=False, on_epoch=True, batch_size=len(labels))
-        self.log(f"{part}_accuracy", accuracy, on_step=False, on_epoch=True, prog_bar=True)
+        inputs, targets = batch
+        outputs = self.network(inputs)
+        loss = self.task.goal.loss(outputs, targets)
+        if targets.shape != outputs.shape or not isinstance(self.task.goal, Classification):
+            score: Any = self.scores[f"{part}_part"]  # labels that were mixed have no right answer
+            score(outputs, targets)
+            self.log(f"{part}_score", score, on_step=False, on_epoch=True, prog_bar=True)
+        self.log(f"{part}_loss", loss, on_step=False, on_epoch=True, batch_size=len(targets))
         return loss
 
     def _note(self, name: str, value: Any) -> None:
@@ -132,9 +140,13 @@ class _Learner(lightning.LightningModule):
 class _Progress(RichProgressBar):
     """The bar with the one figure that is worth watching."""
 
+    def __init__(self, goal: Goal) -> None:
+        super().__init__()
+        self._goal = goal
+
     def get_metrics(self, trainer: Any, pl_module: Any) -> dict[str, Any]:
-        accuracy = trainer.callback_metrics.get("test_accuracy")
-        return {} if accuracy is None else {"test": f"{100 * float(accuracy):.1f}%"}
+        score = trainer.callback_metrics.get("test_score")
+        return {} if score is None else {f"test {self._goal.heading}": self._goal.show(float(score))}
 
 
 class _Stopwatch(Callback):

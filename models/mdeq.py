@@ -30,8 +30,8 @@ class TwoScaleCell(nn.Module):
         self.down = nn.Sequential(nn.Conv2d(fine, coarse, 2, stride=2), nn.GroupNorm(groups, coarse))
         self.up = nn.Sequential(nn.Conv2d(coarse, fine, 1), nn.GroupNorm(groups, fine), nn.Upsample(scale_factor=2))
         self.norms = nn.ModuleList(nn.GroupNorm(groups, channels) for channels in (fine, coarse))
-        for norm in (self.down[1], self.up[1]):
-            nn.init.constant_(norm.weight, 1 / 3)
+        for exchange in (self.down, self.up):
+            nn.init.constant_(exchange[1].get_parameter("weight"), 1 / 3)
 
     def forward(self, state: Scales, x: Tensor) -> Scales:
         """((batch, fine, h, w), (batch, coarse, h/2, w/2)) to the same; x is like the first."""
@@ -59,7 +59,7 @@ class MDEQ(nn.Module):
 
     Args:
         channels, classes: of the images.
-        fine, coarse: channels of the two scales.
+        fine, coarse, groups: of the cell.
         solver, gradient, rtol, max_steps: as in `Equilibrium`.
     """
 
@@ -70,6 +70,7 @@ class MDEQ(nn.Module):
         *,
         fine: int = 24,
         coarse: int = 48,
+        groups: int = 4,
         solver: Solver = Broyden(),
         gradient: Gradient = ImplicitGradient(),
         rtol: float = 1e-3,
@@ -83,7 +84,7 @@ class MDEQ(nn.Module):
             return torch.zeros_like(x), x.new_zeros(batch, coarse, height // 2, width // 2)
 
         self.equilibrium = Equilibrium(
-            TwoScaleCell(fine, coarse),
+            TwoScaleCell(fine, coarse, groups=groups),
             solver=solver,
             gradient=gradient,
             rtol=rtol,

@@ -39,6 +39,8 @@ class Method(ABC):
 
     has_equilibrium: ClassVar[bool] = True
     """Whether a step has as many streams as the one before, so that it can be tied."""
+    is_proximal: ClassVar[bool] = False
+    """Whether its transform may be evaluated implicitly, alpha < 1."""
     consistent: ClassVar[bool] = True
     """Whether the output stays where it started when every transform is 0 (Σ a = 1)."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import nn
 
@@ -15,6 +15,8 @@ from .gradient import GradientDescent, Nesterov
 
 class _Composite(Method):
     """A pair (G, P) a layer, joined into one transform."""
+
+    is_proximal: ClassVar[bool] = True
 
     def transform(self, layer: Any, alpha: float, proximal_step: MakeProximalStep) -> nn.Module:
         return proximal_step(*pair(self, layer, "(smooth, proximal)"))
@@ -32,6 +34,8 @@ class ProximalPoint(GradientDescent):
 
     With a monotone P a layer at alpha = 0 is nonexpansive, and so is a network of them: robust, and not universal.
     """
+
+    is_proximal: ClassVar[bool] = True
 
     def transform(self, layer: Any, alpha: float, proximal_step: MakeProximalStep) -> nn.Module:
         if not isinstance(layer, nn.Module):

@@ -17,24 +17,14 @@ from .terms import TERMS
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code: 0, 2 for bad input, 130 when interrupted."""
     options = _parser().parse_args(arguments)
+    run = {"compare": _compare, "universality": _universality}[options.command]
     for name in ("SIGTERM", "SIGHUP"):  # a polite end is an interruption too; Windows lacks the second
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), _interrupt)
     try:
         require("plots", "matplotlib")
         require("train", "torchmetrics", "sklearn", "jinja2", "rich", "lightning")
-        from .compare import compare  # the libraries of training take seconds to import: not for --help
-
-        compare(
-            options.task,
-            models=options.models,
-            match=options.match,
-            epochs=getattr(options, "epochs", None),
-            seeds=options.seeds,
-            out=getattr(options, "out", None),
-            device=options.device,
-            source=Source(getattr(options, "data", None), options.download),
-        )
+        run(options)
     except InputError as error:
         print(f"implicit: {error}", file=sys.stderr)
         return 2
@@ -46,6 +36,34 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("implicit: interrupted; nothing was kept", file=sys.stderr)
         return 130
     return 0
+
+
+def _compare(options: argparse.Namespace) -> None:
+    from .compare import compare  # the libraries of training take seconds to import: not for --help
+
+    compare(
+        options.task,
+        models=options.models,
+        match=options.match,
+        epochs=getattr(options, "epochs", None),
+        seeds=options.seeds,
+        out=getattr(options, "out", None),
+        device=options.device,
+        source=Source(getattr(options, "data", None), options.download),
+    )
+
+
+def _universality(options: argparse.Namespace) -> None:
+    from .universality import universality
+
+    universality(
+        models=options.models,
+        depths=options.depths,
+        epochs=getattr(options, "epochs", None),
+        seeds=options.seeds,
+        out=getattr(options, "out", None),
+        device=options.device,
+    )
 
 
 class _Parser(argparse.ArgumentParser):
@@ -81,23 +99,48 @@ def _parser() -> argparse.ArgumentParser:
         "--match", choices=TERMS, default="parameters", help="what the networks have in common with gd"
     )
     compare.add_argument(
-        "--epochs", type=_count, help="passes over the training part (default: the task's)", default=argparse.SUPPRESS
-    )
-    compare.add_argument("--seeds", type=_count, default=5, help="how many seeds: 0, 1, …; the same for each network")
-    compare.add_argument(
         "--data", help="folder of the data, where the task needs one (default: none)", default=argparse.SUPPRESS
     )
     compare.add_argument(
         "--download", action="store_true", help="fetch the data into the folder first, where torchvision can"
     )
-    compare.add_argument(
+    _add_common(compare, "runs/TASK-1")
+    universality = commands.add_parser(
+        "universality",
+        help="error of narrow networks against their depth, with fitted slopes",
+        description="Train narrow networks of growing depth on Telgarsky's function; fit error against depth.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        allow_abbrev=False,
+    )
+    universality.add_argument(
+        "--models", default="gd,nesterov,apg2,dense,pgd-implicit", help="names separated by commas"
+    )
+    universality.add_argument(
+        "--depths", type=_counts, default="1,2,4,8,16", help="numbers of layers, rising, separated by commas"
+    )
+    _add_common(universality, "runs/universality-1")
+    return parser
+
+
+def _add_common(parser: argparse.ArgumentParser, first: str) -> None:
+    parser.add_argument(
+        "--epochs", type=_count, help="passes over the training part (default: the task's)", default=argparse.SUPPRESS
+    )
+    parser.add_argument("--seeds", type=_count, default=5, help="how many seeds: 0, 1, …; the same for each network")
+    parser.add_argument(
         "--out",
         type=Path,
-        help="folder of the run, new or empty (default: the first free of runs/TASK-1, …)",
+        help=f"folder of the run, new or empty (default: the first free of {first}, …)",
         default=argparse.SUPPRESS,
     )
-    compare.add_argument("--device", default="auto", help="cpu, cuda or auto: the GPU where there is one")
-    return parser
+    parser.add_argument("--device", default="auto", help="cpu, cuda or auto: the GPU where there is one")
+
+
+def _counts(text: str) -> list[int]:
+    numbers = [_count(part) for part in text.split(",")]
+    if sorted(set(numbers)) != numbers:
+        raise argparse.ArgumentTypeError(f"{text!r} does not rise")
+    return numbers
 
 
 def _count(text: str) -> int:

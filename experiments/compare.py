@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
+from .device import chosen_device
 from .errors import InputError
 from .folder import run_folder
 from .measure import measure
@@ -41,7 +42,7 @@ def compare(
     console = Console()
     if not console.is_terminal:
         console = Console(width=200)  # a log has no edge to wrap at
-    device = _device(device)
+    device = chosen_device(device)
     family, terms = FAMILIES[task](), TERMS[match]
     names = _names(models, family)
     started = time.perf_counter()
@@ -113,15 +114,6 @@ def _names(models: str, family: Family) -> list[str]:
         if name not in known:
             raise InputError(f"unknown model {name!r} in --models: choose from {', '.join(known)}, or all")
     return list(dict.fromkeys(names))
-
-
-def _device(device: str) -> str:
-    allowed = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
-    if device == "auto":
-        return allowed[-1]
-    if device not in allowed:
-        raise InputError(f"--device {device} cannot be used: this machine has {', '.join(allowed)}; auto picks one")
-    return device
 
 
 def _count(number: int, thing: str) -> str:

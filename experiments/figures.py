@@ -101,12 +101,12 @@ def functions(comparison: Comparison) -> Figure | None:
     inputs, targets = comparison.task.sample()
     if inputs.shape[1:] != (1,) or targets.shape[1:] != (1,):
         return None
-    figure, axes = _panels(comparison, sharey=True)
+    figure, axes = _panels(comparison)
     for ax, row in zip(axes.flat, comparison.rows, strict=False):
         with torch.no_grad():
             values = row.runs[0].network(inputs)
-        ax.plot(inputs, targets, color="#999999", linewidth=2.5, label="target")
-        ax.plot(inputs, values, color=COLOURS[1], linewidth=1, label="network")
+        ax.plot(inputs.numpy(), targets.numpy(), color="#999999", linewidth=2.5, label="target")
+        ax.plot(inputs.numpy(), values.numpy(), color=COLOURS[1], linewidth=1, label="network")
         ax.set(title=f"{row.name}: MSE {row.runs[0].measurement.score:.1e}", xlabel="x")
     axes.flat[0].legend(loc="upper right")
     return figure
@@ -190,18 +190,18 @@ def boundaries(comparison: Comparison) -> Figure | None:
     inputs, labels = comparison.task.sample()
     if inputs.shape[1:] != (2,):
         return None
-    figure, axes = _panels(comparison, sharey=True)
+    figure, axes = _panels(comparison)
     reach = 1.15 * float(inputs.abs().max())
-    line = torch.linspace(-reach, reach, 161)
-    grid = torch.cartesian_prod(line, line)
+    side = torch.linspace(-reach, reach, 161)
+    grid, line = torch.cartesian_prod(side, side), side.numpy()
     for ax, row in zip(axes.flat, comparison.rows, strict=False):
         with torch.no_grad():
-            share = row.runs[0].network(grid).softmax(dim=1)[:, 1].reshape(161, 161).T
+            share = row.runs[0].network(grid).softmax(dim=1)[:, 1].reshape(161, 161).T.numpy()
         picture = ax.pcolormesh(line, line, share, cmap="PuOr", vmin=0, vmax=1, shading="nearest", rasterized=True)
         ax.contour(line, line, share, levels=[0.5], colors="black", linewidths=1.2)
         for label, marker in ((0, "o"), (1, "^")):
             points = inputs[:400][labels[:400] == label]
-            ax.scatter(*points.T, s=5, marker=marker, color="white", edgecolors="black", linewidths=0.3)
+            ax.scatter(*points.T.numpy(), s=5, marker=marker, color="white", edgecolors="black", linewidths=0.3)
         ax.set(title=f"{row.name}: {100 * row.runs[0].measurement.score:.1f} %", aspect="equal", xlabel="x₁")
         ax.grid(False)
     for ax in axes[:, 0]:
@@ -210,7 +210,7 @@ def boundaries(comparison: Comparison) -> Figure | None:
     return figure
 
 
-def _panels(comparison: Comparison, *, sharey: bool) -> tuple[Figure, Any]:
+def _panels(comparison: Comparison) -> tuple[Figure, Any]:
     """One panel for each network."""
     columns = min(5, len(comparison.rows))
     lines = -(-len(comparison.rows) // columns)
@@ -221,7 +221,7 @@ def _panels(comparison: Comparison, *, sharey: bool) -> tuple[Figure, Any]:
         layout="constrained",
         squeeze=False,
         sharex=True,
-        sharey=sharey,
+        sharey=True,
     )
     for ax in axes.flat[len(comparison.rows) :]:
         ax.set_axis_off()

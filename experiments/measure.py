@@ -76,7 +76,7 @@ def measure(network: nn.Module, task: Task, device: str) -> Measurement:
             margin = margins(network, inputs, targets).median().item()
         batch = default_collate([task.train[i] for i in range(task.batch)])
         return Measurement(
-            score=_score(network, task, device),
+            score=score(network, task, device),
             margin=margin,
             flops=counter.get_total_flops() / len(inputs),
             forward_evaluations=_mean_evaluations(solutions),
@@ -88,7 +88,8 @@ def measure(network: nn.Module, task: Task, device: str) -> Measurement:
         )
 
 
-def _score(network: nn.Module, task: Task, device: str) -> float:
+def score(network: nn.Module, task: Task, device: str) -> float:
+    """On the whole test part, of a network in evaluation mode on that device."""
     metric = task.goal.metric().to(device)
     with torch.no_grad():
         for inputs, targets in DataLoader(task.test, TEST_BATCH, num_workers=task.workers):

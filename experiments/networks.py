@@ -43,7 +43,7 @@ class Family:
     dial: int
 
 
-def _readings(make: MakeNetwork) -> dict[str, Contestant]:
+def readings(make: MakeNetwork) -> dict[str, Contestant]:
     """Every method in every reading it admits; learned coefficients, but for equilibria."""
 
     def row(reading: str, description: str, method: Method, kind: Reading, usual: bool = True) -> Contestant:
@@ -81,7 +81,7 @@ def _vectors(inputs: int, outputs: int, *, width: int, depth: int, dial: int) ->
     def make(method: Method, reading: Reading, hidden: int) -> nn.Module:
         return vector_network(inputs, outputs, method, reading=reading, width=width, hidden=hidden, depth=depth)
 
-    rows = _readings(make)
+    rows = readings(make)
     rows["mondeq"] = Contestant(
         "equilibrium", "monotone operator equilibrium network", lambda width: mondeq(inputs, outputs, width=width)
     )
@@ -97,7 +97,7 @@ def _digits() -> Family:
 
         return image_network(1, 10, method, reading=reading, blocks=blocks, widths=(channels,), depths=(depth,), pool=4)
 
-    rows = _readings(make)
+    rows = readings(make)
     rows |= {
         "densenet": Contestant(
             "explicit",

@@ -45,8 +45,8 @@ def columns(comparison: Comparison) -> dict[str, tuple[str, Callable[[Row], str]
         ),
         goal.heading: ("on the test part, mean ± standard deviation over the seeds", score),
         f"– {BASELINE}": (
-            f"difference of that to {BASELINE}, in pairs of one seed: mean and 95 % interval (Student's t), which decides "
-            "nothing if it holds 0",
+            f"difference of that to {BASELINE}, in pairs of one seed: mean and 95 % interval (Student's t); one that "
+            "holds 0 decides nothing",
             difference,
         ),
         "margin": (

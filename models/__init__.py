@@ -1,5 +1,6 @@
 """Networks designed from first-order optimisation methods, in explicit, implicit, equilibrium and parallel readings."""
 
+from .blocks import Blocks
 from .methods import (
     AGD3,
     APG2,
@@ -15,27 +16,36 @@ from .methods import (
     PrimalDual,
     ProximalGradient,
     ProximalPoint,
+    coefficient,
 )
+from .networks import convnext_form, image_network, vector_network, vit_form
 from .optdnn import OptDEQ, OptDNN
 from .paraformer import ParaFormer
 from .parallel import Parallel, parallel_evaluate
 from .proximal import ProximalStep
+from .readings import Explicit, Implicit, InfiniteDepth, Sweeps
 from .resolvable import ContractiveConv, ContractiveDense, MonotoneConv, MonotoneDense
-from .transforms import Conv, Dense, Fidelity
+from .transforms import AttentionMLP, Conv, ConvNeXt, Dense, Fidelity, Sum
 
 __all__ = [
     "AGD3",
     "APG2",
     "FISTA",
     "METHODS",
+    "AttentionMLP",
+    "Blocks",
     "ContractiveConv",
     "ContractiveDense",
     "Conv",
+    "ConvNeXt",
     "Dense",
     "DenselyConnected",
+    "Explicit",
     "Fidelity",
     "GradientDescent",
     "HeavyBall",
+    "Implicit",
+    "InfiniteDepth",
     "Learned",
     "LinearizedADMM",
     "Method",
@@ -50,5 +60,12 @@ __all__ = [
     "ProximalGradient",
     "ProximalPoint",
     "ProximalStep",
+    "Sum",
+    "Sweeps",
+    "coefficient",
+    "convnext_form",
+    "image_network",
     "parallel_evaluate",
+    "vector_network",
+    "vit_form",
 ]

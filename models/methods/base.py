@@ -83,11 +83,11 @@ class Method(ABC):
 
     def coefficients(self, depth: int) -> Coefficients:
         """Those of a network of so many layers; `ValueError` names the condition that one of them breaks."""
-        found = Coefficients(self, depth)
-        with torch.no_grad():
-            for c in [found.at(0)] if self.stationary else map(found.at, range(depth)):
+        with torch.no_grad(), torch.device("cpu"):  # whatever device the network is made on, "meta" for one
+            trial = Coefficients(self, depth)
+            for c in [trial.at(0)] if self.stationary else map(trial.at, range(depth)):
                 self._check(c)
-        return found
+        return Coefficients(self, depth)
 
     @property
     def stationary(self) -> bool:

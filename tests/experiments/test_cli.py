@@ -176,8 +176,6 @@ def test_the_same_seeds_give_the_same_numbers(finished, tmp_path):
     folder, _ = finished
     again = ("--epochs", "2", "--seeds", "1", "--models", "pgd-deq", "--out", "again")
     result = run("compare", "rings", *again, cwd=tmp_path)
-        "compare", "rings", "--epochs", "2", "--seeds", "1", "--models", "pgd-deq", "--out", "again", cwd=tmp_path
-    )
     assert result.returncode == 0, result.stderr
     first = json.loads((folder / "results.json").read_text())["models"]["pgd-deq"]["runs"][0]
     again = json.loads((tmp_path / "again" / "results.json").read_text())["models"]["pgd-deq"]["runs"][0]

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from implicit import ImplicitGradient, record
-from models import ContractiveDense, Dense, MonotoneDense, OptDNN, ProximalStep
+from models import ContractiveDense, Dense, MonotoneConv, MonotoneDense, OptDNN, ProximalStep
 from solvers import Picard
 
 WIDTH = 4
@@ -196,3 +196,27 @@ def test_an_input_shared_by_the_batch_needs_compact_off():
         OptDNN("ppa", [Shifted()], alpha=0.0)(y, shift)
     z = OptDNN("ppa", [Shifted()], alpha=0.0, rtol=1e-12, atol=0.0, compact=False)(y, shift)
     torch.testing.assert_close(z, (y + shift) / 1.5, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("kind", ["dense", "conv"])
+@pytest.mark.parametrize("activation", [nn.ReLU(), nn.Tanh(), nn.Sigmoid(), nn.Softplus()], ids=repr)
+def test_monotone_steps_are_solved_at_weights_of_norm_10(kind, activation):
+    torch.manual_seed(0)
+    if kind == "dense":
+        proximal, v = MonotoneDense(12, 16, lipschitz=None, activation=activation), torch.randn(32, 12)
+        norm = torch.linalg.matrix_norm(proximal.linear.weight, 2)
+    else:
+        proximal, v = MonotoneConv(3, 4, lipschitz=None, activation=activation), torch.randn(32, 3, 6, 6)
+        dirac = torch.eye(3 * 36).reshape(-1, 3, 6, 6)
+        linear = torch.nn.functional.conv2d(dirac, proximal.linear.weight, padding=1).flatten(1)
+        norm = torch.linalg.matrix_norm(linear, 2)
+    with torch.no_grad():
+        proximal.linear.weight.mul_(10 / norm)
+    step = ProximalStep(None, proximal, rtol=1e-5, max_steps=200)
+    with record() as log:
+        z = v + step(v)
+        z.square().sum().backward()
+    assert log.forward[0].solution.converged.all(), log.forward[0].solution
+    assert log.backward[0].solution.converged.all(), log.backward[0].solution
+    residual = (v + proximal(z) - z).flatten(1).norm(dim=1)
+    assert (residual <= 2e-5 * z.flatten(1).norm(dim=1) + 1e-6).all()

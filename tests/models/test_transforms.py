@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from models import Conv, Dense, Fidelity, OptDNN
+from models import AttentionMLP, Conv, ConvNeXt, Dense, Fidelity, OptDNN, Sum
 
 
 def numbers(tensor):
@@ -22,6 +22,11 @@ def numbers(tensor):
         (lambda: Conv(8, 5, inputs=2), (3, 8, 6, 4), (3, 2, 6, 4)),
         (lambda: Conv(6, 5, groups=3, kernel=5), (3, 6, 4, 4), None),
         (lambda: Conv(6, 5, groups=1, kernel=1), (3, 6, 4, 4), None),
+        (lambda: ConvNeXt(8, 12), (3, 8, 6, 4), None),
+        (lambda: ConvNeXt(8, inputs=2, kernel=3), (3, 8, 6, 4), (3, 2, 6, 4)),
+        (lambda: AttentionMLP(6, 3, 8), (3, 5, 6), None),
+        (lambda: AttentionMLP(6, 2, inputs=4), (3, 5, 6), (3, 5, 4)),
+        (lambda: Sum(Fidelity(), Dense(4, 7, inputs=4)), (3, 4), (3, 4)),
         (Fidelity, (3, 4), (3, 4)),
         (Fidelity, (3, 2, 4, 4), (3, 2, 4, 4)),
     ],
@@ -113,3 +118,36 @@ def test_injection_needs_exactly_one_input(transform, z, x):
 def test_kernel_that_is_not_odd_is_refused(kernel):
     with pytest.raises(ValueError, match=rf"kernel={kernel} must be odd"):
         Conv(8, 5, kernel=kernel)
+
+
+def test_gradient_descent_with_convnext_is_torchvisions_block():
+    from torchvision.models.convnext import CNBlock
+
+    transform, block = ConvNeXt(6, 24, layer_scale=0.3), CNBlock(6, 0.3, stochastic_depth_prob=0.0).double()
+    names = {"depthwise": "block.0", "mlp.0": "block.2", "mlp.1": "block.3", "mlp.3": "block.5"}
+    state = {"layer_scale": block.layer_scale.flatten()}
+    for ours, theirs in names.items():
+        module = block.get_submodule(theirs)
+        state |= {f"{ours}.{key}": value for key, value in module.state_dict().items()}
+    transform.load_state_dict(state)
+    z = torch.randn(2, 6, 8, 8)
+    torch.testing.assert_close(OptDNN("gd", [transform])(z), block(z), rtol=0, atol=1e-12)
+
+
+def test_gradient_descent_with_attention_and_mlp_is_a_pre_norm_transformer_layer():
+    transform = AttentionMLP(6, 2, 10)
+    layer = nn.TransformerEncoderLayer(6, 2, 10, dropout=0.0, activation="gelu", batch_first=True, norm_first=True)
+    names = {"norm": "norm1", "attention": "self_attn", "mlp.0": "norm2", "mlp.1": "linear1", "mlp.3": "linear2"}
+    state = {}
+    for ours, theirs in names.items():
+        module = layer.get_submodule(theirs)
+        state |= {f"{ours}.{key}": value for key, value in module.state_dict().items()}
+    transform.load_state_dict(state)
+    z = torch.randn(2, 5, 6)
+    torch.testing.assert_close(OptDNN("gd", [transform])(z), layer(z), rtol=0, atol=1e-12)
+
+
+def test_a_sum_is_the_sum_of_its_terms():
+    terms = [Dense(4, 7, inputs=4), Fidelity(), Dense(4, 2, inputs=4)]
+    z, x = torch.randn(2, 3, 4)
+    torch.testing.assert_close(Sum(*terms)(z, x), terms[0](z, x) + (x - z) + terms[2](z, x), rtol=0, atol=1e-14)

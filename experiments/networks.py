@@ -108,6 +108,7 @@ def _digits() -> Family:
             "explicit",
             "ViT of torchvision",
             lambda hidden: baselines.vit(1, 10, image_size=8, patch_size=2, width=24, heads=3, hidden=hidden, depth=4),
+            usual=False,  # the learning rate that suits the others is far too large for it
         ),
         "mondeq": Contestant(
             "equilibrium",
@@ -118,6 +119,7 @@ def _digits() -> Family:
             "equilibrium",
             "multiscale equilibrium network, two scales",
             lambda coarse: MDEQ(1, 10, fine=12, coarse=coarse, groups=1),
+            usual=False,
         ),
         "paraformer": Contestant(
             "parallel",

@@ -76,7 +76,9 @@ def digits(source: Source) -> Task:
         Classification(10),
         pairs(train_images, train_labels),
         pairs(test_images, test_labels),
-        epochs=12,
+        epochs=8,
+        batch=128,
+        learning_rate=6e-3,
     )
 
 

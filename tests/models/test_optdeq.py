@@ -164,7 +164,7 @@ def test_initial_makes_the_start():
     ("method", "name"), [("nesterov", "Nesterov"), (Nesterov(), "Nesterov"), ("fista", "FISTA"), (FISTA(), "FISTA")]
 )
 def test_schedule_is_refused_and_the_remedy_named(method, name):
-    with pytest.raises(ValueError, match=rf"{name} has a schedule.*constant ones: {name}\(momentum=0.5\)"):
+    with pytest.raises(ValueError, match=rf"{name}: momentum changes.*needs constants: {name}\(momentum=0.5\)"):
         OptDEQ(method, transform_for(FISTA() if name == "FISTA" else Nesterov(), problem()[0]))
 
 

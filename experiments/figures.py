@@ -157,7 +157,8 @@ def evaluations(comparison: Comparison) -> Figure | None:
 def cost(comparison: Comparison) -> Figure:
     """The score against FLOPs, seconds and memory."""
     goal = comparison.task.goal
-    figure, axes = plt.subplots(1, 3, figsize=(11, 3.8), layout="constrained", sharey=True)
+    height = max(3.8, 0.6 + 0.21 * len(comparison.rows))  # of the legend
+    figure, axes = plt.subplots(1, 3, figsize=(11, height), layout="constrained", sharey=True)
     figures: tuple[tuple[str, Callable[[Row], float]], ...] = (
         ("MFLOPs a sample, forward", lambda row: row.mean("flops") / 1e6),
         ("seconds an epoch", lambda row: row.seconds_per_epoch()),

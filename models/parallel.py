@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
 from typing import Any
 
 from torch import Tensor, nn
@@ -11,6 +10,7 @@ from implicit import one_weight
 
 from .methods import Method
 from .methods.base import scaled
+from .methods.coefficients import Values
 from .optdnn import OptDNN
 
 
@@ -67,9 +67,7 @@ class Parallel(nn.Module):
         return f"sweeps={self.sweeps}"
 
 
-def _trajectory(
-    method: Method, z0: Tensor, outputs: list[Any], coefficients: list[SimpleNamespace]
-) -> tuple[list[Any], Tensor]:
+def _trajectory(method: Method, z0: Tensor, outputs: list[Any], coefficients: list[Values]) -> tuple[list[Any], Tensor]:
     """All queries `y_k`, and `z_L`, when the k-th transform's output is `outputs[k]`: the method's linear part."""
     streams, points = method.start(z0), []
     for t, c in zip(outputs, coefficients, strict=True):

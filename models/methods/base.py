@@ -5,7 +5,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from types import SimpleNamespace
 from typing import Any, ClassVar, TypeVar
 
 import torch
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 from ..blocks import Blocks
 from ..proximal import ProximalStep
 from ..transforms import Fidelity, Sum
-from .coefficients import POSITIVE, Coefficient, Coefficients, Learned, check, coefficient, domains
+from .coefficients import POSITIVE, Coefficient, Coefficients, Learned, Values, check, coefficient, domains
 
 MakeProximalStep = Callable[[nn.Module | None, nn.Module], ProximalStep]
 Streams = tuple[Tensor, ...]
@@ -56,11 +55,11 @@ class Method(ABC):
         """The streams before the first step; the first of them is the output."""
 
     @abstractmethod
-    def query(self, streams: Streams, c: SimpleNamespace) -> Point:
+    def query(self, streams: Streams, c: Values) -> Point:
         """`y_k`, the point at which step k evaluates its transform."""
 
     @abstractmethod
-    def advance(self, streams: Streams, y: Any, t: Any, c: SimpleNamespace) -> Streams:
+    def advance(self, streams: Streams, y: Any, t: Any, c: Values) -> Streams:
         """The streams after a step, from `y = query(streams, c)` and `t = s·T_k(y)`."""
 
     def transform(self, layer: Any, alpha: float, proximal_step: MakeProximalStep) -> nn.Module:
@@ -76,7 +75,7 @@ class Method(ABC):
             raise TypeError(f"{type(self).__name__} takes one module T(z, *inputs) a layer, not {kind(layer)}")
         return layer
 
-    def move(self, streams: Streams, transform: nn.Module, c: SimpleNamespace, inputs: tuple[Tensor, ...]) -> Streams:
+    def move(self, streams: Streams, transform: nn.Module, c: Values, inputs: tuple[Tensor, ...]) -> Streams:
         """One step, transform included."""
         y = self.query(streams, c)
         return self.advance(streams, y, scaled(transform(y, *inputs), c.step), c)
@@ -120,7 +119,7 @@ class Method(ABC):
         """What the one layer of a network of infinite depth is given: T = 0 where `z = x + P(z, x)`, P contracting."""
         return Sum(Fidelity(), blocks.injected())
 
-    def _check(self, c: SimpleNamespace) -> None:
+    def _check(self, c: Values) -> None:
         """The linear part alone: it must keep a constant, and its powers must stay bounded."""
         if not self.has_equilibrium:
             return  # the number of streams grows: its coefficients' domains must do
@@ -136,7 +135,7 @@ class Method(ABC):
                 "those on it simple)"
             )
 
-    def _alone(self, streams: Streams, c: SimpleNamespace) -> Streams:
+    def _alone(self, streams: Streams, c: Values) -> Streams:
         y = self.query(streams, c)
         return self.advance(streams, y, scaled(y, 0.0), c)
 

@@ -6,7 +6,6 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -148,6 +147,17 @@ def check(method: Any, name: str, value: Any, k: int, where: str = "") -> Value:
     return checked
 
 
+class Values:
+    """The coefficients of one layer, as attributes: numbers, or tensors where they are learned."""
+
+    def __init__(self, values: dict[str, Any]) -> None:
+        for name, value in values.items():
+            setattr(self, name, value)
+
+    def __getattr__(self, name: str) -> Any:  # asked only where there is none
+        raise AttributeError(f"no coefficient {name}: {', '.join(vars(self))}")
+
+
 class Coefficients(nn.Module):
     """The coefficients of a method in each layer of a network; those that are learned are its parameters."""
 
@@ -170,13 +180,14 @@ class Coefficients(nn.Module):
                 for k, value in enumerate(values):
                     self._fixed[k][name] = value
 
-    def at(self, k: int) -> SimpleNamespace:
-        """The coefficients of layer k, as attributes: numbers, or tensors where they are learned."""
+    def at(self, k: int) -> Values:
+        """The coefficients of layer k."""
         found: dict[str, Any] = dict(self._fixed[k])
-        for name, raw in self.named_parameters():
+        for name, raw in self._parameters.items():
+            assert raw is not None
             domain = self._domains[name]
             found[name] = domain.value(_entry(raw, domain, k))
-        return SimpleNamespace(**found)
+        return Values(found)
 
 
 def _entry(raw: Tensor, domain: Domain, k: int) -> Tensor:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from types import SimpleNamespace
 from typing import Any, ClassVar
 
 from torch import Tensor
 
 from .base import Method, Streams
-from .coefficients import CONVEX, ONE_PER_LAYER, Coefficient, Learned, coefficient
+from .coefficients import CONVEX, ONE_PER_LAYER, Coefficient, Learned, Values, coefficient
 
 
 @dataclass(frozen=True)
@@ -39,10 +38,10 @@ class DenselyConnected(Method):
     def start(self, z0: Tensor) -> Streams:
         return (z0,)
 
-    def query(self, streams: Streams, c: SimpleNamespace) -> Tensor:
+    def query(self, streams: Streams, c: Values) -> Tensor:
         return streams[0]
 
-    def advance(self, streams: Streams, y: Tensor, t: Tensor, c: SimpleNamespace) -> Streams:
+    def advance(self, streams: Streams, y: Tensor, t: Tensor, c: Values) -> Streams:
         k = len(streams) // 2
         states, outputs = streams[: k + 1], (t, *streams[k + 1 :])  # newest first
         following = _combined(c.weights, states) + _combined(c.gains, outputs)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from types import SimpleNamespace
 
 import torch
 from torch import Tensor
 
 from .base import Method, Streams
-from .coefficients import FREE, MOMENTUM, POSITIVE, Coefficient, Interval, coefficient
+from .coefficients import FREE, MOMENTUM, POSITIVE, Coefficient, Interval, Values, coefficient
 
 
 @dataclass(frozen=True)
@@ -35,10 +34,10 @@ class GradientDescent(Method):
     def start(self, z0: Tensor) -> Streams:
         return (z0,)
 
-    def query(self, streams: Streams, c: SimpleNamespace) -> Tensor:
+    def query(self, streams: Streams, c: Values) -> Tensor:
         return streams[0]
 
-    def advance(self, streams: Streams, y: Tensor, t: Tensor, c: SimpleNamespace) -> Streams:
+    def advance(self, streams: Streams, y: Tensor, t: Tensor, c: Values) -> Streams:
         return (y + t,)
 
 
@@ -52,10 +51,10 @@ class HeavyBall(Method):
     def start(self, z0: Tensor) -> Streams:
         return (z0, z0)
 
-    def query(self, streams: Streams, c: SimpleNamespace) -> Tensor:
+    def query(self, streams: Streams, c: Values) -> Tensor:
         return streams[0]
 
-    def advance(self, streams: Streams, y: Tensor, t: Tensor, c: SimpleNamespace) -> Streams:
+    def advance(self, streams: Streams, y: Tensor, t: Tensor, c: Values) -> Streams:
         z, previous = streams
         return (z + c.momentum * (z - previous) + t, z)
 
@@ -70,11 +69,11 @@ class Nesterov(Method):
     def start(self, z0: Tensor) -> Streams:
         return (z0, z0)
 
-    def query(self, streams: Streams, c: SimpleNamespace) -> Tensor:
+    def query(self, streams: Streams, c: Values) -> Tensor:
         z, previous = streams
         return z + c.momentum * (z - previous)
 
-    def advance(self, streams: Streams, y: Tensor, t: Tensor, c: SimpleNamespace) -> Streams:
+    def advance(self, streams: Streams, y: Tensor, t: Tensor, c: Values) -> Streams:
         return (y + t, streams[0])
 
 
@@ -98,12 +97,12 @@ class APG2(Method):
         nothing = torch.zeros_like(z0)
         return (z0, z0, nothing, z0, nothing)
 
-    def query(self, streams: Streams, c: SimpleNamespace) -> Tensor:
+    def query(self, streams: Streams, c: Values) -> Tensor:
         _, newer, t_newer, older, t_older = streams
         point: Tensor = (1 + c.momentum) * (newer + c.leading * t_newer) - c.momentum * (older + c.lagging * t_older)
         return point
 
-    def advance(self, streams: Streams, y: Tensor, t: Tensor, c: SimpleNamespace) -> Streams:
+    def advance(self, streams: Streams, y: Tensor, t: Tensor, c: Values) -> Streams:
         return (y + t, y, t, streams[1], streams[2])
 
 
@@ -122,11 +121,11 @@ class AGD3(Method):
     def start(self, z0: Tensor) -> Streams:
         return (z0, z0)
 
-    def query(self, streams: Streams, c: SimpleNamespace) -> Tensor:
+    def query(self, streams: Streams, c: Values) -> Tensor:
         z, v = streams
         return z + c.theta * (v - z)
 
-    def advance(self, streams: Streams, y: Tensor, t: Tensor, c: SimpleNamespace) -> Streams:
+    def advance(self, streams: Streams, y: Tensor, t: Tensor, c: Values) -> Streams:
         z, v = streams
         v = v + (c.gain / c.theta) * t
         return (z + c.theta * (v - z), v)

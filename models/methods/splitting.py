@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import torch
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 from ..blocks import Blocks
 from ..transforms import Fidelity, Sum
 from .base import MakeProximalStep, Method, Streams, pair
-from .coefficients import POSITIVE, Coefficient, Interval, coefficient
+from .coefficients import POSITIVE, Coefficient, Interval, Values, coefficient
 
 Pair = tuple[Tensor, Tensor]
 
@@ -46,8 +45,8 @@ class LinearizedADMM(_Splitting):
 
     `x⁺ = x + T₁(x) − η(λ + β(x − y))`, `y⁺ = y + T₂(y) + η(λ + β(x⁺ − y))`, `λ⁺ = λ + β(x⁺ − y⁺)`.
 
-    Starts from (z₀, z₀, 0), puts out x. Its equilibrium has `T₁ + T₂ = 0`. Two transforms a layer: compare at equal
-    parameters.
+    Starts from (z₀, z₀, 0), puts out x, which the last T₂ does not reach: its parameters get no gradient (DDP wants
+    find_unused_parameters). The equilibrium has `T₁ + T₂ = 0`. Two transforms a layer: compare at equal parameters.
     """
 
     eta: Coefficient = coefficient(0.5, POSITIVE)
@@ -58,10 +57,10 @@ class LinearizedADMM(_Splitting):
     def start(self, z0: Tensor) -> Streams:
         return (z0, z0, torch.zeros_like(z0))
 
-    def query(self, streams: Streams, c: SimpleNamespace) -> Pair:
+    def query(self, streams: Streams, c: Values) -> Pair:
         return streams[0], streams[1]
 
-    def advance(self, streams: Streams, y: Pair, t: Pair, c: SimpleNamespace) -> Streams:
+    def advance(self, streams: Streams, y: Pair, t: Pair, c: Values) -> Streams:
         first, second, multiplier = streams
         first = first + t[0] - c.eta * multiplier - c.coupling * (first - second)
         second = second + t[1] + c.eta * multiplier + c.coupling * (first - second)
@@ -74,7 +73,8 @@ class PrimalDual(_Splitting):
 
     `x⁺ = x + T₁(x) − τu`, `u⁺ = u + T₂(u) + σ(2x⁺ − x)`, from u = 0, output x.
 
-    T₁ takes the place of −τ∇f, T₂ of −σ∇g*. Source: Chambolle, Pock, J. Math. Imaging Vis. 40 (2011).
+    T₁ takes the place of −τ∇f, T₂ of −σ∇g*; the last T₂ does not reach the output. Source: Chambolle, Pock, J. Math.
+    Imaging Vis. 40 (2011).
     """
 
     tau: Coefficient = coefficient(0.5, POSITIVE)
@@ -90,10 +90,10 @@ class PrimalDual(_Splitting):
     def start(self, z0: Tensor) -> Streams:
         return (z0, torch.zeros_like(z0))
 
-    def query(self, streams: Streams, c: SimpleNamespace) -> Pair:
+    def query(self, streams: Streams, c: Values) -> Pair:
         return streams[0], streams[1]
 
-    def advance(self, streams: Streams, y: Pair, t: Pair, c: SimpleNamespace) -> Streams:
+    def advance(self, streams: Streams, y: Pair, t: Pair, c: Values) -> Streams:
         x, dual = streams
         following = x + t[0] - c.tau * dual
         return (following, dual + t[1] + (c.coupling / c.tau) * (2 * following - x))

@@ -283,3 +283,9 @@ def test_networks_are_made_on_the_meta_device():
     with torch.device("meta"):
         net = network(APG2().learned())
     assert all(parameter.is_meta for parameter in net.parameters())
+
+
+def test_a_network_with_learned_coefficients_compiles_in_one_graph():
+    torch.compiler.reset()
+    net, z = network(APG2().learned(), depth=2), torch.randn(3, WIDTH)
+    torch.testing.assert_close(torch.compile(net, fullgraph=True, backend="eager")(z), net(z))

@@ -5,7 +5,7 @@ import pytest
 import scipy.optimize
 import scipy.special
 import torch
-from sklearn.linear_model import LogisticRegression, Ridge
+from sklearn.linear_model import ElasticNet, LogisticRegression, Ridge
 from torch import nn
 
 from models import (
@@ -260,3 +260,64 @@ def test_rates_on_a_quadratic_are_those_of_theory(method, s, rate):
     observed = (lengths[1] / lengths[0]) ** (1 / 40)
     double_root = (140 / 100) ** (1 / 40) if not isinstance(method, GradientDescent) else 1.0  # k·rate^k
     assert observed == pytest.approx(rate * double_root, rel=4e-3)
+
+
+# --- composite problems ------------------------------------------------------------------------------------------
+
+
+class ElasticNetStep(nn.Module):
+    """`prox(y − s∇f(y)) − y` for `f = ‖Az − b‖²/2n` and the prox of `s(λ₁‖z‖₁ + ½λ₂‖z‖²)`: one transform."""
+
+    def __init__(self, s, l1, l2):
+        super().__init__()
+        self.s, self.l1, self.l2 = s, l1, l2
+        self.matrix, self.labels = torch.tensor(A), torch.tensor(LABELS)
+
+    def forward(self, y):
+        moved = y - self.s * (y @ self.matrix.T - self.labels) @ self.matrix / len(self.labels)
+        return nn.functional.softshrink(moved, self.s * self.l1) / (1 + self.s * self.l2) - y
+
+
+@pytest.mark.parametrize("method", ["gd", "nesterov", HeavyBall(0.3), AGD3()], ids=str)
+def test_elastic_net_by_its_proximal_operator_reaches_scikit_learns(method):
+    l1, l2 = 0.1, 0.05
+    model = ElasticNet(alpha=l1 + l2, l1_ratio=l1 / (l1 + l2), fit_intercept=False, tol=1e-12, max_iter=100_000)
+    expected = model.fit(A, LABELS).coef_
+    assert (expected == 0).any()
+    step = ElasticNetStep(len(LABELS) / np.linalg.norm(A, 2) ** 2, l1, l2)
+    limit = run(method, [step] * 1500)
+    np.testing.assert_allclose(limit, np.tile(expected, (ROWS, 1)), rtol=0, atol=1e-7)
+
+
+HUBER, KINK = 2.0, 0.3
+
+
+class HuberStep(nn.Module):
+    """`−s∇g` for `g = λ Σ huber(z)`, quadratic within the kink."""
+
+    def __init__(self, s):
+        super().__init__()
+        self.s = s
+
+    def forward(self, z):
+        return -self.s * HUBER * (z / KINK).clamp(-1, 1)
+
+
+@by_gradient
+@pytest.mark.parametrize("method", ["pgd", "fista"])
+def test_huber_regularisation_by_proximal_steps_reaches_scipys_minimum(method, gradient):
+    def loss(z):
+        if gradient is least_squares:
+            smooth = ((A @ z - LABELS) ** 2).sum() / 2
+        else:
+            smooth = np.logaddexp(0, -LABELS * (A @ z)).sum()
+        return smooth + (z**2).sum() / 2 + HUBER / KINK * scipy.special.huber(KINK, z).sum()
+
+    def slope(z):
+        return gradient(z) + HUBER * np.clip(z / KINK, -1, 1)
+
+    expected = scipy.optimize.minimize(loss, np.zeros(WIDTH), jac=slope, method="BFGS", options={"gtol": 1e-10}).x
+    s = 1 / CURVATURE
+    net = OptDNN(method, [(Step(gradient, s), HuberStep(s))] * 400, alpha=0.0, rtol=1e-10)
+    limit = net(torch.tensor(START)).detach().numpy()
+    np.testing.assert_allclose(limit, np.tile(expected, (ROWS, 1)), rtol=0, atol=1e-6)

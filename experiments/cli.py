@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import signal
 import sys
 from collections.abc import Sequence
@@ -16,7 +17,8 @@ from .terms import TERMS
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code: 0, 2 for bad input, 130 when interrupted."""
-    options = _parser().parse_args(arguments)
+    given = sys.argv[1:] if arguments is None else arguments
+    options = _parser().parse_args([_shipped(argument) for argument in given])
     run = {"compare": _compare, "universality": _universality}[options.command]
     for name in ("SIGTERM", "SIGHUP"):  # a polite end is an interruption too; Windows lacks the second
         if hasattr(signal, name):
@@ -66,8 +68,17 @@ def _universality(options: argparse.Namespace) -> None:
     )
 
 
+def _shipped(argument: str) -> str:
+    """`@NAME` of a recipe that comes with the package as the path of its file; anything else as it is."""
+    recipe = Path(__file__).parent / "recipes" / f"{argument[1:]}.txt"
+    return f"@{recipe}" if argument.startswith("@") and recipe.is_file() else argument
+
+
 class _Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line, and where the allowed is listed."""
+    """Says what is wrong in one line, and where the allowed is listed; reads recipes, files of arguments."""
+
+    def convert_arg_line_to_args(self, arg_line: str) -> list[str]:
+        return shlex.split(arg_line, comments=True)
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
@@ -79,7 +90,11 @@ def _interrupt(number: int, frame: object) -> NoReturn:
 
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
-        prog="implicit", description="Compare implicit, explicit and parallel networks.", allow_abbrev=False
+        prog="implicit",
+        description="Compare implicit, explicit and parallel networks.",
+        epilog="@NAME reads further arguments from the recipe NAME of this package, or from a file.",
+        allow_abbrev=False,
+        fromfile_prefix_chars="@",
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     compare = commands.add_parser(

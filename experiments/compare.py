@@ -16,9 +16,9 @@ from rich.console import Console
 
 from .device import chosen_device
 from .errors import InputError
+from .families import FAMILIES, Family
 from .folder import run_folder
 from .measure import measure
-from .networks import BASELINE, FAMILIES, Family
 from .report import write_report
 from .results import Comparison, Row, Run
 from .table import print_table
@@ -43,10 +43,12 @@ def compare(
     if not console.is_terminal:
         console = Console(width=200)  # a log has no edge to wrap at
     device = chosen_device(device)
-    family, terms = FAMILIES[task](), TERMS[match]
-    names = _names(models, family)
+    terms = TERMS[match]
     started = time.perf_counter()
     data = TASKS[task](source)
+    family = FAMILIES[task](data)
+    names = _names(models, family)
+    any_fixed = any(family.contestants[name].fixed for name in names)
     epochs = data.epochs if epochs is None else epochs
     with run_folder(out, task) as (folder, final):
         console.print(
@@ -72,12 +74,12 @@ def compare(
             rows.append(Row(name, contestant, parameters(runs[0].network), dials[name], runs))
         settings = {
             "command": _command(task, models, match, epochs, seeds, device),
-            "terms": terms.description,
+            "terms": terms.description + (", but for those of one size" if any_fixed else ""),
             "epochs": epochs,
             "seeds": list(range(seeds)),
             "seconds": time.perf_counter() - started,
         }
-        comparison = Comparison(data, rows, {**settings, **_circumstances(device)})
+        comparison = Comparison(data, rows, family.baseline, {**settings, **_circumstances(device)})
         numbers = json.dumps(_finite(comparison.to_dict()), indent=1, allow_nan=False)
         (folder / "results.json").write_text(numbers + "\n")
         write_report(comparison, folder)
@@ -88,15 +90,17 @@ def compare(
 
 def _dials(family: Family, names: list[str], terms: Terms, data: Task) -> dict[str, int]:
     """The size of each contestant under these terms."""
-    if terms.cost is None:
-        return dict.fromkeys(names, family.dial)
+    free = [name for name in names if not family.contestants[name].fixed]
+    dials = dict.fromkeys(names, family.dial)
+    if terms.cost is None or not free:
+        return dials
     inputs, _ = data.sample(16)
     torch.manual_seed(0)
-    target = terms.cost(family.contestants[BASELINE].build(family.dial).eval(), inputs)
-    return {
-        name: matched_dial(family.contestants[name].build, target, terms.cost, inputs, terms.tolerance)
-        for name in names
-    }
+    target = terms.cost(family.contestants[family.baseline].build(family.dial).eval(), inputs)
+    for name in free:
+        build = family.contestants[name].build
+        dials[name] = matched_dial(build, target, terms.cost, inputs, terms.tolerance)
+    return dials
 
 
 def _command(task: str, models: str, match: str, epochs: int, seeds: int, device: str) -> str:

@@ -18,7 +18,6 @@ from implicit import Equilibrium
 from implicit.plots import LINES, plot_convergence
 
 from .goals import Classification, Goal
-from .networks import BASELINE
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -90,7 +89,7 @@ def differences(comparison: Comparison) -> Figure | None:
     ax.invert_yaxis()
     direction = "right" if goal.higher_is_better else "left"
     ax.set(
-        xlabel=f"{_label(goal)} less that of {BASELINE} ({direction} is better)",
+        xlabel=f"{_label(goal)} less that of {comparison.baseline} ({direction} is better)",
         title="Mean paired difference, 95 % interval (diamonds: undecided)",
     )
     return figure

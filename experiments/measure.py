@@ -58,7 +58,7 @@ class Measurement:
 
 
 def measure(network: nn.Module, task: Task, device: str) -> Measurement:
-    """Measure a trained network, costs and solves on the first 2,048 test rows; it is left in evaluation mode."""
+    """Measure a trained network, costs and solves on the first test rows; it is left in evaluation mode."""
     goal = task.goal
     inputs, targets = (part.to(device) for part in task.sample())
     network = network.to(device).eval()
@@ -74,7 +74,7 @@ def measure(network: nn.Module, task: Task, device: str) -> Measurement:
         margin = None
         if isinstance(goal, Classification) and inputs.ndim == 2:
             margin = margins(network, inputs, targets).median().item()
-        batch = default_collate([task.train[i] for i in range(task.batch)])
+        batch = default_collate([task.train[i] for i in range(min(task.batch, len(task.train)))])  # type: ignore[arg-type]
         return Measurement(
             score=score(network, task, device),
             margin=margin,

@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import nn
 
+from .families import Contestant
 from .measure import Measurement
-from .networks import BASELINE, Contestant
 from .statistics import Difference, paired_difference
 from .tasks import Task
 from .training import Training
@@ -79,11 +79,13 @@ class Comparison:
 
     task: Task
     rows: list[Row]
+    baseline: str
+    """Name of the row that the others are compared with; it need not take part."""
     settings: dict[str, Any]
 
     def difference(self, row: Row) -> Difference | None:
         """Of the row's score to the baseline's, over the seeds; None for the baseline, and where it took no part."""
-        baseline = next((other for other in self.rows if other.name == BASELINE), row)
+        baseline = next((other for other in self.rows if other.name == self.baseline), row)
         if baseline is row:
             return None
         scores = [[run.measurement.score for run in other.runs] for other in (row, baseline)]

@@ -9,8 +9,6 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from .networks import BASELINE
-
 if TYPE_CHECKING:
     from .results import Comparison, Row
 
@@ -44,9 +42,9 @@ def columns(comparison: Comparison) -> dict[str, tuple[str, Callable[[Row], str]
             lambda row: f"{row.mean('flops') / 1e6:.3g}",
         ),
         goal.heading: ("on the test part, mean ± standard deviation over the seeds", score),
-        f"– {BASELINE}": (
-            f"difference of that to {BASELINE}, in pairs of one seed: mean and 95 % interval (Student's t); one that "
-            "holds 0 decides nothing",
+        f"– {comparison.baseline}": (
+            f"difference of that to {comparison.baseline}, in pairs of one seed: mean and 95 % interval (Student's t); "
+            "one that holds 0 decides nothing",
             difference,
         ),
         "margin": (

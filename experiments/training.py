@@ -89,7 +89,8 @@ def train(network: nn.Module, task: Task, *, epochs: int, seed: int, device: str
 class _Learner(lightning.LightningModule):
     def __init__(self, network: nn.Module, task: Task) -> None:
         super().__init__()
-        self.network, self.task = network, task
+        self.network, self.goal = network, task.goal
+        self.learning_rate, self.weight_decay = task.learning_rate, task.weight_decay
         self.scores = nn.ModuleDict({part: task.goal.metric() for part in ("train_part", "test_part")})
         self.curves: list[dict[str, float]] = []
         self._log: Log | None = None
@@ -116,8 +117,8 @@ class _Learner(lightning.LightningModule):
         self.curves.append({name: float(metrics[name]) for name in names if name in metrics})
 
     def configure_optimizers(self) -> Any:
-        rate = self.task.learning_rate
-        optimizer = torch.optim.AdamW(self.parameters(), lr=rate, weight_decay=self.task.weight_decay)
+        rate = self.learning_rate
+        optimizer = torch.optim.AdamW(self.parameters(), lr=rate, weight_decay=self.weight_decay)
         steps = int(self.trainer.estimated_stepping_batches)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
@@ -125,8 +126,8 @@ class _Learner(lightning.LightningModule):
     def _loss(self, batch: tuple[Tensor, Tensor], part: str) -> Tensor:
         inputs, targets = batch
         outputs = self.network(inputs)
-        loss = self.task.goal.loss(outputs, targets)
-        if targets.shape != outputs.shape or not isinstance(self.task.goal, Classification):
+        loss = self.goal.loss(outputs, targets)
+        if targets.shape != outputs.shape or not isinstance(self.goal, Classification):
             score: Any = self.scores[f"{part}_part"]  # labels that were mixed have no right answer
             score(outputs, targets)
             self.log(f"{part}_score", score, on_step=False, on_epoch=True, prog_bar=True)

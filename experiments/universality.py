@@ -25,10 +25,10 @@ from models.readings import Reading
 
 from .device import chosen_device
 from .errors import InputError
+from .families import readings
 from .figures import COLOURS, STYLE
 from .folder import run_folder
 from .measure import score
-from .networks import readings
 from .tasks import Source, telgarsky
 from .training import train
 

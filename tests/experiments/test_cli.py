@@ -16,8 +16,8 @@ from rich.console import Console
 from torch import nn
 
 from experiments.cli import main
+from experiments.families import FAMILIES
 from experiments.measure import Measurement
-from experiments.networks import FAMILIES
 from experiments.results import Comparison, Row, Run
 from experiments.table import columns, print_table
 from experiments.tasks import TASKS, Source, rings
@@ -252,7 +252,7 @@ def test_the_table_is_whole_on_every_terminal(width, finished):
     numbers = json.loads((folder / "results.json").read_text())
     row = make_row("pgd-implicit", numbers["models"]["pgd-implicit"])
     console = Console(width=width, file=io.StringIO())
-    comparison = Comparison(TASKS["rings"](Source()), [row], {})
+    comparison = Comparison(TASKS["rings"](Source()), [row], "gd", {})
     print_table(comparison, console)
     text = console.file.getvalue()
     assert "…" not in text
@@ -263,7 +263,7 @@ def test_the_table_is_whole_on_every_terminal(width, finished):
 
 def make_row(name, numbers):
     """A row of the table as it was before it was written."""
-    contestant = FAMILIES["rings"]().contestants[name]
+    contestant = FAMILIES["rings"](TASKS["rings"](Source())).contestants[name]
     keys = [field.name for field in fields(Measurement) if field.name not in ("solutions", "latency")]
     runs = []
     for one in numbers["runs"]:

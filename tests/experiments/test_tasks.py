@@ -10,11 +10,12 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 from experiments.errors import InputError
+from experiments.families import FAMILIES
 from experiments.goals import Classification, margins
 from experiments.measure import measure
-from experiments.networks import BASELINE, FAMILIES
 from experiments.statistics import paired_difference
-from experiments.tasks import RADII, TASKS, Source, Task, telgarsky_function
+from experiments.tasks import TASKS, Source, Task
+from experiments.tasks.small import RADII, telgarsky_function
 from experiments.terms import TERMS, flops, matched_dial, parameters
 from experiments.universality import fitted_slope
 from models import OptDNN
@@ -78,8 +79,9 @@ def test_non_finite_data_are_refused():
 
 @pytest.mark.parametrize("name", SMALL)
 def test_all_networks_have_about_the_same_number_of_parameters(name):
-    family, data, terms = FAMILIES[name](), task(name), TERMS["parameters"]
-    budget = parameters(family.contestants[BASELINE].build(family.dial))
+    data, terms = task(name), TERMS["parameters"]
+    family = FAMILIES[name](data)
+    budget = parameters(family.contestants[family.baseline].build(family.dial))
     inputs = data.sample(3)[0]
     outputs = 1 if name == "telgarsky" else data.goal.classes
     for contestant in family.contestants.values():
@@ -88,7 +90,7 @@ def test_all_networks_have_about_the_same_number_of_parameters(name):
 
 
 def test_explicit_and_implicit_readings_have_the_same_parameters():
-    rows = FAMILIES["digits"]().contestants
+    rows = FAMILIES["digits"](task("digits")).contestants
     for method in ("pgd", "fista"):
         explicit, implicit = (rows[f"{method}-{reading}"].build(8) for reading in ("explicit", "implicit"))
         implicit.load_state_dict(explicit.state_dict())
@@ -100,7 +102,7 @@ def test_an_unreachable_budget_is_refused():
 
 
 def test_equal_work_is_met():
-    rows, inputs = FAMILIES["rings"]().contestants, task("rings").sample(16)[0]
+    rows, inputs = FAMILIES["rings"](task("rings")).contestants, task("rings").sample(16)[0]
     target = flops(rows["gd"].build(24), inputs)
     dial = matched_dial(rows["pgd-implicit"].build, target, flops, inputs, 0.15)
     torch.manual_seed(0)

@@ -1,60 +1,14 @@
-"""The tasks: data with a fixed split, a goal, and how long to train."""
+"""Small tasks that bring their data."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
-
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, TensorDataset, default_collate
+from torch.utils.data import TensorDataset
 
-from .errors import InputError
-from .goals import Classification, Goal, Regression
-
-
-@dataclass(frozen=True)
-class Task:
-    """Data for training and testing, and what they are for."""
-
-    name: str
-    description: str
-    goal: Goal
-    train: Dataset[Any]
-    """Pairs of an input and a target."""
-    test: Dataset[Any]
-    epochs: int = 15
-    batch: int = 64
-    learning_rate: float = 4e-3
-    weight_decay: float = 1e-2
-    collate: Callable[[list[Any]], Any] = default_collate
-    """Makes a training batch of a list of pairs."""
-    averaging: float | None = None
-    """Decay of an exponential moving average of the weights, which is what is tested; None: no averaging."""
-    workers: int = 0
-    """Processes that load the training data."""
-
-    def __post_init__(self) -> None:
-        for part in (self.train, self.test):
-            if isinstance(part, TensorDataset):
-                for tensor in part.tensors:
-                    if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
-                        raise ValueError(f"task {self.name}: its data hold NaN or Inf")
-
-    def sample(self, count: int = 2048) -> tuple[Tensor, Tensor]:
-        """The first test pairs, at most so many, as tensors."""
-        inputs, targets = default_collate([self.test[i] for i in range(min(count, len(self.test)))])  # type: ignore[arg-type]
-        return inputs, targets
-
-
-@dataclass(frozen=True)
-class Source:
-    """Where the data of a task come from, as the command line has it."""
-
-    data: str | None = None
-    """Folder; None: the task needs none."""
-    download: bool = False
+from ..errors import InputError
+from ..goals import Classification, Regression
+from .base import Source, Task
 
 
 def digits(source: Source) -> Task:
@@ -166,12 +120,3 @@ def telgarsky(source: Source) -> Task:
 def _needs_no_data(name: str, source: Source) -> None:
     if source.data is not None or source.download:
         raise InputError(f"the task {name} brings its data: it takes neither --data nor --download")
-
-
-TASKS: dict[str, Callable[[Source], Task]] = {
-    "digits": digits,
-    "rings": rings,
-    "parity": parity,
-    "telgarsky": telgarsky,
-}
-"""The tasks of the command line. A new one is a function and a row, and its contestants in `networks.FAMILIES`."""

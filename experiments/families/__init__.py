@@ -1,0 +1,24 @@
+"""The networks that are compared, for each task."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+from ..tasks import Task
+from .base import Contestant, Family, readings
+from .pictures import cifar, imagenet
+from .small import digits, vectors
+
+FAMILIES: dict[str, Callable[[Task], Family]] = {
+    "digits": digits,
+    "rings": partial(vectors, width=12, depth=6, dial=24),
+    "parity": partial(vectors, width=16, depth=6, dial=32),
+    "telgarsky": partial(vectors, width=12, depth=6, dial=24),
+    "cifar10": cifar,
+    "cifar100": cifar,
+    "imagenet": imagenet,
+}
+"""For each task its contestants."""
+
+__all__ = ["FAMILIES", "Contestant", "Family", "readings"]

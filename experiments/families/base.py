@@ -1,0 +1,83 @@
+"""What takes part in a comparison, and every method in every reading it admits."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+from torch import nn
+
+from models import METHODS, Method
+from models.readings import Explicit, Implicit, InfiniteDepth, Reading, Sweeps
+
+from ..terms import Build
+
+MakeNetwork = Callable[[Method, Reading, int], nn.Module]
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """One row of the comparison."""
+
+    reading: str
+    description: str
+    build: Build
+    usual: bool = True
+    """Whether it takes part where all are asked for."""
+    fixed: bool = False
+    """Whether it has one size, whatever its dial: it is listed as it is, equal terms or not."""
+
+
+@dataclass(frozen=True)
+class Family:
+    """The contestants of a task."""
+
+    contestants: dict[str, Contestant]
+    dial: int
+    """Of the baseline."""
+    baseline: str = "gd"
+    """The contestant that sets the size of the others and that they are compared with."""
+
+
+def readings(make: MakeNetwork, *, form: str = "") -> dict[str, Contestant]:
+    """Every method in every reading it admits; learned coefficients, but for equilibria.
+
+    Args:
+        make: a network from a method, a reading and a dial.
+        form: that of a network of fixed size, which is appended to the names; empty: the dial sets the size.
+    """
+
+    def row(reading: str, description: str, method: Method, kind: Reading, usual: bool = True) -> Contestant:
+        fixed = bool(form)
+        return Contestant(
+            reading, description + form.replace("-", ", "), partial(make, method, kind), usual and not fixed, fixed
+        )
+
+    rows = {}
+    for name, method in METHODS.items():
+        learned, title = method.learned(), _title(method)
+        if method.is_proximal:
+            rows[f"{name}-explicit"] = row("explicit", f"{title}, alpha = 1", learned, Explicit(), name != "ppa")
+            rows[f"{name}-implicit"] = row(
+                "implicit", f"{title}, alpha = 0: a solve in each layer", learned, Implicit()
+            )
+        else:
+            rows[name] = row("explicit", f"{title}, unrolled", learned, Explicit())
+    for name, method in METHODS.items():
+        title = _title(method)
+        if method.has_equilibrium:
+            rows[f"{name}-deq"] = row(
+                "equilibrium", f"infinite depth: one tied step, {title}", method, InfiniteDepth(), name == "pgd"
+            )
+        if not method.is_proximal:
+            rows[f"{name}-parallel"] = row(
+                "parallel", f"{title}, one sweep over depth", method.learned(), Sweeps(1), name == "gd"
+            )
+    return {name + form: contestant for name, contestant in rows.items()}
+
+
+def _title(method: Method) -> str:
+    """The class's name in words."""
+    return re.sub(r"(?<=[a-z])(?=[A-Z])", " ", type(method).__name__)

@@ -1,0 +1,85 @@
+"""The contestants of the small tasks."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from models import Method, ParaFormer, baselines
+from models.blocks import Blocks, convolutional
+from models.mdeq import MDEQ
+from models.mondeq import mondeq
+from models.networks import image_network, vector_network
+from models.readings import Reading
+
+from ..goals import Classification
+from ..tasks import Task
+from .base import Contestant, Family, readings
+
+
+def vectors(task: Task, *, width: int, depth: int, dial: int) -> Family:
+    """Networks from vectors to logits, or to vectors."""
+    x, target = task.sample(1)
+    inputs = x.shape[1]
+    outputs = task.goal.classes if isinstance(task.goal, Classification) else target.shape[1]
+
+    def make(method: Method, reading: Reading, hidden: int) -> nn.Module:
+        return vector_network(inputs, outputs, method, reading=reading, width=width, hidden=hidden, depth=depth)
+
+    rows = readings(make)
+    rows["mondeq"] = Contestant(
+        "equilibrium", "monotone operator equilibrium network", lambda width: mondeq(inputs, outputs, width=width)
+    )
+    return Family(rows, dial)
+
+
+def digits(task: Task) -> Family:
+    """Networks on 8×8 pictures."""
+    channels, depth = 16, 6
+
+    def make(method: Method, reading: Reading, hidden: int) -> nn.Module:
+        def blocks(width: int) -> Blocks:
+            return convolutional(width, hidden)
+
+        return image_network(1, 10, method, reading=reading, blocks=blocks, widths=(channels,), depths=(depth,), pool=4)
+
+    rows = readings(make)
+    rows |= {
+        "densenet": Contestant(
+            "explicit",
+            "DenseNet of torchvision",
+            lambda dial: baselines.densenet(1, 10, growth=8, depths=(4, 4), width=dial),
+        ),
+        "vit": Contestant(
+            "explicit",
+            "ViT of torchvision",
+            lambda hidden: baselines.vit(1, 10, image_size=8, patch_size=2, width=24, heads=3, hidden=hidden, depth=4),
+            usual=False,  # the learning rate that suits the others is far too large for it
+        ),
+        "mondeq": Contestant(
+            "equilibrium",
+            "monotone operator equilibrium network on the pixels",
+            lambda width: nn.Sequential(nn.Flatten(), mondeq(64, 10, width=width)),
+        ),
+        "mdeq": Contestant(
+            "equilibrium",
+            "multiscale equilibrium network, two scales",
+            lambda coarse: MDEQ(1, 10, fine=12, coarse=coarse, groups=1),
+            usual=False,
+        ),
+        "paraformer": Contestant(
+            "parallel",
+            "Para-Former: transformer branches side by side",
+            lambda hidden: ParaFormer(
+                image_size=8,
+                patch_size=2,
+                channels=1,
+                classes=10,
+                branches=4,
+                depth=2,
+                width=24,
+                heads=3,
+                hidden=hidden,
+            ),
+        ),
+    }
+    return Family(rows, dial=16)

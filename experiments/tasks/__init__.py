@@ -1,0 +1,22 @@
+"""The tasks of the command line."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from .base import Source, Task
+from .pictures import cifar10, cifar100, imagenet
+from .small import digits, parity, rings, telgarsky
+
+TASKS: dict[str, Callable[[Source], Task]] = {
+    "digits": digits,
+    "rings": rings,
+    "parity": parity,
+    "telgarsky": telgarsky,
+    "cifar10": cifar10,
+    "cifar100": cifar100,
+    "imagenet": imagenet,
+}
+"""A new one is a function and a row, and its contestants in `families.FAMILIES`."""
+
+__all__ = ["TASKS", "Source", "Task", "cifar10", "cifar100", "digits", "imagenet", "parity", "rings", "telgarsky"]

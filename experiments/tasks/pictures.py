@@ -1,0 +1,122 @@
+"""Tasks on pictures that lie in a folder: CIFAR and ImageNet, through torchvision."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.data import default_collate
+
+from ..errors import InputError
+from ..goals import Classification
+from .base import Source, Task
+
+LABEL_SMOOTHING, MIXING, AVERAGING = 0.1, 0.8, 0.999
+CIFAR_MEAN, CIFAR_DEVIATION = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
+IMAGENET_MEAN, IMAGENET_DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+WORKERS = min(4, os.cpu_count() or 1)
+
+
+@dataclass(frozen=True)
+class Mixed:
+    """Collates a batch and mixes pairs of its pictures and labels (mixup)."""
+
+    classes: int
+    alpha: float = MIXING
+
+    def __call__(self, pairs: list[Any]) -> Any:
+        """(batch, …) pictures and (batch, classes) shares of the classes, of sum 1."""
+        from torchvision.transforms import v2
+
+        return v2.MixUp(alpha=self.alpha, num_classes=self.classes)(*default_collate(pairs))
+
+
+def cifar10(source: Source) -> Task:
+    """CIFAR-10 (Krizhevsky 2009), strongly augmented: crops, flips, RandAugment, mixup, label smoothing, averaging."""
+    return _cifar("CIFAR10", 10, source)
+
+
+def cifar100(source: Source) -> Task:
+    """CIFAR-100, likewise."""
+    return _cifar("CIFAR100", 100, source)
+
+
+def imagenet(source: Source) -> Task:
+    """Folders `train/CLASS/` and `val/CLASS/` of pictures, as ImageNet comes; the same augmentation at 224×224."""
+    folder = _folder("imagenet", source)
+    if source.download:
+        raise InputError("the task imagenet cannot be downloaded: prepare --data DIR with train/CLASS and val/CLASS")
+    torchvision, v2 = _torchvision()
+    final = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(IMAGENET_MEAN, IMAGENET_DEVIATION)]
+    train = v2.Compose([v2.RandomResizedCrop(224), v2.RandomHorizontalFlip(), v2.RandAugment(), *final])
+    test = v2.Compose([v2.Resize(256), v2.CenterCrop(224), *final])
+    try:
+        parts = [
+            torchvision.datasets.ImageFolder(str(folder / part), transform)
+            for part, transform in (("train", train), ("val", test))
+        ]
+    except (OSError, RuntimeError) as error:
+        raise InputError(f"--data {folder} holds no train/CLASS and val/CLASS pictures: {_line(error)}") from error
+    if parts[0].classes != parts[1].classes:
+        raise InputError(f"--data {folder}: train and val have different classes")
+    return _augmented("imagenet", "pictures in folders, 224×224", len(parts[0].classes), parts, epochs=300, sample=256)
+
+
+def _cifar(name: str, classes: int, source: Source) -> Task:
+    folder = _folder(name.lower(), source)
+    torchvision, v2 = _torchvision()
+    final = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(CIFAR_MEAN, CIFAR_DEVIATION)]
+    train = v2.Compose([v2.RandomCrop(32, padding=4), v2.RandomHorizontalFlip(), v2.RandAugment(), *final])
+    make = getattr(torchvision.datasets, name)
+    try:
+        parts = [
+            make(str(folder), train=part == "train", transform=transform, download=source.download)
+            for part, transform in (("train", train), ("test", v2.Compose(final)))
+        ]
+    except (OSError, RuntimeError) as error:
+        raise InputError(f"--data {folder} holds no whole {name} ({_line(error)}): fetch it with --download") from error
+    return _augmented(name.lower(), f"{name}, 32×32 pixels", classes, parts, epochs=200, sample=2048)
+
+
+def _augmented(name: str, description: str, classes: int, parts: list[Any], *, epochs: int, sample: int) -> Task:
+    train, test = parts
+    return Task(
+        name,
+        f"{description}, strongly augmented",
+        Classification(classes, LABEL_SMOOTHING),
+        train,
+        test,
+        epochs=epochs,
+        batch=128,
+        learning_rate=1e-3,
+        weight_decay=0.05,
+        collate=Mixed(classes),
+        averaging=AVERAGING,
+        workers=WORKERS,
+        measured=sample,
+    )
+
+
+def _folder(name: str, source: Source) -> Path:
+    if source.data is None:
+        raise InputError(f"the task {name} needs its data: pass --data DIR")
+    return Path(source.data)
+
+
+def _torchvision() -> tuple[Any, Any]:
+    try:
+        import torchvision
+        from torchvision.transforms import v2
+    except (ImportError, RuntimeError) as error:  # the second: built for another torch
+        raise InputError(
+            f"torchvision cannot be used ({_line(error)}): install it together with torch, "
+            "pip install 'implicit-networks[vision]'"
+        ) from error
+    return torchvision, v2
+
+
+def _line(error: BaseException) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -1,0 +1,179 @@
+"""Pictures in folders: the loaders, the augmentation and the whole training path, on small folders written here."""
+
+import json
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from PIL import Image
+
+import experiments.tasks.pictures as pictures
+from experiments.cli import _parser, _shipped, main
+from experiments.families import FAMILIES
+from experiments.goals import Classification
+from experiments.tasks import TASKS, Source
+
+RECIPES = sorted(path.stem for path in (Path(pictures.__file__).parents[1] / "recipes").glob("*.txt"))
+
+
+@pytest.fixture
+def cifar(tmp_path, monkeypatch):
+    """A folder in CIFAR-10's format with 12 pictures a batch; the checksums are those of the real one."""
+    folder, random = tmp_path / "cifar-10-batches-py", np.random.default_rng(0)
+    folder.mkdir()
+    for name in (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"):
+        pixels = random.integers(0, 256, (12, 3072), dtype=np.uint8)
+        (folder / name).write_bytes(pickle.dumps({"data": pixels, "labels": [i % 10 for i in range(12)]}))
+    (folder / "batches.meta").write_bytes(pickle.dumps({"label_names": list("abcdefghij")}))
+    monkeypatch.setattr(torchvision.datasets.cifar, "check_integrity", lambda path, md5=None: Path(path).is_file())
+    monkeypatch.setattr(pictures, "WORKERS", 0)
+    return tmp_path
+
+
+@pytest.fixture
+def folders(tmp_path, monkeypatch):
+    """Folders of pictures as ImageNet's, three classes."""
+    random = np.random.default_rng(0)
+    for part, count in (("train", 3), ("val", 2)):
+        for label in "abc":
+            (tmp_path / part / label).mkdir(parents=True)
+            for i in range(count):
+                pixels = random.integers(0, 256, (40, 50, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(tmp_path / part / label / f"{i}.png")
+    monkeypatch.setattr(pictures, "WORKERS", 0)
+    return tmp_path
+
+
+def test_cifar_is_read_and_augmented(cifar):
+    task = TASKS["cifar10"](Source(str(cifar)))
+    assert len(task.train) == 60
+    assert len(task.test) == 12
+    assert task.goal == Classification(10, 0.1)
+    first, again = task.train[0][0], task.train[0][0]
+    assert first.shape == (3, 32, 32)
+    assert not torch.equal(first, again)  # augmented anew
+    assert torch.equal(task.test[0][0], task.test[0][0])
+    inputs, shares = task.collate([task.train[i] for i in range(8)])
+    assert inputs.shape == (8, 3, 32, 32)
+    assert shares.shape == (8, 10)
+    torch.testing.assert_close(shares.sum(dim=1), torch.ones(8))
+    assert ((shares > 0).sum(dim=1) > 1).any()  # mixed
+
+
+def test_loader_processes_take_the_collation(cifar):
+    task = TASKS["cifar10"](Source(str(cifar)))
+    loader = torch.utils.data.DataLoader(
+        task.train, 8, collate_fn=pickle.loads(pickle.dumps(task.collate)), num_workers=1
+    )
+    assert next(iter(loader))[1].shape == (8, 10)
+
+
+def test_a_training_on_cifar_runs_from_end_to_end(cifar, tmp_path):
+    models = "gd,pgd-deq-jfb"
+    arguments = ["--models", models, "--match", "shape", "--epochs", "1", "--seeds", "1", "--data", str(cifar)]
+    assert main(["compare", "cifar10", *arguments, "--out", str(tmp_path / "run")]) == 0
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert set(results["models"]) == set(models.split(","))
+    for model in results["models"].values():
+        assert 0 <= model["runs"][0]["score"] <= 1
+        assert "train_score" not in model["runs"][0]["curves"][0]  # mixed labels have no right answer
+    assert (tmp_path / "run" / "report.html").is_file()
+
+
+def test_the_averaged_weights_are_what_is_tested(cifar, tmp_path):
+    from dataclasses import replace
+
+    from experiments.measure import score
+    from experiments.training import train
+
+    task = replace(TASKS["cifar10"](Source(str(cifar))), batch=20, learning_rate=0.05, averaging=0.5)
+    network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3072, 10))
+    seen = []
+
+    class Watch(torch.optim.AdamW):
+        def step(self, closure=None):
+            loss = super().step(closure)
+            seen.append(self.param_groups[0]["params"][0].detach().clone())
+            return loss
+
+    original, torch.optim.AdamW = torch.optim.AdamW, Watch
+    try:
+        training = train(network, task, epochs=1, seed=0, device="cpu", folder=tmp_path, name="linear")
+    finally:
+        torch.optim.AdamW = original
+    average = seen[0]
+    for weight in seen[1:]:
+        average = 0.5 * average + 0.5 * weight
+    torch.testing.assert_close(network[1].weight, average)
+    assert score(network.eval(), task, "cpu") == pytest.approx(training.curves[-1]["test_score"])
+
+
+def test_folders_of_pictures_are_read(folders):
+    task = TASKS["imagenet"](Source(str(folders)))
+    assert task.goal == Classification(3, 0.1)
+    assert len(task.train) == 9
+    assert task.test[0][0].shape == task.train[0][0].shape == (3, 224, 224)
+
+
+@pytest.mark.parametrize(
+    ("task", "options", "message"),
+    [
+        ("cifar10", [], "the task cifar10 needs its data: pass --data DIR"),
+        ("cifar100", ["--download"], "the task cifar100 needs its data: pass --data DIR"),
+        ("cifar10", ["--data", "nowhere"], "--data nowhere holds no whole CIFAR10"),
+        ("imagenet", ["--data", "nowhere"], "--data nowhere holds no train/CLASS and val/CLASS pictures"),
+        ("imagenet", ["--data", ".", "--download"], "the task imagenet cannot be downloaded"),
+    ],
+)
+def test_missing_data_are_one_line_and_leave_nothing(task, options, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["compare", task, *options]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert len(error.splitlines()) == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_classes_must_agree(folders, capsys):
+    (folders / "train" / "d").mkdir()
+    (folders / "train" / "a" / "0.png").rename(folders / "train" / "d" / "0.png")
+    assert main(["compare", "imagenet", "--data", str(folders)]) == 2
+    assert "train and val have different classes" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_every_recipe_names_what_there_is(recipe, cifar, folders):
+    options = _parser().parse_args([_shipped(f"@{recipe}"), "--data", "DIR"])
+    task = TASKS["imagenet" if options.task == "imagenet" else "cifar10"](Source(str(folders)))
+    family = FAMILIES[options.task](task)
+    for name in options.models.split(","):
+        assert name in family.contestants, name
+
+
+def test_recipes_are_there_and_a_missing_one_is_named(capsys):
+    assert len(RECIPES) >= 5
+    with pytest.raises(SystemExit) as stop:
+        main(["@no-such-recipe"])
+    assert stop.value.code == 2
+    error = capsys.readouterr().err
+    assert "no-such-recipe" in error
+    assert len(error.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "name", ["gd-wide", "fista-implicit-deep", "apg2-convnext", "apg2-vit", "mdeq", "mondeq", "paraformer"]
+)
+def test_forms_for_cifar_answer(name, cifar):
+    contestant = FAMILIES["cifar10"](TASKS["cifar10"](Source(str(cifar)))).contestants[name]
+    with torch.no_grad():
+        assert contestant.build(8).eval()(torch.rand(2, 3, 32, 32)).shape == (2, 10)
+
+
+def test_forms_for_imagenet_answer(folders):
+    rows = FAMILIES["imagenet"](TASKS["imagenet"](Source(str(folders)))).contestants
+    with torch.no_grad():
+        for name in ("apg2-vit", "gd-convnext"):
+            assert rows[name].build(1).eval()(torch.rand(1, 3, 224, 224)).shape == (1, 3)

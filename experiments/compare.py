@@ -24,7 +24,7 @@ from .results import Comparison, Row, Run
 from .table import print_table
 from .tasks import TASKS, Source, Task
 from .terms import TERMS, Terms, matched_dial, parameters
-from .training import train
+from .training import Training, train
 
 
 def compare(
@@ -67,7 +67,9 @@ def compare(
                 )
                 torch.manual_seed(seed)
                 network = contestant.build(dials[name])
-                training = train(network, data, epochs=epochs, seed=seed, device=device, folder=folder, name=name)
+                training = Training([], [])  # for what has nothing to learn
+                if parameters(network):
+                    training = train(network, data, epochs=epochs, seed=seed, device=device, folder=folder, name=name)
                 runs.append(Run(seed, training, measure(network, data, device), network.cpu()))
                 score = data.goal.show(runs[-1].measurement.score)
                 console.print(f"    test {data.goal.heading}: {score}", highlight=False)

@@ -18,6 +18,7 @@ from implicit import Equilibrium
 from implicit.plots import LINES, plot_convergence
 
 from .goals import Classification, Goal
+from .restorations import distances, restorations
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -46,7 +47,7 @@ def training_curves(comparison: Comparison) -> Figure:
         (axes[0], "test_score", goal.scale, f"test {_label(goal)}"),
         (axes[1], "train_loss", 1, "training loss"),
     ):
-        for number, row in enumerate(comparison.rows):
+        for number, row in _trained(comparison):
             mean = scale * np.mean(_curve(row, curve), axis=0)
             epochs = np.arange(1, len(mean) + 1)
             ax.plot(epochs, mean, LINES[number % len(LINES)], marker=".", color=_colour(number), label=row.name)
@@ -164,7 +165,7 @@ def cost(comparison: Comparison) -> Figure:
         (f"activations saved (MiB, batch of {comparison.task.batch})", lambda row: row.mean("saved_bytes") / 2**20),
     )
     for ax, (label, value) in zip(axes, figures, strict=True):
-        for number, row in enumerate(comparison.rows):
+        for number, row in _trained(comparison):
             ax.errorbar(
                 value(row),
                 goal.scale * row.mean("score"),
@@ -231,6 +232,8 @@ def _panels(comparison: Comparison) -> tuple[Figure, Any]:
 FIGURES: dict[str, tuple[str, Callable[[Comparison], Any]]] = {
     "boundaries": ("What the networks answer in the plane; black: the decision boundary (first seed).", boundaries),
     "functions": ("The target and what the networks make of it (first seed).", functions),
+    "restorations": ("Test crops and their restorations, with their PSNR (first seed).", restorations),
+    "distances": ("Before training: the networks against the optimum of the classical problem.", distances),
     "differences": ("Scores less the baseline's, in pairs of one seed.", differences),
     "training": ("Score and loss over training.", training_curves),
     "residuals": ("Convergence of the solves on the test part, after training (first seed).", residuals),
@@ -244,8 +247,12 @@ def _curve(row: Row, name: str) -> Any:
     return np.array([[epoch[name] for epoch in run.training.curves] for run in row.runs])
 
 
+def _trained(comparison: Comparison) -> list[tuple[int, Row]]:
+    return [(number, row) for number, row in enumerate(comparison.rows) if row.trained]
+
+
 def _solving(comparison: Comparison) -> list[Row]:
-    return [row for row in comparison.rows if row.runs[0].measurement.solutions]
+    return [row for row in comparison.rows if row.trained and row.runs[0].measurement.solutions]
 
 
 def _tolerance(row: Row) -> float:

@@ -83,6 +83,24 @@ class Regression(Goal):
         return f"{value:.2e}"
 
 
+@dataclass(frozen=True)
+class Restoration(Goal):
+    """Mean squared error of pictures in [0, 1]; the peak signal-to-noise ratio, −10 log₁₀ of it."""
+
+    score: ClassVar[str] = "PSNR"
+    unit: ClassVar[str] = "dB"
+    scale: ClassVar[float] = 1.0
+    higher_is_better: ClassVar[bool] = True
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return nn.functional.mse_loss(outputs, targets)
+
+    def metric(self) -> Any:
+        from torchmetrics.image import PeakSignalNoiseRatio
+
+        return PeakSignalNoiseRatio(data_range=1.0)
+
+
 def margins(network: nn.Module, inputs: Tensor, labels: Tensor) -> Tensor:
     """(batch,) distances to the decision boundary to first order, negative where the answer is wrong.
 

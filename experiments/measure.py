@@ -68,7 +68,9 @@ def measure(network: nn.Module, task: Task, device: str) -> Measurement:
             network(inputs)
         solutions = [entry.solution for entry in log.forward]
         with record() as log:
-            goal.loss(network(inputs[:256]), targets[:256]).backward()
+            loss = goal.loss(network(inputs[:256]), targets[:256])
+            if loss.requires_grad:  # there is something to learn
+                loss.backward()
         network.zero_grad()
         backward = [entry.solution for entry in log.backward]
         margin = None

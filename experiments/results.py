@@ -44,8 +44,13 @@ class Row:
         values = [getattr(run.measurement, figure) for run in self.runs]
         return statistics.stdev(values) if len(values) > 1 else 0.0
 
+    @property
+    def trained(self) -> bool:
+        """Whether there was something to learn."""
+        return bool(self.runs[0].training.curves)
+
     def seconds_per_epoch(self) -> float:
-        """Median over all epochs of all seeds."""
+        """Median over all epochs of all seeds, of what was trained."""
         return statistics.median(seconds for run in self.runs for seconds in run.training.seconds_per_epoch)
 
     def latency(self, batch: int) -> float:

@@ -56,7 +56,10 @@ def columns(comparison: Comparison) -> dict[str, tuple[str, Callable[[Row], str]
             "test rows all of whose solves met the tolerance",
             lambda row: f"{100 * row.mean('converged'):.1f}" if row.mean("forward_evaluations") else "–",
         ),
-        "s / epoch": ("median seconds of training", lambda row: f"{row.seconds_per_epoch():.2f}"),
+        "s / epoch": (
+            "median seconds of training",
+            lambda row: f"{row.seconds_per_epoch():.2f}" if row.trained else "–",
+        ),
         "ms at 1": ("median latency of a forward pass, batch 1", lambda row: f"{1e3 * row.latency(1):.2f}"),
         "ms at 256": ("the same, batch 256", lambda row: f"{1e3 * row.latency(256):.1f}"),
         "saved MiB": (

@@ -7,6 +7,7 @@ from functools import partial
 
 from ..tasks import Task
 from .base import Contestant, Family, readings
+from .deblurring import restorers
 from .pictures import cifar, imagenet
 from .small import digits, vectors
 
@@ -15,6 +16,7 @@ FAMILIES: dict[str, Callable[[Task], Family]] = {
     "rings": partial(vectors, width=12, depth=6, dial=24),
     "parity": partial(vectors, width=16, depth=6, dial=32),
     "telgarsky": partial(vectors, width=12, depth=6, dial=24),
+    "deblur": restorers,
     "cifar10": cifar,
     "cifar100": cifar,
     "imagenet": imagenet,

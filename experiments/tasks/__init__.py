@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from .base import Source, Task
+from .deblurring import deblur
 from .pictures import cifar10, cifar100, imagenet
 from .small import digits, parity, rings, telgarsky
 
@@ -13,10 +14,11 @@ TASKS: dict[str, Callable[[Source], Task]] = {
     "rings": rings,
     "parity": parity,
     "telgarsky": telgarsky,
+    "deblur": deblur,
     "cifar10": cifar10,
     "cifar100": cifar100,
     "imagenet": imagenet,
 }
 """A new one is a function and a row, and its contestants in `families.FAMILIES`."""
 
-__all__ = ["TASKS", "Source", "Task", "cifar10", "cifar100", "digits", "imagenet", "parity", "rings", "telgarsky"]
+__all__ = ["TASKS", "Source", "Task", "rings", "telgarsky"]

@@ -16,7 +16,7 @@ def digits(source: Source) -> Task:
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 
-    _needs_no_data("digits", source)
+    needs_no_data("digits", source)
     images, labels = load_digits(return_X_y=True)
     split = train_test_split(images, labels, test_size=0.25, random_state=0, stratify=labels)
     train_images, test_images, train_labels, test_labels = map(torch.as_tensor, split)
@@ -30,7 +30,7 @@ def digits(source: Source) -> Task:
         Classification(10),
         pairs(train_images, train_labels),
         pairs(test_images, test_labels),
-        epochs=8,
+        epochs=7,
         batch=128,
         learning_rate=6e-3,
     )
@@ -42,7 +42,7 @@ RADII = (1.0, 1.15, 1.9)
 
 def rings(source: Source) -> Task:
     """Nested rings in the plane: ‖x‖ ≤ r₁ against r₂ ≤ ‖x‖ ≤ r₃, uniform in area; 1,000 points, 2,000 for testing."""
-    _needs_no_data("rings", source)
+    needs_no_data("rings", source)
 
     def pairs(count: int, seed: int, repeats: int) -> TensorDataset:
         generator = torch.Generator().manual_seed(seed)
@@ -71,7 +71,7 @@ DIMENSIONS = 8
 
 def parity(source: Source) -> Task:
     """Parity: all points of {−1, 1}⁸, the class is the sign of the product. All are trained on: approximation."""
-    _needs_no_data("parity", source)
+    needs_no_data("parity", source)
     points = torch.cartesian_prod(*[torch.tensor([-1.0, 1.0])] * DIMENSIONS)
     labels = (points.prod(dim=1) > 0).long()
     return Task(
@@ -99,7 +99,7 @@ def telgarsky_function(x: Tensor, folds: int = FOLDS) -> Tensor:
 
 def telgarsky(source: Source) -> Task:
     """Telgarsky's function on [0, 1]: 4,096 points for training, 2,000 for testing."""
-    _needs_no_data("telgarsky", source)
+    needs_no_data("telgarsky", source)
 
     def pairs(x: Tensor) -> TensorDataset:
         return TensorDataset(2 * x[:, None] - 1, telgarsky_function(x)[:, None])
@@ -117,6 +117,7 @@ def telgarsky(source: Source) -> Task:
     )
 
 
-def _needs_no_data(name: str, source: Source) -> None:
+def needs_no_data(name: str, source: Source) -> None:
+    """`InputError` where a folder is given or asked for."""
     if source.data is not None or source.download:
         raise InputError(f"the task {name} brings its data: it takes neither --data nor --download")

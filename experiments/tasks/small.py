@@ -60,6 +60,7 @@ def rings(source: Source) -> Task:
         Classification(2),
         pairs(1000, seed=0, repeats=8),
         pairs(2000, seed=1, repeats=1),
+        epochs=10,
         batch=250,
         learning_rate=1e-2,
     )
@@ -80,6 +81,7 @@ def parity(source: Source) -> Task:
         Classification(2),
         TensorDataset(points.repeat(32, 1), labels.repeat(32)),
         TensorDataset(points, labels),
+        epochs=10,
         batch=256,
         learning_rate=1e-2,
         weight_decay=0.0,

@@ -9,12 +9,12 @@ import torch
 
 from implicit.plots import LINES
 
-from .families.deblurring import optimum, unrolled
+from ..families.deblurring import optimum, unrolled
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from .results import Comparison
+    from ..results import Comparison
 
 CROPS = (3, 20, 70, 100)
 DEPTHS = (1, 2, 4, 8, 16, 32, 64, 128)

@@ -1,0 +1,30 @@
+"""The figures of a comparison."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from .answers import boundaries, functions
+from .restorations import distances, restorations
+from .scores import cost, differences
+from .style import COLOURS, STYLE
+from .training import evaluations, residuals, training_curves
+
+if TYPE_CHECKING:
+    from ..results import Comparison
+
+FIGURES: dict[str, tuple[str, Callable[[Comparison], Any]]] = {
+    "boundaries": ("What the networks answer in the plane; black: the decision boundary (first seed).", boundaries),
+    "functions": ("The target and what the networks make of it (first seed).", functions),
+    "restorations": ("Test crops and their restorations, with their PSNR (first seed).", restorations),
+    "distances": ("Before training: the networks against the optimum of the classical problem.", distances),
+    "differences": ("Scores less the baseline's, in pairs of one seed.", differences),
+    "training": ("Score and loss over training.", training_curves),
+    "residuals": ("Convergence of the solves on the test part, after training (first seed).", residuals),
+    "evaluations": ("Evaluations of the cells over training.", evaluations),
+    "cost": ("The score against work, time and memory.", cost),
+}
+"""File name → (caption, how it is drawn; None where the comparison has nothing to show)."""
+
+__all__ = ["COLOURS", "FIGURES", "STYLE"]

@@ -1,0 +1,82 @@
+"""How figures look, and what several of them read off a comparison."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import matplotlib as mpl
+import numpy as np
+
+mpl.use("Agg")  # figures go to files, whatever display there is
+import matplotlib.pyplot as plt
+from cycler import cycler
+
+from implicit import Equilibrium
+
+from ..goals import Goal
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from ..results import Comparison, Row
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+"""Okabe and Ito's palette, told apart by colour-blind readers."""
+
+STYLE = {
+    "axes.prop_cycle": cycler(color=COLOURS),
+    "axes.grid": True,
+    "grid.alpha": 0.25,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "figure.dpi": 110,
+    "font.size": 9,
+}
+
+
+def score_label(goal: Goal) -> str:
+    """The score with its unit."""
+    return f"{goal.score} ({goal.unit})" if goal.unit else goal.score
+
+
+def colour_of(number: int) -> str:
+    """Of the row with this number."""
+    return COLOURS[number % len(COLOURS)]
+
+
+def curve_of(row: Row, name: str) -> Any:
+    """(seeds, epochs) values of a training curve."""
+    return np.array([[epoch[name] for epoch in run.training.curves] for run in row.runs])
+
+
+def trained(comparison: Comparison) -> list[tuple[int, Row]]:
+    """The rows that had something to learn, with their numbers."""
+    return [(number, row) for number, row in enumerate(comparison.rows) if row.trained]
+
+
+def solving(comparison: Comparison) -> list[Row]:
+    """Those of them that solve equilibria."""
+    return [row for row in comparison.rows if row.trained and row.runs[0].measurement.solutions]
+
+
+def tolerance(row: Row) -> float:
+    """Relative tolerance of its solves."""
+    return next(layer.rtol for layer in row.runs[0].network.modules() if isinstance(layer, Equilibrium))
+
+
+def panels(comparison: Comparison) -> tuple[Figure, Any]:
+    """One panel for each network."""
+    columns = min(5, len(comparison.rows))
+    lines = -(-len(comparison.rows) // columns)
+    figure, axes = plt.subplots(
+        lines,
+        columns,
+        figsize=(2.6 * columns, 2.8 * lines),
+        layout="constrained",
+        squeeze=False,
+        sharex=True,
+        sharey=True,
+    )
+    for ax in axes.flat[len(comparison.rows) :]:
+        ax.set_axis_off()
+    return figure, axes

@@ -111,7 +111,10 @@ def _parser() -> argparse.ArgumentParser:
         help="names separated by commas, or all (an unknown name is answered with the list)",
     )
     compare.add_argument(
-        "--match", choices=TERMS, default="parameters", help="what the networks have in common with gd"
+        "--match",
+        choices=TERMS,
+        default="parameters",
+        help="what all networks have in common with the baseline",
     )
     compare.add_argument(
         "--data", help="folder of the data, where the task needs one (default: none)", default=argparse.SUPPRESS

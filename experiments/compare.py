@@ -48,11 +48,11 @@ def compare(
     data = TASKS[task](source)
     family = FAMILIES[task](data)
     names = _names(models, family)
-    any_fixed = any(family.contestants[name].fixed for name in names)
+    alike = _alike(terms, [family.contestants[name].fixed for name in names])
     epochs = data.epochs if epochs is None else epochs
     with run_folder(out, task) as (folder, final):
         console.print(
-            f"[bold]{task}[/]: {data.description}; {_count(len(names), 'network')}, {terms.description}, "
+            f"[bold]{task}[/]: {data.description}; {_count(len(names), 'network')}, {alike}, "
             f"{_count(epochs, 'epoch')}, {_count(seeds, 'seed')}, on {device}",
             highlight=False,
         )
@@ -76,7 +76,7 @@ def compare(
             rows.append(Row(name, contestant, parameters(runs[0].network), dials[name], runs))
         settings = {
             "command": _command(task, models, match, epochs, seeds, device),
-            "terms": terms.description + (", but for those of one size" if any_fixed else ""),
+            "terms": alike,
             "epochs": epochs,
             "seeds": list(range(seeds)),
             "seconds": time.perf_counter() - started,
@@ -88,6 +88,13 @@ def compare(
     print_table(comparison, console)
     console.print(f"report: {final / 'report.html'}", soft_wrap=True, highlight=False)
     return final / "report.html"
+
+
+def _alike(terms: Terms, fixed: list[bool]) -> str:
+    """What the networks have in common, in words."""
+    if all(fixed):
+        return "sizes of their own"
+    return terms.description + (", but for those of one size" if any(fixed) else "")
 
 
 def _dials(family: Family, names: list[str], terms: Terms, data: Task) -> dict[str, int]:

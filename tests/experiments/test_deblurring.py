@@ -110,6 +110,7 @@ def test_training_gains_on_the_blurred_pictures_and_the_report_shows_them(tmp_pa
     assert scores["pgd-explicit"] > start
     assert scores["fista-deq"] > start + 1
     assert results["models"]["classical"]["parameters"] == 0
+    assert results["terms"] == "sizes of their own"
     for name in ("restorations", "distances", "cost"):
         assert (tmp_path / "run" / f"{name}.png").stat().st_size > 10_000
 

@@ -18,7 +18,11 @@ from .terms import TERMS
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code: 0, 2 for bad input, 130 when interrupted."""
     given = sys.argv[1:] if arguments is None else arguments
-    options = _parser().parse_args([_shipped(argument) for argument in given])
+    try:
+        options = _parser().parse_args([_shipped(argument) for argument in given])
+    except (UnicodeDecodeError, RecursionError) as error:  # a recipe that is no text, or that reads itself
+        print(f"implicit: a recipe cannot be read: {error}", file=sys.stderr)
+        return 2
     run = {"compare": _compare, "universality": _universality}[options.command]
     for name in ("SIGTERM", "SIGHUP"):  # a polite end is an interruption too; Windows lacks the second
         if hasattr(signal, name):
@@ -78,7 +82,10 @@ class _Parser(argparse.ArgumentParser):
     """Says what is wrong in one line, and where the allowed is listed; reads recipes, files of arguments."""
 
     def convert_arg_line_to_args(self, arg_line: str) -> list[str]:
-        return shlex.split(arg_line, comments=True)
+        try:
+            return shlex.split(arg_line, comments=True)
+        except ValueError as error:  # a quotation that is not closed
+            self.error(f"the line {arg_line.strip()!r} of a recipe cannot be read: {error}")
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")

@@ -11,7 +11,7 @@ from typing import Any
 
 import lightning
 import torch
-from lightning.pytorch.callbacks import Callback, EMAWeightAveraging, ModelCheckpoint, RichProgressBar
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint, RichProgressBar
 from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader
 from implicit import ConvergenceWarning, record
 from implicit.recording import Log
 
+from .averaging import Averaging
 from .goals import Classification, Goal
 from .tasks import Task
 
@@ -45,7 +46,7 @@ def train(network: nn.Module, task: Task, *, epochs: int, seed: int, device: str
         logging.getLogger(logger).setLevel(logging.ERROR)
     learner = _Learner(network, task)
     stopwatch = _Stopwatch()
-    averaging = [] if task.averaging is None else [EMAWeightAveraging(decay=task.averaging)]
+    averaging = [] if task.averaging is None else [Averaging(task.averaging, device)]
     trainer = lightning.Trainer(
         max_epochs=epochs,
         accelerator=device,

@@ -77,8 +77,11 @@ def _cifar(name: str, classes: int, source: Source) -> Task:
             for part, transform in (("train", train), ("test", v2.Compose(final)))
         ]
     except (OSError, RuntimeError) as error:
+        if source.download:
+            raise InputError(f"{name} could not be fetched into --data {folder}: {_line(error)}") from error
         raise InputError(f"--data {folder} holds no whole {name} ({_line(error)}): fetch it with --download") from error
-    return _augmented(name.lower(), f"{name}, 32×32 pixels", classes, parts, epochs=200, sample=2048)
+    # a solve in the wide form holds some 20 MiB a picture: more of them would not fit a usual card
+    return _augmented(name.lower(), f"{name}, 32×32 pixels", classes, parts, epochs=200, sample=512)
 
 
 def _augmented(name: str, description: str, classes: int, parts: list[Any], *, epochs: int, sample: int) -> Task:

@@ -89,7 +89,7 @@ def test_the_averaged_weights_are_what_is_tested(cifar, tmp_path):
     from experiments.measure import score
     from experiments.training import train
 
-    task = replace(TASKS["cifar10"](Source(str(cifar))), batch=20, learning_rate=0.05, averaging=0.5)
+    task = replace(TASKS["cifar10"](Source(str(cifar))), batch=20, learning_rate=0.05, averaging=0.2)
     network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3072, 10))
     seen = []
 
@@ -105,10 +105,73 @@ def test_the_averaged_weights_are_what_is_tested(cifar, tmp_path):
     finally:
         torch.optim.AdamW = original
     average = seen[0]
-    for weight in seen[1:]:
-        average = 0.5 * average + 0.5 * weight
+    for weight, share in zip(seen[1:], (2 / 11, 0.2), strict=True):  # warms up to the decay
+        average = share * average + (1 - share) * weight
     torch.testing.assert_close(network[1].weight, average)
     assert score(network.eval(), task, "cpu") == pytest.approx(training.curves[-1]["test_score"])
+
+
+def test_averaging_keeps_short_runs_and_spectral_norms(cifar, tmp_path):
+    from dataclasses import replace
+
+    from experiments.training import train
+    from models.resolvable import ContractiveDense
+
+    task = replace(TASKS["cifar10"](Source(str(cifar))), batch=10, learning_rate=0.05)
+    assert task.averaging == 0.999
+    torch.manual_seed(0)
+    lift, contractive = torch.nn.Linear(3072, 16), ContractiveDense(16, 16)
+    network = torch.nn.Sequential(torch.nn.Flatten(), lift, contractive, torch.nn.Linear(16, 10))
+    before = lift.weight.detach().clone()
+    train(network, task, epochs=4, seed=0, device="cpu", folder=tmp_path, name="contractive")
+    assert (lift.weight - before).norm() > 0.2 * before.norm()  # not the first weights
+    network.eval()
+    for linear in (contractive.inner, contractive.outer):
+        assert torch.linalg.matrix_norm(linear.weight.detach(), 2).item() == pytest.approx(1, abs=1e-2)
+    state = torch.load(next(tmp_path.rglob("last.ckpt")), weights_only=False)["state_dict"]
+    torch.testing.assert_close(state["network.1.weight"], lift.weight.detach())
+
+
+def test_a_training_on_folders_runs_from_end_to_end(folders, tmp_path):
+    arguments = ["--models", "gd-vit", "--epochs", "1", "--seeds", "1", "--data", str(folders)]
+    assert main(["compare", "imagenet", *arguments, "--out", str(tmp_path / "run")]) == 0
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert results["terms"] == "sizes of their own"
+    assert set(results["models"]) == {"gd-vit"}
+
+
+def test_corrupt_data_are_one_line_and_leave_nothing(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "data" / "cifar-10-batches-py"
+    folder.mkdir(parents=True)
+    (folder / "data_batch_1").write_bytes(b"junk")
+    assert main(["compare", "cifar10", "--data", "data"]) == 2
+    error = capsys.readouterr().err
+    assert "--data data holds no whole CIFAR10" in error
+    assert len(error.splitlines()) == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["data"]
+
+
+def test_a_failed_download_does_not_advise_one(tmp_path, monkeypatch, capsys):
+    def fail(*_, **__):
+        raise OSError("no route to host")
+
+    monkeypatch.setattr(torchvision.datasets.cifar, "download_and_extract_archive", fail)
+    assert main(["compare", "cifar10", "--data", str(tmp_path), "--download"]) == 2
+    error = capsys.readouterr().err
+    assert error == f"implicit: CIFAR10 could not be fetched into --data {tmp_path}: no route to host\n"
+
+
+@pytest.mark.parametrize("content", [b"compare digits\n--out it's\n", b"\xff\xfe\x00", b"@recipe.txt\n"])
+def test_an_unreadable_recipe_is_one_line(content, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "recipe.txt").write_bytes(content)
+    try:
+        code = main(["@recipe.txt"])
+    except SystemExit as stop:
+        code = stop.code
+    assert code == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1
 
 
 def test_folders_of_pictures_are_read(folders):

@@ -107,7 +107,7 @@ def _parser() -> argparse.ArgumentParser:
     compare = commands.add_parser(
         "compare",
         help="train every reading on one task; print a table and write a report",
-        description="Train networks on one task at equal parameter counts, print a table, write a report.",
+        description="Train networks on one task on equal terms, print a table, write a report.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
         allow_abbrev=False,
     )

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import math
 import os
 import platform
 import time
@@ -12,16 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 
 from .device import chosen_device
-from .errors import InputError
-from .families import FAMILIES, Family
-from .folder import run_folder
+from .families import FAMILIES, Family, named
+from .folder import run_folder, write_results
 from .measure import measure
 from .report import write_report
 from .results import Comparison, Row, Run
-from .table import print_table
+from .table import print_table, terminal
 from .tasks import TASKS, Source, Task
 from .terms import TERMS, Terms, matched_dial, parameters
 from .training import Training, train
@@ -39,15 +35,14 @@ def compare(
     source: Source,
 ) -> Path:
     """Train and measure; returns the path of the report. All arguments are checked before anything is written."""
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=200)  # a log has no edge to wrap at
+    console = terminal()
     device = chosen_device(device)
     terms = TERMS[match]
     started = time.perf_counter()
     data = TASKS[task](source)
     family = FAMILIES[task](data)
-    names = _names(models, family)
+    usual = [name for name, contestant in family.contestants.items() if contestant.usual]
+    names = usual if models == "all" else named(models, family.contestants)
     alike = _alike(terms, [family.contestants[name].fixed for name in names])
     epochs = data.epochs if epochs is None else epochs
     with run_folder(out, task) as (folder, final):
@@ -82,8 +77,7 @@ def compare(
             "seconds": time.perf_counter() - started,
         }
         comparison = Comparison(data, rows, family.baseline, {**settings, **_circumstances(device)})
-        numbers = json.dumps(_finite(comparison.to_dict()), indent=1, allow_nan=False)
-        (folder / "results.json").write_text(numbers + "\n")
+        write_results(folder, comparison.to_dict())
         write_report(comparison, folder)
     print_table(comparison, console)
     console.print(f"report: {final / 'report.html'}", soft_wrap=True, highlight=False)
@@ -118,28 +112,8 @@ def _command(task: str, models: str, match: str, epochs: int, seeds: int, device
     )
 
 
-def _names(models: str, family: Family) -> list[str]:
-    known = family.contestants
-    if models == "all":
-        return [name for name, contestant in known.items() if contestant.usual]
-    names = [name.strip() for name in models.split(",")]
-    for name in names:
-        if name not in known:
-            raise InputError(f"unknown model {name!r} in --models: choose from {', '.join(known)}, or all")
-    return list(dict.fromkeys(names))
-
-
 def _count(number: int, thing: str) -> str:
     return f"{number} {thing}" + ("" if number == 1 else "s")
-
-
-def _finite(value: Any) -> Any:
-    """The same with null for NaN and Inf, which JSON does not know: a training that diverged is a result too."""
-    if isinstance(value, dict):
-        return {key: _finite(part) for key, part in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(part) for part in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _circumstances(device: str) -> dict[str, Any]:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import math
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from .errors import InputError
 
@@ -48,3 +51,17 @@ def _first_free(task: str) -> Path:
 
 def _partial(final: Path) -> Path:
     return final.with_name(final.name + ".partial")
+
+
+def write_results(folder: Path, numbers: dict[str, Any]) -> None:
+    """Write `results.json` into the folder."""
+    (folder / "results.json").write_text(json.dumps(_finite(numbers), indent=1, allow_nan=False) + "\n")
+
+
+def _finite(value: Any) -> Any:
+    """The same with null for NaN and Inf, which JSON does not know: a training that diverged is a result too."""
+    if isinstance(value, dict):
+        return {key: _finite(part) for key, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -62,17 +62,19 @@ class Classification(Goal):
         return MulticlassAccuracy(self.classes, average="micro")
 
 
+class _SquaredError(Goal):
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return nn.functional.mse_loss(outputs, targets)
+
+
 @dataclass(frozen=True)
-class Regression(Goal):
+class Regression(_SquaredError):
     """Mean squared error, for both."""
 
     score: ClassVar[str] = "MSE"
     unit: ClassVar[str] = ""
     scale: ClassVar[float] = 1.0
     higher_is_better: ClassVar[bool] = False
-
-    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        return nn.functional.mse_loss(outputs, targets)
 
     def metric(self) -> Any:
         from torchmetrics import MeanSquaredError
@@ -84,16 +86,13 @@ class Regression(Goal):
 
 
 @dataclass(frozen=True)
-class Restoration(Goal):
+class Restoration(_SquaredError):
     """Mean squared error of pictures in [0, 1]; the peak signal-to-noise ratio, −10 log₁₀ of it."""
 
     score: ClassVar[str] = "PSNR"
     unit: ClassVar[str] = "dB"
     scale: ClassVar[float] = 1.0
     higher_is_better: ClassVar[bool] = True
-
-    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        return nn.functional.mse_loss(outputs, targets)
 
     def metric(self) -> Any:
         from torchmetrics.image import PeakSignalNoiseRatio

@@ -72,6 +72,12 @@ def columns(comparison: Comparison) -> dict[str, tuple[str, Callable[[Row], str]
     return table
 
 
+def terminal() -> Console:
+    """Where a run prints."""
+    console = Console()
+    return console if console.is_terminal else Console(width=200)  # a log has no edge to wrap at
+
+
 def print_table(comparison: Comparison, console: Console) -> None:
     """Print the table, in as many parts as the terminal's width asks for; each part begins with the network."""
     first, *rest = columns(comparison)

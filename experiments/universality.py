@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
-import json
-import math
-from dataclasses import dataclass
+import statistics
 from pathlib import Path
 
-import matplotlib as mpl
-import scipy.stats
+import matplotlib.pyplot as plt
 import torch
 from rich import box
-from rich.console import Console
 from rich.table import Table
 from torch import nn
-
-mpl.use("Agg")
-import matplotlib.pyplot as plt
 
 from implicit.plots import LINES
 from models import Method
@@ -25,10 +18,12 @@ from models.readings import Reading
 
 from .device import chosen_device
 from .errors import InputError
-from .families import readings
+from .families import named, readings
 from .figures import COLOURS, STYLE
-from .folder import run_folder
+from .folder import run_folder, write_results
 from .measure import score
+from .statistics import Slope, fitted_slope
+from .table import terminal
 from .tasks import Source, telgarsky
 from .training import train
 
@@ -36,37 +31,19 @@ WIDTH = 4
 """Of the state and of the layer inside each transform."""
 
 
-@dataclass(frozen=True)
-class Slope:
-    """Exponent p of error ∝ depth^p, by least squares on the logarithms of all runs, with its 95 % interval."""
-
-    value: float
-    low: float
-    high: float
-
-
 def network(method: Method, reading: Reading, depth: int) -> nn.Module:
     """A narrow network on the interval, of so many layers."""
     return vector_network(1, 1, method, reading=reading, width=WIDTH, hidden=WIDTH, depth=depth)
-
-
-def fitted_slope(errors: dict[int, list[float]]) -> Slope:
-    """From the errors of all seeds at each depth; at least three runs in all, at two depths or more."""
-    points = [(math.log(depth), math.log(error)) for depth, values in errors.items() for error in values]
-    fit = scipy.stats.linregress(*zip(*points))
-    half = float(scipy.stats.t.ppf(0.975, len(points) - 2) * fit.stderr)
-    return Slope(float(fit.slope), float(fit.slope) - half, float(fit.slope) + half)
 
 
 def universality(
     *, models: str, depths: list[int], epochs: int | None, seeds: int, out: Path | None, device: str
 ) -> Path:
     """Train every network at every depth on Telgarsky's function; returns the path of the figure."""
-    console, known, device = Console(), readings(network), chosen_device(device)
-    names = [name.strip() for name in models.split(",")]
-    for name in names:
-        if name not in known:
-            raise InputError(f"unknown model {name!r} in --models: choose from {', '.join(known)}")
+    console, device = terminal(), chosen_device(device)
+    # an equilibrium has no depth
+    known = {name: row for name, row in readings(network).items() if row.reading != "equilibrium"}
+    names = named(models, known)
     if len(depths) < 2 or seeds * len(depths) < 3:
         raise InputError("a slope needs two depths and three runs: name more in --depths, or raise --seeds")
     task = telgarsky(Source())
@@ -91,12 +68,12 @@ def universality(
             "mean squared error": errors,
             "slopes": {name: vars(slope) for name, slope in slopes.items()},
         }
-        (folder / "results.json").write_text(json.dumps(numbers, indent=1) + "\n")
+        write_results(folder, numbers)
     table = Table(title="mean squared error against depth, median over the seeds", box=box.SIMPLE_HEAD)
     for heading in ("network", *map(str, depths), "slope", "95 % interval"):
         table.add_column(heading, justify="left" if heading == "network" else "right", no_wrap=True)
     for name, slope in slopes.items():
-        medians = (f"{sorted(values)[len(values) // 2]:.1e}" for values in errors[name].values())
+        medians = (f"{statistics.median(values):.1e}" for values in errors[name].values())
         table.add_row(name, *medians, f"{slope.value:.2f}", f"[{slope.low:.2f}, {slope.high:.2f}]")
     console.print(table)
     console.print(f"figure: {final / 'universality.png'}", soft_wrap=True, highlight=False)
@@ -109,7 +86,7 @@ def _draw(errors: dict[str, dict[int, list[float]]], slopes: dict[str, Slope], p
         for number, (name, by_depth) in enumerate(errors.items()):
             colour = COLOURS[number % len(COLOURS)]
             depths = list(by_depth)
-            middle = [math.exp(sum(map(math.log, values)) / len(values)) for values in by_depth.values()]
+            middle = [statistics.median(values) for values in by_depth.values()]
             label = f"{name}: error ∝ depth^{slopes[name].value:.2f}"
             ax.plot(depths, middle, LINES[number % len(LINES)], marker="o", color=colour, label=label)
             for depth, values in by_depth.items():
@@ -119,7 +96,7 @@ def _draw(errors: dict[str, dict[int, list[float]]], slopes: dict[str, Slope], p
             ylabel="mean squared error",
             xscale="log",
             yscale="log",
-            title=f"Telgarsky's function by networks of width {WIDTH} (lines: geometric mean over the seeds)",
+            title=f"Telgarsky's function by networks of width {WIDTH} (lines: median over the seeds)",
         )
         ax.set_xticks(depths, [str(depth) for depth in depths])
         ax.minorticks_off()

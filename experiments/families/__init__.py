@@ -6,7 +6,7 @@ from collections.abc import Callable
 from functools import partial
 
 from ..tasks import Task
-from .base import Contestant, Family, readings
+from .base import Contestant, Family, named, readings
 from .deblurring import restorers
 from .pictures import cifar, imagenet
 from .small import digits, vectors
@@ -23,4 +23,4 @@ FAMILIES: dict[str, Callable[[Task], Family]] = {
 }
 """For each task its contestants."""
 
-__all__ = ["FAMILIES", "Contestant", "Family", "readings"]
+__all__ = ["FAMILIES", "Contestant", "Family", "named", "readings"]

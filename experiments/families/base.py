@@ -12,6 +12,7 @@ from torch import nn
 from models import METHODS, Method
 from models.readings import Explicit, Implicit, InfiniteDepth, Reading, Sweeps
 
+from ..errors import InputError
 from ..terms import Build
 
 MakeNetwork = Callable[[Method, Reading, int], nn.Module]
@@ -76,6 +77,15 @@ def readings(make: MakeNetwork, *, form: str = "") -> dict[str, Contestant]:
                 "parallel", f"{title}, one sweep over depth", method.learned(), Sweeps(1), name == "gd"
             )
     return {name + form: contestant for name, contestant in rows.items()}
+
+
+def named(models: str, known: dict[str, Contestant]) -> list[str]:
+    """The names in a list with commas, each once; `InputError` with what there is for an unknown one."""
+    names = [name.strip() for name in models.split(",")]
+    for name in names:
+        if name not in known:
+            raise InputError(f"unknown model {name!r} in --models: choose from {', '.join(known)}")
+    return list(dict.fromkeys(names))
 
 
 def _title(method: Method) -> str:

@@ -48,6 +48,7 @@ def run(*arguments, **options):
         (["universality", "--depths", "4,x"], "'x' is not a whole number"),
         (["universality", "--depths", "4"], "a slope needs two depths"),
         (["universality", "--models", "gd,resnet"], "unknown model 'resnet' in --models: choose from gd, "),
+        (["universality", "--models", "pgd-deq"], "unknown model 'pgd-deq' in --models"),
         (["compare", "rings", "--out", "taken"], "--out taken exists and is not an empty folder"),
         (["compare", "rings", "--out", "taken/file/run"], "--out taken/file/run cannot be used"),
         (["compare", "rings", "--out", "busy"], "busy.partial is there already"),
@@ -237,10 +238,11 @@ def test_networks_of_equal_work(tmp_path):
 
 
 def test_universality_fits_a_slope(tmp_path, capsys):
-    arguments = ["--models", "gd", "--depths", "1,2", "--seeds", "2", "--epochs", "1", "--out", str(tmp_path / "run")]
-    assert main(["universality", *arguments]) == 0
+    quick = ["--models", "gd,gd", "--depths", "1,2", "--seeds", "2", "--epochs", "1"]
+    assert main(["universality", *quick, "--out", str(tmp_path / "run")]) == 0
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     assert set(results["mean squared error"]["gd"]) == {"1", "2"}
+    assert all(len(runs) == 2 for runs in results["mean squared error"]["gd"].values())
     assert results["slopes"]["gd"]["low"] <= results["slopes"]["gd"]["value"] <= results["slopes"]["gd"]["high"]
     assert (tmp_path / "run" / "universality.png").stat().st_size > 10_000
     assert "95 % interval" in capsys.readouterr().out

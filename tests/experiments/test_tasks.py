@@ -13,11 +13,10 @@ from experiments.errors import InputError
 from experiments.families import FAMILIES
 from experiments.goals import Classification, margins
 from experiments.measure import measure
-from experiments.statistics import paired_difference
+from experiments.statistics import fitted_slope, paired_difference
 from experiments.tasks import TASKS, Source, Task
 from experiments.tasks.small import RADII, telgarsky_function
 from experiments.terms import TERMS, flops, matched_dial, parameters
-from experiments.universality import fitted_slope
 from models import OptDNN
 
 SMALL = ("digits", "rings", "parity", "telgarsky")
@@ -171,3 +170,9 @@ def test_the_slopes_interval_holds_the_exponent_of_a_power_law_nineteen_times_in
     held = [found.low < -2 < found.high for found in (slope() for _ in range(400))]
     assert 0.92 <= np.mean(held) <= 0.98
     assert slope().high - slope().low < 0.3
+
+
+def test_a_slope_leaves_out_what_diverged_and_claims_nothing_of_too_few():
+    slope = fitted_slope({1: [1.0, math.nan], 2: [0.25], 4: [0.0625, math.inf]})
+    assert slope.value == pytest.approx(-2)
+    assert fitted_slope({1: [1.0, math.nan], 2: [0.25]}).high == math.inf

@@ -5,7 +5,7 @@ import pytest
 import scipy.optimize
 import scipy.special
 import torch
-from sklearn.linear_model import ElasticNet, LogisticRegression, Ridge
+from sklearn.linear_model import ElasticNet
 from torch import nn
 
 from models import (
@@ -21,47 +21,23 @@ from models import (
     PrimalDual,
 )
 
-WIDTH, ROWS, DEPTH = 5, 3, 12
-RANDOM = np.random.default_rng(3)
-A = RANDOM.standard_normal((20, WIDTH))
-LABELS = np.where(RANDOM.random(20) < 0.5, -1.0, 1.0)
-START = RANDOM.standard_normal((ROWS, WIDTH))
-B = RANDOM.standard_normal((WIDTH, WIDTH))
-B /= np.linalg.norm(B, 2)
-CURVATURE = np.linalg.norm(A, 2) ** 2 + 1
+from .problems import (
+    CURVATURE,
+    DEPTH,
+    LABELS,
+    ROWS,
+    START,
+    WIDTH,
+    A,
+    Step,
+    by_problem,
+    least_squares,
+    log_cosh,
+    logistic,
+    minimiser,
+)
 
-
-def least_squares(z):
-    return (z @ A.T - LABELS) @ A + z
-
-
-def logistic(z):
-    return -(LABELS * scipy.special.expit(-LABELS * (z @ A.T))) @ A + z
-
-
-def log_cosh(z):
-    return np.tanh(z @ B.T) @ B
-
-
-GRADIENTS = [least_squares, logistic]
-by_gradient = pytest.mark.parametrize("gradient", GRADIENTS)
-
-
-class Step(nn.Module):
-    """`−s∇f` by autograd from f."""
-
-    def __init__(self, gradient, s):
-        super().__init__()
-        matrix, labels, mixing = map(torch.tensor, (A, LABELS, B))
-        functions = {
-            least_squares: lambda z: ((z @ matrix.T - labels).square().sum() + z.square().sum()) / 2,
-            logistic: lambda z: nn.functional.softplus(-labels * (z @ matrix.T)).sum() + z.square().sum() / 2,
-            log_cosh: lambda z: (z @ mixing.T).cosh().log().sum(),
-        }
-        self.gradient, self.s = torch.func.grad(functions[gradient]), s
-
-    def forward(self, z):
-        return -self.s * self.gradient(z)
+STEEPEST = max(CURVATURE.values())
 
 
 def run(method, layers):
@@ -75,14 +51,14 @@ def follows(method, layers, iterates, tolerance=1e-12):
 
 # --- iterate by iterate ------------------------------------------------------------------------------------------
 
-SIZES = np.linspace(0.5, 1.0, DEPTH) / CURVATURE
+SIZES = np.linspace(0.5, 1.0, DEPTH) / STEEPEST
 
 
 def layers_of(gradient):
     return [Step(gradient, s) for s in SIZES]
 
 
-@by_gradient
+@by_problem
 @pytest.mark.parametrize("momentum", [0.7, lambda k: k / (k + 4)], ids=["constant", "scheduled"])
 def test_heavy_ball(momentum, gradient):
     z, before, iterates = START, START, []
@@ -93,7 +69,7 @@ def test_heavy_ball(momentum, gradient):
     follows(HeavyBall(momentum), layers_of(gradient), iterates)
 
 
-@by_gradient
+@by_problem
 def test_apg2_is_accelerated_gradient_descent_in_multistep_form(gradient):
     y, moved_before, iterates = START, START, []
     for k in range(DEPTH):
@@ -105,7 +81,7 @@ def test_apg2_is_accelerated_gradient_descent_in_multistep_form(gradient):
     follows("apg2", layers_of(gradient), iterates)
 
 
-@by_gradient
+@by_problem
 def test_agd3_is_nesterovs_three_sequences(gradient):
     z, v, iterates = START, START, []
     for k in range(DEPTH):
@@ -117,7 +93,7 @@ def test_agd3_is_nesterovs_three_sequences(gradient):
     follows("agd3", layers_of(gradient), iterates)
 
 
-@by_gradient
+@by_problem
 def test_dense_with_given_coefficients_is_the_multistep_method_they_describe(gradient):
     def weights(k):
         shares = np.arange(1, k + 2) ** 2.0
@@ -136,7 +112,7 @@ def test_dense_with_given_coefficients_is_the_multistep_method_they_describe(gra
     follows(DenselyConnected(weights, gains), layers_of(gradient), iterates)
 
 
-@by_gradient
+@by_problem
 def test_ladmm_is_linearised_admm(gradient):
     eta, beta = 0.02, 3.0
     x, y, multiplier, iterates = START, START, np.zeros_like(START), []
@@ -149,7 +125,7 @@ def test_ladmm_is_linearised_admm(gradient):
     follows(LinearizedADMM(eta=eta, coupling=eta * beta), layers, iterates)
 
 
-@by_gradient
+@by_problem
 def test_pdhg_is_chambolle_and_pocks(gradient):
     tau, sigma = 0.02, 4.0
     x, dual, iterates = START, np.zeros_like(START), []
@@ -175,17 +151,10 @@ def test_a_step_size_scales_the_transform(step):
 # --- limits ------------------------------------------------------------------------------------------------------
 
 
-def minimiser(gradient):
-    if gradient is least_squares:
-        return Ridge(alpha=1.0, fit_intercept=False, solver="cholesky").fit(A, LABELS).coef_
-    model = LogisticRegression(C=1.0, fit_intercept=False, solver="newton-cholesky", tol=1e-12)
-    return model.fit(A, LABELS).coef_[0]
-
-
-@by_gradient
+@by_problem
 @pytest.mark.parametrize("method", [HeavyBall(0.5), APG2(0.5), AGD3(), Nesterov(0.5)], ids=repr)
 def test_long_networks_reach_the_minimiser_of_scikit_learn(method, gradient):
-    limit = run(method, [Step(gradient, 1 / CURVATURE)] * 1500)
+    limit = run(method, [Step(gradient, 1 / STEEPEST)] * 1500)
     np.testing.assert_allclose(limit, np.tile(minimiser(gradient), (ROWS, 1)), rtol=0, atol=1e-6)
 
 
@@ -196,9 +165,9 @@ def regularised_minimiser(gradient):
     return root.x
 
 
-@by_gradient
+@by_problem
 def test_ladmm_reaches_the_minimiser_of_a_sum(gradient):
-    eta = 0.5 / CURVATURE
+    eta = 0.5 / STEEPEST
     layers = [(Step(gradient, eta), Step(log_cosh, eta))] * 3000
     limit = run(LinearizedADMM(eta=eta, coupling=0.5), layers)
     np.testing.assert_allclose(limit, np.tile(regularised_minimiser(gradient), (ROWS, 1)), rtol=0, atol=1e-6)
@@ -215,9 +184,9 @@ class DualStep(nn.Module):
         return -self.factor * u
 
 
-@by_gradient
+@by_problem
 def test_pdhg_reaches_the_minimiser_of_a_sum(gradient):
-    c, tau, sigma = 2.0, 0.5 / CURVATURE, 1.0
+    c, tau, sigma = 2.0, 0.5 / STEEPEST, 1.0
     limit = run(PrimalDual(tau=tau, coupling=tau * sigma), [(Step(gradient, tau), DualStep(sigma, c))] * 3000)
     root = scipy.optimize.root(lambda z: gradient(z) + c * z, np.zeros(WIDTH), tol=1e-13).x
     np.testing.assert_allclose(limit, np.tile(root, (ROWS, 1)), rtol=0, atol=1e-6)
@@ -303,7 +272,7 @@ class HuberStep(nn.Module):
         return -self.s * HUBER * (z / KINK).clamp(-1, 1)
 
 
-@by_gradient
+@by_problem
 @pytest.mark.parametrize("method", ["pgd", "fista"])
 def test_huber_regularisation_by_proximal_steps_reaches_scipys_minimum(method, gradient):
     def loss(z):
@@ -317,7 +286,7 @@ def test_huber_regularisation_by_proximal_steps_reaches_scipys_minimum(method, g
         return gradient(z) + HUBER * np.clip(z / KINK, -1, 1)
 
     expected = scipy.optimize.minimize(loss, np.zeros(WIDTH), jac=slope, method="BFGS", options={"gtol": 1e-10}).x
-    s = 1 / CURVATURE
+    s = 1 / STEEPEST
     net = OptDNN(method, [(Step(gradient, s), HuberStep(s))] * 400, alpha=0.0, rtol=1e-10)
     limit = net(torch.tensor(START)).detach().numpy()
     np.testing.assert_allclose(limit, np.tile(expected, (ROWS, 1)), rtol=0, atol=1e-6)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import time
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 import torch
 
 from .device import chosen_device
-from .families import FAMILIES, Family, named
+from .families import FAMILIES, Contestants, named
 from .folder import run_folder, write_results
 from .measure import measure
 from .report import write_report
@@ -40,10 +41,10 @@ def compare(
     terms = TERMS[match]
     started = time.perf_counter()
     data = TASKS[task](source)
-    family = FAMILIES[task](data)
-    usual = [name for name, contestant in family.contestants.items() if contestant.usual]
-    names = usual if models == "all" else named(models, family.contestants)
-    alike = _alike(terms, [family.contestants[name].fixed for name in names])
+    contestants = FAMILIES[task](data)
+    usual = [name for name, contestant in contestants.items() if contestant.usual]
+    names = usual if models == "all" else named(models, contestants)
+    alike = _alike(terms, [contestants[name].fixed for name in names])
     epochs = data.epochs if epochs is None else epochs
     with run_folder(out, task) as (folder, final):
         console.print(
@@ -51,10 +52,12 @@ def compare(
             f"{_count(epochs, 'epoch')}, {_count(seeds, 'seed')}, on {device}",
             highlight=False,
         )
-        dials = _dials(family, names, terms, data)
+        dials = _dials(contestants, names, terms, data)
         rows = []
         for number, name in enumerate(names, start=1):
-            contestant = family.contestants[name]
+            contestant = contestants[name]
+            rate = contestant.learning_rate or data.learning_rate
+            lesson = replace(data, learning_rate=rate)
             runs = []
             for seed in range(seeds):
                 console.print(
@@ -64,19 +67,19 @@ def compare(
                 network = contestant.build(dials[name])
                 training = Training([], [])  # for what has nothing to learn
                 if parameters(network):
-                    training = train(network, data, epochs=epochs, seed=seed, device=device, folder=folder, name=name)
+                    training = train(network, lesson, epochs=epochs, seed=seed, device=device, folder=folder, name=name)
                 runs.append(Run(seed, training, measure(network, data, device), network.cpu()))
                 score = data.goal.show(runs[-1].measurement.score)
                 console.print(f"    test {data.goal.heading}: {score}", highlight=False)
             rows.append(Row(name, contestant, parameters(runs[0].network), dials[name], runs))
         settings = {
-            "command": _command(task, models, match, epochs, seeds, device),
+            "command": _command(task, models, match, epochs, seeds, device, source),
             "terms": alike,
             "epochs": epochs,
             "seeds": list(range(seeds)),
             "seconds": time.perf_counter() - started,
         }
-        comparison = Comparison(data, rows, family.baseline, {**settings, **_circumstances(device)})
+        comparison = Comparison(data, rows, {**settings, **_circumstances(device)})
         write_results(folder, comparison.to_dict())
         write_report(comparison, folder)
     print_table(comparison, console)
@@ -91,24 +94,29 @@ def _alike(terms: Terms, fixed: list[bool]) -> str:
     return terms.description + (", but for those of one size" if any(fixed) else "")
 
 
-def _dials(family: Family, names: list[str], terms: Terms, data: Task) -> dict[str, int]:
+def _dials(contestants: Contestants, names: list[str], terms: Terms, data: Task) -> dict[str, int]:
     """The size of each contestant under these terms."""
-    free = [name for name in names if not family.contestants[name].fixed]
-    dials = dict.fromkeys(names, family.dial)
-    if terms.cost is None or not free:
-        return dials
+    dials = {name: contestants[name].dial for name in names}
     inputs, _ = data.sample(16)
-    torch.manual_seed(0)
-    target = terms.cost(family.contestants[family.baseline].build(family.dial).eval(), inputs)
-    for name in free:
-        build = family.contestants[name].build
-        dials[name] = matched_dial(build, target, terms.cost, inputs, terms.tolerance)
+    targets: dict[str, float] = {}
+    for name in names:
+        contestant = contestants[name]
+        if terms.cost is None or contestant.fixed:
+            continue
+        if contestant.baseline not in targets:
+            torch.manual_seed(0)
+            baseline = contestants[contestant.baseline].build(contestant.dial)
+            targets[contestant.baseline] = terms.cost(baseline.eval(), inputs)
+        target = targets[contestant.baseline]
+        dials[name] = matched_dial(contestant.build, target, terms.cost, inputs, terms.tolerance)
     return dials
 
 
-def _command(task: str, models: str, match: str, epochs: int, seeds: int, device: str) -> str:
+def _command(task: str, models: str, match: str, epochs: int, seeds: int, device: str, source: Source) -> str:
+    data = "" if source.data is None else f" --data DIR{' --download' * source.download}"  # whose folder is not said
     return (
         f"implicit compare {task} --models {models} --match {match} --epochs {epochs} --seeds {seeds} --device {device}"
+        + data
     )
 
 

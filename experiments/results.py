@@ -64,6 +64,8 @@ class Row:
             "description": self.contestant.description,
             "parameters": self.parameters,
             "dial": self.dial,
+            "baseline": self.contestant.baseline,
+            "learning_rate": self.contestant.learning_rate,
             "score_mean": self.mean("score"),
             "score_std": self.deviation("score"),
             "runs": [
@@ -84,13 +86,17 @@ class Comparison:
 
     task: Task
     rows: list[Row]
-    baseline: str
-    """Name of the row that the others are compared with; it need not take part."""
     settings: dict[str, Any]
 
+    @property
+    def baseline(self) -> str | None:
+        """The row that all are compared with, which need not take part; None where there are several."""
+        names = {row.contestant.baseline for row in self.rows}
+        return names.pop() if len(names) == 1 else None
+
     def difference(self, row: Row) -> Difference | None:
-        """Of the row's score to the baseline's, over the seeds; None for the baseline, and where it took no part."""
-        baseline = next((other for other in self.rows if other.name == self.baseline), row)
+        """Of the row's score to its baseline's, over the seeds; None for a baseline, and where it took no part."""
+        baseline = next((other for other in self.rows if other.name == row.contestant.baseline), row)
         if baseline is row:
             return None
         scores = [[run.measurement.score for run in other.runs] for other in (row, baseline)]

@@ -21,6 +21,7 @@ def _evaluations(row: Row) -> str:
 def columns(comparison: Comparison) -> dict[str, tuple[str, Callable[[Row], str]]]:
     """Heading → (what it means, how a row shows it)."""
     goal = comparison.task.goal
+    baseline = comparison.baseline or "its baseline"
 
     def score(row: Row) -> str:
         spread = f" ± {goal.show(row.deviation('score'))}" if len(row.runs) > 1 else ""
@@ -31,7 +32,8 @@ def columns(comparison: Comparison) -> dict[str, tuple[str, Callable[[Row], str]
         if found is None:
             return "–"
         mean, low, high = (("+" if value > 0 else "") + goal.show(value) for value in vars(found).values())
-        return f"{mean} [{low}, {high}]" if len(row.runs) > 1 else mean
+        shown = f"{mean} [{low}, {high}]" if len(row.runs) > 1 else mean
+        return shown if comparison.baseline else f"{shown} to {row.contestant.baseline}"
 
     table: dict[str, tuple[str, Callable[[Row], str]]] = {
         "network": ("", lambda row: row.name),
@@ -42,8 +44,8 @@ def columns(comparison: Comparison) -> dict[str, tuple[str, Callable[[Row], str]
             lambda row: f"{row.mean('flops') / 1e6:.3g}",
         ),
         goal.heading: ("on the test part, mean ± standard deviation over the seeds", score),
-        f"– {comparison.baseline}": (
-            f"difference of that to {comparison.baseline}, in pairs of one seed: mean and 95 % interval (Student's t); "
+        f"– {baseline}": (
+            f"difference of that to {baseline}, in pairs of one seed: mean and 95 % interval (Student's t); "
             "one that holds 0 decides nothing",
             difference,
         ),

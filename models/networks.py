@@ -74,14 +74,27 @@ def image_network(
     return nn.Sequential(*layers, *head, nn.Linear(pool**2 * widths[-1], classes))
 
 
-def wide_shallow(classes: int, method: Method | str = "gd", *, reading: Reading = Explicit()) -> nn.Module:
-    """The wide and shallow form for CIFAR: stages of 160, 320 and 640 channels, two layers each."""
-    return image_network(3, classes, method, reading=reading, widths=(160, 320, 640), depths=(2, 2, 2))
+def wide_shallow(
+    classes: int, method: Method | str = "gd", *, reading: Reading = Explicit(), hidden: int | None = None
+) -> nn.Module:
+    """The wide and shallow form for CIFAR: stages of 160, 320 and 640 channels, two layers each.
+
+    Args:
+        classes, method, reading: as in `image_network`.
+        hidden: channels inside a transform of the first stage, growing with the stages; None: as many as outside.
+    """
+    widths = (160, 320, 640)
+    blocks = _growing(convolutional, widths[0], hidden)
+    return image_network(3, classes, method, reading=reading, blocks=blocks, widths=widths, depths=(2, 2, 2))
 
 
-def narrow_deep(classes: int, method: Method | str = "gd", *, reading: Reading = Explicit()) -> nn.Module:
-    """The narrow and deep form for CIFAR: stages of 16, 32 and 64 channels, 18 layers each."""
-    return image_network(3, classes, method, reading=reading, widths=(16, 32, 64), depths=(18, 18, 18))
+def narrow_deep(
+    classes: int, method: Method | str = "gd", *, reading: Reading = Explicit(), hidden: int | None = None
+) -> nn.Module:
+    """The narrow and deep form for CIFAR: stages of 16, 32 and 64 channels, 18 layers each; otherwise as the wide."""
+    widths = (16, 32, 64)
+    blocks = _growing(convolutional, widths[0], hidden)
+    return image_network(3, classes, method, reading=reading, blocks=blocks, widths=widths, depths=(18, 18, 18))
 
 
 def convnext_form(
@@ -93,14 +106,20 @@ def convnext_form(
     depths: Sequence[int] = (3, 3, 9, 3),
     patch: int = 4,
     channels: int = 3,
+    hidden: int | None = None,
 ) -> nn.Module:
-    """The ConvNeXt with a method in place of its residual sums; defaults: the tiny one. One stage: isotropic."""
+    """The ConvNeXt with a method in place of its residual sums; defaults: the tiny one. One stage: isotropic.
+
+    Args:
+        classes, method, reading, widths, depths, patch, channels: as in `image_network`.
+        hidden: channels inside a transform of the first stage, growing with the stages; None: four times those outside.
+    """
     return image_network(
         channels,
         classes,
         method,
         reading=reading,
-        blocks=lambda width: convnext(width, 4 * width),
+        blocks=_growing(convnext, widths[0], hidden or 4 * widths[0]),
         widths=widths,
         depths=depths,
         patch=patch,
@@ -124,3 +143,8 @@ def vit_form(
     body = reading.body(method, attention(width, hidden or 4 * width, heads=heads), depth)
     tokens = Tokens(image_size, patch_size, channels, width)
     return nn.Sequential(tokens, body, ClassToken(), nn.LayerNorm(width), nn.Linear(width, classes))
+
+
+def _growing(make: Callable[[int, int], Blocks], first: int, hidden: int | None) -> MakeBlocks:
+    """Blocks whose hidden layer, so wide in the first stage, keeps its ratio to the stage's width."""
+    return lambda width: make(width, (hidden or first) * width // first)

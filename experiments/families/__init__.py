@@ -6,12 +6,12 @@ from collections.abc import Callable
 from functools import partial
 
 from ..tasks import Task
-from .base import Contestant, Family, named, readings
+from .base import Contestant, Contestants, named, readings
 from .deblurring import restorers
 from .pictures import cifar, imagenet
 from .small import digits, vectors
 
-FAMILIES: dict[str, Callable[[Task], Family]] = {
+FAMILIES: dict[str, Callable[[Task], Contestants]] = {
     "digits": digits,
     "rings": partial(vectors, width=12, depth=6, dial=24),
     "parity": partial(vectors, width=16, depth=6, dial=32),
@@ -23,4 +23,4 @@ FAMILIES: dict[str, Callable[[Task], Family]] = {
 }
 """For each task its contestants."""
 
-__all__ = ["FAMILIES", "Contestant", "Family", "named", "readings"]
+__all__ = ["FAMILIES", "Contestant", "Contestants", "named", "readings"]

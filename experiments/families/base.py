@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from torch import nn
@@ -29,31 +29,33 @@ class Contestant:
     """Whether it takes part where all are asked for."""
     fixed: bool = False
     """Whether it has one size, whatever its dial: it is listed as it is, equal terms or not."""
-
-
-@dataclass(frozen=True)
-class Family:
-    """The contestants of a task."""
-
-    contestants: dict[str, Contestant]
-    dial: int
-    """Of the baseline."""
     baseline: str = "gd"
-    """The contestant that sets the size of the others and that they are compared with."""
+    """The contestant that sets its size and that it is compared with."""
+    dial: int = 1
+    """Of the baseline."""
+    learning_rate: float | None = None
+    """Its own; None: the task's."""
 
 
-def readings(make: MakeNetwork, *, form: str = "") -> dict[str, Contestant]:
+Contestants = dict[str, Contestant]
+
+
+def against(baseline: str, dial: int, contestants: Contestants) -> Contestants:
+    """The same contestants, their sizes and scores measured against a baseline that has this dial."""
+    return {name: replace(contestant, baseline=baseline, dial=dial) for name, contestant in contestants.items()}
+
+
+def readings(make: MakeNetwork, *, form: str = "") -> Contestants:
     """Every method in every reading it admits; learned coefficients, but for equilibria.
 
     Args:
         make: a network from a method, a reading and a dial.
-        form: that of a network of fixed size, which is appended to the names; empty: the dial sets the size.
+        form: appended to the names; a form takes part where it is named, not where all are asked for.
     """
 
     def row(reading: str, description: str, method: Method, kind: Reading, usual: bool = True) -> Contestant:
-        fixed = bool(form)
         return Contestant(
-            reading, description + form.replace("-", ", "), partial(make, method, kind), usual and not fixed, fixed
+            reading, description + form.replace("-", ", "), partial(make, method, kind), usual and not form
         )
 
     rows = {}
@@ -79,7 +81,7 @@ def readings(make: MakeNetwork, *, form: str = "") -> dict[str, Contestant]:
     return {name + form: contestant for name, contestant in rows.items()}
 
 
-def named(models: str, known: dict[str, Contestant]) -> list[str]:
+def named(models: str, known: Contestants) -> list[str]:
     """The names in a list with commas, each once; `InputError` with what there is for an unknown one."""
     names = [name.strip() for name in models.split(",")]
     for name in names:

@@ -1,7 +1,8 @@
 """The contestants of the inverse problem: a classical algorithm, and networks that start as it.
 
-The algorithm minimises `½‖Bx − y‖² + Σ ρ² log cosh(Wx / ρ)`, B the blur, W scaled differences of neighbours: convex and
-smooth. Its gradient step is G, its regulariser's P; both are learned from there.
+The algorithm minimises `½‖Bx − y‖² + λ Σ log cosh(Dx / κ)`, B the blur, D differences of neighbours: convex, smooth,
+and close to total variation. Gradient steps on its two terms are G and P; both are learned from there.
+What the second term adds to the curvature, explicit layers pay with shorter steps than proximal ones take.
 """
 
 from __future__ import annotations
@@ -19,21 +20,23 @@ from solvers import Anderson, solve
 
 from ..tasks import Task
 from ..tasks.deblurring import blur
-from .base import Contestant, Family
+from .base import Contestant, Contestants, against
 
 LAYERS = 8
-STEP = 1.0
-"""1 over the largest eigenvalue of BᵀB."""
-WEIGHT, KINK = 1e-4, 0.1
-"""λ, and the difference of neighbours from which the penalty grows linearly."""
+WEIGHT, KINK = 1e-5, 1e-2
+"""λ and κ, the difference of neighbours from which the penalty grows linearly."""
+PROXIMAL_STEP = 1.0
+"""1 over the largest eigenvalue of BᵀB, the first term's curvature."""
+EXPLICIT_STEP = 1 / (1 + 8 * WEIGHT / KINK**2)
+"""1 over the largest curvature of both terms; 8 is that of DᵀD."""
 
 
 class DataStep(nn.Module):
     """`G(z, y) = −s Bᵀ(Bz − y)`, s learned."""
 
-    def __init__(self) -> None:
+    def __init__(self, step: float) -> None:
         super().__init__()
-        self.log_step = nn.Parameter(torch.tensor(math.log(STEP)))
+        self.log_step = nn.Parameter(torch.tensor(math.log(step)))
 
     def forward(self, z: Tensor, y: Tensor) -> Tensor:
         """(batch, 1, height, width), like z and y."""
@@ -41,14 +44,17 @@ class DataStep(nn.Module):
 
 
 class EdgeStep(nn.Module):
-    """`P(z) = −Wᵀ ρ tanh(Wz / ρ)`, W learned 3×3 filters on the periodic picture: −P is monotone for every W."""
+    """`P(z) = −Wᵀ ρ tanh(Wz / ρ)`, W learned 3×3 filters on the periodic picture: −P is monotone for every W.
 
-    def __init__(self) -> None:
+    At the start `W = √(sλ)/κ D` and `ρ = √(sλ)`, which makes it a gradient step of length s.
+    """
+
+    def __init__(self, step: float) -> None:
         super().__init__()
         filters = torch.zeros(2, 1, 3, 3)
         filters[:, 0, 1, 1] = -1.0
         filters[0, 0, 1, 2] = filters[1, 0, 2, 1] = 1.0
-        scale = math.sqrt(STEP * WEIGHT) / KINK
+        scale = math.sqrt(step * WEIGHT) / KINK
         self.filters = nn.Parameter(scale * filters)
         self.kink = scale * KINK
 
@@ -76,22 +82,27 @@ class Restored(nn.Module):
 
 def unrolled(method: str, alpha: float, depth: int = LAYERS) -> Restored:
     """So many layers, each with a step and filters of its own; untrained, so many steps of the algorithm."""
-    layers = [(DataStep(), EdgeStep()) for _ in range(depth)]
+    step = EXPLICIT_STEP if alpha == 1 else PROXIMAL_STEP
+    layers = [(DataStep(step), EdgeStep(step)) for _ in range(depth)]
     return Restored(OptDNN(method, layers, alpha=alpha))
 
 
 def equilibrium(method: str, *, rtol: float = 1e-4, max_steps: int = 200) -> OptDEQ:
     """One tied layer at infinite depth; untrained, its equilibrium is the optimum."""
-    pair = (DataStep(), EdgeStep())
+    pair = (DataStep(EXPLICIT_STEP), EdgeStep(EXPLICIT_STEP))
     return OptDEQ(METHODS[method].frozen(), pair, rtol=rtol, max_steps=max_steps, initial=torch.clone)
 
 
-def optimum(y: Tensor, *, rtol: float = 1e-10) -> Tensor:
+def optimum(y: Tensor, *, rtol: float = 1e-8) -> Tensor:
     """The classical restoration, (batch, 1, height, width), to a relative residual of `rtol`; worked in float64."""
     y64 = y.detach().double()
     with torch.no_grad():
-        data, edges = DataStep().double(), EdgeStep().double()
-        found = solve(lambda z: z + data(z, y64) + edges(z), y64, solver=Anderson(memory=20), rtol=rtol, max_steps=2000)
+        data, edges = DataStep(EXPLICIT_STEP).double(), EdgeStep(EXPLICIT_STEP).double()
+
+        def step(z: Tensor, y: Tensor) -> Tensor:
+            return z + data(z, y) + edges(z)
+
+        found = solve(step, y64, (y64,), solver=Anderson(memory=20), rtol=rtol, max_steps=2000, compact=True)
         value = found.check().value
     assert isinstance(value, Tensor)
     return value.to(y.dtype)
@@ -105,7 +116,7 @@ class Classical(nn.Module):
         return optimum(y, rtol=1e-6)
 
 
-def restorers(task: Task) -> Family:
+def restorers(task: Task) -> Contestants:
     """The algorithm, and its networks in every reading; all of one size."""
 
     def row(reading: str, description: str, make: Callable[[], nn.Module]) -> Contestant:
@@ -119,4 +130,4 @@ def restorers(task: Task) -> Family:
         rows[f"{method}-deq"] = row(
             "equilibrium", f"{method}, infinite depth, one tied layer", partial(equilibrium, method)
         )
-    return Family(rows, dial=1, baseline="pgd-explicit")
+    return against("pgd-explicit", 1, rows)

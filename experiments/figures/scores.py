@@ -18,7 +18,10 @@ if TYPE_CHECKING:
 
 def differences(comparison: Comparison) -> Figure | None:
     """Each network's score less the baseline's, in pairs of one seed, with the 95 % interval."""
-    found = [(row.name, comparison.difference(row)) for row in comparison.rows]
+    found = [
+        (row.name if comparison.baseline else f"{row.name} – {row.contestant.baseline}", comparison.difference(row))
+        for row in comparison.rows
+    ]
     shown = [(name, difference) for name, difference in found if difference is not None]
     if not shown or len(comparison.rows[0].runs) < 2:
         return None
@@ -41,7 +44,7 @@ def differences(comparison: Comparison) -> Figure | None:
     ax.invert_yaxis()
     direction = "right" if goal.higher_is_better else "left"
     ax.set(
-        xlabel=f"{score_label(goal)} less that of {comparison.baseline} ({direction} is better)",
+        xlabel=f"{score_label(goal)} less that of {comparison.baseline or 'its baseline'} ({direction} is better)",
         title="Mean paired difference, 95 % interval (diamonds: undecided)",
     )
     return figure

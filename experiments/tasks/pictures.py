@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -67,6 +68,7 @@ def imagenet(source: Source) -> Task:
 
 def _cifar(name: str, classes: int, source: Source) -> Task:
     folder = _folder(name.lower(), source)
+    existed = folder.exists()
     torchvision, v2 = _torchvision()
     final = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(CIFAR_MEAN, CIFAR_DEVIATION)]
     train = v2.Compose([v2.RandomCrop(32, padding=4), v2.RandomHorizontalFlip(), v2.RandAugment(), *final])
@@ -78,6 +80,9 @@ def _cifar(name: str, classes: int, source: Source) -> Task:
         ]
     except (OSError, RuntimeError) as error:
         if source.download:
+            if not existed:
+                with suppress(OSError):  # something came
+                    folder.rmdir()
             raise InputError(f"{name} could not be fetched into --data {folder}: {_line(error)}") from error
         raise InputError(f"--data {folder} holds no whole {name} ({_line(error)}): fetch it with --download") from error
     # a solve in the wide form holds some 20 MiB a picture: more of them would not fit a usual card

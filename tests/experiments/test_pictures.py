@@ -15,6 +15,7 @@ from experiments.cli import _parser, _shipped, main
 from experiments.families import FAMILIES
 from experiments.goals import Classification
 from experiments.tasks import TASKS, Source
+from experiments.terms import TERMS, matched_dial, parameters
 
 RECIPES = sorted(path.stem for path in (Path(pictures.__file__).parents[1] / "recipes").glob("*.txt"))
 
@@ -120,7 +121,7 @@ def test_averaging_keeps_short_runs_and_spectral_norms(tmp_path):
 
     task = replace(TASKS["digits"](Source()), averaging=pictures.AVERAGING)
     torch.manual_seed(0)
-    network = FAMILIES["digits"](task).contestants["pgd-implicit"].build(16)
+    network = FAMILIES["digits"](task)["pgd-implicit"].build(16)
     first = network[0].weight.detach().clone()
     train(network, task, epochs=2, seed=0, device="cpu", folder=tmp_path, name="pgd-implicit")
     checkpoint = torch.load(next(tmp_path.rglob("last.ckpt")), weights_only=False)
@@ -135,11 +136,15 @@ def test_averaging_keeps_short_runs_and_spectral_norms(tmp_path):
 
 
 def test_a_training_on_folders_runs_from_end_to_end(folders, tmp_path):
-    arguments = ["--models", "gd-vit", "--epochs", "1", "--seeds", "1", "--data", str(folders)]
+    arguments = ["--models", "vit,gd-vit", "--epochs", "1", "--seeds", "1", "--data", str(folders)]
     assert main(["compare", "imagenet", *arguments, "--out", str(tmp_path / "run")]) == 0
     results = json.loads((tmp_path / "run" / "results.json").read_text())
-    assert results["terms"] == "sizes of their own"
-    assert set(results["models"]) == {"gd-vit"}
+    original, form = results["models"]["vit"], results["models"]["gd-vit"]
+    assert form["parameters"] == pytest.approx(original["parameters"], rel=0.06)
+    assert form["difference"]["mean"] == form["score_mean"] - original["score_mean"]
+    assert original["difference"] is None
+    assert "--data DIR" in results["command"]
+    assert str(folders) not in results["command"]
 
 
 def test_corrupt_data_are_one_line_and_leave_nothing(tmp_path, monkeypatch, capsys):
@@ -156,12 +161,15 @@ def test_corrupt_data_are_one_line_and_leave_nothing(tmp_path, monkeypatch, caps
 
 def test_a_failed_download_does_not_advise_one(tmp_path, monkeypatch, capsys):
     def fail(*_, **__):
+        folder.mkdir()  # as torchvision does
         raise OSError("no route to host")
 
+    folder = tmp_path / "new"
     monkeypatch.setattr(torchvision.datasets.cifar, "download_and_extract_archive", fail)
-    assert main(["compare", "cifar10", "--data", str(tmp_path), "--download"]) == 2
+    assert main(["compare", "cifar10", "--data", str(folder), "--download"]) == 2
     error = capsys.readouterr().err
-    assert error == f"implicit: CIFAR10 could not be fetched into --data {tmp_path}: no route to host\n"
+    assert error == f"implicit: CIFAR10 could not be fetched into --data {folder}: no route to host\n"
+    assert not folder.exists()
 
 
 @pytest.mark.parametrize("content", [b"compare digits\n--out it's\n", b"\xff\xfe\x00", b"@recipe.txt\n"])
@@ -213,9 +221,11 @@ def test_classes_must_agree(folders, capsys):
 def test_every_recipe_names_what_there_is(recipe, cifar, folders):
     options = _parser().parse_args([_shipped(f"@{recipe}"), "--data", "DIR"])
     task = TASKS["imagenet" if options.task == "imagenet" else "cifar10"](Source(str(folders)))
-    family = FAMILIES[options.task](task)
-    for name in options.models.split(","):
-        assert name in family.contestants, name
+    contestants = FAMILIES[options.task](task)
+    names = options.models.split(",")
+    for name in names:
+        assert name in contestants, name
+        assert contestants[name].baseline in names, name
 
 
 def test_recipes_are_there_and_a_missing_one_is_named(capsys):
@@ -232,13 +242,30 @@ def test_recipes_are_there_and_a_missing_one_is_named(capsys):
     "name", ["gd-wide", "fista-implicit-deep", "apg2-convnext", "apg2-vit", "mdeq", "mondeq", "paraformer"]
 )
 def test_forms_for_cifar_answer(name, cifar):
-    contestant = FAMILIES["cifar10"](TASKS["cifar10"](Source(str(cifar)))).contestants[name]
+    contestant = FAMILIES["cifar10"](TASKS["cifar10"](Source(str(cifar))))[name]
     with torch.no_grad():
         assert contestant.build(8).eval()(torch.rand(2, 3, 32, 32)).shape == (2, 10)
 
 
 def test_forms_for_imagenet_answer(folders):
-    rows = FAMILIES["imagenet"](TASKS["imagenet"](Source(str(folders)))).contestants
+    rows = FAMILIES["imagenet"](TASKS["imagenet"](Source(str(folders))))
     with torch.no_grad():
         for name in ("apg2-vit", "gd-convnext"):
             assert rows[name].build(1).eval()(torch.rand(1, 3, 224, 224)).shape == (1, 3)
+
+
+def test_each_form_has_the_size_of_its_baseline(cifar):
+    contestants = FAMILIES["cifar10"](TASKS["cifar10"](Source(str(cifar))))
+    terms, inputs = TERMS["parameters"], torch.rand(1, 3, 32, 32)
+    for name, baseline in (
+        ("dense-wide", "gd-wide"),
+        ("pgd-implicit-wide", "gd-wide"),
+        ("pdhg-deep", "gd-deep"),
+        ("apg2-convnext", "convnext"),
+        ("ladmm-vit", "vit"),
+    ):
+        contestant = contestants[name]
+        assert contestant.baseline == baseline
+        budget = parameters(contestants[baseline].build(contestant.dial))
+        dial = matched_dial(contestant.build, budget, terms.cost, inputs, terms.tolerance)
+        assert parameters(contestant.build(dial)) == pytest.approx(budget, rel=terms.tolerance)

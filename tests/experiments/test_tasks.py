@@ -79,17 +79,17 @@ def test_non_finite_data_are_refused():
 @pytest.mark.parametrize("name", SMALL)
 def test_all_networks_have_about_the_same_number_of_parameters(name):
     data, terms = task(name), TERMS["parameters"]
-    family = FAMILIES[name](data)
-    budget = parameters(family.contestants[family.baseline].build(family.dial))
+    contestants = FAMILIES[name](data)
+    budget = parameters(contestants["gd"].build(contestants["gd"].dial))
     inputs = data.sample(3)[0]
     outputs = 1 if name == "telgarsky" else data.goal.classes
-    for contestant in family.contestants.values():
+    for contestant in contestants.values():
         network = contestant.build(matched_dial(contestant.build, budget, terms.cost, inputs, terms.tolerance))
         assert network(inputs).shape == (3, outputs)
 
 
 def test_explicit_and_implicit_readings_have_the_same_parameters():
-    rows = FAMILIES["digits"](task("digits")).contestants
+    rows = FAMILIES["digits"](task("digits"))
     for method in ("pgd", "fista"):
         explicit, implicit = (rows[f"{method}-{reading}"].build(8) for reading in ("explicit", "implicit"))
         implicit.load_state_dict(explicit.state_dict())
@@ -101,7 +101,7 @@ def test_an_unreachable_budget_is_refused():
 
 
 def test_equal_work_is_met():
-    rows, inputs = FAMILIES["rings"](task("rings")).contestants, task("rings").sample(16)[0]
+    rows, inputs = FAMILIES["rings"](task("rings")), task("rings").sample(16)[0]
     target = flops(rows["gd"].build(24), inputs)
     dial = matched_dial(rows["pgd-implicit"].build, target, flops, inputs, 0.15)
     torch.manual_seed(0)

@@ -129,7 +129,7 @@ def _parser() -> argparse.ArgumentParser:
     compare.add_argument(
         "--download", action="store_true", help="fetch the data into the folder first, where torchvision can"
     )
-    _add_common(compare, "runs/TASK-1")
+    _add_common(compare, "runs/TASK-1", epochs="the task's")
     universality = commands.add_parser(
         "universality",
         help="error of narrow networks against their depth, with fitted slopes",
@@ -143,13 +143,13 @@ def _parser() -> argparse.ArgumentParser:
     universality.add_argument(
         "--depths", type=_counts, default="1,2,4,8,16", help="numbers of layers, rising, separated by commas"
     )
-    _add_common(universality, "runs/universality-1")
+    _add_common(universality, "runs/universality-1", epochs="30")
     return parser
 
 
-def _add_common(parser: argparse.ArgumentParser, first: str) -> None:
+def _add_common(parser: argparse.ArgumentParser, first: str, epochs: str) -> None:
     parser.add_argument(
-        "--epochs", type=_count, help="passes over the training part (default: the task's)", default=argparse.SUPPRESS
+        "--epochs", type=_count, help=f"passes over the training part (default: {epochs})", default=argparse.SUPPRESS
     )
     parser.add_argument("--seeds", type=_count, default=5, help="how many seeds: 0, 1, …; the same for each network")
     parser.add_argument(

@@ -27,8 +27,10 @@ from .table import terminal
 from .tasks import Source, telgarsky
 from .training import train
 
-WIDTH = 4
-"""Of the state and of the layer inside each transform."""
+WIDTH = 6
+"""Of the state and of the layer inside each transform: one layer has fewer kinks than the function."""
+EPOCHS = 30
+"""Shorter trainings leave many a deep network at the mean."""
 
 
 def network(method: Method, reading: Reading, depth: int) -> nn.Module:
@@ -47,7 +49,7 @@ def universality(
     if len(depths) < 2 or seeds * len(depths) < 3:
         raise InputError("a slope needs two depths and three runs: name more in --depths, or raise --seeds")
     task = telgarsky(Source())
-    epochs = task.epochs if epochs is None else epochs
+    epochs = EPOCHS if epochs is None else epochs
     errors: dict[str, dict[int, list[float]]] = {name: {depth: [] for depth in depths} for name in names}
     with run_folder(out, "universality") as (folder, final):
         for name in names:

@@ -163,6 +163,7 @@ class Coefficients(nn.Module):
 
     def __init__(self, method: Any, depth: int) -> None:
         super().__init__()
+        self.depth = depth
         self._domains = domains(method)
         self._fixed: list[dict[str, Value]] = [{} for _ in range(depth)]
         for name, domain in self._domains.items():
@@ -180,6 +181,11 @@ class Coefficients(nn.Module):
                 for k, value in enumerate(values):
                     self._fixed[k][name] = value
 
+    @property
+    def device(self) -> torch.device:
+        """Of those that are learned; the processor where none is."""
+        return next((parameter.device for parameter in self.parameters()), torch.device("cpu"))
+
     def at(self, k: int) -> Values:
         """The coefficients of layer k."""
         found: dict[str, Any] = dict(self._fixed[k])
@@ -187,6 +193,17 @@ class Coefficients(nn.Module):
             assert raw is not None
             domain = self._domains[name]
             found[name] = domain.value(_entry(raw, domain, k))
+        return Values(found)
+
+    def stacked(self) -> Values:
+        """Those of all layers, (depth,) each; for coefficients that are one number a layer."""
+        found: dict[str, Any] = {
+            name: torch.tensor([layer[name] for layer in self._fixed], dtype=torch.float64, device=self.device)
+            for name in self._fixed[0]
+        }
+        for name, raw in self._parameters.items():
+            assert raw is not None
+            found[name] = self._domains[name].value(raw).to(torch.float64)
         return Values(found)
 
 

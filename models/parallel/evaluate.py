@@ -1,0 +1,154 @@
+"""Evaluate a network in parallel over its depth: all layers at once, sweep after sweep."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any, overload
+
+import torch
+from torch import Tensor
+
+from implicit import ImplicitGradient, fixed_point, one_weight, record
+from solvers import Picard, Solution, Solver
+
+from ..methods.base import scaled
+from ..optdnn import OptDNN
+from .likeness import UnlikeError
+from .sweeps import NewtonSweep, Sweep
+from .trajectory import parts, recursion
+
+
+@overload
+def parallel_evaluate(
+    net: OptDNN, z0: Tensor, *inputs: Tensor, sweeps: int, newton: bool = ..., batched: bool | None = ...
+) -> Tensor: ...
+@overload
+def parallel_evaluate(
+    net: OptDNN,
+    z0: Tensor,
+    *inputs: Tensor,
+    rtol: float,
+    solver: Solver = ...,
+    max_sweeps: int | None = ...,
+    newton: bool = ...,
+) -> Solution: ...
+def parallel_evaluate(
+    net: OptDNN,
+    z0: Tensor,
+    *inputs: Tensor,
+    sweeps: int | None = None,
+    rtol: float | None = None,
+    solver: Solver = Picard(),
+    max_sweeps: int | None = None,
+    newton: bool = False,
+    batched: bool | None = None,
+) -> Tensor | Solution:
+    """`z_L` by iteration over the whole trajectory: after `sweeps` sweeps, or once they change nothing any more.
+
+    A sweep evaluates every transform at its current point `y_k`, all of them in one batched computation, all
+    resolvents of proximal steps in one solve; the method's linear recursion is one product with a triangular matrix.
+    The first sweep has all outputs at zero, so that `sweeps=1` gives `z_0 + Σ w_k T_k(z_0)`, the form of the
+    Para-Former; `sweeps=L` equals `net(z0)` to rounding, since k sweeps make the first k layers exact. Between them
+    the error falls superlinearly for well-behaved networks.
+
+    Gradients after so many sweeps are those of what was computed, so at K = L those of the serial network. With a
+    tolerance they are the serial network's by the implicit function theorem on the trajectory.
+
+    Prefer it where the depth is large, the work of one layer leaves the machine idle, and few sweeps suffice: K sweeps
+    do K times the arithmetic of the serial network.
+
+    Args:
+        net: the network; a proximal step counts as one transform.
+        z0: (batch, …), the input of its first layer.
+        inputs: (batch, …), further inputs of the transforms.
+        sweeps: K in [1, L]; or
+        rtol: relative tolerance for the outputs of all transforms, each row on its own.
+        solver: drives the sweeps towards the tolerance, `Anderson()` for one.
+        max_sweeps: at most so many towards the tolerance; None: L + 1, which suffice for `Picard()`.
+        newton: sweeps that follow the transforms' Jacobians (`NewtonSweep`).
+        batched: False: with `sweeps`, transforms one by one; True: as one, `UnlikeError` where they are not alike;
+            None: as one where they are alike.
+
+    Returns:
+        (batch, …), like `net(z0, *inputs)`; with a tolerance a `Solution` whose `value` is that, with its gradient.
+    """
+    if not isinstance(net, OptDNN):
+        raise TypeError(f"net is a {type(net).__name__}: pass an OptDNN")
+    if sweeps is not None and rtol is not None:
+        raise TypeError(f"sweeps={sweeps} and rtol={rtol} exclude each other: pass one of them")
+    with one_weight(net):
+        if rtol is not None:
+            return _solved(net, z0, inputs, rtol, solver, max_sweeps, newton)
+        check_sweeps(sweeps, len(net.transforms))
+        assert sweeps is not None
+        if batched is not False:
+            try:
+                output = _batched(net, z0, inputs, sweeps, newton)
+            except UnlikeError:
+                if batched or newton:
+                    raise
+            else:
+                if output is not None:
+                    return output
+        return _one_by_one(net, z0, inputs, sweeps)
+
+
+def check_sweeps(sweeps: Any, depth: int) -> None:
+    """`ValueError` unless they are a number from 1 to the depth."""
+    if not isinstance(sweeps, int) or isinstance(sweeps, bool) or not 1 <= sweeps <= depth:
+        raise ValueError(f"sweeps={sweeps!r} must be an integer from 1 to the network's depth, {depth}")
+
+
+def _batched(net: OptDNN, z0: Tensor, inputs: tuple[Tensor, ...], sweeps: int, newton: bool) -> Tensor | None:
+    """None where something overflowed at a bad guess, and would spoil layers that do not depend on it."""
+    sweep = (NewtonSweep if newton else Sweep)(net, z0, inputs)
+    outputs, finite = None, None
+    for _ in range(sweeps):
+        outputs = sweep(outputs)
+        checks = [part.detach().isfinite().all() for part in parts(outputs)]
+        finite = torch.stack([check for check in (*checks, finite) if check is not None]).all()
+    return sweep.trajectory.last(z0, outputs) if finite or newton else None
+
+
+def _one_by_one(net: OptDNN, z0: Tensor, inputs: tuple[Tensor, ...], sweeps: int) -> Tensor:
+    coefficients = [net.coefficients.at(k) for k in range(len(net.transforms))]
+    nothing = scaled(net.method.query(net.method.start(z0), coefficients[0]), 0.0)
+    outputs = [nothing] * len(net.transforms)
+    for _ in range(sweeps):
+        points, _ = recursion(net.method, z0, outputs, coefficients)
+        outputs = [
+            scaled(transform(y, *inputs), c.step)
+            for transform, y, c in zip(net.transforms, points, coefficients, strict=True)
+        ]
+    return recursion(net.method, z0, outputs, coefficients)[1]
+
+
+def _solved(
+    net: OptDNN,
+    z0: Tensor,
+    inputs: tuple[Tensor, ...],
+    rtol: float,
+    solver: Solver,
+    max_sweeps: int | None,
+    newton: bool,
+) -> Solution:
+    """The outputs of all layers as a fixed point, (batch, L, …), and `z_L` from them."""
+    depth = len(net.transforms)
+    sweep = (NewtonSweep if newton else Sweep)(net, z0, inputs)
+
+    def swap(outputs: Any) -> Any:
+        swapped = tuple(part.movedim(0, 1) for part in parts(outputs))
+        return swapped if isinstance(outputs, tuple) else swapped[0]
+
+    nothing = scaled(sweep.trajectory.points(z0.detach(), None), 0.0)
+    with record() as log:
+        outputs = fixed_point(
+            lambda outputs: swap(sweep(swap(outputs))),
+            swap(nothing),
+            solver=solver,
+            gradient=ImplicitGradient(Picard(), rtol=min(rtol, 1e-6), max_steps=depth + 1),
+            rtol=rtol,
+            atol=0.0,
+            max_steps=depth + 1 if max_sweeps is None else max_sweeps,
+        )
+    return replace(log.forward[-1].solution, value=sweep.trajectory.last(z0, swap(outputs)))

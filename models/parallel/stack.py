@@ -1,0 +1,107 @@
+"""Modules of one structure, evaluated as one: a batched computation instead of a loop over the layers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from implicit import fixed_point
+from implicit.pure import Known, PureModule
+
+from ..proximal import ProximalStep
+from .likeness import check_alike
+from .trajectory import parts
+
+
+class Stack:
+    """So many modules of one structure, each at a point of its own, with their weights stacked.
+
+    Args:
+        modules: of equal classes, settings and shapes (`UnlikeError` names what differs); the same object in every
+            place is evaluated on all points as one batch.
+    """
+
+    def __init__(self, modules: Sequence[nn.Module]) -> None:
+        self.count = len(modules)
+        self._tied = modules[0] if all(module is modules[0] for module in modules) else None
+        self.tensors: tuple[Tensor, ...] = ()
+        if self._tied is None:
+            check_alike(modules)
+            tables = [Known() for _ in modules]
+            pure = [PureModule(module, known) for module, known in zip(modules, tables, strict=True)]
+            self._pure = pure[0]
+            columns = zip(*(known.tensors for known in tables), strict=True)
+            self.tensors = tuple(torch.stack(column) for column in columns)
+
+    def __call__(self, points: Any, inputs: tuple[Tensor, ...], tensors: Sequence[Tensor] | None = None) -> Any:
+        """(count, batch, …), one point a module, or a tuple of such; the inputs, (batch, …), go to each of them.
+
+        `tensors` take the place of the stacked ones.
+        """
+        if self._tied is not None:
+            repeated = (x.expand(self.count, *x.shape).flatten(0, 1) for x in inputs)
+            output = self._tied(_each(points, lambda y: y.flatten(0, 1)), *repeated)
+            return _each(output, lambda t: t.unflatten(0, (self.count, -1)))
+
+        def one(tensors: Sequence[Tensor], point: Any) -> Any:
+            return self._pure.twin(tensors)(point, *inputs)
+
+        stacks = tuple(tensors or self.tensors)
+        if parts(points)[0].is_cuda:
+            return torch.vmap(one, randomness="different")(stacks, points)
+        with sdpa_kernel(SDPBackend.MATH):  # the processor's own kernel for attention knows no vmap
+            return torch.vmap(one, randomness="different")(stacks, points)
+
+
+class ProximalStack:
+    """Proximal steps of one structure: all their resolvents in one solve, each row of each layer on its own."""
+
+    def __init__(self, steps: Sequence[ProximalStep]) -> None:
+        self.count, self.step = len(steps), steps[0]
+        if any(step is not self.step for step in steps):
+            check_alike(steps)
+        smooth = [step.smooth for step in steps if step.smooth is not None]
+        self.smooth = Stack(smooth) if smooth else None
+        self.proximal = Stack([step.proximal for step in steps])
+
+    def __call__(self, points: Tensor, inputs: tuple[Tensor, ...]) -> Tensor:
+        """(count, batch, …), like the points."""
+        v = points if self.smooth is None else points + self.smooth(points, inputs)
+        alpha, tensors = self.step.alpha, self.proximal.tensors
+        if alpha == 1:
+            explicit: Tensor = v - points + self.proximal(points, inputs)
+            return explicit
+
+        def cell(z: Tensor, v: Tensor, y: Tensor, *rest: Tensor) -> Tensor:
+            at = (z.lerp(y, alpha) if alpha else z).unflatten(0, (self.count, -1))
+            moved: Tensor = v + self.proximal(at, rest[len(tensors) :], rest[: len(tensors)]).flatten(0, 1)
+            return moved
+
+        rows, resolvent = v.flatten(0, 1), self.step.resolvent
+        z = fixed_point(
+            cell,
+            rows.detach(),
+            (rows, points.flatten(0, 1), *tensors, *inputs),
+            solver=resolvent.solver,
+            gradient=resolvent.gradient,
+            rtol=resolvent.rtol,
+            atol=resolvent.atol,
+            max_steps=resolvent.max_steps,
+        )
+        assert isinstance(z, Tensor)
+        return z.view_as(points) - points
+
+
+def stacked(transforms: Sequence[nn.Module]) -> Stack | ProximalStack:
+    """The transforms of a network as one; `UnlikeError` where they are not alike."""
+    if all(isinstance(transform, ProximalStep) for transform in transforms):
+        return ProximalStack(transforms)  # type: ignore[arg-type]
+    return Stack(transforms)
+
+
+def _each(value: Any, change: Any) -> Any:
+    return tuple(change(part) for part in value) if isinstance(value, tuple) else change(value)

@@ -1,0 +1,137 @@
+"""The linear part of a network: how all its points depend on its input and on the outputs of all transforms."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from ..methods import Method
+from ..methods.base import Point
+from ..methods.coefficients import Coefficients, Values
+
+
+def scan(matrices: Tensor, vectors: Tensor, start: Tensor) -> Tensor:
+    """All of `x_{k+1} = M_k x_k + v_k`, in ⌈log₂ L⌉ rounds of batched products instead of L steps.
+
+    Args:
+        matrices: (L, …, n, n).
+        vectors: (L, …, n, c).
+        start: x_0, (…, n, c).
+
+    Returns:
+        x_0 … x_L, (L + 1, …, n, c).
+    """
+    states = torch.cat(((matrices[0] @ start + vectors[0])[None], vectors[1:]))
+    shift = 1
+    while shift < len(states):
+        states = torch.cat((states[:shift], states[shift:] + matrices[shift:] @ states[:-shift]))
+        matrices = torch.cat((matrices[:shift], matrices[shift:] @ matrices[:-shift]))
+        shift *= 2
+    return torch.cat((start.expand_as(states[0])[None], states))
+
+
+def recursion(method: Method, z0: Tensor, outputs: list[Any], coefficients: list[Values]) -> tuple[list[Point], Tensor]:
+    """All points, and `z_L`, layer by layer."""
+    streams, points = method.start(z0), []
+    for t, c in zip(outputs, coefficients, strict=True):
+        points.append(method.query(streams, c))
+        streams = method.advance(streams, points[-1], t, c)
+    return points, streams[0]
+
+
+class Companion:
+    """A method's steps as matrices, `x_{k+1} = A_k x_k + B_k t_k` and `y_k = C_k x_k`, the same for every feature.
+
+    Found by the method's answers to unit streams and unit outputs, in all layers at once. The coefficients' gradients
+    go through them.
+    """
+
+    def __init__(self, method: Method, coefficients: Coefficients) -> None:
+        c = coefficients.stacked()
+        blank = torch.zeros(coefficients.depth, dtype=torch.float64, device=coefficients.device)
+        start = method.start(blank[0] + 1)
+        streams = blank.expand(len(start), -1)
+        point = method.query(tuple(streams), c)
+        outputs, self.pair = blank.expand(len(parts(point)), -1), isinstance(point, tuple)
+
+        def answer(x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+            """The next streams, (S, L), and the points, (M, L)."""
+            y = method.query(tuple(x), c)
+            following = method.advance(tuple(x), y, tuple(t) if isinstance(y, tuple) else t[0], c)
+            return torch.stack(list(following)), torch.stack(parts(y))
+
+        by_stream = [answer(unit, outputs) for unit in _units(streams)]
+        self.start = torch.stack(list(start))
+        """(S,): the streams of z_0 = 1."""
+        self.steps = torch.stack([following for following, _ in by_stream]).permute(2, 1, 0)
+        """A, (L, S, S)."""
+        self.query = torch.stack([points for _, points in by_stream]).permute(2, 1, 0)
+        """C, (L, M, S)."""
+        self.inflow = torch.stack([answer(streams, unit)[0] for unit in _units(outputs)]).permute(2, 1, 0)
+        """B, (L, S, M)."""
+        x, t = (torch.linspace(-1, 2, zero.numel()).to(zero).view(zero.shape) for zero in (streams, outputs))
+        foreseen = torch.einsum("lsr,rl->sl", self.steps, x) + torch.einsum("lsm,ml->sl", self.inflow, t)
+        if not torch.allclose(answer(x, t)[0], foreseen):
+            raise TypeError(
+                f"{method} cannot be evaluated in parallel over its depth: its query and advance do more than add and "
+                "scale streams and outputs"
+            )
+
+
+class Trajectory:
+    """All points, and the output, from z_0 and the outputs of all transforms: one product with a triangular matrix.
+
+    The matrix comes from an associative scan of the companion matrices; where the streams grow from layer to layer,
+    from the recursion itself, on numbers.
+    """
+
+    def __init__(self, method: Method, coefficients: Coefficients, like: Tensor) -> None:
+        depth = coefficients.depth
+        values = [coefficients.at(k) for k in range(depth)]
+        if method.has_equilibrium:
+            companion = Companion(method, coefficients)
+            self.pair, count = companion.pair, companion.inflow.shape[2]
+            units = torch.eye(depth, dtype=torch.float64, device=coefficients.device)[:, None, None]
+            inflow = pad((companion.inflow[..., None] * units).flatten(2), (1, 0))  # (L, S, 1 + M·L)
+            states = scan(companion.steps, inflow, pad(companion.start[:, None], (0, count * depth)))
+            points, last = companion.query @ states[:-1], states[-1, 0]
+        else:
+            self.pair, units = False, torch.eye(1 + depth, dtype=torch.float64, device=coefficients.device)
+            recursed, last = recursion(method, units[0], list(units[1:]), values)
+            points = torch.stack([torch.stack(parts(point)) for point in recursed])
+        self._points, self._last = points.to(like), last.to(like)
+
+    def points(self, z0: Tensor, outputs: Any) -> Any:
+        """(L, batch, …), or a pair of such; outputs likewise, None for zeros."""
+        known = [z0[None]] if outputs is None else [z0[None], *parts(outputs)]
+        found = [_combined(self._points[:, i, : sum(map(len, known))], known) for i in range(self._points.shape[1])]
+        return tuple(found) if self.pair else found[0]
+
+    def last(self, z0: Tensor, outputs: Any) -> Tensor:
+        """`z_L`, (batch, …)."""
+        return _combined(self._last[None], [z0[None], *parts(outputs)])[0]
+
+
+def parts(point: Any) -> list[Tensor]:
+    """The tensors of a point or an output."""
+    return list(point) if isinstance(point, tuple) else [point]
+
+
+def _combined(weights: Tensor, known: list[Tensor]) -> Tensor:
+    """`Σ_j weights[:, j] known[j]`, over all of the known in order."""
+    shape, start = known[0].shape[1:], 0
+    total: Any = 0
+    for tensor in known:
+        share = weights[:, start : start + len(tensor)]
+        total = total + share @ tensor.reshape(len(tensor), -1)
+        start += len(tensor)
+    return total.view(-1, *shape)
+
+
+def _units(zeros: Tensor) -> list[Tensor]:
+    """The tensor of zeros with ones in one row, for each of its rows."""
+    units = torch.eye(len(zeros), dtype=zeros.dtype, device=zeros.device)
+    return [unit[:, None].expand(zeros.shape) for unit in units]

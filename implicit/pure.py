@@ -60,7 +60,7 @@ class PureModule:
     """
 
     def __init__(self, module: nn.Module, known: Known) -> None:
-        self.parts = [_part(part, known.placed) for part in _own_modules(module)]
+        self.parts = [_part(part, known.placed) for part in own_modules(module)]
         self.module = module
 
     def twin(self, tensors: Sequence[Tensor]) -> nn.Module:
@@ -87,7 +87,7 @@ class PureModule:
         return twins[id(self.parts[0].module)]
 
 
-def _own_modules(module: nn.Module) -> list[nn.Module]:
+def own_modules(module: nn.Module) -> list[nn.Module]:
     """The module and those within it; none where TorchScript has hidden them."""
     queue = [_plain(module)]
     found = {id(queue[0])}
@@ -104,6 +104,17 @@ def _own_modules(module: nn.Module) -> list[nn.Module]:
     return queue
 
 
+def own_tensors(parts: Sequence[nn.Module]) -> list[Tensor]:
+    """The floating-point tensors of modules as `own_modules` lists them, in the order of a `PureModule`'s places."""
+    found: dict[int, Tensor] = {}
+    for part in parts:
+        made = [getattr(part, name) for name in _parametrized(part)]
+        for value in (*part._parameters.values(), *part._buffers.values(), *made):
+            if value is not None and value.is_floating_point():
+                found[id(value)] = value
+    return list(found.values())
+
+
 def _plain(module: nn.Module) -> nn.Module:
     """The module itself where torch.compile has wrapped it: compiled code has no second derivatives."""
     original = module._modules.get("_orig_mod")
@@ -111,11 +122,14 @@ def _plain(module: nn.Module) -> nn.Module:
 
 
 def _part(module: nn.Module, placed: Callable[[Any], Any]) -> _Part:
-    made: Any = module.parametrizations if parametrize.is_parametrized(module) else ()
     return _Part(
         module,
         module.training,
         {name: placed(value) for name, value in module._parameters.items()},
         {name: placed(value) for name, value in module._buffers.items()},
-        {name: placed(getattr(module, name)) for name in made},
+        {name: placed(getattr(module, name)) for name in _parametrized(module)},
     )
+
+
+def _parametrized(module: nn.Module) -> Any:
+    return module.parametrizations if "parametrizations" in module._modules else ()

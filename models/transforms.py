@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 
@@ -125,8 +126,16 @@ class AttentionMLP(nn.Module):
     def forward(self, z: Tensor, *inputs: Tensor) -> Tensor:
         """(batch, tokens, width), like z."""
         tokens = self.norm(inject(z, self.injection, inputs))
-        mixed, _ = self.attention(tokens, tokens, tokens, need_weights=False)
+        mixed = self._attended(tokens)
         output: Tensor = self.scale * (mixed + self.mlp(z + mixed))
+        return output
+
+    def _attended(self, tokens: Tensor) -> Tensor:
+        """What `self.attention` computes; its own forward knows no batch of weights, as the parallel reading has."""
+        packed = F.linear(tokens, self.attention.in_proj_weight, self.attention.in_proj_bias)
+        q, k, v = packed.unflatten(-1, (3, self.attention.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        mixed = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        output: Tensor = self.attention.out_proj(mixed)
         return output
 
 

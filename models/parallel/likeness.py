@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -14,55 +14,70 @@ class UnlikeError(TypeError):
     """Modules that cannot be evaluated as one; says why."""
 
 
-def check_alike(modules: Sequence[nn.Module]) -> None:
-    """`UnlikeError` unless all have equal classes, settings and shapes, no hooks, and nothing that training moves."""
-    first = list(_described(modules[0]))
-    for number, other in enumerate(modules[1:], start=1):
-        described = list(_described(other))
-        for (name, facts), (other_name, others) in zip(first, described):
-            for fact in dict.fromkeys((*facts, *others)):
-                one, two = facts.get(fact), others.get(fact)
-                if name != other_name or not _same(one, two):
-                    raise UnlikeError(
-                        f"the transforms of layers 0 and {number} differ: {name or 'the transform'} has {fact} {one} "
-                        f"in one and {two} in the other"
-                    )
-        if len(first) != len(described):
+_OWN = nn.Module().__dict__
+_HOOKS = tuple(key for key in _OWN if key.endswith("_hooks"))
+
+
+def check_alike(layers: Sequence[Sequence[nn.Module]]) -> None:
+    """`UnlikeError` unless all have equal classes, settings and shapes, no hooks, and nothing that training moves.
+
+    Args:
+        layers: for each layer a module and those within it, as `implicit.pure.own_modules` lists them.
+    """
+    for number, parts in enumerate(layers):
+        if len(parts) != len(layers[0]):
             raise UnlikeError(f"the transforms of layers 0 and {number} have different submodules")
+    for column in zip(*layers):
+        first = column[0]
+        made = tuple(first.parametrizations) if parametrize.is_parametrized(first) else ()
+        hidden = {*_OWN, *(f"_{name}" for name in made)}
+        settings = [(key, value) for key, value in first.__dict__.items() if key not in hidden]
+        if first.training and first._buffers:
+            raise UnlikeError(f"{type(first).__name__} has buffers, which training may move: call eval() on it")
+        for number, other in enumerate(column):
+            facts = other.__dict__
+            for key in _HOOKS:
+                if facts[key]:
+                    raise UnlikeError(
+                        f"{type(other).__name__} in layer {number} has hooks: they see one layer at a time"
+                    )
+            if other is first:
+                continue
+            if type(other) is not type(first):
+                _compare(number, "class", *map(parametrize.type_before_parametrizations, (first, other)))
+            if other.training != first.training:
+                _compare(number, "training", first.training, other.training)
+            for key, value in settings:
+                if facts.get(key) is not value:
+                    _compare(number, key, value, facts.get(key))
+            for tensors, others in ((first._parameters, other._parameters), (first._buffers, other._buffers)):
+                if tensors.keys() != others.keys():
+                    _compare(number, "tensors", list(tensors), list(others))
+                for key, tensor in tensors.items():
+                    if tensor is None or others[key] is None or tensor.shape != others[key].shape:
+                        _compare(number, f"{key} of shape", *map(_shape, (tensor, others[key])))
+            for key, buffer in first._buffers.items():
+                if buffer is not None and not buffer.is_floating_point():
+                    _compare(number, key, buffer, other._buffers[key])
 
 
-_INTERNAL = set(nn.Module().__dict__)
+def _shape(tensor: Tensor | None) -> Any:
+    return None if tensor is None else tuple(tensor.shape)
 
 
-def _described(module: nn.Module) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Each submodule's name and what must agree; parametrizations count as the tensors that they make."""
-    for name, part in module.named_modules():
-        if "parametrizations" in name.split("."):
-            continue
-        if any(isinstance(value, dict) and value for key, value in part.__dict__.items() if key.endswith("_hooks")):
-            raise UnlikeError(f"{name or type(part).__name__} has hooks, which are to see one layer at a time")
-        if part.training and part._buffers:
-            raise UnlikeError(f"{name or type(part).__name__} has buffers, which training may move: call eval() on it")
-        made = part.parametrizations if parametrize.is_parametrized(part) else ()
-        tensors = {**part._parameters, **{made_name: getattr(part, made_name) for made_name in made}}
-        facts: dict[str, Any] = {"class": parametrize.type_before_parametrizations(part), "training": part.training}
-        for key, tensor in (*tensors.items(), *part._buffers.items()):
-            facts[f"{key} of shape"] = None if tensor is None else tuple(tensor.shape)
-            facts[f"{key} of dtype"] = None if tensor is None else tensor.dtype
-        for key, buffer in part._buffers.items():
-            if buffer is not None and not buffer.is_floating_point():
-                facts[key] = buffer
-        hidden = _INTERNAL | {f"_{made_name}" for made_name in made}
-        facts.update((key, value) for key, value in part.__dict__.items() if key not in hidden)
-        yield name, facts
+def _compare(number: int, what: str, one: Any, other: Any) -> None:
+    if not _same(one, other):
+        raise UnlikeError(
+            f"the transforms of layers 0 and {number} differ: {what} {one} in one and {other} in the other"
+        )
 
 
-def _same(one: Any, two: Any) -> bool:
-    if one is two:
+def _same(one: Any, other: Any) -> bool:
+    if one is other:
         return True
-    if isinstance(one, Tensor) and isinstance(two, Tensor):
-        return one.shape == two.shape and torch.equal(one, two)
+    if isinstance(one, Tensor) and isinstance(other, Tensor):
+        return one.shape == other.shape and torch.equal(one, other)
     try:
-        return type(one) is type(two) and bool(one == two)
+        return type(one) is type(other) and bool(one == other)
     except Exception:  # settings whose equality is no truth value count as different
         return False

@@ -6,13 +6,16 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
 
 from implicit import fixed_point
-from implicit.pure import Known, PureModule
+from implicit.pure import Known, PureModule, own_modules, own_tensors
 
 from ..proximal import ProximalStep
+from .gather import gathered
 from .likeness import check_alike
 from .trajectory import parts
 
@@ -30,12 +33,10 @@ class Stack:
         self._tied = modules[0] if all(module is modules[0] for module in modules) else None
         self.tensors: tuple[Tensor, ...] = ()
         if self._tied is None:
-            check_alike(modules)
-            tables = [Known() for _ in modules]
-            pure = [PureModule(module, known) for module, known in zip(modules, tables, strict=True)]
-            self._pure = pure[0]
-            columns = zip(*(known.tensors for known in tables), strict=True)
-            self.tensors = tuple(torch.stack(column) for column in columns)
+            layers = [own_modules(module) for module in modules]
+            check_alike(layers)
+            self._pure = PureModule(modules[0], Known())
+            self.tensors = tuple(gathered(column) for column in zip(*map(own_tensors, layers), strict=True))
 
     def __call__(self, points: Any, inputs: tuple[Tensor, ...], tensors: Sequence[Tensor] | None = None) -> Any:
         """(count, batch, …), one point a module, or a tuple of such; the inputs, (batch, …), go to each of them.
@@ -48,7 +49,8 @@ class Stack:
             return _each(output, lambda t: t.unflatten(0, (self.count, -1)))
 
         def one(tensors: Sequence[Tensor], point: Any) -> Any:
-            return self._pure.twin(tensors)(point, *inputs)
+            with _LinearByRows():
+                return self._pure.twin(tensors)(point, *inputs)
 
         stacks = tuple(tensors or self.tensors)
         if parts(points)[0].is_cuda:
@@ -63,7 +65,7 @@ class ProximalStack:
     def __init__(self, steps: Sequence[ProximalStep]) -> None:
         self.count, self.step = len(steps), steps[0]
         if any(step is not self.step for step in steps):
-            check_alike(steps)
+            check_alike([own_modules(step) for step in steps])
         smooth = [step.smooth for step in steps if step.smooth is not None]
         self.smooth = Stack(smooth) if smooth else None
         self.proximal = Stack([step.proximal for step in steps])
@@ -94,6 +96,16 @@ class ProximalStack:
         )
         assert isinstance(z, Tensor)
         return z.view_as(points) - points
+
+
+class _LinearByRows(TorchFunctionMode):
+    """Linear layers on tokens as one product: with stacked weights PyTorch would repeat those for each row."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is F.linear and args[0].ndim > 2:
+            input, *rest = args
+            return func(input.flatten(0, -2), *rest, **(kwargs or {})).unflatten(0, input.shape[:-1])
+        return func(*args, **(kwargs or {}))
 
 
 def stacked(transforms: Sequence[nn.Module]) -> Stack | ProximalStack:

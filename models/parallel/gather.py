@@ -1,0 +1,72 @@
+"""Weights of many layers as one tensor, without copying them at every evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from implicit.gradients.root import transformed
+
+
+def gathered(tensors: Sequence[Tensor]) -> Tensor:
+    """The tensors along a new dim 0, in the graph of each.
+
+    Parameters are moved, the first time, into one block of memory of which each becomes a part. They stay what they
+    are, for optimizers, `state_dict` and every in-place change; from then on nothing is copied.
+    """
+    if not _movable(tensors):
+        return torch.stack(list(tensors))
+    block = _block(tensors)
+    if block is None:
+        with torch.inference_mode(False), torch.no_grad():
+            block = torch.stack([tensor.detach() for tensor in tensors])
+            for tensor, part in zip(tensors, block.unbind(), strict=True):
+                tensor.data = part
+    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
+        whole: Tensor = _Gathered.apply(block, *tensors)
+        return whole
+    return block
+
+
+def _movable(tensors: Sequence[Tensor]) -> bool:
+    """Whether all are parameters, each another one, that nothing but eager autograd follows."""
+    return (
+        all(isinstance(tensor, nn.Parameter) and type(tensor.data) is Tensor for tensor in tensors)
+        and len(set(map(id, tensors))) == len(tensors)
+        and len({(tensor.dtype, tensor.device) for tensor in tensors}) == 1
+        and not tensors[0].is_inference()
+        and not transformed()
+        and not torch.compiler.is_compiling()
+    )
+
+
+def _block(tensors: Sequence[Tensor]) -> Tensor | None:
+    """The block that they lie in, one after the other; None where they do not."""
+    first = tensors[0]
+    length = first.numel() * first.element_size()
+    start = first.data_ptr()
+    storage = first.untyped_storage()
+    if storage.nbytes() < (first.storage_offset() * first.element_size()) + len(tensors) * length:
+        return None
+    for number, tensor in enumerate(tensors):
+        if tensor.data_ptr() != start + number * length or not tensor.is_contiguous():
+            return None
+    if tensors[-1].untyped_storage().data_ptr() != storage.data_ptr():
+        return None
+    with torch.no_grad():
+        return first.detach().as_strided((len(tensors), *first.shape), (first.numel(), *first.stride()))
+
+
+class _Gathered(torch.autograd.Function):
+    """A block with the graph of its parts."""
+
+    @staticmethod
+    def forward(ctx: Any, block: Tensor, *tensors: Tensor) -> Tensor:
+        return block.view_as(block)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        return (None, *grads[0].unbind())

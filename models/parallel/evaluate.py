@@ -66,8 +66,8 @@ def parallel_evaluate(
         solver: drives the sweeps towards the tolerance, `Anderson()` for one.
         max_sweeps: at most so many towards the tolerance; None: L + 1, which suffice for `Picard()`.
         newton: sweeps that follow the transforms' Jacobians (`NewtonSweep`).
-        batched: False: with `sweeps`, transforms one by one; True: as one, `UnlikeError` where they are not alike;
-            None: as one where they are alike.
+        batched: with `sweeps`: True evaluates all transforms as one (`UnlikeError` where they are not alike), False
+            one by one, None as one where they are alike and it is likely to be faster.
 
     Returns:
         (batch, …), like `net(z0, *inputs)`; with a tolerance a `Solution` whose `value` is that, with its gradient.
@@ -81,7 +81,7 @@ def parallel_evaluate(
             return _solved(net, z0, inputs, rtol, solver, max_sweeps, newton)
         check_sweeps(sweeps, len(net.transforms))
         assert sweeps is not None
-        if batched is not False:
+        if batched or newton or (batched is None and _batching_pays(z0, len(net.transforms))):
             try:
                 output = _batched(net, z0, inputs, sweeps, newton)
             except UnlikeError:
@@ -97,6 +97,11 @@ def check_sweeps(sweeps: Any, depth: int) -> None:
     """`ValueError` unless they are a number from 1 to the depth."""
     if not isinstance(sweeps, int) or isinstance(sweeps, bool) or not 1 <= sweeps <= depth:
         raise ValueError(f"sweeps={sweeps!r} must be an integer from 1 to the network's depth, {depth}")
+
+
+def _batching_pays(z0: Tensor, depth: int) -> bool:
+    """On a processor: where the work of a layer is less than its dispatch, and there are enough of them."""
+    return z0.device.type != "cpu" or (depth >= 16 and z0.numel() <= 8192)
 
 
 def _batched(net: OptDNN, z0: Tensor, inputs: tuple[Tensor, ...], sweeps: int, newton: bool) -> Tensor | None:

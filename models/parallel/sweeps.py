@@ -10,7 +10,7 @@ from torch import Tensor
 from ..methods.base import scaled
 from ..optdnn import OptDNN
 from .stack import stacked
-from .trajectory import Companion, Trajectory, scan
+from .trajectory import Companion, scan, trajectory
 
 
 class Sweep:
@@ -21,7 +21,7 @@ class Sweep:
 
     def __init__(self, net: OptDNN, z0: Tensor, inputs: tuple[Tensor, ...]) -> None:
         self.net, self.z0, self.inputs = net, z0, inputs
-        self.trajectory = Trajectory(net.method, net.coefficients, z0)
+        self.trajectory = trajectory(net.method, net.coefficients, z0)
         self.transforms = stacked(list(net.transforms))
         steps = [net.coefficients.at(k).step for k in range(net.coefficients.depth)]
         self._steps = None if all(isinstance(step, (int, float)) and step == 1 for step in steps) else steps

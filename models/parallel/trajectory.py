@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -105,6 +106,10 @@ class Trajectory:
         self._alike = bool((points[:, :, 0] == 1).all())
         self._points, self._last = points.to(like), last.to(like)
 
+    def fits(self, like: Tensor) -> bool:
+        """Whether it is made for tensors like this one."""
+        return self._last.dtype == like.dtype and self._last.device == like.device and not self._last.is_inference()
+
     def points(self, z0: Tensor, outputs: Any) -> Any:
         """(L, batch, …), or a pair of such; outputs likewise, None for zeros."""
         if outputs is None and self._alike:
@@ -117,6 +122,19 @@ class Trajectory:
     def last(self, z0: Tensor, outputs: Any) -> Tensor:
         """`z_L`, (batch, …)."""
         return _combined(self._last[None], [z0[None], *parts(outputs)])[0]
+
+
+_known: WeakKeyDictionary[Coefficients, Trajectory] = WeakKeyDictionary()
+
+
+def trajectory(method: Method, coefficients: Coefficients, like: Tensor) -> Trajectory:
+    """The `Trajectory` in the state's dtype, made once where no coefficient is learned."""
+    if next(coefficients.parameters(), None) is not None:
+        return Trajectory(method, coefficients, like)
+    known = _known.get(coefficients)
+    if known is None or not known.fits(like):
+        known = _known[coefficients] = Trajectory(method, coefficients, like)
+    return known
 
 
 def parts(point: Any) -> list[Tensor]:

@@ -46,7 +46,7 @@ class Stack:
         if self._tied is not None:
             repeated = (x.expand(self.count, *x.shape).flatten(0, 1) for x in inputs)
             output = self._tied(_each(points, lambda y: y.flatten(0, 1)), *repeated)
-            return _each(output, lambda t: t.unflatten(0, (self.count, -1)))
+            return _each(output, lambda t: t.unflatten(0, parts(points)[0].shape[:2]))
 
         def one(tensors: Sequence[Tensor], point: Any) -> Any:
             with _LinearByRows():
@@ -79,7 +79,7 @@ class ProximalStack:
             return explicit
 
         def cell(z: Tensor, v: Tensor, y: Tensor, *rest: Tensor) -> Tensor:
-            at = (z.lerp(y, alpha) if alpha else z).unflatten(0, (self.count, -1))
+            at = (z.lerp(y, alpha) if alpha else z).unflatten(0, points.shape[:2])
             moved: Tensor = v + self.proximal(at, rest[len(tensors) :], rest[: len(tensors)]).flatten(0, 1)
             return moved
 

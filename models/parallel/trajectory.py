@@ -148,9 +148,9 @@ def _combined(weights: Tensor, known: list[Tensor]) -> Tensor:
     total: Any = 0
     for tensor in known:
         share = weights[:, start : start + len(tensor)]
-        total = total + share @ tensor.reshape(len(tensor), -1)
+        total = total + share @ tensor.flatten(1)
         start += len(tensor)
-    return total.view(-1, *shape)
+    return total.view(len(weights), *shape)
 
 
 def _units(zeros: Tensor) -> list[Tensor]:

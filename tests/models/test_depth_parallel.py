@@ -1,0 +1,432 @@
+"""Evaluation in parallel over depth: the scan, the stacked transforms, the tolerance, Newton's sweeps."""
+
+import copy
+from itertools import pairwise
+
+import pytest
+import torch
+from torch import nn
+
+from implicit import ImplicitGradient, record
+from models import METHODS, Dense, GradientDescent, HeavyBall, MonotoneDense, OptDNN, Parallel, parallel_evaluate
+from models.blocks import attention, convnext, convolutional, dense
+from models.parallel.likeness import UnlikeError
+from models.parallel.stack import Stack
+from models.parallel.trajectory import Trajectory, scan
+from solvers import Anderson, Status
+
+WIDTH, DEPTH = 5, 6
+EXACT = ImplicitGradient(rtol=1e-10, max_steps=500)
+by_method = pytest.mark.parametrize("name", METHODS)
+
+
+def network(name, *, blocks=None, depth=DEPTH, learned=True, width=WIDTH):
+    method, blocks = METHODS[name], blocks or dense(width, 7)
+    layers = [method.layer(blocks) for _ in range(depth)]
+    alpha = 0.0 if method.is_proximal else 1.0
+    net = OptDNN(
+        method.learned() if learned else method, layers, alpha=alpha, rtol=1e-11, max_steps=500, gradient=EXACT
+    )
+    for transform in net.transforms if method.is_proximal else ():
+        transform.resolvent.atol = 0.0  # only rtol decides
+    return net.eval()
+
+
+def gradients(output, net, z):
+    found = torch.autograd.grad(
+        output.square().sum(), [z, *net.parameters()], allow_unused=True, materialize_grads=True
+    )
+    return list(found)
+
+
+# --- the linear part ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("length", [1, 2, 5, 8, 13])
+def test_the_scan_is_the_loop(length):
+    matrices, vectors, x = torch.randn(length, 3, 3), torch.randn(length, 3, 2), torch.randn(3, 2)
+    expected = [x]
+    for matrix, vector in zip(matrices, vectors, strict=True):
+        expected.append(matrix @ expected[-1] + vector)
+    torch.testing.assert_close(scan(matrices, vectors, torch.clone(x)), torch.stack(expected), rtol=1e-10, atol=1e-12)
+
+
+def test_one_sweep_of_heavy_ball_weighs_the_branches_as_its_closed_form():
+    layers, beta, z = [Dense(WIDTH, 7) for _ in range(DEPTH)], 0.7, torch.randn(3, WIDTH)
+    weights = [(1 - beta ** (DEPTH - k)) / (1 - beta) for k in range(DEPTH)]
+    expected = z + sum(weight * layer(z) for weight, layer in zip(weights, layers, strict=True))
+    output = parallel_evaluate(OptDNN(HeavyBall(beta), layers), z, sweeps=1, batched=True)
+    torch.testing.assert_close(output, expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("step", [0.5, lambda k: 1 / (k + 1)])
+def test_step_sizes_count(step):
+    net, z = OptDNN(GradientDescent(step=step), [Dense(WIDTH, 7) for _ in range(DEPTH)]), torch.randn(3, WIDTH)
+    torch.testing.assert_close(parallel_evaluate(net, z, sweeps=DEPTH, batched=True), net(z), rtol=0, atol=1e-12)
+
+
+class Clipped(GradientDescent):
+    def advance(self, streams, y, t, c):
+        return (y + t.clamp(-0.5, 0.5),)
+
+
+def test_a_method_that_does_more_than_add_and_scale_is_refused():
+    net = OptDNN(Clipped(), [Dense(WIDTH, 7) for _ in range(DEPTH)])
+    with pytest.raises(
+        TypeError, match="cannot be evaluated in parallel over its depth: its query and advance do more"
+    ):
+        parallel_evaluate(net, torch.zeros(1, WIDTH), sweeps=1, batched=True)
+
+
+def test_fixed_coefficients_are_scanned_once(monkeypatch):
+    made = []
+    original = Trajectory.__init__
+    monkeypatch.setattr(Trajectory, "__init__", lambda self, *args: (made.append(1), original(self, *args))[1])
+    net = network("nesterov", learned=False)
+    for dtype in (torch.float64, torch.float64, torch.float32):
+        net.to(dtype)
+        z = torch.randn(3, WIDTH, dtype=dtype)
+        torch.testing.assert_close(parallel_evaluate(net, z, sweeps=DEPTH, batched=True), net(z))
+    assert len(made) == 2  # once for each dtype
+
+
+# --- every row of the table --------------------------------------------------------------------------------------
+
+
+@by_method
+def test_as_many_batched_sweeps_as_layers_are_the_serial_network(name):
+    net, z = network(name), torch.randn(3, WIDTH, requires_grad=True)
+    serial, parallel = net(z), parallel_evaluate(net, z, sweeps=DEPTH, batched=True)
+    torch.testing.assert_close(parallel, serial, rtol=0, atol=1e-8)
+    torch.testing.assert_close(gradients(parallel, net, z), gradients(serial, net, z), rtol=1e-4, atol=1e-5)
+
+
+@by_method
+@pytest.mark.parametrize("sweeps", [1, 3])
+def test_batched_sweeps_are_the_loops(name, sweeps):
+    net, z = network(name), torch.randn(3, WIDTH, requires_grad=True)
+    batched, loop = (parallel_evaluate(net, z, sweeps=sweeps, batched=batched) for batched in (True, False))
+    torch.testing.assert_close(batched, loop, rtol=0, atol=1e-8)
+    torch.testing.assert_close(gradients(batched, net, z), gradients(loop, net, z), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("blocks", "shape"),
+    [
+        (convolutional(8, 6), (2, 8, 4, 4)),
+        (convnext(8, 12, kernel=3), (2, 8, 4, 4)),
+        (attention(6, 8, heads=2), (2, 5, 6)),
+    ],
+    ids=["conv", "convnext", "attention"],
+)
+@pytest.mark.parametrize("name", ["apg2", "pdhg", "pgd"])
+def test_images_and_tokens_are_stacked_too(name, blocks, shape):
+    net, z = network(name, blocks=blocks, depth=3), torch.randn(shape, requires_grad=True)
+    serial, parallel = net(z), parallel_evaluate(net, z, sweeps=3, batched=True)
+    torch.testing.assert_close(parallel, serial, rtol=0, atol=1e-7)
+    torch.testing.assert_close(gradients(parallel, net, z), gradients(serial, net, z), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["ppa", "pgd", "fista"])
+def test_all_resolvents_of_a_sweep_are_one_solve(name):
+    net, z = network(name), torch.randn(3, WIDTH)
+    with record() as log:
+        parallel_evaluate(net, z, sweeps=2, batched=True)
+    assert [len(entry.solution.steps) for entry in log.forward] == [3 * DEPTH] * 2
+
+
+@pytest.mark.parametrize("name", ["gd", "pgd"])
+def test_tied_layers_are_one_batch(name):
+    method, blocks = METHODS[name], dense(WIDTH, 7)
+    net = OptDNN(
+        method,
+        [method.layer(blocks)] * DEPTH,
+        alpha=0.0 if name == "pgd" else 1.0,
+        rtol=1e-11,
+        max_steps=500,
+        gradient=EXACT,
+    )
+    z = torch.randn(3, WIDTH, requires_grad=True)
+    serial, parallel = net.eval()(z), parallel_evaluate(net, z, sweeps=DEPTH, batched=True)
+    torch.testing.assert_close(parallel, serial, rtol=0, atol=1e-8)
+    torch.testing.assert_close(gradients(parallel, net, z), gradients(serial, net, z), rtol=1e-4, atol=1e-5)
+
+
+def test_further_inputs_go_to_every_layer():
+    layers = [Dense(WIDTH, 7, inputs=2) for _ in range(DEPTH)]
+    net, z, x = OptDNN("nesterov", layers), torch.randn(3, WIDTH), torch.randn(3, 2)
+    torch.testing.assert_close(parallel_evaluate(net, z, x, sweeps=DEPTH, batched=True), net(z, x), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("batch", [0, 1])
+def test_batches_of_none_and_of_one(batch):
+    net, z = network("nesterov"), torch.randn(batch, WIDTH)
+    torch.testing.assert_close(parallel_evaluate(net, z, sweeps=DEPTH, batched=True), net(z), rtol=0, atol=1e-12)
+
+
+def test_second_derivatives_go_through():
+    net, z = network("nesterov"), torch.randn(2, WIDTH, requires_grad=True)
+
+    def curvature(output):
+        (slope,) = torch.autograd.grad(output.sin().sum(), z, create_graph=True)
+        return gradients(slope, net, z)
+
+    serial, parallel = net(z), parallel_evaluate(net, z, sweeps=DEPTH, batched=True)
+    torch.testing.assert_close(curvature(parallel), curvature(serial), rtol=1e-9, atol=1e-11)
+
+
+class Exponential(nn.Module):
+    def __init__(self, scale):
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor(scale))
+
+    def forward(self, z):
+        return (self.scale * z).exp() - z - self.scale
+
+
+def test_overflow_on_a_bad_guess_spoils_neither_value_nor_gradient_where_layers_are_stacked():
+    # the first layer takes 1000 to 1; the others overflow at 1000
+    net = OptDNN("gd", [Exponential(scale) for scale in (-1.0, 1.0, 1.0, 1.0)])
+    z = torch.full((2, WIDTH), 1000.0, requires_grad=True)
+    serial, parallel = net(z), parallel_evaluate(net, z, sweeps=4, batched=True)
+    assert serial.isfinite().all()
+    torch.testing.assert_close(parallel, serial, rtol=1e-12, atol=0)
+    torch.testing.assert_close(gradients(parallel, net, z), gradients(serial, net, z), rtol=1e-11, atol=0)
+
+
+# --- a tolerance -------------------------------------------------------------------------------------------------
+
+
+@by_method
+def test_a_tolerance_gives_the_serial_network_and_its_gradients(name):
+    net, z = network(name), torch.randn(3, WIDTH, requires_grad=True)
+    serial, solution = net(z), parallel_evaluate(net, z, rtol=1e-9)
+    assert solution.converged.all()
+    assert solution.steps.max() <= DEPTH + 1
+    torch.testing.assert_close(solution.value, serial, rtol=0, atol=1e-7)
+    torch.testing.assert_close(gradients(solution.value, net, z), gradients(serial, net, z), rtol=1e-4, atol=1e-5)
+
+
+def test_a_loose_tolerance_stops_early():
+    net, z = network("gd", depth=32), torch.randn(4, WIDTH)
+    loose, tight = (parallel_evaluate(net, z, rtol=rtol) for rtol in (1e-2, 1e-8))
+    assert loose.steps.max() < tight.steps.min() < 32
+    assert (loose.value - net(z)).norm() < 0.05 * net(z).norm()
+
+
+def test_rows_stop_on_their_own():
+    net, z = network("gd"), torch.stack((torch.zeros(WIDTH), 50 * torch.randn(WIDTH)))
+    together = parallel_evaluate(net, z, rtol=1e-6)
+    alone = [parallel_evaluate(net, row[None], rtol=1e-6) for row in z]
+    assert together.steps.tolist() == [solution.steps.item() for solution in alone]
+
+
+def test_too_few_sweeps_for_the_tolerance_are_said_so():
+    net, z = network("gd"), torch.randn(3, WIDTH)
+    with pytest.warns(UserWarning, match="MAX_STEPS"):
+        solution = parallel_evaluate(net, z, rtol=1e-12, max_sweeps=2)
+    assert (solution.status == Status.MAX_STEPS).all()
+
+
+@pytest.mark.parametrize("name", ["gd", "apg2", "pdhg"])
+def test_anderson_drives_the_sweeps(name):
+    net, z = network(name), torch.randn(3, WIDTH, requires_grad=True)
+    solution = parallel_evaluate(net, z, rtol=1e-9, solver=Anderson(), max_sweeps=60)
+    assert solution.converged.all()
+    torch.testing.assert_close(solution.value, net(z), rtol=0, atol=1e-6)
+    torch.testing.assert_close(gradients(solution.value, net, z), gradients(net(z), net, z), rtol=1e-4, atol=1e-4)
+
+
+# --- Newton ------------------------------------------------------------------------------------------------------
+
+ONE_TRANSFORM = ["gd", "heavy_ball", "nesterov", "apg2", "agd3", "ppa", "pgd", "fista"]
+
+
+class Gentle(nn.Module):
+    """Smooth, as Newton's method wants."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner, self.outer = nn.Linear(WIDTH, 7), nn.Linear(7, WIDTH)
+
+    def forward(self, z):
+        return self.outer(self.inner(z).tanh())
+
+
+@pytest.mark.parametrize("name", ["gd", "heavy_ball", "nesterov", "apg2", "agd3"])
+def test_newtons_sweeps_converge_quadratically(name):
+    net, z = OptDNN(METHODS[name], [Gentle() for _ in range(12)]), torch.randn(3, WIDTH)
+    serial = net(z)
+    errors = [(parallel_evaluate(net, z, sweeps=k, newton=True) - serial).norm().item() for k in range(1, 8)]
+    plain = (parallel_evaluate(net, z, sweeps=7) - serial).norm().item()
+    assert errors[-1] < 1e-10 * max(errors[0], 1)
+    assert errors[-1] < 1e-6 * plain
+    assert any(after < before**1.5 for before, after in pairwise(errors) if before < 0.1)
+
+
+@pytest.mark.parametrize("name", ONE_TRANSFORM)
+def test_newtons_sweeps_reach_the_tolerance_with_the_serial_gradients(name):
+    net, z = network(name), torch.randn(3, WIDTH, requires_grad=True)
+    solution = parallel_evaluate(net, z, rtol=1e-9, newton=True)
+    assert solution.converged.all()
+    torch.testing.assert_close(solution.value, net(z), rtol=0, atol=1e-7)
+    torch.testing.assert_close(gradients(solution.value, net, z), gradients(net(z), net, z), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["dense", "ladmm", "pdhg"])
+def test_methods_without_a_newton_sweep_are_named(name):
+    with pytest.raises(TypeError, match="has no Newton sweep"):
+        parallel_evaluate(network(name), torch.zeros(1, WIDTH), sweeps=1, newton=True)
+
+
+# --- stacks ------------------------------------------------------------------------------------------------------
+
+
+def test_stacked_parameters_stay_what_they_are():
+    net, z = OptDNN("gd", [Dense(WIDTH, 7) for _ in range(3)]), torch.randn(2, WIDTH)
+    before = {name: parameter.clone() for name, parameter in net.named_parameters()}
+    identities = [id(parameter) for parameter in net.parameters()]
+    first = parallel_evaluate(net, z, sweeps=3, batched=True)
+    assert identities == [id(parameter) for parameter in net.parameters()]
+    for name, parameter in net.named_parameters():
+        assert torch.equal(parameter, before[name])
+    pointers = [parameter.data_ptr() for parameter in net.parameters()]
+    parallel_evaluate(net, z, sweeps=3, batched=True)
+    assert pointers == [parameter.data_ptr() for parameter in net.parameters()]  # moved once
+    twin = copy.deepcopy(net)
+    twin.load_state_dict(net.state_dict())
+    torch.testing.assert_close(parallel_evaluate(twin, z, sweeps=3, batched=True), first, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("change", ["optimizer", "data in place", "new data", "half", "new parameter"])
+def test_every_change_of_a_weight_is_seen(change):
+    net, z = OptDNN("gd", [Dense(WIDTH, 7) for _ in range(3)]), torch.randn(2, WIDTH)
+    parallel_evaluate(net, z, sweeps=3, batched=True).sum().backward()
+    weight = net.transforms[1].inner.weight
+    if change == "optimizer":
+        torch.optim.SGD(net.parameters(), 0.1).step()
+    elif change == "data in place":
+        weight.data.mul_(2)
+    elif change == "new data":
+        weight.data = 3 * weight.data
+    elif change == "half":
+        net.float()
+        z = z.float()
+    else:
+        net.transforms[1].inner.weight = nn.Parameter(5 * weight.detach())
+    expected = net(z)
+    torch.testing.assert_close(parallel_evaluate(net, z, sweeps=3, batched=True), expected, rtol=1e-5, atol=1e-6)
+    assert not torch.equal(expected, expected + 1)
+
+
+def test_weights_moved_under_inference_mode_can_be_trained():
+    net, z = OptDNN("gd", [Dense(WIDTH, 7) for _ in range(3)]), torch.randn(2, WIDTH)
+    with torch.inference_mode():
+        first = parallel_evaluate(net, z, sweeps=3, batched=True)
+    output = parallel_evaluate(net, z, sweeps=3, batched=True)
+    output.sum().backward()
+    torch.testing.assert_close(first.clone(), output.detach(), rtol=0, atol=1e-12)
+
+
+def test_training_in_parallel_is_training_serially():
+    torch.manual_seed(0)
+    serial = OptDNN("heavy_ball", [Dense(WIDTH, 7) for _ in range(4)])
+    parallel = copy.deepcopy(serial)
+    z, target = torch.randn(16, WIDTH), torch.randn(16, WIDTH)
+    for net, evaluate in (
+        (serial, serial),
+        (parallel, lambda z: parallel_evaluate(parallel, z, sweeps=4, batched=True)),
+    ):
+        optimizer = torch.optim.AdamW(net.parameters(), 1e-2)
+        for _ in range(20):
+            optimizer.zero_grad()
+            (evaluate(z) - target).square().mean().backward()
+            optimizer.step()
+    for one, two in zip(serial.parameters(), parallel.parameters(), strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-6, atol=1e-8)
+
+
+def test_trained_with_one_sweep_it_runs_with_any():
+    net = Parallel(OptDNN("gd", [Dense(WIDTH, 7) for _ in range(4)]), sweeps=1)
+    z = torch.randn(3, WIDTH)
+    net(z).sum().backward()
+    net.sweeps = 4
+    torch.testing.assert_close(net(z), net.net(z), rtol=0, atol=1e-12)
+
+
+class Scaled(Dense):
+    def __init__(self, factor):
+        super().__init__(WIDTH, 7)
+        self.factor = factor
+
+    def forward(self, z):
+        return self.factor * super().forward(z)
+
+
+def hooked():
+    layer = Dense(WIDTH, 7)
+    layer.inner.register_forward_hook(lambda module, inputs, output: None)
+    return layer
+
+
+@pytest.mark.parametrize(
+    ("layers", "message"),
+    [
+        (
+            lambda: [Dense(WIDTH, 7), Dense(WIDTH, 8)],
+            r"weight of shape \(7, 5\) in one and \(8, 5\) in the other|out_feat",
+        ),
+        (lambda: [Dense(WIDTH, 7), Gentle()], "differ"),
+        (lambda: [Dense(WIDTH, 7), Dense(WIDTH, 7, activation=nn.Tanh())], "class .*ReLU.* in one and .*Tanh"),
+        (lambda: [Scaled(1.0), Scaled(2.0)], "factor 1.0 in one and 2.0 in the other"),
+        (lambda: [Dense(WIDTH, 7), hooked()], "Linear in layer 1 has hooks"),
+        (lambda: [Dense(WIDTH, 7), Dense(WIDTH, 7).eval()], "training True in one and False"),
+        (lambda: [nn.BatchNorm1d(WIDTH), nn.BatchNorm1d(WIDTH)], "has buffers, which training may move"),
+        (lambda: [nn.Sequential(nn.Linear(5, 5)), nn.Sequential(nn.Linear(5, 5), nn.ReLU())], "different submodules"),
+    ],
+    ids=["shapes", "classes", "activations", "settings", "hooks", "training", "buffers", "submodules"],
+)
+def test_transforms_that_are_not_alike_are_refused_with_the_difference_or_evaluated_one_by_one(layers, message):
+    net, z = OptDNN("gd", layers()), torch.randn(3, WIDTH)
+    with pytest.raises(UnlikeError, match=message):
+        parallel_evaluate(net, z, sweeps=1, batched=True)
+    for one_by_one in (None, False):
+        torch.testing.assert_close(parallel_evaluate(net, z, sweeps=2, batched=one_by_one), net(z))
+
+
+def test_weights_at_large_norm_are_solved_in_a_stack():
+    torch.manual_seed(0)
+    layers = [(Dense(WIDTH, 7), MonotoneDense(WIDTH, 7, lipschitz=None)) for _ in range(4)]
+    for _, proximal in layers:
+        with torch.no_grad():
+            proximal.linear.weight.mul_(10 / torch.linalg.matrix_norm(proximal.linear.weight, 2))
+    net, z = OptDNN("pgd", layers, alpha=0.0, rtol=1e-9, max_steps=500), torch.randn(3, WIDTH)
+    torch.testing.assert_close(parallel_evaluate(net, z, sweeps=4, batched=True), net(z), rtol=1e-6, atol=1e-6)
+
+
+def test_a_stack_of_modules_answers_as_each():
+    modules, points = [Dense(WIDTH, 7) for _ in range(3)], torch.randn(3, 4, WIDTH)
+    expected = torch.stack([module(point) for module, point in zip(modules, points, strict=True)])
+    torch.testing.assert_close(Stack(modules)(points, ()), expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"sweeps": 2, "rtol": 1e-3}, "exclude each other"),
+        ({"sweeps": 7}, "must be an integer from 1"),
+        ({}, "sweeps=None"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(arguments, message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        parallel_evaluate(network("gd"), torch.zeros(1, WIDTH), **arguments)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_gpu_agrees():
+    for name in METHODS:
+        net, z = network(name), torch.randn(3, WIDTH)
+        expected = net(z)
+        output = parallel_evaluate(net.cuda(), z.cuda(), sweeps=DEPTH, batched=True)
+        torch.testing.assert_close(output.cpu(), expected, rtol=1e-6, atol=1e-6)

@@ -20,7 +20,7 @@ from .methods import (
 )
 from .networks import convnext_form, image_network, vector_network, vit_form
 from .optdnn import OptDEQ, OptDNN
-from .paraformer import ParaFormer
+from .paraformer import ParaFormer, TokenParaFormer, VectorParaFormer
 from .parallel import Parallel, parallel_evaluate
 from .proximal import ProximalStep
 from .readings import Explicit, Implicit, InfiniteDepth, Sweeps
@@ -62,6 +62,8 @@ __all__ = [
     "ProximalStep",
     "Sum",
     "Sweeps",
+    "TokenParaFormer",
+    "VectorParaFormer",
     "coefficient",
     "convnext_form",
     "image_network",

@@ -25,6 +25,42 @@ class Tokens(nn.Module):
         return torch.cat((self.class_token.expand(len(tokens), -1, -1), tokens), dim=1) + self.positions
 
 
+class VectorTokens(nn.Module):
+    """Vectors (batch, features) to tokens (batch, features + 1, width): each number times a direction of its own.
+
+    Source: Gorishniy et al., "Revisiting Deep Learning Models for Tabular Data", NeurIPS 2021.
+    """
+
+    def __init__(self, features: int, width: int) -> None:
+        super().__init__()
+        self.directions = nn.Parameter(torch.randn(features, width) / width**0.5)
+        self.class_token = nn.Parameter(torch.zeros(1, 1, width))
+        self.positions = nn.Parameter(0.02 * torch.randn(1, features + 1, width))
+
+    def forward(self, vectors: Tensor) -> Tensor:
+        if vectors.ndim != 2 or vectors.shape[1] != len(self.directions):
+            raise ValueError(f"vectors of shape {tuple(vectors.shape)} given, (batch, {len(self.directions)}) expected")
+        tokens = vectors[:, :, None] * self.directions
+        return torch.cat((self.class_token.expand(len(tokens), -1, -1), tokens), dim=1) + self.positions
+
+
+class SequenceTokens(nn.Module):
+    """Tokens (batch, length, channels), `length` at most, to (batch, length + 1, width): a linear map, positions."""
+
+    def __init__(self, length: int, channels: int, width: int) -> None:
+        super().__init__()
+        self.length, self.lift = length, nn.Linear(channels, width)
+        self.class_token = nn.Parameter(torch.zeros(1, 1, width))
+        self.positions = nn.Parameter(0.02 * torch.randn(1, length + 1, width))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        if tokens.ndim != 3 or tokens.shape[1] > self.length or tokens.shape[2] != self.lift.in_features:
+            expected = f"(batch, at most {self.length}, {self.lift.in_features})"
+            raise ValueError(f"tokens of shape {tuple(tokens.shape)} given, {expected} expected")
+        lifted = torch.cat((self.class_token.expand(len(tokens), -1, -1), self.lift(tokens)), dim=1)
+        return lifted + self.positions[:, : lifted.shape[1]]
+
+
 class ClassToken(nn.Module):
     """The first token of (batch, tokens, width)."""
 

@@ -42,9 +42,8 @@ def as_loop(model, batched=False):
 
 def stacked(model):
     """Every parameter of the blocks, with the branches in dim 0."""
-    for block in model.blocks:
-        for name, parameter in block.named_parameters():
-            yield parameter.movedim(2, 0) if name == "norms" else parameter
+    for block in model.body.blocks:
+        yield from block.parameters()
 
 
 def gradients(model, x):
@@ -109,10 +108,10 @@ def encoder_layer(block, branch):
         "linear1.bias": block.expand_bias[branch],
         "linear2.weight": block.contract[branch].T,
         "linear2.bias": block.contract_bias[branch],
-        "norm1.weight": block.norms[0, 0, branch],
-        "norm1.bias": block.norms[0, 1, branch],
-        "norm2.weight": block.norms[1, 0, branch],
-        "norm2.bias": block.norms[1, 1, branch],
+        "norm1.weight": block.norms[branch, 0, 0],
+        "norm1.bias": block.norms[branch, 0, 1],
+        "norm2.weight": block.norms[branch, 1, 0],
+        "norm2.bias": block.norms[branch, 1, 1],
     }
     layer.load_state_dict({name: value.detach() for name, value in pairs.items()})
     return layer
@@ -129,7 +128,7 @@ def test_output_is_the_head_of_a_sum_of_pytorch_transformers(branches, batched):
     total = 0
     for branch in range(branches):
         hidden = tokens
-        for block in model.blocks:
+        for block in model.body.blocks:
             hidden = encoder_layer(block, branch)(hidden)
         total = total + hidden
     torch.testing.assert_close(model(x), model.head(model.norm(total[:, 0])), rtol=0, atol=1e-11)
@@ -161,19 +160,19 @@ def test_parameters_are_those_of_branches_times_depth_layers(branches, depth):
 
     layer = nn.TransformerEncoderLayer(SMALL["width"], SMALL["heads"], SMALL["hidden"])
     model = build(branches=branches, depth=depth)
-    assert count(model.blocks) == branches * depth * count(layer)
-    assert len(model.blocks) == depth
+    assert count(model.body.blocks) == branches * depth * count(layer)
+    assert len(model.body.blocks) == depth
 
 
 def test_defaults_are_those_published():
     model = ParaFormer(image_size=32, patch_size=16, channels=3, classes=10)
-    assert (model.branches, len(model.blocks), model.head.in_features) == (8, 2, 192)
-    assert model.blocks[0].heads == 3
-    assert model.blocks[0].expand.shape == (8, 192, 768)
+    assert (model.branches, len(model.body.blocks), model.head.in_features) == (8, 2, 192)
+    assert model.body.blocks[0].heads == 3
+    assert model.body.blocks[0].expand.shape == (8, 192, 768)
 
 
 def test_weights_start_as_those_of_linear_layers():
-    weight = ParaFormer(**{**SMALL, "width": 48, "hidden": 200}).blocks[0].expand
+    weight = ParaFormer(**{**SMALL, "width": 48, "hidden": 200}).body.blocks[0].expand
     assert weight.abs().max() <= 1 / math.sqrt(48)
     assert weight.std().item() == pytest.approx(1 / math.sqrt(3 * 48), rel=0.05)
 

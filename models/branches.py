@@ -1,0 +1,158 @@
+"""Transformer branches side by side, with stacked weights."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+ROWS_AT_ONCE = 4400
+"""Tokens of all branches together whose activations still fit a processor's cache: more of them wait for memory."""
+
+
+class Branches(nn.Module):
+    """`x ↦ Σ_i Branch_i(x)`: each branch a stack of pre-norm transformer blocks with weights of its own.
+
+    Weights of all branches are stacked, (branches, …), so that they run as one batched computation or as a loop, with
+    the same `state_dict`.
+
+    Args:
+        count: of branches, B.
+        depth: blocks a branch.
+        width: of a token; a multiple of `heads`.
+        heads: of the attention.
+        hidden: width of a block's MLP.
+    """
+
+    def __init__(self, count: int, *, depth: int = 2, width: int = 192, heads: int = 3, hidden: int = 768) -> None:
+        super().__init__()
+        for name, value in {"depth": depth, "width": width, "heads": heads, "hidden": hidden}.items():
+            check_positive(name, value)
+        check_positive("branches", count)
+        if width % heads:
+            raise ValueError(f"width={width} is not a multiple of heads={heads}")
+        self.batched: bool | None = None
+        """False: a loop; True, None: batched, on a processor in as few groups as its caches ask for."""
+        self.blocks = nn.ModuleList(_StackedBlock(count, width, heads, hidden) for _ in range(depth))
+
+    @property
+    def count(self) -> int:
+        """B."""
+        first: _StackedBlock = self.blocks[0]  # type: ignore[assignment]
+        return len(first.qkv)
+
+    def forward(self, tokens: Tensor, *, first: int | None = None) -> Tensor:
+        """(batch, tokens, width), like the tokens; of the `first` so many branches alone."""
+        total: Tensor | None = None
+        for group in self._groups(tokens, self.count if first is None else at_most(first, self.count)):
+            share = self._run(tokens, group).sum(dim=0)
+            total = share if total is None else total + share
+        assert total is not None
+        return total
+
+    def sums(self, tokens: Tensor) -> Tensor:
+        """The sums of the first 1 … B branches, (branches, batch, tokens, width)."""
+        return torch.cat([self._run(tokens, group) for group in self._groups(tokens, self.count)]).cumsum(dim=0)
+
+    def kept(self, which: Sequence[int]) -> Branches:
+        """A copy with these branches alone, in this order."""
+        wrong = [index for index in which if not 0 <= index < self.count]
+        if wrong or not len(which):
+            raise ValueError(
+                f"branches {list(which)} of {self.count}: name at least one, each from 0 to {self.count - 1}"
+            )
+        index = torch.as_tensor(list(which), device=next(self.parameters()).device)
+        return self._with(lambda name, parameter: parameter[index])
+
+    def joined(self, other: Branches) -> Branches:
+        """A copy with the branches of both, which must have the same shapes."""
+        theirs = dict(other.named_parameters())
+        for name, parameter in self.named_parameters():
+            shapes = [None if p is None else tuple(p.shape[1:]) for p in (parameter, theirs.get(name))]
+            if shapes[0] != shapes[1] or len(self.blocks) != len(other.blocks):
+                raise ValueError(
+                    f"branches that do not share shapes cannot be joined: {name} has {shapes[0]} a branch here and "
+                    f"{shapes[1]} there, with {len(self.blocks)} and {len(other.blocks)} blocks"
+                )
+        return self._with(lambda name, parameter: torch.cat((parameter, theirs[name].to(parameter))))
+
+    def _with(self, change: Callable[[str, Tensor], Tensor]) -> Branches:
+        twin = copy.deepcopy(self)
+        for name, parameter in self.named_parameters():
+            path, _, own = name.rpartition(".")
+            setattr(twin.get_submodule(path), own, nn.Parameter(change(name, parameter.detach()).clone()))
+        return twin
+
+    def _groups(self, tokens: Tensor, count: int) -> Iterator[slice]:
+        size = count
+        if self.batched is False:
+            size = 1
+        elif tokens.device.type == "cpu":
+            size = max(1, ROWS_AT_ONCE // max(1, tokens.shape[0] * tokens.shape[1]))
+        return (slice(start, min(start + size, count)) for start in range(0, count, size))
+
+    def _run(self, tokens: Tensor, group: slice) -> Tensor:
+        """(branches of the group, batch, tokens, width)."""
+        x = tokens.expand(group.stop - group.start, *tokens.shape)
+        for block in self.blocks:
+            x = block(x, group)
+        return x
+
+    def extra_repr(self) -> str:
+        return f"count={self.count}, batched={self.batched}"
+
+
+class _StackedBlock(nn.Module):
+    """A pre-norm transformer block for every branch: parameters have the branches in dim 0."""
+
+    def __init__(self, branches: int, width: int, heads: int, hidden: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norms = nn.Parameter(torch.stack((torch.ones(branches, 2, width), torch.zeros(branches, 2, width)), 2))
+        self.qkv, self.qkv_bias = _linear(branches, width, 3 * width)
+        self.project, self.project_bias = _linear(branches, width, width)
+        self.expand, self.expand_bias = _linear(branches, width, hidden)
+        self.contract, self.contract_bias = _linear(branches, hidden, width)
+
+    def forward(self, x: Tensor, group: slice) -> Tensor:
+        """(branches, batch, tokens, width) to the same, for the branches of the group."""
+        branches, batch, tokens, width = x.shape
+
+        def linear(y: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+            return torch.baddbmm(bias[group, None], y.reshape(branches, batch * tokens, -1), weight[group])
+
+        def norm(y: Tensor, index: int) -> Tensor:
+            scale, shift = self.norms[group, index, :, None, None].unbind(1)
+            return F.layer_norm(y, (width,)) * scale + shift
+
+        qkv = linear(norm(x, 0), self.qkv, self.qkv_bias)
+        q, k, v = qkv.view(branches * batch, tokens, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+        mixed = F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
+        x = x + linear(mixed, self.project, self.project_bias).view(x.shape)
+        inner = F.gelu(linear(norm(x, 1), self.expand, self.expand_bias))
+        return x + linear(inner, self.contract, self.contract_bias).view(x.shape)
+
+
+def _linear(branches: int, inputs: int, outputs: int) -> tuple[nn.Parameter, nn.Parameter]:
+    """Stacked weights, (branches, inputs, outputs), and biases, initialised as `nn.Linear` is."""
+    bound = 1 / math.sqrt(inputs)
+    weight = torch.empty(branches, inputs, outputs).uniform_(-bound, bound)
+    return nn.Parameter(weight), nn.Parameter(torch.empty(branches, outputs).uniform_(-bound, bound))
+
+
+def check_positive(name: str, value: Any) -> None:
+    """`ValueError` unless it is a whole number of at least 1."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"{name}={value!r} must be an integer of at least 1")
+
+
+def at_most(first: int, count: int) -> int:
+    """`ValueError` unless it is a number of branches from 1 to `count`."""
+    if not isinstance(first, int) or isinstance(first, bool) or not 1 <= first <= count:
+        raise ValueError(f"branches={first!r} must be an integer from 1 to {count}")
+    return first

@@ -14,12 +14,12 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+from experiments.timing import Runs, by_turns
 from solvers import Anderson, Broyden, Picard, Solver, solve
 
 from .counting import Counted
 from .peers import installed, torchdeq_solver
 from .report import Cell, Progress, Table
-from .timing import Runs, by_turns
 
 STEPS = 30
 SHAPES = ((1, 64), (1, 4096), (32, 256), (64, 3072), (64, 16384))

@@ -11,6 +11,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from experiments.timing import Runs, by_turns
 from implicit import (
     ConvergenceWarning,
     Equilibrium,
@@ -27,7 +28,6 @@ from .counting import row_norms
 from .peers import TORCHDEQ, installed
 from .problem import normal
 from .report import Cell, Progress, Table
-from .timing import Runs, by_turns
 
 RTOL = 1e-4
 STEPS = 60

@@ -8,7 +8,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from .errors import InputError, require
 from .tasks import TASKS, Source
@@ -23,7 +23,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (UnicodeDecodeError, RecursionError) as error:  # a recipe that is no text, or that reads itself
         print(f"implicit: a recipe cannot be read: {error}", file=sys.stderr)
         return 2
-    run = {"compare": _compare, "universality": _universality}[options.command]
+    run = {"compare": _compare, "universality": _universality, "depth": _depth, "sweeps": _sweeps}[options.command]
     for name in ("SIGTERM", "SIGHUP"):  # a polite end is an interruption too; Windows lacks the second
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), _interrupt)
@@ -72,6 +72,29 @@ def _universality(options: argparse.Namespace) -> None:
     )
 
 
+def _depth(options: argparse.Namespace) -> None:
+    from .depth import depth
+
+    depth(
+        widths=options.widths,
+        batches=options.batches,
+        depths=options.depths,
+        out=getattr(options, "out", None),
+        device=options.device,
+    )
+
+
+def _sweeps(options: argparse.Namespace) -> None:
+    from .sweeps import sweeps
+
+    sweeps(
+        epochs=getattr(options, "epochs", None),
+        seeds=options.seeds,
+        out=getattr(options, "out", None),
+        device=options.device,
+    )
+
+
 def _shipped(argument: str) -> str:
     """`@NAME` of a recipe that comes with the package as the path of its file; anything else as it is."""
     recipe = Path(__file__).parent / "recipes" / f"{argument[1:]}.txt"
@@ -104,12 +127,11 @@ def _parser() -> argparse.ArgumentParser:
         fromfile_prefix_chars="@",
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    compare = commands.add_parser(
+    compare = _command(
+        commands,
         "compare",
-        help="train every reading on one task; print a table and write a report",
-        description="Train networks on one task on equal terms, print a table, write a report.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-        allow_abbrev=False,
+        "train every reading on one task; print a table and write a report",
+        "Train networks on one task on equal terms, print a table, write a report.",
     )
     compare.add_argument("task", choices=TASKS, help="the data")
     compare.add_argument(
@@ -129,29 +151,66 @@ def _parser() -> argparse.ArgumentParser:
     compare.add_argument(
         "--download", action="store_true", help="fetch the data into the folder first, where torchvision can"
     )
-    _add_common(compare, "runs/TASK-1", epochs="the task's")
-    universality = commands.add_parser(
+    _add_training(compare, epochs="the task's")
+    _add_place(compare, "runs/TASK-1")
+    universality = _command(
+        commands,
         "universality",
-        help="error of narrow networks against their depth, with fitted slopes",
-        description="Train narrow networks of growing depth on Telgarsky's function; fit error against depth.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-        allow_abbrev=False,
+        "error of narrow networks against their depth, with fitted slopes",
+        "Train narrow networks of growing depth on Telgarsky's function; fit error against depth.",
     )
     universality.add_argument(
         "--models", default="gd,nesterov,apg2,dense,pgd-implicit", help="names separated by commas"
     )
-    universality.add_argument(
-        "--depths", type=_counts, default="1,2,4,8,16", help="numbers of layers, rising, separated by commas"
+    universality.add_argument("--depths", type=_counts, default="1,2,4,8,16", help=RISING)
+    _add_training(universality, epochs="30")
+    _add_place(universality, "runs/universality-1")
+    depth = _command(
+        commands,
+        "depth",
+        "seconds against depth: serial, implicit, Para-Former, sweeps over the depth",
+        "Time inference and training of transformer blocks against their number, in every reading.",
     )
-    _add_common(universality, "runs/universality-1", epochs="30")
+    depth.add_argument("--depths", type=_counts, default="1,2,4,8,16,32,64", help=RISING)
+    depth.add_argument("--widths", type=_counts, default="48,192", help="widths of a token, multiples of 3, likewise")
+    depth.add_argument("--batches", type=_counts, default="1,32", help="batch sizes, likewise")
+    _add_place(depth, "runs/depth-1")
+    sweeps = _command(
+        commands,
+        "sweeps",
+        "train with K sweeps over the depth, run with K': accuracy and latency",
+        "Train one network on digits with K sweeps over its depth, for several K, and run each with every K'.",
+    )
+    _add_training(sweeps, epochs="the task's")
+    _add_place(sweeps, "runs/sweeps-1")
     return parser
 
 
-def _add_common(parser: argparse.ArgumentParser, first: str, epochs: str) -> None:
+RISING = "numbers of layers, rising, separated by commas"
+
+
+def _command(commands: Any, name: str, summary: str, description: str) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name,
+        help=summary,
+        description=description,
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        allow_abbrev=False,
+    )
+    return parser
+
+
+def _add_training(parser: argparse.ArgumentParser, epochs: str) -> None:
     parser.add_argument(
-        "--epochs", type=_count, help=f"passes over the training part (default: {epochs})", default=argparse.SUPPRESS
+        "--epochs",
+        type=_count,
+        help=f"passes over the training part (default: {epochs})",
+        default=argparse.SUPPRESS,
     )
     parser.add_argument("--seeds", type=_count, default=5, help="how many seeds: 0, 1, …; the same for each network")
+
+
+def _add_place(parser: argparse.ArgumentParser, first: str) -> None:
     parser.add_argument(
         "--out",
         type=Path,

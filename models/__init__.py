@@ -21,7 +21,7 @@ from .methods import (
 from .networks import convnext_form, image_network, vector_network, vit_form
 from .optdnn import OptDEQ, OptDNN
 from .paraformer import ParaFormer, TokenParaFormer, VectorParaFormer
-from .parallel import Parallel, parallel_evaluate
+from .parallel import Parallel, UnlikeError, lyapunov_exponent, parallel_evaluate
 from .proximal import ProximalStep
 from .readings import Explicit, Implicit, InfiniteDepth, Sweeps
 from .resolvable import ContractiveConv, ContractiveDense, MonotoneConv, MonotoneDense
@@ -63,10 +63,12 @@ __all__ = [
     "Sum",
     "Sweeps",
     "TokenParaFormer",
+    "UnlikeError",
     "VectorParaFormer",
     "coefficient",
     "convnext_form",
     "image_network",
+    "lyapunov_exponent",
     "parallel_evaluate",
     "vector_network",
     "vit_form",

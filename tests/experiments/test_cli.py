@@ -49,6 +49,9 @@ def run(*arguments, **options):
         (["universality", "--depths", "4"], "a slope needs two depths"),
         (["universality", "--models", "gd,resnet"], "unknown model 'resnet' in --models: choose from gd, "),
         (["universality", "--models", "pgd-deq"], "unknown model 'pgd-deq' in --models"),
+        (["depth", "--widths", "12,16"], "--widths 16 is not a multiple of the 3 heads"),
+        (["depth", "--batches", "0"], "'0' is not a whole number of at least 1"),
+        (["sweeps", "--seeds", "0"], "'0' is not a whole number of at least 1"),
         (["compare", "rings", "--out", "taken"], "--out taken exists and is not an empty folder"),
         (["compare", "rings", "--out", "taken/file/run"], "--out taken/file/run cannot be used"),
         (["compare", "rings", "--out", "busy"], "busy.partial is there already"),
@@ -248,13 +251,45 @@ def test_universality_fits_a_slope(tmp_path, capsys):
     assert "95 % interval" in capsys.readouterr().out
 
 
+def test_depth_times_every_reading(tmp_path, capsys):
+    sizes = ["--widths", "6", "--batches", "2", "--depths", "1,3"]
+    assert main(["depth", *sizes, "--out", str(tmp_path / "run")]) == 0
+    shallow, deep = json.loads((tmp_path / "run" / "results.json").read_text())["records"]
+    assert (shallow["depth"], deep["depth"]) == (1, 3)
+    readings = {"serial", "implicit (pgd)", "Para-Former, batched", "1 sweep"}
+    for record, names in ((shallow, readings), (deep, readings | {"2 sweeps"})):
+        for kind in ("inference", "training step"):
+            assert set(record["seconds"][kind]) == names
+            assert all(seconds > 0 for times in record["seconds"][kind].values() for seconds in times)
+    assert deep["errors"]["3"] < 1e-5 < deep["errors"]["2"] < deep["errors"]["1"]
+    assert (tmp_path / "run" / "depth.png").stat().st_size > 10_000
+    text = capsys.readouterr().out
+    assert "÷ serial" in text
+    assert "largest Lyapunov exponent" in text
+
+
+def test_sweeps_runs_what_it_trained_with_any_number_of_sweeps(tmp_path, monkeypatch, capsys):
+    import experiments.sweeps
+
+    monkeypatch.setattr(experiments.sweeps, "TRAINED", (1, 8))
+    assert main(["sweeps", "--seeds", "1", "--epochs", "2", "--out", str(tmp_path / "run")]) == 0
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert set(results["accuracy"]) == {"1", "8"}
+    for trained, by_run in results["accuracy"].items():
+        assert set(by_run) == set(map(str, range(1, 9)))
+        assert by_run[trained][0] >= 0.5  # it has learned for the sweeps that it was trained with
+    assert results["accuracy"]["8"]["7"] != results["accuracy"]["8"]["1"]
+    assert (tmp_path / "run" / "sweeps.png").stat().st_size > 10_000
+    assert "trained with K sweeps" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("width", [60, 80, 120, 200])
 def test_the_table_is_whole_on_every_terminal(width, finished):
     folder, _ = finished
     numbers = json.loads((folder / "results.json").read_text())
     row = make_row("pgd-implicit", numbers["models"]["pgd-implicit"])
     console = Console(width=width, file=io.StringIO())
-    comparison = Comparison(TASKS["rings"](Source()), [row], "gd", {})
+    comparison = Comparison(TASKS["rings"](Source()), [row], {})
     print_table(comparison, console)
     text = console.file.getvalue()
     assert "…" not in text

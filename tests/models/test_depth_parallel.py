@@ -8,7 +8,17 @@ import torch
 from torch import nn
 
 from implicit import ImplicitGradient, record
-from models import METHODS, Dense, GradientDescent, HeavyBall, MonotoneDense, OptDNN, Parallel, parallel_evaluate
+from models import (
+    METHODS,
+    Dense,
+    GradientDescent,
+    HeavyBall,
+    MonotoneDense,
+    OptDNN,
+    Parallel,
+    lyapunov_exponent,
+    parallel_evaluate,
+)
 from models.blocks import attention, convnext, convolutional, dense
 from models.parallel.likeness import UnlikeError
 from models.parallel.stack import Stack
@@ -277,6 +287,41 @@ def test_newtons_sweeps_reach_the_tolerance_with_the_serial_gradients(name):
 def test_methods_without_a_newton_sweep_are_named(name):
     with pytest.raises(TypeError, match="has no Newton sweep"):
         parallel_evaluate(network(name), torch.zeros(1, WIDTH), sweeps=1, newton=True)
+
+
+# --- contractivity -----------------------------------------------------------------------------------------------
+
+
+class Matrix(nn.Module):
+    def __init__(self, matrix):
+        super().__init__()
+        self.matrix = nn.Parameter(matrix)
+
+    def forward(self, z):
+        return z @ self.matrix.T - z
+
+
+@pytest.mark.parametrize("scale", [0.3, 2.0])
+def test_the_lyapunov_exponent_of_linear_layers_is_that_of_their_product(scale):
+    matrices = [scale * torch.randn(WIDTH, WIDTH) / WIDTH**0.5 for _ in range(DEPTH)]
+    product = torch.linalg.multi_dot(matrices[::-1])
+    exponent = lyapunov_exponent(OptDNN("gd", [Matrix(m) for m in matrices]), torch.randn(3, WIDTH), steps=200)
+    expected = torch.linalg.matrix_norm(product, 2).log() / DEPTH
+    torch.testing.assert_close(exponent, expected.expand(3), rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("name", ["nesterov", "pgd"])
+def test_the_lyapunov_exponent_is_that_of_the_jacobian_of_each_row(name):
+    net, z = network(name), torch.randn(3, WIDTH)
+    for row, exponent in zip(z, lyapunov_exponent(net, z, steps=200), strict=True):
+        jacobian = torch.autograd.functional.jacobian(lambda row: net(row[None])[0], row)
+        expected = torch.linalg.matrix_norm(jacobian, 2).log() / DEPTH
+        torch.testing.assert_close(exponent, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_the_lyapunov_exponent_of_attention_is_found():
+    net = network("gd", blocks=attention(6, 8, heads=2), depth=3)
+    assert lyapunov_exponent(net, torch.randn(2, 5, 6)).isfinite().all()
 
 
 # --- stacks ------------------------------------------------------------------------------------------------------

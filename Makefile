@@ -17,6 +17,7 @@ lint: .venv/.dev
 bench: .venv/.bench
 	$(BIN)/python -m benchmarks solvers
 	$(BIN)/python -m benchmarks gradients
+	$(BIN)/python -m benchmarks parallel
 
 notebooks: .venv/.dev
 	for notebook in notebooks/*.ipynb; do \

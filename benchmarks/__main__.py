@@ -20,9 +20,16 @@ def _gradients(quick: bool, folder: Path) -> None:
     compare(quick, folder)
 
 
+def _parallel(quick: bool, folder: Path) -> None:
+    from .parallel import compare
+
+    compare(quick, folder)
+
+
 BENCHMARKS: dict[str, tuple[str, Callable[[bool, Path], None]]] = {
     "solvers": ("overhead, evaluations, frugality, honest failure and memory, beside the peers", _solvers),
     "gradients": ("errors, products, second derivatives, seconds and memory, beside the peers", _gradients),
+    "parallel": ("branches batched and in a loop, time against depth", _parallel),
 }
 """Name → (what it measures, its entry)."""
 

@@ -63,7 +63,8 @@ def parallel_evaluate(
         inputs: (batch, …), further inputs of the transforms.
         sweeps: K in [1, L]; or
         rtol: relative tolerance for the outputs of all transforms, each row on its own.
-        solver: drives the sweeps towards the tolerance, `Anderson()` for one.
+        solver: drives the sweeps towards the tolerance. `Picard()` is exact after L of them; others, such as
+            `Anderson()`, give that up, and pay only where layers contract.
         max_sweeps: at most so many towards the tolerance; None: L + 1, which suffice for `Picard()`.
         newton: sweeps that follow the transforms' Jacobians (`NewtonSweep`).
         batched: with `sweeps`: True evaluates all transforms as one (`UnlikeError` where they are not alike), False

@@ -48,6 +48,20 @@ def test_a_quick_run_prints_and_writes_every_table(tmp_path):
     assert "s] failed safely: Picard" in result.stderr
 
 
+def test_a_quick_run_of_parallel_prints_and_writes_every_table(tmp_path):
+    result = run("parallel", "--quick", "--out", str(tmp_path))
+    assert result.returncode == 0, result.stderr
+    tables = json.loads((tmp_path / "parallel.json").read_text())["tables"]
+    assert set(tables) == {"branches", "depth"}
+    for table in tables.values():
+        assert table["title"] in result.stdout
+        assert table["rows"]
+    assert all(row["batched ÷ loop"] > 0 for row in tables["branches"]["rows"])
+    by_network = {row["network"]: row for row in tables["depth"]["rows"]}
+    assert by_network["serial"]["inference ÷ serial"] == 1
+    assert by_network["4 sweeps"]["relative error"] < 1e-5 < by_network["1 sweep"]["relative error"]
+
+
 def test_a_quick_run_of_gradients_prints_and_writes_every_table(tmp_path):
     result = run("gradients", "--quick", "--out", str(tmp_path))
     assert result.returncode == 0, result.stderr

@@ -146,10 +146,11 @@ def _combined(weights: Tensor, known: list[Tensor]) -> Tensor:
     """`Σ_j weights[:, j] known[j]`, over all of the known in order."""
     shape, start = known[0].shape[1:], 0
     total: Any = 0
-    for tensor in known:
-        share = weights[:, start : start + len(tensor)]
-        total = total + share @ tensor.flatten(1)
-        start += len(tensor)
+    with torch.autocast(weights.device.type, enabled=False):  # as a method's own sums keep their digits
+        for tensor in known:
+            share = weights[:, start : start + len(tensor)]
+            total = total + share @ tensor.to(weights.dtype).flatten(1)
+            start += len(tensor)
     return total.view(len(weights), *shape)
 
 

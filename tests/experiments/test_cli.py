@@ -298,6 +298,19 @@ def test_the_table_is_whole_on_every_terminal(width, finished):
     assert max(map(len, text.splitlines())) <= width
 
 
+def test_several_baselines_are_each_named(finished):
+    folder, _ = finished
+    numbers = json.loads((folder / "results.json").read_text())["models"]
+    first, second = (make_row(name, numbers[name]) for name in ("gd", "pgd-implicit"))
+    third = replace(second, name="third", contestant=replace(second.contestant, baseline="pgd-implicit"))
+    comparison = Comparison(TASKS["rings"](Source()), [first, second, third], {})
+    _, shown = columns(comparison)["– its baseline"]
+    assert shown(first) == "–"
+    assert shown(second).endswith(" to gd")
+    assert shown(third).endswith(" to pgd-implicit")
+    assert columns(replace(comparison, rows=[first, second]))["– gd"][1](second).count("to") == 0
+
+
 def make_row(name, numbers):
     """A row of the table as it was before it was written."""
     contestant = FAMILIES["rings"](TASKS["rings"](Source()))[name]

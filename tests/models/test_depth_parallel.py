@@ -185,6 +185,40 @@ def test_second_derivatives_go_through():
     torch.testing.assert_close(curvature(parallel), curvature(serial), rtol=1e-9, atol=1e-11)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_low_precision_agrees_to_its_rounding(dtype):
+    net, z = network("nesterov").to(dtype), torch.randn(3, WIDTH).to(dtype)
+    output = parallel_evaluate(net, z, sweeps=DEPTH, batched=True)
+    assert output.dtype == dtype
+    torch.testing.assert_close(output, net(z), rtol=0, atol=32 * torch.finfo(dtype).eps)
+
+
+def test_autocast_leaves_the_linear_part_alone():
+    net, z = network("nesterov").float(), torch.randn(3, WIDTH, dtype=torch.float32)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        serial, parallel = net(z), parallel_evaluate(net, z, sweeps=DEPTH, batched=True)
+    assert parallel.dtype == serial.dtype == torch.float32
+    torch.testing.assert_close(parallel, serial, rtol=0, atol=0.1)
+
+
+def test_a_row_of_nan_spoils_no_other():
+    net, z = network("nesterov"), torch.randn(3, WIDTH)
+    expected, z[1] = net(z), torch.nan
+    output = parallel_evaluate(net, z, sweeps=DEPTH, batched=True)
+    assert output.isfinite().all(dim=1).tolist() == [True, False, True]
+    torch.testing.assert_close(output[::2], expected[::2], rtol=0, atol=1e-12)
+    with pytest.warns(UserWarning, match="NON_FINITE"):
+        solution = parallel_evaluate(net, z, rtol=1e-9)
+    assert solution.converged.tolist() == [True, False, True]
+    torch.testing.assert_close(solution.value[::2], expected[::2], rtol=0, atol=1e-7)
+
+
+def test_networks_without_values_have_shapes():
+    with torch.device("meta"):
+        net, z = network("nesterov", depth=20), torch.empty(3, WIDTH)
+    assert parallel_evaluate(net, z, sweeps=2).shape == (3, WIDTH)
+
+
 class Exponential(nn.Module):
     def __init__(self, scale):
         super().__init__()

@@ -31,6 +31,7 @@ def parallel_evaluate(
     solver: Solver = ...,
     max_sweeps: int | None = ...,
     newton: bool = ...,
+    batched: bool | None = ...,
 ) -> Solution: ...
 def parallel_evaluate(
     net: OptDNN,
@@ -67,8 +68,8 @@ def parallel_evaluate(
             `Anderson()`, give that up, and pay only where layers contract.
         max_sweeps: at most so many towards the tolerance; None: L + 1, which suffice for `Picard()`.
         newton: sweeps that follow the transforms' Jacobians (`NewtonSweep`).
-        batched: with `sweeps`: True evaluates all transforms as one (`UnlikeError` where they are not alike), False
-            one by one, None as one where they are alike and it is likely to be faster.
+        batched: True evaluates all transforms as one (`UnlikeError` where they are not alike), False one by one, None
+            as one where they are alike and, with `sweeps`, likely to be faster so.
 
     Returns:
         (batch, …), like `net(z0, *inputs)`; with a tolerance a `Solution` whose `value` is that, with its gradient.
@@ -79,15 +80,15 @@ def parallel_evaluate(
         raise TypeError(f"sweeps={sweeps} and rtol={rtol} exclude each other: pass one of them")
     with one_weight(net):
         if rtol is not None:
-            return _solved(net, z0, inputs, rtol, solver, max_sweeps, newton)
+            return _solved(net, z0, inputs, rtol, solver, max_sweeps, newton, batched)
         check_sweeps(sweeps, len(net.transforms))
         assert sweeps is not None
         if batched or newton or (batched is None and _batching_pays(z0, len(net.transforms))):
             try:
                 output = _batched(net, z0, inputs, sweeps, newton)
-            except UnlikeError:
-                if batched or newton:
-                    raise
+            except (UnlikeError, RuntimeError) as error:
+                if batched or newton or not (isinstance(error, UnlikeError) or "vmap" in str(error)):
+                    raise  # a transform that torch.vmap cannot take is evaluated by itself
             else:
                 if output is not None:
                     return output
@@ -139,10 +140,16 @@ def _solved(
     solver: Solver,
     max_sweeps: int | None,
     newton: bool,
+    batched: bool | None,
 ) -> Solution:
     """The outputs of all layers as a fixed point, (batch, L, …), and `z_L` from them."""
-    depth = len(net.transforms)
-    sweep = (NewtonSweep if newton else Sweep)(net, z0, inputs)
+    depth, kind = len(net.transforms), NewtonSweep if newton else Sweep
+    try:
+        sweep = kind(net, z0, inputs, batched=batched is not False)
+    except UnlikeError:
+        if batched:
+            raise
+        sweep = kind(net, z0, inputs, batched=False)
 
     def swap(outputs: Any) -> Any:
         swapped = tuple(part.movedim(0, 1) for part in parts(outputs))

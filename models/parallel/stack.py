@@ -98,6 +98,21 @@ class ProximalStack:
         return z.view_as(points) - points
 
 
+class Loop:
+    """Modules of any kind, one after the other, called as a `Stack` is."""
+
+    def __init__(self, modules: Sequence[nn.Module]) -> None:
+        self.modules = modules
+
+    def __call__(self, points: Any, inputs: tuple[Tensor, ...]) -> Any:
+        """(count, batch, …), one point a module, or a tuple of such."""
+        each = zip(*points, strict=True) if isinstance(points, tuple) else points
+        outputs = [module(point, *inputs) for module, point in zip(self.modules, each, strict=True)]
+        if isinstance(outputs[0], tuple):
+            return tuple(torch.stack(part) for part in zip(*outputs, strict=True))
+        return torch.stack(outputs)
+
+
 class _LinearByRows(TorchFunctionMode):
     """Linear layers on tokens as one product: with stacked weights PyTorch would repeat those for each row."""
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..methods.base import scaled
 from ..optdnn import OptDNN
-from .stack import stacked
+from .stack import Loop, stacked
 from .trajectory import Companion, scan, trajectory
 
 
@@ -19,10 +19,10 @@ class Sweep:
     Its fixed point is the serial network, and k sweeps make the first k layers exact.
     """
 
-    def __init__(self, net: OptDNN, z0: Tensor, inputs: tuple[Tensor, ...]) -> None:
+    def __init__(self, net: OptDNN, z0: Tensor, inputs: tuple[Tensor, ...], *, batched: bool = True) -> None:
         self.net, self.z0, self.inputs = net, z0, inputs
         self.trajectory = trajectory(net.method, net.coefficients, z0)
-        self.transforms = stacked(list(net.transforms))
+        self.transforms = stacked(list(net.transforms)) if batched else Loop(list(net.transforms))
         steps = [net.coefficients.at(k).step for k in range(net.coefficients.depth)]
         self._steps = None if all(isinstance(step, (int, float)) and step == 1 for step in steps) else steps
 
@@ -47,8 +47,8 @@ class NewtonSweep(Sweep):
     models over the sequence length" (DEER), ICLR 2024.
     """
 
-    def __init__(self, net: OptDNN, z0: Tensor, inputs: tuple[Tensor, ...]) -> None:
-        super().__init__(net, z0, inputs)
+    def __init__(self, net: OptDNN, z0: Tensor, inputs: tuple[Tensor, ...], *, batched: bool = True) -> None:
+        super().__init__(net, z0, inputs, batched=batched)
         if not net.method.has_equilibrium or self.trajectory.pair:
             raise TypeError(
                 f"{net.method} has no Newton sweep: it takes a method of one transform a layer and of a constant "

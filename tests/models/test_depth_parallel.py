@@ -473,6 +473,33 @@ def test_transforms_that_are_not_alike_are_refused_with_the_difference_or_evalua
         torch.testing.assert_close(parallel_evaluate(net, z, sweeps=2, batched=one_by_one), net(z))
 
 
+@pytest.mark.parametrize(("name", "newton"), [("gd", False), ("gd", True), ("pdhg", False)])
+def test_layers_that_are_not_alike_reach_the_tolerance_one_by_one(name, newton):
+    pairs = [(Dense(WIDTH, hidden), Dense(WIDTH, hidden + 1)) for hidden in (3, 5, 7)]
+    net = OptDNN(name, [pair if name == "pdhg" else pair[0] for pair in pairs])
+    z = torch.randn(3, WIDTH, requires_grad=True)
+    solution = parallel_evaluate(net, z, rtol=1e-9, newton=newton)
+    torch.testing.assert_close(solution.value, net(z), rtol=0, atol=1e-8)
+    torch.testing.assert_close(gradients(solution.value, net, z), gradients(net(z), net, z), rtol=1e-5, atol=1e-6)
+    with pytest.raises(UnlikeError):
+        parallel_evaluate(net, z, rtol=1e-9, batched=True)
+
+
+class Branching(Dense):
+    """Which torch.vmap cannot take."""
+
+    def forward(self, z):
+        return super().forward(z) if z.sum() > -1e9 else z
+
+
+def test_what_vmap_cannot_take_is_evaluated_one_by_one():
+    net, z = OptDNN("gd", [Branching(WIDTH, 7) for _ in range(20)]), torch.randn(3, WIDTH)
+    torch.testing.assert_close(parallel_evaluate(net, z, sweeps=20), net(z), rtol=0, atol=1e-10)
+    torch.testing.assert_close(parallel_evaluate(net, z, rtol=1e-9, batched=False).value, net(z), rtol=0, atol=1e-7)
+    with pytest.raises(RuntimeError, match="vmap"):
+        parallel_evaluate(net, z, sweeps=20, batched=True)
+
+
 def test_weights_at_large_norm_are_solved_in_a_stack():
     torch.manual_seed(0)
     layers = [(Dense(WIDTH, 7), MonotoneDense(WIDTH, 7, lipschitz=None)) for _ in range(4)]

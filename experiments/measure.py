@@ -85,7 +85,7 @@ def measure(network: nn.Module, task: Task, device: str) -> Measurement:
             forward_evaluations=_mean_evaluations(solutions),
             backward_evaluations=_mean_evaluations(backward),
             converged=_share_converged(solutions),
-            latency={size: _latency(network, _repeated(inputs, size)) for size in LATENCY_BATCHES},
+            latency={size: latency(network, _repeated(inputs, size)) for size in LATENCY_BATCHES},
             saved_bytes=_saved_bytes(network, lambda: goal.loss(network(batch[0].to(device)), batch[1].to(device))),
             solutions=solutions,
         )
@@ -115,7 +115,8 @@ def _repeated(inputs: Tensor, size: int) -> Tensor:
     return inputs[torch.arange(size, device=inputs.device) % len(inputs)]
 
 
-def _latency(network: nn.Module, inputs: Tensor) -> float:
+def latency(network: nn.Module, inputs: Tensor) -> float:
+    """Median seconds of a forward pass without a graph, the first two left out."""
     times: list[float] = []
     with torch.no_grad():
         while len(times) < 3 or (len(times) < LATENCY_RUNS + 2 and sum(times) < LATENCY_SECONDS):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import statistics
-import time
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ import matplotlib.pyplot as plt
 import torch
 from rich import box
 from rich.table import Table
-from torch import Tensor, nn
+from torch import nn
 
 from implicit.plots import LINES
 from models import Parallel
@@ -22,7 +21,7 @@ from models.readings import Sweeps
 from .device import chosen_device
 from .figures import COLOURS, STYLE
 from .folder import run_folder, write_results
-from .measure import score
+from .measure import latency, score
 from .table import terminal
 from .tasks import TASKS, Source
 from .training import train
@@ -53,7 +52,7 @@ def sweeps(*, epochs: int | None, seeds: int, out: Path | None, device: str) -> 
     task = TASKS["digits"](Source())
     epochs = task.epochs if epochs is None else epochs
     accuracy: dict[int, dict[int, list[float]]] = {k: {run: [] for run in range(1, DEPTH + 1)} for k in TRAINED}
-    latency: dict[int, list[float]] = {run: [] for run in range(1, DEPTH + 1)}
+    seconds: dict[int, list[float]] = {run: [] for run in range(1, DEPTH + 1)}
     inputs, _ = task.sample(BATCH)
     with run_folder(out, "sweeps") as (folder, final):
         for trained in TRAINED:
@@ -63,20 +62,20 @@ def sweeps(*, epochs: int | None, seeds: int, out: Path | None, device: str) -> 
                 net = network(trained)
                 train(net, task, epochs=epochs, seed=seed, device=device, folder=folder, name=f"{trained}-sweeps")
                 net.to(device).eval()
-                for run in latency:
+                for run in seconds:
                     _set_sweeps(net, run)
                     accuracy[trained][run].append(score(net, task, device))
-                    latency[run].append(_seconds(net, inputs.to(device)))
-        _draw(accuracy, latency, folder / "sweeps.png")
-        numbers = {"task": task.description, "layers": DEPTH, "accuracy": accuracy, "seconds": latency, "batch": BATCH}
+                    seconds[run].append(latency(net, inputs.to(device)))
+        _draw(accuracy, seconds, folder / "sweeps.png")
+        numbers = {"task": task.description, "layers": DEPTH, "accuracy": accuracy, "seconds": seconds, "batch": BATCH}
         write_results(folder, numbers)
     table = Table(title="accuracy %, mean over the seeds: trained with K sweeps (rows), run with K' (columns)")
     table.box = box.SIMPLE_HEAD
-    for heading in ("K \\ K'", *map(str, latency)):
+    for heading in ("K \\ K'", *map(str, seconds)):
         table.add_column(heading, justify="right", no_wrap=True)
     for trained, by_run in accuracy.items():
         table.add_row(str(trained), *(f"{100 * statistics.fmean(values):.1f}" for values in by_run.values()))
-    table.add_row("ms", *(f"{1e3 * statistics.median(values):.1f}" for values in latency.values()))
+    table.add_row("ms", *(f"{1e3 * statistics.median(values):.1f}" for values in seconds.values()))
     console.print(table)
     console.print(f"figure: {final / 'sweeps.png'}", soft_wrap=True, highlight=False)
     return final / "sweeps.png"
@@ -88,19 +87,7 @@ def _set_sweeps(net: nn.Module, count: int) -> None:
             module.sweeps = count
 
 
-def _seconds(net: nn.Module, inputs: Tensor) -> float:
-    times = []
-    with torch.inference_mode():
-        for _ in range(6):
-            start = time.perf_counter()
-            net(inputs)
-            if inputs.is_cuda:
-                torch.cuda.synchronize()
-            times.append(time.perf_counter() - start)
-    return statistics.median(times[1:])
-
-
-def _draw(accuracy: dict[int, dict[int, list[float]]], latency: dict[int, list[float]], path: Path) -> None:
+def _draw(accuracy: dict[int, dict[int, list[float]]], seconds: dict[int, list[float]], path: Path) -> None:
     with plt.rc_context(STYLE):  # type: ignore[arg-type]
         size: dict[str, Any] = {"figsize": (9, 3.8), "layout": "constrained"}
         figure, (left, right) = plt.subplots(1, 2, **size)
@@ -113,11 +100,11 @@ def _draw(accuracy: dict[int, dict[int, list[float]]], latency: dict[int, list[f
             left.fill_between(list(by_run), low, high, color=colour, alpha=0.15, linewidth=0)
         left.set(xlabel="sweeps when run, K'", ylabel="test accuracy (%)", title="Trained with K sweeps, run with K'")
         left.legend(title="trained with K")
-        right.plot(list(latency), [1e3 * statistics.median(values) for values in latency.values()], marker="o")
+        right.plot(list(seconds), [1e3 * statistics.median(values) for values in seconds.values()], marker="o")
         right.set(xlabel="sweeps when run, K'", ylabel="ms", title=f"Latency, batch {BATCH} (median)")
         right.set_ylim(bottom=0)
         for ax in (left, right):
-            ax.set_xticks(list(latency))
+            ax.set_xticks(list(seconds))
         figure.suptitle(
             f"Handwritten digits by {DEPTH} residual layers: from one parallel sweep to serial (bands: seeds)"
         )

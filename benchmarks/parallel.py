@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from experiments.depth import seconds_of, sweep_errors
+from experiments.depth_times import seconds_of, sweep_errors
 from experiments.timing import Runs, by_turns
 from models.branches import Branches
 

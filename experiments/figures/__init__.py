@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from .answers import boundaries, functions
+from .depth import depth_of_readings
 from .restorations import distances, restorations
 from .scores import cost, differences
 from .style import COLOURS, STYLE
@@ -24,6 +25,10 @@ FIGURES: dict[str, tuple[str, Callable[[Comparison], Any]]] = {
     "residuals": ("Convergence of the solves on the test part, after training (first seed).", residuals),
     "evaluations": ("Evaluations of the cells over training.", evaluations),
     "cost": ("The score against work, time and memory.", cost),
+    "depth": (
+        "Time against depth, measured for this report on transformer blocks: serial, implicit, side by side, swept.",
+        depth_of_readings,
+    ),
 }
 """File name → (caption, how it is drawn; None where the comparison has nothing to show)."""
 

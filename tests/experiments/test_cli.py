@@ -268,6 +268,13 @@ def test_depth_times_every_reading(tmp_path, capsys):
     assert "largest Lyapunov exponent" in text
 
 
+def test_a_report_with_a_parallel_network_shows_time_against_depth(tmp_path):
+    quick = ["--epochs", "1", "--seeds", "1", "--models", "gd,gd-parallel"]
+    assert main(["compare", "rings", *quick, "--out", str(tmp_path / "run")]) == 0
+    assert (tmp_path / "run" / "depth.png").stat().st_size > 10_000
+    assert "Time against depth" in (tmp_path / "run" / "report.html").read_text()
+
+
 def test_sweeps_runs_what_it_trained_with_any_number_of_sweeps(tmp_path, monkeypatch, capsys):
     import experiments.sweeps
 

@@ -98,8 +98,8 @@ def _draw(errors: dict[str, dict[int, list[float]]], slopes: dict[str, Slope], p
             ylabel="mean squared error",
             xscale="log",
             yscale="log",
-            title=f"Telgarsky's function by networks of width {WIDTH} (lines: median over the seeds)",
         )
+        figure.suptitle(f"Telgarsky's function by networks of width {WIDTH} (lines: median over the seeds)")
         ax.set_xticks(depths, [str(depth) for depth in depths])
         ax.minorticks_off()
         ax.legend(loc="center left", bbox_to_anchor=(1.02, 0.5))

@@ -7,7 +7,7 @@ demo: .venv/.demo
 	$(BIN)/implicit compare digits --seeds 1 --epochs 12
 
 test: .venv/.dev lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -q
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -q
 
 lint: .venv/.dev
 	$(BIN)/ruff check .

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-ROWS_AT_ONCE = 4400
+ROWS_AT_ONCE = 4000
 """Tokens of all branches together whose activations still fit a processor's cache: more of them wait for memory."""
 
 

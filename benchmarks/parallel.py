@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from experiments.depth_times import seconds_of, sweep_errors
+from experiments.depth_times import seconds_of, sweep_errors, swept
 from experiments.timing import Runs, by_turns
 from models.branches import Branches
 
@@ -72,7 +72,7 @@ def depth(quick: bool, progress: Progress) -> Table:
             progress(f"depth: {number} layers, width {width}, batch {batch}")
             seconds = seconds_of(width, batch, number, "cpu", 2 if quick else 7)
             errors, exponent = sweep_errors(width, number, "cpu")
-            by_name = {f"{k} sweep{'s' * (k > 1)}": error for k, error in errors.items()}
+            by_name = {swept(k): error for k, error in errors.items()}
             for name in seconds["inference"]:
                 row: dict[str, Cell] = {"layers": number, "width": width, "batch": batch, "network": name}
                 for kind, times in seconds.items():

@@ -11,7 +11,7 @@ import torch
 from rich import box
 from rich.table import Table
 
-from .depth_times import HEADS, measure
+from .depth_times import HEADS, measure, swept
 from .device import chosen_device
 from .errors import InputError
 from .figures import STYLE
@@ -46,7 +46,7 @@ def _table(record: dict[str, Any]) -> Table:
     table = Table(title=f"{title}; {exponent}", box=box.SIMPLE_HEAD)
     for heading in ("network", "inference ms", "÷ serial", "training ms", "÷ serial", "relative error"):
         table.add_column(heading, justify="left" if heading == "network" else "right", no_wrap=True)
-    by_name = {f"{k} sweep{'s' * (k > 1)}": error for k, error in record["errors"].items()} | {"serial": 0.0}
+    by_name = {swept(k): error for k, error in record["errors"].items()} | {"serial": 0.0}
     for name in record["seconds"]["inference"]:
         cells = [name]
         for times in record["seconds"].values():

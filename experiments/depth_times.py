@@ -25,6 +25,11 @@ REPEATS = 7
 Seconds = dict[str, list[float]]
 
 
+def swept(sweeps: int) -> str:
+    """The name of a network in so many sweeps."""
+    return f"{sweeps} sweep{'s' * (sweeps > 1)}"
+
+
 def networks(width: int, depth: int) -> dict[str, nn.Module]:
     """Transformer blocks in every reading: so many layers, on tokens (batch, tokens, width)."""
     blocks = attention(width, 4 * width, heads=HEADS)
@@ -37,7 +42,7 @@ def networks(width: int, depth: int) -> dict[str, nn.Module]:
     }
     for sweeps in SWEEPS:
         if sweeps <= depth:
-            found[f"{sweeps} sweep{'s' * (sweeps > 1)}"] = Parallel(serial, sweeps)
+            found[swept(sweeps)] = Parallel(serial, sweeps)
     return found
 
 

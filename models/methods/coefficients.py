@@ -197,14 +197,14 @@ class Coefficients(nn.Module):
 
     def stacked(self) -> Values:
         """Those of all layers, (depth,) each; for coefficients that are one number a layer."""
-        found: dict[str, Any] = {
-            name: torch.tensor([layer[name] for layer in self._fixed], dtype=torch.float64, device=self.device)
-            for name in self._fixed[0]
-        }
-        for name, raw in self._parameters.items():
-            assert raw is not None
-            found[name] = self._domains[name].value(raw).to(torch.float64)
-        return Values(found)
+        return Values({name: self.column(name) for name in self._domains})
+
+    def column(self, name: str) -> Tensor:
+        """One of them in all layers, (depth,)."""
+        raw = self._parameters.get(name)
+        if raw is None:
+            return torch.tensor([layer[name] for layer in self._fixed], dtype=torch.float64, device=self.device)
+        return self._domains[name].value(raw).to(torch.float64)
 
 
 def _entry(raw: Tensor, domain: Domain, k: int) -> Tensor:

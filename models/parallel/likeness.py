@@ -54,15 +54,16 @@ def check_alike(layers: Sequence[Sequence[nn.Module]]) -> None:
                 if tensors.keys() != others.keys():
                     _compare(number, "tensors", list(tensors), list(others))
                 for key, tensor in tensors.items():
-                    if tensor is None or others[key] is None or tensor.shape != others[key].shape:
-                        _compare(number, f"{key} of shape", *map(_shape, (tensor, others[key])))
+                    two = others[key]
+                    if tensor is None or two is None or tensor.shape != two.shape or tensor.dtype != two.dtype:
+                        _compare(number, f"{key} of shape", *map(_form, (tensor, two)))
             for key, buffer in first._buffers.items():
                 if buffer is not None and not buffer.is_floating_point():
                     _compare(number, key, buffer, other._buffers[key])
 
 
-def _shape(tensor: Tensor | None) -> Any:
-    return None if tensor is None else tuple(tensor.shape)
+def _form(tensor: Tensor | None) -> str:
+    return "none" if tensor is None else f"{tuple(tensor.shape)} and {tensor.dtype}"
 
 
 def _compare(number: int, what: str, one: Any, other: Any) -> None:

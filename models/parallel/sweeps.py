@@ -10,7 +10,7 @@ from torch import Tensor
 from ..methods.base import scaled
 from ..optdnn import OptDNN
 from .stack import Loop, stacked
-from .trajectory import Companion, scan, trajectory
+from .trajectory import scan, trajectory
 
 
 class Sweep:
@@ -23,8 +23,8 @@ class Sweep:
         self.net, self.z0, self.inputs = net, z0, inputs
         self.trajectory = trajectory(net.method, net.coefficients, z0)
         self.transforms = stacked(list(net.transforms)) if batched else Loop(list(net.transforms))
-        steps = [net.coefficients.at(k).step for k in range(net.coefficients.depth)]
-        self._steps = None if all(isinstance(step, (int, float)) and step == 1 for step in steps) else steps
+        steps = net.coefficients.column("step")
+        self._steps = None if not steps.requires_grad and bool((steps == 1).all()) else steps.to(z0)
 
     def __call__(self, outputs: Any) -> Any:
         """(L, batch, …) outputs, or a pair of such; None for zeros."""
@@ -33,10 +33,7 @@ class Sweep:
     def evaluated(self, points: Any) -> Any:
         """The outputs at these points."""
         found = self.transforms(points, self.inputs)
-        if self._steps is None:
-            return found
-        steps = torch.stack([torch.as_tensor(step, dtype=self.z0.dtype, device=self.z0.device) for step in self._steps])
-        return scaled(found, steps.view(-1, *[1] * self.z0.ndim))
+        return found if self._steps is None else scaled(found, self._steps.view(-1, *[1] * self.z0.ndim))
 
 
 class NewtonSweep(Sweep):
@@ -49,12 +46,13 @@ class NewtonSweep(Sweep):
 
     def __init__(self, net: OptDNN, z0: Tensor, inputs: tuple[Tensor, ...], *, batched: bool = True) -> None:
         super().__init__(net, z0, inputs, batched=batched)
-        if not net.method.has_equilibrium or self.trajectory.pair:
+        companion = self.trajectory.companion
+        if companion is None or self.trajectory.pair:
             raise TypeError(
                 f"{net.method} has no Newton sweep: it takes a method of one transform a layer and of a constant "
                 "number of streams"
             )
-        self._companion = Companion(net.method, net.coefficients)
+        self._companion = companion
 
     def __call__(self, outputs: Any) -> Any:
         points = self.trajectory.points(self.z0, outputs)

@@ -91,9 +91,9 @@ class Trajectory:
 
     def __init__(self, method: Method, coefficients: Coefficients, like: Tensor) -> None:
         depth = coefficients.depth
-        values = [coefficients.at(k) for k in range(depth)]
+        self.companion: Companion | None = None
         if method.has_equilibrium:
-            companion = Companion(method, coefficients)
+            self.companion = companion = Companion(method, coefficients)
             self.pair, count = companion.pair, companion.inflow.shape[2]
             units = torch.eye(depth, dtype=torch.float64, device=coefficients.device)[:, None, None]
             inflow = pad((companion.inflow[..., None] * units).flatten(2), (1, 0))  # (L, S, 1 + M·L)
@@ -101,6 +101,7 @@ class Trajectory:
             points, last = companion.query @ states[:-1], states[-1, 0]
         else:
             self.pair, units = False, torch.eye(1 + depth, dtype=torch.float64, device=coefficients.device)
+            values = [coefficients.at(k) for k in range(depth)]
             recursed, last = recursion(method, units[0], list(units[1:]), values)
             points = torch.stack([torch.stack(parts(point)) for point in recursed])
         self._alike = bool((points[:, :, 0] == 1).all())

@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-ROWS_AT_ONCE = 4000
-"""Tokens of all branches together whose activations still fit a processor's cache: more of them wait for memory."""
+ROWS_AT_ONCE = 600
+"""Tokens of all branches of a group whose activations still fit a processor's cache: more of them wait for memory."""
 
 
 class Branches(nn.Module):

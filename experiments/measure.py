@@ -7,7 +7,7 @@ import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -46,6 +46,8 @@ class Measurement:
     """Share of rows all of whose forward solves converged; 1 without solves."""
     latency: dict[int, float]
     """Median seconds of a forward pass, for each batch size."""
+    prefix_scores: list[float]
+    """On the test part, of the first 1 … B branches alone; empty: a network without branches."""
     saved_bytes: int
     """Bytes that autograd keeps between the forward and backward pass of a training batch, parameters left out."""
     solutions: list[Solution] = field(repr=False)
@@ -86,6 +88,7 @@ def measure(network: nn.Module, task: Task, device: str) -> Measurement:
             backward_evaluations=_mean_evaluations(backward),
             converged=_share_converged(solutions),
             latency={size: latency(network, _repeated(inputs, size)) for size in LATENCY_BATCHES},
+            prefix_scores=prefix_scores(network, task, device) if isinstance(network, Branched) else [],
             saved_bytes=_saved_bytes(network, lambda: goal.loss(network(batch[0].to(device)), batch[1].to(device))),
             solutions=solutions,
         )
@@ -98,6 +101,27 @@ def score(network: nn.Module, task: Task, device: str) -> float:
         for inputs, targets in DataLoader(task.test, TEST_BATCH, num_workers=task.workers):
             metric.update(network(inputs.to(device)), targets.to(device))
     return float(metric.compute())
+
+
+@runtime_checkable
+class Branched(Protocol):
+    """A network that is a sum of branches."""
+
+    def prefixes(self, x: Tensor) -> Tensor:
+        """(branches, batch, …): the outputs of the first 1 … B branches."""
+        ...
+
+
+def prefix_scores(network: Branched, task: Task, device: str) -> list[float]:
+    """The scores of the first 1 … B branches on the whole test part, of a network in evaluation mode."""
+    metrics: list[Any] = []
+    with torch.no_grad():
+        for inputs, targets in DataLoader(task.test, TEST_BATCH, num_workers=task.workers):
+            outputs = network.prefixes(inputs.to(device))
+            metrics = metrics or [task.goal.metric().to(device) for _ in outputs]
+            for metric, answer in zip(metrics, outputs, strict=True):
+                metric.update(answer, targets.to(device))
+    return [float(metric.compute()) for metric in metrics]
 
 
 def _mean_evaluations(solutions: list[Solution]) -> float:

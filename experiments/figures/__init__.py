@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from .answers import boundaries, functions
+from .branches import kept_branches
 from .depth import depth_of_readings
 from .restorations import distances, restorations
 from .scores import cost, differences
@@ -25,6 +26,7 @@ FIGURES: dict[str, tuple[str, Callable[[Comparison], Any]]] = {
     "residuals": ("Convergence of the solves on the test part, after training (first seed).", residuals),
     "evaluations": ("Evaluations of the cells over training.", evaluations),
     "cost": ("The score against work, time and memory.", cost),
+    "branches": ("What the branches of a Para-Former add, after training.", kept_branches),
     "depth": (
         "Time against depth, measured for this report on transformer blocks: serial, implicit, side by side, swept.",
         depth_of_readings,

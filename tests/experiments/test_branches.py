@@ -43,11 +43,13 @@ def test_progressive_passes_take_the_prefixes_in_turn_and_then_all_branches():
 @pytest.mark.parametrize("wrap", [lambda network: network, lambda network: Progressive(network, rounds=1)])
 def test_prefix_scores_are_those_of_networks_that_keep_the_first_branches(wrap):
     network = wrap(para_former(branches=4)).eval()
-    assert isinstance(network, Branched) and not isinstance(nn.Linear(2, 2), Branched)
+    assert isinstance(network, Branched)
+    assert not isinstance(nn.Linear(2, 2), Branched)
     inner = getattr(network, "network", network)
     expected = [score(inner.kept(range(count)), task(), "cpu") for count in (1, 2, 3, 4)]
     scores = prefix_scores(network, task(), "cpu")
-    assert scores == pytest.approx(expected) and scores[-1] == pytest.approx(score(network, task(), "cpu"))
+    assert scores == pytest.approx(expected)
+    assert scores[-1] == pytest.approx(score(network, task(), "cpu"))
 
 
 def test_the_figure_shows_mean_and_range_of_each_para_former_and_nothing_without_one():
@@ -59,7 +61,9 @@ def test_the_figure_shows_mean_and_range_of_each_para_former_and_nothing_without
     figure = kept_branches(SimpleNamespace(rows=rows, task=task()))
     (ax,) = figure.axes
     (line,) = ax.lines
-    assert line.get_label() == "paraformer" and line.get_xdata().tolist() == [1, 2]
+    assert line.get_label() == "paraformer"
+    assert line.get_xdata().tolist() == [1, 2]
     assert line.get_ydata().tolist() == pytest.approx([55, 80])
-    assert "branches" in ax.get_xlabel() and "accuracy (%)" in ax.get_ylabel()
+    assert "branches" in ax.get_xlabel()
+    assert "accuracy (%)" in ax.get_ylabel()
     assert kept_branches(SimpleNamespace(rows=rows[:1], task=task())) is None

@@ -1,30 +1,19 @@
-"""Numbers that tell how a solve converged."""
+"""A penalty that keeps solves short."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from solvers import Solution, State
+from solvers import State
 from solvers.problem import prepare
 
-from .graph import anchored
-from .parametrized import one_weight
-
-
-def residual_quantiles(solution: Solution, quantiles: Sequence[float] = (0.1, 0.5, 0.9)) -> Tensor:
-    """Quantiles over the rows of the relative residual at each step, (steps, quantiles), float64 on the CPU.
-
-    A row that has stopped counts with its last residual; steps at which no row has a finite residual are NaN.
-    """
-    trace = solution.trace.cpu().clone()
-    for step in range(1, len(trace)):
-        trace[step] = torch.where(trace[step].isnan(), trace[step - 1], trace[step])
-    return torch.nanquantile(trace, torch.tensor(quantiles, dtype=trace.dtype), dim=1).T
+from ..graph import anchored
+from ..parametrized import one_weight
 
 
 def jacobian_penalty(f: Callable[..., State], z: State, args: tuple[Any, ...] = (), *, samples: int = 1) -> Tensor:

@@ -1,0 +1,17 @@
+"""Numbers that tell why an equilibrium converges, how fast, and what its Jacobian looks like."""
+
+from .penalty import jacobian_penalty
+from .rates import Tail, convergence_rate, tails
+from .residuals import residual_quantiles
+from .spectrum import eigenvalues, spectral_norm, spectral_radius
+
+__all__ = [
+    "Tail",
+    "convergence_rate",
+    "eigenvalues",
+    "jacobian_penalty",
+    "residual_quantiles",
+    "spectral_norm",
+    "spectral_radius",
+    "tails",
+]

@@ -1,0 +1,182 @@
+"""Eigenvalues and norms of the Jacobian `J = ∂f/∂z`, row by row."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.sparse.linalg import ArpackError, LinearOperator, eigs, svds
+from torch import Tensor, nn
+
+from solvers import ConvergenceError, State
+from solvers.linearised import double_reverse_mode
+from solvers.problem import Problem, prepare
+
+from ..parametrized import one_weight
+
+DENSE = 128
+"""Largest state, in numbers a row, whose Jacobian is formed; beyond, Krylov methods see products alone."""
+
+
+def eigenvalues(f: Callable[..., State], z: State, args: tuple[Any, ...] = (), *, k: int = 6) -> Tensor:
+    """The k eigenvalues of `J = ∂f/∂z` of largest modulus, (batch, k), complex128 on the CPU, the largest first.
+
+    They tell how plain iteration behaves near z: it converges where all lie within the unit circle, at the rate of the
+    largest. From the dense Jacobian of states of up to 128 numbers, by ARPACK's Arnoldi iteration on vector–Jacobian
+    products beyond, to a relative 1e-6 or what the dtype resolves. A row whose Jacobian is not finite is NaN. Source:
+    Lehoucq, Sorensen, Yang, "ARPACK Users' Guide", SIAM 1998.
+
+        eigenvalues(layer.cell, layer(x), (x,))
+
+    Args:
+        f: as in `solvers.solve`; its rows are independent.
+        z: where, usually the equilibrium.
+        args: as in `solvers.solve`; every tensor has the batch in dim 0.
+        k: how many, at most the numbers of a row, and two fewer where they are more than 128.
+
+    Raises:
+        ConvergenceError: Arnoldi's iteration ended without them.
+    """
+
+    def dense(jacobian: NDArray[Any]) -> NDArray[Any]:
+        values = np.linalg.eigvals(jacobian)
+        return values[np.argsort(-abs(values), kind="stable")][:k]
+
+    def krylov(transposed: LinearOperator, start: NDArray[Any], tolerance: float) -> NDArray[Any]:
+        more = min(k + 2, transposed.shape[0] - 2)  # the last ones wanted must not be half of a conjugate pair
+        values = eigs(transposed, k=more, v0=start, tol=tolerance, return_eigenvectors=False)
+        return values[np.argsort(-abs(values), kind="stable")][:k]
+
+    return torch.from_numpy(_by_row("eigenvalues", f, z, args, k, np.complex128, dense, krylov))
+
+
+def spectral_radius(f: Callable[..., State], z: State, args: tuple[Any, ...] = ()) -> Tensor:
+    """`ρ(J) = max |λ|`, (batch,) float64: above 1 plain iteration runs away from z, however close it starts.
+
+    Anderson, Broyden and Newton–Krylov may converge all the same. Arguments, errors: as in `eigenvalues`.
+    """
+    return eigenvalues(f, z, args, k=1)[:, 0].abs()
+
+
+def spectral_norm(f: Callable[..., State], z: State, args: tuple[Any, ...] = ()) -> Tensor:
+    """`‖J‖₂`, the largest singular value, (batch,) float64: below 1 each step of plain iteration contracts, near z.
+
+    At least `spectral_radius`, and much above it where J is far from normal: the residual may then rise before it
+    falls. Arguments, errors: as in `eigenvalues`; f must be differentiable twice beyond 128 numbers a row.
+    """
+
+    def dense(jacobian: NDArray[Any]) -> NDArray[Any]:
+        return np.linalg.svd(jacobian, compute_uv=False)[:1]
+
+    def krylov(transposed: LinearOperator, start: NDArray[Any], tolerance: float) -> NDArray[Any]:
+        values: NDArray[Any] = svds(transposed, k=1, v0=start, tol=tolerance, return_singular_vectors=False)
+        return values
+
+    return torch.from_numpy(_by_row("spectral_norm", f, z, args, 1, np.float64, dense, krylov))[:, 0]
+
+
+def _by_row(
+    name: str,
+    f: Callable[..., State],
+    z: State,
+    args: tuple[Any, ...],
+    k: int,
+    dtype: Any,
+    dense: Callable[[NDArray[Any]], NDArray[Any]],
+    krylov: Callable[[LinearOperator, NDArray[Any], float], NDArray[Any]],
+) -> NDArray[Any]:
+    """(batch, k): of each row what `dense` makes of its Jacobian, or `krylov` of its transposed as an operator."""
+    problem = prepare(f, z, args, compact=True)
+    dim = sum(problem.layout.sizes)
+    most = dim if dim <= DENSE else dim - 2
+    if not isinstance(k, int) or isinstance(k, bool) or not 1 <= k <= most:
+        raise ValueError(f"{name}: k={k!r} must be an integer from 1 to {most}, for rows of {dim} numbers")
+    batch = problem.layout.batch
+    found = np.full((batch, k), np.nan, dtype=dtype)
+    tolerance = max(1e-6, 100 * problem.rounding)
+    with torch.no_grad(), one_weight(f) if isinstance(f, nn.Module) else nullcontext():
+        flat = problem.layout.flatten(z).detach()
+        if dim <= DENSE:
+            jacobians = _dense(problem, flat)
+            for row, jacobian in enumerate(jacobians):
+                if np.isfinite(jacobian).all():
+                    found[row] = dense(jacobian)
+            return found
+        for row in range(batch):
+            index = torch.tensor([row], device=flat.device)
+            operator = _Transposed(problem.take(index), flat[index])
+            start = np.random.default_rng(0).standard_normal(dim)
+            try:
+                # a first product of 0 is a Jacobian of 0, which ARPACK cannot start from
+                found[row] = krylov(operator, start, tolerance) if operator.matvec(start).any() else np.zeros(k)
+            except _NotFiniteError:
+                continue
+            except ArpackError as error:
+                raise ConvergenceError(
+                    f"{name}: ARPACK found nothing for row {row} ({error}); its products are exact to {tolerance:.0e} "
+                    "at best: use float64, or look at other rows"
+                ) from error
+    return found
+
+
+@contextmanager
+def _tracked(problem: Problem, flat: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """A point and its image, with a graph between them."""
+    with torch.enable_grad():
+        point = flat.detach().requires_grad_()
+        yield point, problem(point)
+
+
+def _dense(problem: Problem, flat: Tensor) -> NDArray[Any]:
+    """(batch, dim, dim) Jacobians, a vector–Jacobian product of the whole batch for each of their rows."""
+    jacobians = torch.zeros(*flat.shape, flat.shape[1], dtype=torch.float64)
+    with _tracked(problem, flat) as (point, image):
+        for line in range(flat.shape[1] if image.requires_grad else 0):
+            unit = torch.zeros_like(image)
+            unit[:, line] = 1
+            (product,) = torch.autograd.grad(image, point, unit, retain_graph=True, materialize_grads=True)
+            jacobians[:, line] = product
+    return jacobians.numpy()
+
+
+class _NotFiniteError(Exception):
+    """A product was NaN or Inf."""
+
+
+class _Transposed(LinearOperator):  # type: ignore[misc]
+    """Jᵀ of a problem of one row, as SciPy's operator: its eigenvalues and singular values are those of J."""
+
+    def __init__(self, problem: Problem, flat: Tensor) -> None:
+        super().__init__(np.float64, (flat.shape[1], flat.shape[1]))
+        self._problem, self._flat = problem, flat
+        with _tracked(problem, flat) as (self._point, self._image):
+            pass
+        self._forward: Callable[[Tensor], Tensor] | None = None
+
+    def _matvec(self, v: NDArray[Any]) -> NDArray[Any]:
+        if not self._image.requires_grad:
+            return np.zeros(self.shape[0])
+        cotangent = self._tensor(v)
+        (product,) = torch.autograd.grad(self._image, self._point, cotangent, retain_graph=True, materialize_grads=True)
+        return self._array(product)
+
+    def _rmatvec(self, v: NDArray[Any]) -> NDArray[Any]:
+        if not self._image.requires_grad:
+            return np.zeros(self.shape[0])
+        if self._forward is None:
+            self._forward = double_reverse_mode(self._problem, self._flat, self._image)
+        return self._array(self._forward(self._tensor(v)))
+
+    def _tensor(self, v: NDArray[Any]) -> Tensor:
+        return torch.from_numpy(np.ascontiguousarray(v).reshape(1, -1)).to(self._flat)
+
+    @staticmethod
+    def _array(product: Tensor) -> NDArray[Any]:
+        values: NDArray[Any] = product.detach()[0].double().cpu().numpy()
+        if not np.isfinite(values).all():
+            raise _NotFiniteError
+        return values

@@ -1,0 +1,122 @@
+"""Eigenvalues and norms of Jacobians that are known in closed form, or from dense linear algebra."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils.parametrizations import spectral_norm as normalised
+
+from implicit.diagnostics import eigenvalues, spectral_norm, spectral_radius
+from solvers import ConvergenceError
+
+
+def rotation(modulus, angle=0.7, dtype=torch.float64):
+    c, s = modulus * math.cos(angle), modulus * math.sin(angle)
+    return torch.tensor([[c, -s], [s, c]], dtype=dtype)
+
+
+def linear(matrix):
+    return lambda z, *_: z @ matrix.T
+
+
+def padded(block, dim):
+    """The block in a matrix of a size for ARPACK, the rest small and diagonal, all far from normal."""
+    matrix = torch.diag(torch.linspace(0.01, 0.5, dim, dtype=block.dtype))
+    matrix[: len(block), : len(block)] = block
+    change = torch.eye(dim, dtype=block.dtype) + 0.3 * torch.diag(torch.ones(dim - 1, dtype=block.dtype), 1)
+    return change @ matrix @ torch.linalg.inv(change)
+
+
+@pytest.mark.parametrize("modulus", [0.9, 1.2])
+@pytest.mark.parametrize("skew", [0.0, 50.0])
+def test_rotations_have_their_modulus_however_far_from_normal(modulus, skew):
+    change = torch.tensor([[1.0, skew], [0.0, 1.0]], dtype=torch.float64)
+    matrix = change @ rotation(modulus) @ torch.linalg.inv(change)
+    z = torch.randn(3, 2, dtype=torch.float64)
+    torch.testing.assert_close(spectral_radius(linear(matrix), z), torch.full((3,), modulus, dtype=torch.float64))
+    angles = eigenvalues(linear(matrix), z, k=2).angle().abs()
+    torch.testing.assert_close(angles, torch.full((3, 2), 0.7, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("modulus", [0.9, 1.2])
+def test_large_states_go_through_arnoldi_and_find_complex_pairs(modulus, dtype):
+    matrix, z = padded(rotation(modulus, dtype=dtype), 200), torch.zeros(2, 200, dtype=dtype)
+    expected = modulus * np.exp(1j * np.array([0.7, -0.7]))
+    values = eigenvalues(linear(matrix), z, k=2)
+    assert values.dtype == torch.complex128
+    for row in values.numpy():
+        np.testing.assert_allclose(sorted(row, key=np.imag), sorted(expected, key=np.imag), rtol=1e-4)
+    np.testing.assert_allclose(spectral_radius(linear(matrix), z), modulus, rtol=1e-4)
+    three = eigenvalues(linear(matrix), z, k=3)[0].numpy()
+    np.testing.assert_allclose(abs(three), [modulus, modulus, 0.5], rtol=1e-3)
+
+
+@pytest.mark.parametrize("dim", [50, 150])
+def test_gaussian_matrices_agree_with_dense_linear_algebra(dim):
+    matrices = torch.randn(3, dim, dim, dtype=torch.float64, generator=torch.Generator().manual_seed(4)) / dim**0.5
+    z = torch.zeros(3, dim, dtype=torch.float64)
+
+    def f(z, matrix):
+        return torch.einsum("bij,bj->bi", matrix, z)
+
+    exact = np.linalg.eigvals(matrices.numpy())
+    exact = np.take_along_axis(exact, np.argsort(-abs(exact), axis=1), axis=1)
+    np.testing.assert_allclose(abs(eigenvalues(f, z, (matrices,), k=5).numpy()), abs(exact[:, :5]), rtol=1e-5)
+    np.testing.assert_allclose(spectral_radius(f, z, (matrices,)), abs(exact[:, 0]), rtol=1e-5)
+    np.testing.assert_allclose(
+        spectral_norm(f, z, (matrices,)), np.linalg.norm(matrices.numpy(), 2, axis=(1, 2)), rtol=1e-5
+    )
+
+
+@pytest.mark.parametrize("dim", [4, 160])
+def test_jacobians_are_taken_at_each_rows_own_point_and_images_keep_their_shape(dim):
+    z = torch.linspace(0.1, 2, 3 * dim, dtype=torch.float64).view(3, 2, dim // 2)
+    slopes = (1 - torch.tanh(0.8 * z).square()).flatten(1) * 0.8
+    expected = slopes.sort(dim=1, descending=True).values[:, :2]
+    values = eigenvalues(lambda z: torch.tanh(0.8 * z), z, k=2)
+    torch.testing.assert_close(values.real, expected, rtol=1e-5, atol=0)
+    torch.testing.assert_close(spectral_norm(lambda z: torch.tanh(0.8 * z), z), expected[:, 0], rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("dim", [4, 160])
+def test_rows_that_are_not_finite_are_nan_and_leave_the_others_alone(dim):
+    z = torch.zeros(3, dim)
+    z[1, 0] = float("nan")
+    radius = spectral_radius(lambda z: 0.5 * torch.sin(z), z)
+    assert radius.isnan().tolist() == [False, True, False]
+    torch.testing.assert_close(radius[[0, 2]], torch.full((2,), 0.5, dtype=torch.float64), rtol=1e-5, atol=0)
+    assert spectral_norm(lambda z: 0.5 * torch.sin(z), z).isnan().tolist() == [False, True, False]
+
+
+@pytest.mark.parametrize("dim", [4, 160])
+def test_constant_maps_and_empty_batches(dim):
+    for measure in (spectral_norm, spectral_radius):
+        assert measure(lambda z, x: x, torch.ones(2, dim), (torch.ones(2, dim),)).tolist() == [0, 0]
+    assert eigenvalues(lambda z: z, torch.ones(0, dim), k=2).shape == (0, 2)
+
+
+def test_half_precision_and_tuples_and_modules_under_spectral_norm():
+    z = (torch.zeros(2, 3, dtype=torch.float16), torch.zeros(2, 5, dtype=torch.float16))
+    values = spectral_radius(lambda z: (0.5 * z[0], 0.25 * z[1]), z)
+    torch.testing.assert_close(values, torch.full((2,), 0.5, dtype=torch.float64))
+    cell = normalised(nn.Linear(6, 6)).train()
+    before = [buffer.clone() for buffer in cell.buffers()]
+    with torch.no_grad():
+        assert spectral_norm(cell, torch.zeros(2, 6)).shape == (2,)
+    assert len(before) == 2
+    assert cell.weight.requires_grad
+    assert not any(parameter.grad is not None for parameter in cell.parameters())
+
+
+def test_what_cannot_be_answered_is_refused_in_words():
+    with pytest.raises(ValueError, match=r"k=9 must be an integer from 1 to 8"):
+        eigenvalues(lambda z: z, torch.zeros(2, 8), k=9)
+    with pytest.raises(ValueError, match=r"k=199 must be an integer from 1 to 198"):
+        eigenvalues(lambda z: z, torch.zeros(2, 200), k=199)
+    with pytest.raises(ValueError, match="args\\[0\\] has shape"):
+        eigenvalues(lambda z, w: z, torch.zeros(2, 8), (torch.ones(8, 8),))
+    with pytest.raises(ConvergenceError, match=r"row 0 .*No convergence.*float64, or look"):
+        spectral_radius(lambda z: z.roll(1, 1), torch.zeros(1, 130))  # 130 eigenvalues of one modulus

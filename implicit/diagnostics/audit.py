@@ -1,0 +1,141 @@
+"""How far a layer's gradient is from the exact one."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from solvers import ConvergenceError
+
+from ..equilibrium import Equilibrium
+from ..gradients import Gradient, ImplicitGradient
+from ..recording import record
+
+EXACT = 1e-12
+"""Relative tolerance of the forward and backward solve of the reference, in float64."""
+
+
+@dataclass(frozen=True)
+class GradientError:
+    """One gradient of a layer beside the exact one, over all its parameters and inputs together."""
+
+    name: str
+    """Of the gradient policy."""
+    rtol: float
+    """Relative tolerance of the forward solve."""
+    cosine: float
+    """Of the angle to the exact gradient: above 0 a small step against it lowers the loss."""
+    relative_error: float
+    """`‖g − g*‖ / ‖g*‖`."""
+    evaluations: float
+    """Of f forward and vector–Jacobian products of the backward solve, mean over the rows; tracked steps left out."""
+    seconds: float
+    """Forward and backward."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields."""
+        return asdict(self)
+
+
+def gradient_audit(layer: Equilibrium, *inputs: Any, rtol: float | None = None) -> GradientError:
+    """The error of the layer's gradient policy against the exact gradient, of the loss `⟨v, z*⟩` with a random v.
+
+    The exact one is that of the implicit function theorem, both solves to 1e-12 on a copy in float64. Gradients are
+    compared as one long vector, of the parameters and the real inputs.
+
+        gradient_audit(layer, x).cosine
+
+    Args:
+        layer: its cell and inputs must work in float64, too.
+        inputs: as the layer takes them.
+        rtol: of the forward solve; None: the layer's.
+
+    Raises:
+        ConvergenceError: the reference cannot be solved.
+    """
+    name = type(layer.gradient).__name__
+    rtols = [layer.rtol if rtol is None else rtol]
+    return compare_gradients(layer, *inputs, gradients={name: layer.gradient}, rtols=rtols)[0]
+
+
+def compare_gradients(
+    layer: Equilibrium, *inputs: Any, gradients: Mapping[str, Gradient], rtols: Sequence[float]
+) -> list[GradientError]:
+    """The errors of several policies at several tolerances of the forward solve, the policies one after the other.
+
+    Tells which rtol a wanted accuracy of the gradient asks for, and what a cheaper policy gives away. Everything else
+    as in `gradient_audit`.
+    """
+    if not gradients or not rtols:
+        raise ValueError("compare_gradients: name at least one policy in gradients, and one tolerance in rtols")
+    reference = copy.deepcopy(layer).double()
+    reference.gradient, reference.rtol, reference.atol = ImplicitGradient(rtol=EXACT, max_steps=1000), EXACT, 0.0
+    reference.max_steps = max(1000, layer.max_steps)
+    exact, _, _ = _gradient(reference, _as_double(inputs), strict=True)
+    if not bool(exact.any()):
+        raise ValueError("the exact gradient is zero: there is nothing to compare with")
+    errors = []
+    for name, gradient in gradients.items():
+        for rtol in rtols:
+            with _settings(layer, gradient, rtol):
+                found, evaluations, seconds = _gradient(layer, inputs, strict=False)
+            cosine = torch.dot(found, exact) / (found.norm() * exact.norm()).clamp_min(torch.finfo(exact.dtype).tiny)
+            error = (found - exact).norm() / exact.norm()
+            errors.append(GradientError(name, rtol, cosine.item(), error.item(), evaluations, seconds))
+    return errors
+
+
+@contextmanager
+def _settings(layer: Equilibrium, gradient: Gradient, rtol: float) -> Iterator[None]:
+    """The layer with another policy and tolerance."""
+    before = layer.gradient, layer.rtol
+    layer.gradient, layer.rtol = gradient, rtol
+    try:
+        yield
+    finally:
+        layer.gradient, layer.rtol = before
+
+
+def _as_double(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    return tuple(value.double() if _is_real(value) else value for value in inputs)
+
+
+def _is_real(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.dtype.is_floating_point
+
+
+def _gradient(layer: Equilibrium, inputs: tuple[Any, ...], strict: bool) -> tuple[Tensor, float, float]:
+    """The gradient as one float64 vector, evaluations a row, seconds."""
+    inputs = tuple(value.detach().requires_grad_() if _is_real(value) else value for value in inputs)
+    wanted = [value for value in (*layer.parameters(), *inputs) if isinstance(value, Tensor) and value.requires_grad]
+    if not wanted:
+        raise ValueError("the layer has neither parameters nor inputs that could have a gradient")
+    start = time.perf_counter()
+    with torch.enable_grad(), record() as log:
+        z = layer(*inputs)
+        parts = (z,) if isinstance(z, Tensor) else z
+        loss = sum((_direction(part) * part).sum() for part in parts)
+        found = torch.autograd.grad(loss, wanted, materialize_grads=True)  # type: ignore[arg-type]
+    vector = torch.cat([part.detach().double().flatten() for part in found])
+    seconds = time.perf_counter() - start
+    solutions = [entry.solution for entry in (*log.forward, *log.backward)]
+    if strict and not all(bool(solution.converged.all()) for solution in solutions):
+        failed = next(solution for solution in solutions if not bool(solution.converged.all()))
+        raise ConvergenceError(
+            f"the exact gradient cannot be found, its solves to {EXACT:g} in float64 do not converge: "
+            f"{failed.summary()}"
+        )
+    return vector, float(sum(solution.evaluations.double().mean() for solution in solutions)), seconds
+
+
+def _direction(part: Tensor) -> Tensor:
+    """The same random numbers whatever the dtype."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(part.shape, dtype=torch.float64, generator=generator).to(part)

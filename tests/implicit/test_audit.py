@@ -1,0 +1,86 @@
+"""Gradients beside the exact one, where that is known from dense linear algebra."""
+
+import warnings
+
+import pytest
+import torch
+from torch import nn
+
+from implicit import Equilibrium, ImplicitGradient, NeumannGradient, PhantomGradient
+from implicit.diagnostics import compare_gradients, gradient_audit
+from solvers import ConvergenceError
+
+
+class Affine(nn.Module):
+    """z ↦ A z + x, with the gradient (I − Aᵀ)⁻¹ v with respect to x."""
+
+    def __init__(self, matrix):
+        super().__init__()
+        self.register_buffer("matrix", matrix)
+
+    def forward(self, z, x):
+        return z @ self.matrix.T + x
+
+
+class Cell(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner, self.inject = nn.Linear(6, 6), nn.Linear(6, 6)
+
+    def forward(self, z, x):
+        return torch.tanh(self.inner(z) + self.inject(x))
+
+
+def affine(gradient, scale=0.6, **options):
+    torch.manual_seed(0)
+    matrix = torch.randn(4, 4)
+    return Equilibrium(Affine(scale * matrix / torch.linalg.matrix_norm(matrix, 2)), gradient=gradient, **options)
+
+
+def test_the_error_of_a_neumann_series_is_that_of_its_textbook_remainder():
+    layer, x = affine(NeumannGradient(steps=3)), torch.randn(5, 4)
+    v = torch.randn(5, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    matrix = layer.cell.matrix.double()
+    exact = v @ torch.linalg.inv(torch.eye(4) - matrix)
+    series = sum(v @ torch.linalg.matrix_power(matrix, power) for power in range(4))
+    audit = gradient_audit(layer, x)
+    assert audit.relative_error == pytest.approx(((series - exact).norm() / exact.norm()).item(), rel=1e-4)
+    cosine = (series * exact).sum() / series.norm() / exact.norm()
+    assert audit.cosine == pytest.approx(cosine.item(), rel=1e-6)
+    assert audit.name == "NeumannGradient"
+    assert audit.to_dict()["rtol"] == layer.rtol
+
+
+def test_the_errors_fall_with_backward_steps_and_with_the_forward_tolerance_and_the_layer_is_left_as_it_was():
+    torch.manual_seed(2)
+    layer, x = Equilibrium(Cell().double()), torch.randn(7, 6).double()
+    before = layer.gradient, layer.rtol
+    gradients = {f"phantom {steps}": PhantomGradient(steps=steps) for steps in (1, 4, 16)}
+    errors = [row.relative_error for row in compare_gradients(layer, x, gradients=gradients, rtols=[1e-8])]
+    assert errors[0] > 2 * errors[1] > 4 * errors[2] > 0
+    exact = {"implicit": ImplicitGradient(rtol=1e-10)}
+    rows = compare_gradients(layer, x, gradients=exact, rtols=[1e-2, 1e-5, 1e-8])
+    assert [row.rtol for row in rows] == [1e-2, 1e-5, 1e-8]
+    assert rows[0].relative_error > 10 * rows[1].relative_error > 100 * rows[2].relative_error
+    assert rows[0].evaluations < rows[2].evaluations
+    assert (layer.gradient, layer.rtol) == before
+    assert all(parameter.grad is None for parameter in layer.parameters())
+    assert x.grad is None and not x.requires_grad  # noqa: PT018
+
+
+def test_the_default_gradient_is_as_good_as_its_tolerance():
+    torch.manual_seed(0)
+    audit = gradient_audit(Equilibrium(Cell()), torch.randn(9, 6))
+    assert audit.relative_error < 1e-3
+    assert audit.cosine > 0.999999
+
+
+def test_what_has_no_reference_is_refused_in_words():
+    layer, x = affine(ImplicitGradient(), scale=0.6), torch.randn(3, 4)
+    with pytest.raises(ValueError, match="at least one policy"):
+        compare_gradients(layer, x, gradients={}, rtols=[1e-3])
+    nowhere = Equilibrium(Affine(torch.eye(4)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with pytest.raises(ConvergenceError, match="exact gradient cannot be found"):
+            gradient_audit(nowhere, x)

@@ -101,6 +101,7 @@ def test_an_explicit_layer_is_a_gradient_step(pictures):
     np.testing.assert_allclose(moved, expected, rtol=0, atol=1e-7)  # the parameters were made in single precision
 
 
+@pytest.mark.usefixtures("latency_of_one_row")
 def test_training_gains_on_the_blurred_pictures_and_the_report_shows_them(tmp_path, monkeypatch):
     whole = TASKS["deblur"](Source())
     few = replace(whole, test=TensorDataset(*(part[::5] for part in whole.test.tensors)))

@@ -72,6 +72,7 @@ def test_loader_processes_take_the_collation(cifar):
     assert next(iter(loader))[1].shape == (8, 10)
 
 
+@pytest.mark.usefixtures("latency_of_one_row")
 def test_a_training_on_cifar_runs_from_end_to_end(cifar, tmp_path):
     models = "gd,pgd-deq-jfb"
     arguments = ["--models", models, "--match", "shape", "--epochs", "1", "--seeds", "1", "--data", str(cifar)]
@@ -135,6 +136,7 @@ def test_averaging_keeps_short_runs_and_spectral_norms(tmp_path):
         assert norm.item() == pytest.approx(1, abs=1e-3)
 
 
+@pytest.mark.usefixtures("latency_of_one_row")
 def test_a_training_on_folders_runs_from_end_to_end(folders, tmp_path):
     arguments = ["--models", "vit,gd-vit", "--epochs", "1", "--seeds", "1", "--data", str(folders)]
     assert main(["compare", "imagenet", *arguments, "--out", str(tmp_path / "run")]) == 0

@@ -13,7 +13,7 @@ from scipy.sparse.linalg import ArpackError, LinearOperator, eigs, svds
 from torch import Tensor, nn
 
 from solvers import ConvergenceError, State
-from solvers.linearised import double_reverse_mode
+from solvers.linearised import WAYS, first_way
 from solvers.problem import Problem, prepare
 
 from ..parametrized import one_weight
@@ -66,7 +66,7 @@ def spectral_norm(f: Callable[..., State], z: State, args: tuple[Any, ...] = ())
     """`‖J‖₂`, the largest singular value, (batch,) float64: below 1 each step of plain iteration contracts, near z.
 
     At least `spectral_radius`, and much above it where J is far from normal: the residual may then rise before it
-    falls. Arguments, errors: as in `eigenvalues`; f must be differentiable twice beyond 128 numbers a row.
+    falls. Arguments, errors: as in `eigenvalues`.
     """
 
     def dense(jacobian: NDArray[Any]) -> NDArray[Any]:
@@ -168,7 +168,8 @@ class _Transposed(LinearOperator):  # type: ignore[misc]
         if not self._image.requires_grad:
             return np.zeros(self.shape[0])
         if self._forward is None:
-            self._forward = double_reverse_mode(self._problem, self._flat, self._image)
+            way, _ = first_way(self._problem, self._flat, self._image.detach(), self._tensor(v))
+            self._forward = WAYS[way](self._problem, self._flat, self._image.detach())
         return self._array(self._forward(self._tensor(v)))
 
     def _tensor(self, v: NDArray[Any]) -> Tensor:

@@ -1,0 +1,71 @@
+"""How far an iterate is from the equilibrium."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from numbers import Real
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from solvers import GMRES, State, solve
+from solvers.linearised import WAYS, first_way
+from solvers.problem import prepare
+
+from ..parametrized import one_weight
+
+
+@dataclass(frozen=True)
+class ErrorBound:
+    """The distance of each row to its equilibrium."""
+
+    value: Tensor = field(repr=False)
+    """(batch,) float64, in the units of z; NaN: no estimate for that row."""
+    certified: bool
+    """Whether it is proven from the monotonicity that was given, or an estimate."""
+    reason: str
+    """Where it comes from."""
+
+
+def error_bound(
+    f: Callable[..., State], z: State, args: tuple[Any, ...] = (), *, monotonicity: float | None = None
+) -> ErrorBound:
+    """`‖z − z*‖ ≤ ‖f(z) − z‖ / m` where `z − f(z)` is m-strongly monotone; an estimate where nothing is known of f.
+
+    Certified for cells that are monotone by construction, such as `v + P(z)` of this toolkit's monotone transforms with
+    m = 1. Elsewhere it is the length of Newton's correction, `‖(I − J)⁻¹ (f(z) − z)‖`, right to first order in the
+    distance: useless far from z*, and where I − J is singular.
+
+    Args:
+        f, args: as in `solvers.solve`.
+        z: an iterate, usually the value of a solution.
+        monotonicity: m > 0, of `z − f(z)` in the Euclidean norm. Not checked.
+    """
+    if monotonicity is not None and not (isinstance(monotonicity, Real) and 0 < float(monotonicity) < math.inf):
+        raise ValueError(f"monotonicity={monotonicity!r} must be a finite number above 0")
+    problem = prepare(f, z, args, compact=False)
+    with torch.no_grad(), one_weight(f) if isinstance(f, nn.Module) else nullcontext():
+        flat = problem.layout.flatten(z).detach()
+        residual = problem(flat) - flat
+        if monotonicity is not None:
+            length = torch.linalg.vector_norm(residual.double(), dim=1)
+            return ErrorBound(length / monotonicity, True, f"z − f(z) is {monotonicity:g}-strongly monotone, as given")
+
+        way, _ = first_way(problem, flat, flat + residual, residual)
+        product = WAYS[way](problem, flat, flat + residual)
+        newton = solve(
+            lambda step: product(step) + residual,
+            torch.zeros_like(flat),
+            solver=GMRES(),
+            rtol=1e-3,
+            atol=0,
+            max_steps=500,
+        )
+    length = torch.linalg.vector_norm(newton.value.double(), dim=1)  # type: ignore[union-attr]
+    found = newton.converged & length.isfinite()
+    reason = "the length of Newton's correction, right to first order"
+    return ErrorBound(torch.where(found, length, math.nan), False, reason)

@@ -1,0 +1,55 @@
+"""Lyapunov exponents of plain iteration."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from solvers import State
+from solvers.linearised import WAYS, first_way
+from solvers.problem import prepare
+
+from ..parametrized import one_weight
+
+
+def lyapunov_exponents(
+    f: Callable[..., State], z: State, args: tuple[Any, ...] = (), *, k: int = 1, steps: int = 1000, discard: int = 100
+) -> Tensor:
+    """The k largest Lyapunov exponents of `z ↦ f(z)`, (batch, k), float64 on the CPU, the largest first.
+
+    Of a perturbation's growth `e^{λ t}` over t steps: all below 0, the iteration settles; 0, it goes round; above 0 it
+    is chaotic, and no amount of plain steps converges. At a fixed point they are `log |eigenvalue|`. By QR
+    factorisations of the products of Jacobians along the orbit. Source: Benettin et al., Meccanica 15 (1980).
+
+    Args:
+        f, args: as in `solvers.solve`.
+        z: where the orbit starts.
+        k: how many, at most the numbers of a row.
+        steps: averaged over.
+        discard: steps before, in which orbit and directions settle.
+    """
+    problem = prepare(f, z, args, compact=False)
+    dim = sum(problem.layout.sizes)
+    for name, value, least, most in (("k", k, 1, dim), ("steps", steps, 1, None), ("discard", discard, 0, None)):
+        if not isinstance(value, int) or isinstance(value, bool) or value < least or (most and value > most):
+            allowed = f"from {least} to {most}" if most else f"of at least {least}"
+            raise ValueError(f"lyapunov_exponents: {name}={value!r} must be an integer {allowed}")
+    with torch.no_grad(), one_weight(f) if isinstance(f, nn.Module) else nullcontext():
+        flat = problem.layout.flatten(z).detach()
+        directions = torch.randn(len(flat), dim, k, generator=torch.Generator().manual_seed(0)).to(flat)
+        directions = torch.linalg.qr(directions).Q
+        way, _ = first_way(problem, flat, problem(flat), directions[:, :, 0])
+        total = torch.zeros(len(flat), k, dtype=torch.float64)
+        for step in range(discard + steps):
+            image = problem(flat)
+            product = WAYS[way](problem, flat, image)
+            columns = [product(directions[:, :, column]) for column in range(k)]
+            directions, triangle = torch.linalg.qr(torch.stack(columns, dim=2))
+            flat = image
+            if step >= discard:
+                total += triangle.diagonal(dim1=1, dim2=2).abs().log().double().cpu()
+    return (total / steps).sort(dim=1, descending=True).values

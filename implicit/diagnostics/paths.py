@@ -1,0 +1,70 @@
+"""Whether the equilibrium depends on where the solve starts."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from solvers.state import Layout
+
+from ..equilibrium import Equilibrium
+
+
+@dataclass(frozen=True)
+class PathIndependence:
+    """The solutions from several random starts beside that from the layer's own start."""
+
+    alignment: Tensor = field(repr=False)
+    """(batch,) float64, the least cosine between them; 1: the same direction from everywhere."""
+    spread: Tensor = field(repr=False)
+    """(batch,) float64, the largest `‖z_i − z*‖ / ‖z*‖`; a few rtol: the same solution."""
+    converged: Tensor = field(repr=False)
+    """(starts, batch): whether the solve from this start met its tolerance."""
+
+    def __repr__(self) -> str:
+        if not self.alignment.numel():
+            return "PathIndependence(0 rows)"
+        share = self.converged.double().mean()
+        return (
+            f"PathIndependence(least alignment {self.alignment.min():.4f}, largest spread {self.spread.max():.1e}, "
+            f"{share:.0%} of {len(self.converged)} starts a row converged)"
+        )
+
+
+def path_independence(layer: Equilibrium, *inputs: Any, starts: int = 8, seed: int = 0) -> PathIndependence:
+    """Solve from random starts as well, normal with the root mean square of each row's solution.
+
+    A layer whose equilibrium does not depend on its path may be run for longer on harder inputs than it was trained
+    on, and may be warm-started. Source: Anil et al., "Path Independent Equilibrium Models Can Better Exploit Test-Time
+    Computation", NeurIPS 2022.
+
+    Args:
+        layer, inputs: as the layer is called.
+        starts: how many, at least 1.
+        seed: of the starts.
+    """
+    if not isinstance(starts, int) or isinstance(starts, bool) or starts < 1:
+        raise ValueError(f"path_independence: starts={starts!r} must be an integer of at least 1")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what converged is told in the result
+        own = layer.solve(*inputs)
+        layout = Layout(own.value)
+        reference = layout.flatten(own.value)
+        scale = reference.square().mean(dim=1, keepdim=True).sqrt()
+        scale = torch.where(scale > 0, scale, 1)
+        generator = torch.Generator().manual_seed(seed)
+        others = []
+        for _ in range(starts):
+            noise = torch.randn(reference.shape, generator=generator).to(reference)
+            others.append(layer.solve(*inputs, z0=layout.unflatten(scale * noise)))
+    expected = reference.double()
+    length = torch.linalg.vector_norm(expected, dim=1)
+    found = torch.stack([layout.flatten(other.value).double() for other in others])
+    distance = torch.linalg.vector_norm(found - expected, dim=2)
+    spread = torch.where(length > 0, distance / length, distance).amax(dim=0)
+    alignment = torch.nn.functional.cosine_similarity(found, expected[None], dim=2).amin(dim=0)
+    return PathIndependence(alignment, spread, torch.stack([other.converged for other in others]))

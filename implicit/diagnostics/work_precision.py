@@ -1,0 +1,68 @@
+"""What each solver pays for each tolerance."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from solvers import Solver, State, solve
+
+
+@dataclass(frozen=True)
+class Work:
+    """One solver at one tolerance."""
+
+    name: str
+    """Of the solver."""
+    rtol: float
+    """Relative tolerance asked for."""
+    residual: float
+    """Largest relative residual reached, over the rows; NaN: a row has none."""
+    evaluations: float
+    """Of f, mean over the rows."""
+    seconds: float
+    """The faster of two solves."""
+    converged: float
+    """Share of the rows."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields."""
+        return asdict(self)
+
+
+def compare_solvers(
+    f: Callable[..., State],
+    z0: State,
+    args: tuple[Any, ...] = (),
+    *,
+    solvers: Mapping[str, Solver],
+    rtols: Sequence[float] = (1e-2, 1e-4, 1e-6),
+    max_steps: int = 1000,
+) -> list[Work]:
+    """Work against precision: every solver on one problem at every tolerance, the solvers one after the other.
+
+    Evaluations are what the problem asks for, seconds what this machine takes for them and for the solver's own work.
+    `pandas.DataFrame(row.to_dict() for row in rows)` is a table, `implicit.plots.plot_work_precision(rows)` a picture.
+
+    Args:
+        f, z0, args, max_steps: as in `solvers.solve`; atol is 0.
+        solvers: by the names they shall have.
+        rtols: relative tolerances.
+    """
+    if not solvers or not rtols:
+        raise ValueError("compare_solvers: name at least one solver in solvers, and one tolerance in rtols")
+    rows = []
+    for name, solver in solvers.items():
+        for rtol in rtols:
+            seconds = []
+            for _ in range(2):
+                start = time.perf_counter()
+                solution = solve(f, z0, args, solver=solver, rtol=rtol, atol=0, max_steps=max_steps)
+                solution.residual.tolist()  # waits for the device
+                seconds.append(time.perf_counter() - start)
+            evaluations, converged = solution.evaluations.double().mean(), solution.converged.double().mean()
+            residual = solution.residual.max() if len(solution.residual) else solution.residual.new_zeros(())
+            rows.append(Work(name, rtol, residual.item(), evaluations.item(), min(seconds), converged.item()))
+    return rows

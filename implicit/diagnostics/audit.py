@@ -35,7 +35,7 @@ class GradientError:
     relative_error: float
     """`‖g − g*‖ / ‖g*‖`."""
     evaluations: float
-    """Of f forward and vector–Jacobian products of the backward solve, mean over the rows; tracked steps left out."""
+    """Of f in the forward solve and products in the backward solve, mean over the rows; tracked steps are not solves."""
     seconds: float
     """Forward and backward."""
 

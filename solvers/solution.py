@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 from enum import IntEnum
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from .pages import sparkline, table
 from .state import State
 
 
@@ -93,6 +95,31 @@ class Solution:
                 f"{count} {status.name} (rows {shown}; largest relative residual {worst:.1e}): {status.message}"
             )
         return "\n".join(lines)
+
+    def to_dict(self) -> dict[str, list[Any]]:
+        """What became of each row, in plain numbers and words; the value and the trace are left out.
+
+        `pandas.DataFrame(solution.to_dict())` has a line a row.
+        """
+        return {
+            "status": [Status(code).name for code in self.status.tolist()],
+            "residual": self.residual.tolist(),
+            "steps": self.steps.tolist(),
+            "evaluations": self.evaluations.tolist(),
+        }
+
+    def _repr_html_(self) -> str:
+        codes = self.status.tolist()
+        lines = []
+        for code, count in sorted(Counter(codes).items()):
+            chosen = self.status == code
+            steps, residual = self.steps[chosen], self.residual[chosen].max().item()
+            label = Status(code).name
+            lines.append([label, str(count), f"{int(steps.min())} to {int(steps.max())}", f"{residual:.1e}"])
+        trace = self.trace.double().cpu()
+        medians = trace.nanmedian(dim=1).values if trace.numel() else trace.flatten()
+        picture = sparkline(medians, "median relative residual of the rows still running, against steps, logarithmic")
+        return table(["status", "rows", "steps", "largest relative residual"], lines) + picture
 
     def __repr__(self) -> str:
         statuses = Counter(self.status.tolist())

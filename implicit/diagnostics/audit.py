@@ -35,7 +35,7 @@ class GradientError:
     relative_error: float
     """`‖g − g*‖ / ‖g*‖`."""
     evaluations: float
-    """Of f in the forward solve and products in the backward solve, mean over the rows; tracked steps are not solves."""
+    """Of f forward and products of the backward solve, mean over the rows; steps that are tracked are no solves."""
     seconds: float
     """Forward and backward."""
 

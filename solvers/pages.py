@@ -1,0 +1,32 @@
+"""A solution as a notebook shows it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from html import escape
+
+from torch import Tensor
+
+WIDTH, HEIGHT = 160, 36
+
+
+def table(headings: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """An HTML table of plain text."""
+    head = "".join(f"<th>{escape(heading)}</th>" for heading in headings)
+    body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in line) + "</tr>" for line in lines)
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def sparkline(values: Tensor, title: str) -> str:
+    """An SVG line of the logarithms of some positive numbers; empty for fewer than two that are."""
+    points = [(step, math.log10(value)) for step, value in enumerate(values.tolist()) if 0 < value < math.inf]
+    if len(points) < 2:
+        return ""
+    low, high = (edge(y for _, y in points) for edge in (min, max))
+    across, up = (WIDTH - 4) / max(len(values) - 1, 1), (HEIGHT - 4) / ((high - low) or 1)
+    path = " ".join(f"{2 + across * x:.1f},{HEIGHT - 2 - up * (y - low):.1f}" for x, y in points)
+    return (
+        f'<svg width="{WIDTH}" height="{HEIGHT}" role="img" aria-label="{escape(title)}"><title>{escape(title)}</title>'
+        f'<polyline points="{path}" fill="none" stroke="currentColor" stroke-width="1.5"/></svg>'
+    )

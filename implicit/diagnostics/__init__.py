@@ -2,6 +2,8 @@
 
 from .audit import GradientError, compare_gradients, gradient_audit
 from .bounds import ErrorBound, error_bound
+from .diagnosis import diagnose
+from .findings import Finding
 from .lyapunov import lyapunov_exponents
 from .paths import PathIndependence, path_independence
 from .penalty import jacobian_penalty
@@ -12,6 +14,7 @@ from .work_precision import Work, compare_solvers
 
 __all__ = [
     "ErrorBound",
+    "Finding",
     "GradientError",
     "PathIndependence",
     "Tail",
@@ -19,6 +22,7 @@ __all__ = [
     "compare_gradients",
     "compare_solvers",
     "convergence_rate",
+    "diagnose",
     "eigenvalues",
     "error_bound",
     "gradient_audit",

@@ -111,8 +111,9 @@ def _by_row(
             operator = _Transposed(problem.take(index), flat[index])
             start = np.random.default_rng(0).standard_normal(dim)
             try:
-                # a first product of 0 is a Jacobian of 0, which ARPACK cannot start from
-                found[row] = krylov(operator, start, tolerance) if operator.matvec(start).any() else np.zeros(k)
+                # ARPACK squares what it sees, and cannot start from a Jacobian of 0
+                operator.scale = np.linalg.norm(operator.matvec(start)) / np.linalg.norm(start)
+                found[row] = operator.scale * krylov(operator, start, tolerance) if operator.scale else np.zeros(k)
             except _NotFiniteError:
                 continue
             except ArpackError as error:
@@ -148,11 +149,11 @@ class _NotFiniteError(Exception):
 
 
 class _Transposed(LinearOperator):  # type: ignore[misc]
-    """Jᵀ of a problem of one row, as SciPy's operator: its eigenvalues and singular values are those of J."""
+    """`Jᵀ / scale` of a problem of one row, as SciPy's operator: it has J's eigenvalues and singular values."""
 
     def __init__(self, problem: Problem, flat: Tensor) -> None:
         super().__init__(np.float64, (flat.shape[1], flat.shape[1]))
-        self._problem, self._flat = problem, flat
+        self._problem, self._flat, self.scale = problem, flat, np.float64(1)
         with _tracked(problem, flat) as (self._point, self._image):
             pass
         self._forward: Callable[[Tensor], Tensor] | None = None
@@ -175,9 +176,8 @@ class _Transposed(LinearOperator):  # type: ignore[misc]
     def _tensor(self, v: NDArray[Any]) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(v).reshape(1, -1)).to(self._flat)
 
-    @staticmethod
-    def _array(product: Tensor) -> NDArray[Any]:
-        values: NDArray[Any] = product.detach()[0].double().cpu().numpy()
+    def _array(self, product: Tensor) -> NDArray[Any]:
+        values: NDArray[Any] = product.detach()[0].double().cpu().numpy() / self.scale
         if not np.isfinite(values).all():
             raise _NotFiniteError
         return values

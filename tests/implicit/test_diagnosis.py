@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils.parametrizations import spectral_norm as normalised
 
 from implicit import Equilibrium, ImplicitGradient, Unconverged
 from implicit.diagnostics import diagnose
@@ -57,6 +58,11 @@ def test_a_stochastic_cell_is_found_alone():
     layer = Equilibrium(Cell(extra=nn.Dropout(0.2)))
     assert names(layer, torch.randn(4, 8)) == ["stochastic cell"]
     assert names(layer.eval(), torch.randn(4, 8)) == []
+
+
+def test_spectral_normalisation_in_training_is_not_stochastic():
+    cell = Cell(0.5, extra=normalised(nn.Linear(8, 8)))
+    assert names(Equilibrium(cell).train(), torch.randn(4, 8)) == []
 
 
 def test_rows_that_see_each_other():

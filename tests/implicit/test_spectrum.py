@@ -92,6 +92,14 @@ def test_rows_that_are_not_finite_are_nan_and_leave_the_others_alone(dim):
 
 
 @pytest.mark.parametrize("dim", [4, 160])
+@pytest.mark.parametrize("scale", [1e-30, 1e30])
+def test_the_scale_does_not_matter(dim, scale):
+    factors = scale * torch.linspace(0.1, 1, dim, dtype=torch.float64)
+    for measure in (spectral_norm, spectral_radius):
+        assert measure(lambda z: factors * z, torch.ones(1, dim).double()).item() == pytest.approx(scale, rel=1e-5)
+
+
+@pytest.mark.parametrize("dim", [4, 160])
 def test_constant_maps_and_empty_batches(dim):
     for measure in (spectral_norm, spectral_radius):
         assert measure(lambda z, x: x, torch.ones(2, dim), (torch.ones(2, dim),)).tolist() == [0, 0]

@@ -75,7 +75,7 @@ def digits(task: Task) -> Contestants:
         ),
         "paraformer-progressive": Contestant(
             "parallel",
-            "the same, its first steps on the first 1 … B branches in turn",
+            "Para-Former, its first steps on the first 1 … B branches in turn",
             lambda hidden: Progressive(_paraformer(hidden), rounds=10),
             usual=False,
             learning_rate=PARAFORMER_RATE,

@@ -12,7 +12,7 @@ from rich import box
 from rich.table import Table
 from torch import nn
 
-from implicit.plots import LINES
+from implicit.plots import LINES, MARKERS
 from models import Parallel
 from models.blocks import convolutional
 from models.networks import image_network
@@ -96,7 +96,15 @@ def _draw(accuracy: dict[int, dict[int, list[float]]], seconds: dict[int, list[f
             means = [100 * statistics.fmean(values) for values in by_run.values()]
             low, high = ([100 * edge(values) for values in by_run.values()] for edge in (min, max))
             style = LINES[number % len(LINES)]
-            left.plot(list(by_run), means, style, marker="osD^"[number % 4], markersize=4, color=colour, label=trained)
+            left.plot(
+                list(by_run),
+                means,
+                style,
+                marker=MARKERS[number % len(MARKERS)],
+                markersize=4,
+                color=colour,
+                label=trained,
+            )
             left.fill_between(list(by_run), low, high, color=colour, alpha=0.15, linewidth=0)
         left.set(xlabel="sweeps when run, K'", ylabel="test accuracy (%)", title="Trained with K sweeps, run with K'")
         left.legend(title="trained with K")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -42,7 +41,7 @@ def fixed_point(
     `solvers.solve(...).check()` to raise instead.
     """
     _check_gradient(gradient, solver)
-    with one_weight(f) if isinstance(f, nn.Module) else nullcontext():
+    with one_weight(f):
         settings = Settings(solver, rtol, atol, max_steps, compact, check_every, compile)
         return differentiable_solve("fixed_point", f, z0, args, gradient, settings)[-1]
 

@@ -26,13 +26,12 @@ class Progressive(nn.Module):
         self.register_buffer("passes", torch.zeros((), dtype=torch.long))
 
     def forward(self, x: Tensor) -> Tensor:
-        logits: Tensor
-        if not (self.training and torch.is_grad_enabled()):
-            logits = self.network(x)
-            return logits
-        turn, index = divmod(int(self.passes), self.network.branches)
-        self.passes += 1
-        logits = self.network(x, branches=index + 1 if turn < self.rounds else None)
+        branches = None
+        if self.training and torch.is_grad_enabled():
+            turn, index = divmod(int(self.passes), self.network.branches)
+            self.passes += 1
+            branches = index + 1 if turn < self.rounds else None
+        logits: Tensor = self.network(x, branches=branches)
         return logits
 
     def prefixes(self, x: Tensor) -> Tensor:

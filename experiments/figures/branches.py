@@ -8,7 +8,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.ticker import MaxNLocator
 
-from implicit.plots import LINES
+from implicit.plots import LINES, MARKERS
 
 from .style import colour_of, score_label
 
@@ -33,7 +33,7 @@ def kept_branches(comparison: Comparison) -> Figure | None:
             branches,
             scores.mean(axis=0),
             LINES[number % len(LINES)],
-            marker="osD^"[number % 4],
+            marker=MARKERS[number % len(MARKERS)],
             color=colour,
             label=row.name,
         )

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import matplotlib.pyplot as plt
 
-from implicit.plots import LINES
+from implicit.plots import LINES, MARKERS
 
 from ..depth_times import TOKENS, measure
 from .style import COLOURS
@@ -41,8 +41,8 @@ def times_against_depth(records: list[dict[str, Any]], device: str) -> Figure:
                 middle = [1e3 * statistics.median(values) for values in times.values()]
                 low, high = ([1e3 * edge(values) for values in times.values()] for edge in (min, max))
                 colour = COLOURS[number % len(COLOURS)]
-                style = LINES[number % len(LINES)]
-                ax.plot(list(times), middle, style, marker="osD^vP"[number % 6], markersize=4, color=colour, label=name)
+                style, mark = LINES[number % len(LINES)], MARKERS[number % len(MARKERS)]
+                ax.plot(list(times), middle, style, marker=mark, markersize=4, color=colour, label=name)
                 ax.fill_between(list(times), low, high, color=colour, alpha=0.12, linewidth=0)
             ax.set(xscale="log", yscale="log", title=f"{kind}, width {width}, batch {batch}", ylabel="ms")
             depths = sorted({record["depth"] for record in chosen})

@@ -78,7 +78,7 @@ def compare_gradients(
     reference = copy.deepcopy(layer).double()
     reference.gradient, reference.rtol, reference.atol = ImplicitGradient(rtol=EXACT, max_steps=1000), EXACT, 0.0
     reference.max_steps = max(1000, layer.max_steps)
-    exact, _, _ = _gradient(reference, _as_double(inputs), strict=True)
+    exact, _, _ = _gradient(reference, as_double(inputs), strict=True)
     if not bool(exact.any()):
         raise ValueError("the exact gradient is zero: there is nothing to compare with")
     errors = []
@@ -103,7 +103,8 @@ def _settings(layer: Equilibrium, gradient: Gradient, rtol: float) -> Iterator[N
         layer.gradient, layer.rtol = before
 
 
-def _as_double(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+def as_double(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The same with every real tensor in float64."""
     return tuple(value.double() if _is_real(value) else value for value in inputs)
 
 
@@ -111,10 +112,16 @@ def _is_real(value: Any) -> bool:
     return isinstance(value, Tensor) and value.dtype.is_floating_point
 
 
+def differentiable(layer: Equilibrium, inputs: tuple[Any, ...]) -> tuple[tuple[Any, ...], list[Tensor]]:
+    """The inputs as leaves that want a gradient where they are real, and all that wants one."""
+    inputs = tuple(value.detach().requires_grad_() if _is_real(value) else value for value in inputs)
+    every = (value for value in (*layer.parameters(), *inputs) if isinstance(value, Tensor))
+    return inputs, [value for value in every if value.requires_grad]
+
+
 def _gradient(layer: Equilibrium, inputs: tuple[Any, ...], strict: bool) -> tuple[Tensor, float, float]:
     """The gradient as one float64 vector, evaluations a row, seconds."""
-    inputs = tuple(value.detach().requires_grad_() if _is_real(value) else value for value in inputs)
-    wanted = [value for value in (*layer.parameters(), *inputs) if isinstance(value, Tensor) and value.requires_grad]
+    inputs, wanted = differentiable(layer, inputs)
     if not wanted:
         raise ValueError("the layer has neither parameters nor inputs that could have a gradient")
     start = time.perf_counter()

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from numbers import Real
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from solvers import GMRES, State, solve
 from solvers.linearised import WAYS, first_way
@@ -48,7 +47,7 @@ def error_bound(
     if monotonicity is not None and not (isinstance(monotonicity, Real) and 0 < float(monotonicity) < math.inf):
         raise ValueError(f"monotonicity={monotonicity!r} must be a finite number above 0")
     problem = prepare(f, z, args, compact=False)
-    with torch.no_grad(), one_weight(f) if isinstance(f, nn.Module) else nullcontext():
+    with torch.no_grad(), one_weight(f):
         flat = problem.layout.flatten(z).detach()
         residual = problem(flat) - flat
         if monotonicity is not None:

@@ -19,7 +19,7 @@ from ..equilibrium import Equilibrium
 from ..gradients import ImplicitGradient
 from ..parametrized import one_weight
 from ..recording import record
-from .audit import compare_gradients
+from .audit import as_double, compare_gradients, differentiable
 from .findings import Finding, Look, name_rows
 from .rates import tails
 from .spectrum import spectral_radius
@@ -150,12 +150,9 @@ def _expanding(look: Look) -> Finding | None:
 
 
 def _backward(look: Look) -> Finding | None:
-    inputs = tuple(
-        value.clone().requires_grad_() if isinstance(value, Tensor) and value.is_floating_point() else value
-        for value in look.inputs
-    )
-    wanted = [value for value in (*look.layer.parameters(), *inputs) if isinstance(value, Tensor)]
-    wanted = [value for value in wanted if value.requires_grad]
+    inputs, wanted = differentiable(look.layer, look.inputs)
+    if not wanted:
+        return None
     with torch.enable_grad(), record() as log:
         flat = look.problem.layout.flatten(look.layer(*inputs))
         direction = torch.randn(flat.shape, generator=torch.Generator().manual_seed(0)).to(flat)
@@ -176,13 +173,11 @@ def _backward(look: Look) -> Finding | None:
 def _loose(look: Look) -> Finding | None:
     if not bool(look.solution.converged.all()):
         return None
-    tight = copy.deepcopy(look.layer).double()
-    inputs = tuple(
-        value.double() if isinstance(value, Tensor) and value.is_floating_point() else value for value in look.inputs
-    )
+    # in float64, so that rounding is not laid to the tolerance
+    layer, inputs = copy.deepcopy(look.layer).double(), as_double(look.inputs)
     exact = {"exact": ImplicitGradient(rtol=1e-10, max_steps=1000)}
     try:
-        error = compare_gradients(tight, *inputs, gradients=exact, rtols=[look.layer.rtol])[0].relative_error
+        error = compare_gradients(layer, *inputs, gradients=exact, rtols=[look.layer.rtol])[0].relative_error
     except (ConvergenceError, ValueError):
         return None  # without a reference nothing can be said
     if error <= LOOSE:

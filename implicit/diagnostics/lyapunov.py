@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import nullcontext
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from solvers import State
 from solvers.linearised import WAYS, first_way
@@ -38,7 +37,7 @@ def lyapunov_exponents(
         if not isinstance(value, int) or isinstance(value, bool) or value < least or (most and value > most):
             allowed = f"from {least} to {most}" if most else f"of at least {least}"
             raise ValueError(f"lyapunov_exponents: {name}={value!r} must be an integer {allowed}")
-    with torch.no_grad(), one_weight(f) if isinstance(f, nn.Module) else nullcontext():
+    with torch.no_grad(), one_weight(f):
         flat = problem.layout.flatten(z).detach()
         directions = torch.randn(len(flat), dim, k, generator=torch.Generator().manual_seed(0)).to(flat)
         directions = torch.linalg.qr(directions).Q

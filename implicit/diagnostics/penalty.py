@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import nullcontext
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from solvers import State
 from solvers.problem import prepare
@@ -35,7 +34,7 @@ def jacobian_penalty(f: Callable[..., State], z: State, args: tuple[Any, ...] = 
         raise ValueError(f"jacobian_penalty: samples={samples!r} must be an integer of at least 1")
     problem = prepare(f, z, args, compact=False)
     tracked = torch.is_grad_enabled()
-    with torch.enable_grad(), one_weight(f) if isinstance(f, nn.Module) else nullcontext():
+    with torch.enable_grad(), one_weight(f):
         flat = problem.layout.flatten(z)
         # the derivative at z alone, not along its history
         point = flat.view_as(flat) if flat.requires_grad and tracked else anchored(flat)

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy.sparse.linalg import ArpackError, LinearOperator, eigs, svds
-from torch import Tensor, nn
+from torch import Tensor
 
 from solvers import ConvergenceError, State
 from solvers.linearised import WAYS, first_way
@@ -98,7 +97,7 @@ def _by_row(
     batch = problem.layout.batch
     found = np.full((batch, k), np.nan, dtype=dtype)
     tolerance = max(1e-6, 100 * problem.rounding)
-    with torch.no_grad(), one_weight(f) if isinstance(f, nn.Module) else nullcontext():
+    with torch.no_grad(), one_weight(f):
         flat = problem.layout.flatten(z).detach()
         if dim <= DENSE:
             jacobians = _dense(problem, flat)
@@ -124,23 +123,22 @@ def _by_row(
     return found
 
 
-@contextmanager
-def _tracked(problem: Problem, flat: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+def _tracked(problem: Problem, flat: Tensor) -> tuple[Tensor, Tensor]:
     """A point and its image, with a graph between them."""
     with torch.enable_grad():
         point = flat.detach().requires_grad_()
-        yield point, problem(point)
+        return point, problem(point)
 
 
 def _dense(problem: Problem, flat: Tensor) -> NDArray[Any]:
     """(batch, dim, dim) Jacobians, a vector–Jacobian product of the whole batch for each of their rows."""
     jacobians = torch.zeros(*flat.shape, flat.shape[1], dtype=torch.float64)
-    with _tracked(problem, flat) as (point, image):
-        for line in range(flat.shape[1] if image.requires_grad else 0):
-            unit = torch.zeros_like(image)
-            unit[:, line] = 1
-            (product,) = torch.autograd.grad(image, point, unit, retain_graph=True, materialize_grads=True)
-            jacobians[:, line] = product
+    point, image = _tracked(problem, flat)
+    for line in range(flat.shape[1] if image.requires_grad else 0):
+        unit = torch.zeros_like(image)
+        unit[:, line] = 1
+        (product,) = torch.autograd.grad(image, point, unit, retain_graph=True, materialize_grads=True)
+        jacobians[:, line] = product
     return jacobians.numpy()
 
 
@@ -154,8 +152,7 @@ class _Transposed(LinearOperator):  # type: ignore[misc]
     def __init__(self, problem: Problem, flat: Tensor) -> None:
         super().__init__(np.float64, (flat.shape[1], flat.shape[1]))
         self._problem, self._flat, self.scale = problem, flat, np.float64(1)
-        with _tracked(problem, flat) as (self._point, self._image):
-            pass
+        self._point, self._image = _tracked(problem, flat)
         self._forward: Callable[[Tensor], Tensor] | None = None
 
     def _matvec(self, v: NDArray[Any]) -> NDArray[Any]:

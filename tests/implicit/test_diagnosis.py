@@ -123,3 +123,12 @@ def test_half_precision_and_states_of_several_tensors_are_looked_at_too():
     assert names(Equilibrium(Cell(0.5), rtol=1e-2).half(), torch.randn(4, 8).half()) == []
     layer = Equilibrium(Pair(), initial=lambda x: (torch.zeros_like(x), x.new_zeros(len(x), 2, 3)))
     assert names(layer, torch.randn(4, 8)) == []
+
+
+def test_a_layer_that_wants_no_gradient_has_none_to_find_fault_with():
+    class Halves(nn.Module):
+        def forward(self, z, index):
+            return 0.5 * z + 1.0
+
+    layer = Equilibrium(Halves(), initial=lambda index: torch.zeros(len(index), 2))
+    assert names(layer, torch.arange(3)) == []

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -49,15 +49,15 @@ class Branches(nn.Module):
     def forward(self, tokens: Tensor, *, first: int | None = None) -> Tensor:
         """(batch, tokens, width), like the tokens; of the `first` so many branches alone."""
         total: Tensor | None = None
-        for group in self._groups(tokens, self.count if first is None else at_most(first, self.count)):
-            share = self._run(tokens, group).sum(dim=0)
+        for outputs in self._runs(tokens, self.count if first is None else at_most(first, self.count)):
+            share = outputs.sum(dim=0)
             total = share if total is None else total + share
         assert total is not None
         return total
 
     def sums(self, tokens: Tensor) -> Tensor:
         """The sums of the first 1 … B branches, (branches, batch, tokens, width)."""
-        return torch.cat([self._run(tokens, group) for group in self._groups(tokens, self.count)]).cumsum(dim=0)
+        return torch.cat(list(self._runs(tokens, self.count))).cumsum(dim=0)
 
     def kept(self, which: Sequence[int]) -> Branches:
         """A copy with these branches alone, in this order."""
@@ -88,23 +88,36 @@ class Branches(nn.Module):
             setattr(twin.get_submodule(path), own, nn.Parameter(change(name, parameter.detach()).clone()))
         return twin
 
-    def _groups(self, tokens: Tensor, count: int) -> Iterator[slice]:
+    def _runs(self, tokens: Tensor, count: int) -> Iterator[Tensor]:
+        """The outputs of the first so many branches, group by group, (branches of the group, batch, tokens, width)."""
         size = count
         if self.batched is False:
             size = 1
         elif tokens.device.type == "cpu":
             size = max(1, ROWS_AT_ONCE // max(1, tokens.shape[0] * tokens.shape[1]))
-        return (slice(start, min(start + size, count)) for start in range(0, count, size))
-
-    def _run(self, tokens: Tensor, group: slice) -> Tensor:
-        """(branches of the group, batch, tokens, width)."""
-        x = tokens.expand(group.stop - group.start, *tokens.shape)
-        for block in self.blocks:
-            x = block(x, group)
-        return x
+        groups = zip(*(block.split(count, size) for block in self.blocks), strict=True)  # type: ignore[operator]
+        for group in groups:
+            x = tokens.expand(len(group[0].qkv), *tokens.shape)
+            for block, weights in zip(self.blocks, group, strict=True):
+                x = block(x, weights)
+            yield x
 
     def extra_repr(self) -> str:
         return f"count={self.count}, batched={self.batched}"
+
+
+class _Weights(NamedTuple):
+    """Those of a group of branches, by their names in the block."""
+
+    norms: Tensor
+    qkv: Tensor
+    qkv_bias: Tensor
+    project: Tensor
+    project_bias: Tensor
+    expand: Tensor
+    expand_bias: Tensor
+    contract: Tensor
+    contract_bias: Tensor
 
 
 class _StackedBlock(nn.Module):
@@ -119,23 +132,30 @@ class _StackedBlock(nn.Module):
         self.expand, self.expand_bias = _linear(branches, width, hidden)
         self.contract, self.contract_bias = _linear(branches, hidden, width)
 
-    def forward(self, x: Tensor, group: slice) -> Tensor:
-        """(branches, batch, tokens, width) to the same, for the branches of the group."""
+    def split(self, count: int, size: int) -> list[_Weights]:
+        """The weights of the first so many branches, in groups of `size`; their gradients are one tensor each."""
+        sizes = [min(size, count - start) for start in range(0, count, size)]
+        rest = len(self.qkv) - count
+        parts = (getattr(self, name).split([*sizes, rest])[:-1] for name in _Weights._fields)
+        return [_Weights(*group) for group in zip(*parts, strict=True)]
+
+    def forward(self, x: Tensor, weights: _Weights) -> Tensor:
+        """(branches, batch, tokens, width) to the same, for branches with these weights."""
         branches, batch, tokens, width = x.shape
 
         def linear(y: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-            return torch.baddbmm(bias[group, None], y.reshape(branches, batch * tokens, -1), weight[group])
+            return torch.baddbmm(bias[:, None], y.reshape(branches, batch * tokens, -1), weight)
 
         def norm(y: Tensor, index: int) -> Tensor:
-            scale, shift = self.norms[group, index, :, None, None].unbind(1)
+            scale, shift = weights.norms[:, index, :, None, None].unbind(1)
             return F.layer_norm(y, (width,)) * scale + shift
 
-        qkv = linear(norm(x, 0), self.qkv, self.qkv_bias)
+        qkv = linear(norm(x, 0), weights.qkv, weights.qkv_bias)
         q, k, v = qkv.view(branches * batch, tokens, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
         mixed = F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
-        x = x + linear(mixed, self.project, self.project_bias).view(x.shape)
-        inner = F.gelu(linear(norm(x, 1), self.expand, self.expand_bias))
-        return x + linear(inner, self.contract, self.contract_bias).view(x.shape)
+        x = x + linear(mixed, weights.project, weights.project_bias).view(x.shape)
+        inner = F.gelu(linear(norm(x, 1), weights.expand, weights.expand_bias))
+        return x + linear(inner, weights.contract, weights.contract_bias).view(x.shape)
 
 
 def _linear(branches: int, inputs: int, outputs: int) -> tuple[nn.Parameter, nn.Parameter]:

@@ -8,6 +8,7 @@ import torch.distributed
 import torch.multiprocessing
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from models import ParaFormer, TokenParaFormer, VectorParaFormer
 from models.branches import ROWS_AT_ONCE, Branches
@@ -49,10 +50,33 @@ def test_batched_and_loop_agree(form, batched):
 
 def test_groups_that_fit_the_cache_change_nothing():
     body, tokens = Branches(5, width=6, heads=2, hidden=4), torch.randn(ROWS_AT_ONCE // 20, 10, 6)
-    assert [len(range(5)[group]) for group in body._groups(tokens, 5)] == [2, 2, 1]
+    assert [len(outputs) for outputs in body._runs(tokens, 5)] == [2, 2, 1]
     grouped = body(tokens)
     body.batched = False
     torch.testing.assert_close(grouped, body(tokens), rtol=0, atol=1e-11)
+
+
+class Counted(TorchDispatchMode):
+    """Counts the tensors of one shape that are made."""
+
+    def __init__(self, shape):
+        super().__init__()
+        self.shape, self.made = shape, 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        output = func(*args, **(kwargs or {}))
+        self.made += isinstance(output, torch.Tensor) and output.shape == self.shape
+        return output
+
+
+@pytest.mark.parametrize("batched", [None, False])
+def test_the_gradient_of_a_weight_is_put_together_once_whatever_the_number_of_groups(batched):
+    body, tokens = Branches(8, depth=1, width=6, heads=2, hidden=4), torch.randn(ROWS_AT_ONCE // 20, 10, 6)
+    body.batched = batched
+    output = body(tokens).sum()
+    with Counted(body.blocks[0].qkv.shape) as counted:
+        output.backward()
+    assert counted.made <= 2
 
 
 @by_form

@@ -107,7 +107,7 @@ class Equilibrium(nn.Module):
         if not isinstance(at, tuple) or not all(isinstance(step, int) and step >= 0 for step in at):
             raise ValueError(f"at={at!r} must be a tuple of numbers of steps, each at least 0")
         settings, start = self._settings(max_steps), self._start(inputs, z0)
-        name = layer_name(self, f"Equilibrium({type(self.cell).__name__})")
+        name = layer_name(self, self.title)
         with one_weight(self.cell):
             return differentiable_solve(name, self.cell, start, inputs, self.gradient, settings, at)
 
@@ -118,6 +118,11 @@ class Equilibrium(nn.Module):
         warn_of_unsuitable(self.cell)
         with one_weight(self.cell), torch.no_grad():
             return solve(self.cell, self._start(inputs, z0), inputs, **vars(settings))
+
+    @property
+    def title(self) -> str:
+        """Its name in records where it has no place in a model."""
+        return f"Equilibrium({type(self.cell).__name__})"
 
     def _settings(self, max_steps: int | None) -> Settings:
         steps = self.max_steps if max_steps is None else max_steps

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
 
 from torch import Tensor, nn
 
-from solvers.problem import Problem
+from solvers.problem import Problem, mapped
 
 from .pure import Known, PureModule
 
@@ -23,7 +22,7 @@ class Explicit:
     def __init__(self, problem: Problem) -> None:
         known = Known()
         self.problem = copy.copy(problem)
-        self.problem.args = _mapped(problem.args, known.placed)
+        self.problem.args = mapped(problem.args, known.placed)
         self.module = PureModule(problem.f, known) if isinstance(problem.f, nn.Module) else None
         self.tensors = known.tensors
 
@@ -33,16 +32,7 @@ class Explicit:
     def at(self, *tensors: Tensor) -> Problem:
         """The problem with these tensors."""
         problem = copy.copy(self.problem)
-        problem.args = _mapped(problem.args, Known.filling(tensors))
+        problem.args = mapped(problem.args, Known.filling(tensors))
         if self.module is not None:
             problem.f = self.module.twin(tensors)
         return problem
-
-
-def _mapped(values: Any, change: Any) -> Any:
-    """Nested (named) tuples with every other value changed."""
-    if isinstance(values, tuple):
-        parts = [_mapped(part, change) for part in values]
-        kind: Any = type(values)
-        return kind._make(parts) if hasattr(kind, "_make") else tuple(parts)
-    return change(values)

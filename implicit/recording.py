@@ -9,13 +9,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
-from typing import Literal, NamedTuple
+from html import escape
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import nn
 
 import solvers
 from solvers import Solution
+from solvers.pages import table
 
 
 class ConvergenceWarning(UserWarning):
@@ -28,8 +30,11 @@ class Record(NamedTuple):
     name: str
     solution: Solution
 
+    def _repr_html_(self) -> str:
+        return f"<p>{escape(self.name)}</p>{self.solution._repr_html_()}"
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, repr=False)
 class Log:
     """The solves of a `record()` block, in order of solving."""
 
@@ -37,6 +42,34 @@ class Log:
     backward: list[Record] = field(default_factory=list)
     values: bool = False
     names: dict[int, str] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, list[Any]]:
+        """A line a solve, in plain numbers and words: `pandas.DataFrame(log.to_dict())`."""
+        entries = [(way, *entry) for way in ("forward", "backward") for entry in getattr(self, way)]
+        solutions = [solution for _, _, solution in entries]
+        return {
+            "layer": [name for _, name, _ in entries],
+            "direction": [way for way, _, _ in entries],
+            "rows": [len(solution.status) for solution in solutions],
+            "converged": [int(solution.converged.sum()) for solution in solutions],
+            "steps": [solution.steps.max().item() if len(solution.steps) else 0 for solution in solutions],
+            "evaluations": [int(solution.evaluations.sum()) for solution in solutions],
+            "residual": [solution.residual.max().item() if len(solution.steps) else 0.0 for solution in solutions],
+        }
+
+    def __repr__(self) -> str:
+        numbers = self.to_dict()
+        return (
+            f"Log({len(self.forward)} forward and {len(self.backward)} backward solves: "
+            f"{sum(numbers['converged'])} of {sum(numbers['rows'])} rows converged)"
+        )
+
+    def _repr_html_(self) -> str:
+        solutions = [entry.solution for entry in (*self.forward, *self.backward)]
+        curves = [solution.curve() for solution in solutions]
+        headings = ["layer", "direction", "rows", "converged", "most steps", "evaluations", "largest relative residual"]
+        lines = [[*map(str, line[:-1]), f"{line[-1]:.1e}"] for line in zip(*self.to_dict().values(), strict=True)]
+        return table(headings, lines, curves)
 
 
 _logs: ContextVar[tuple[Log, ...]] = ContextVar("implicit_logs", default=())
@@ -58,13 +91,17 @@ def record(model: nn.Module | None = None, *, values: bool = False) -> Iterator[
         model: names the layers by their place in it (`blocks.0.equilibrium`); without it, by their cell's class.
         values: keep the solutions' values too, and with them their memory.
     """
-    names = {} if model is None else {id(module): name for name, module in model.named_modules() if name}
-    log = Log(values=values, names=names)
+    log = Log(values=values, names={} if model is None else module_names(model))
     token = _logs.set((*_logs.get(), log))
     try:
         yield log
     finally:
         _logs.reset(token)
+
+
+def module_names(model: nn.Module) -> dict[int, str]:
+    """What the modules of a model are called, by their identity; the model itself has no name."""
+    return {id(module): name for name, module in model.named_modules() if name}
 
 
 def current_logs() -> tuple[Log, ...]:

@@ -11,10 +11,13 @@ from torch import Tensor
 WIDTH, HEIGHT = 160, 36
 
 
-def table(headings: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    """An HTML table of plain text."""
-    head = "".join(f"<th>{escape(heading)}</th>" for heading in headings)
-    body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in line) + "</tr>" for line in lines)
+def table(headings: Sequence[str], lines: Sequence[Sequence[str]], curves: Sequence[str] = ()) -> str:
+    """An HTML table of plain text; `curves` are SVG elements, one more cell of each line."""
+    head = "".join(f"<th>{escape(heading)}</th>" for heading in (*headings, *(["residuals"] if curves else [])))
+    body = ""
+    for number, line in enumerate(lines):
+        cells = "".join(f"<td>{escape(cell)}</td>" for cell in line)
+        body += f"<tr>{cells}{f'<td>{curves[number]}</td>' if curves else ''}</tr>"
     return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
 

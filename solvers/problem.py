@@ -108,15 +108,18 @@ def prepare(f: Any, z0: State, args: Any, compact: bool) -> Problem:
     return Problem(f, args, layout)
 
 
-def select(values: Any, rows: Tensor) -> Any:
-    """The rows of every tensor in nested (named) tuples; other values as they are."""
-    if isinstance(values, Tensor):
-        return values.index_select(0, rows)
+def mapped(values: Any, change: Callable[[Any], Any]) -> Any:
+    """Nested (named) tuples with every other value changed."""
     if isinstance(values, tuple):
-        parts = [select(part, rows) for part in values]
+        parts = [mapped(part, change) for part in values]
         kind: Any = type(values)
         return kind._make(parts) if hasattr(kind, "_make") else tuple(parts)
-    return values
+    return change(values)
+
+
+def select(values: Any, rows: Tensor) -> Any:
+    """The rows of every tensor in nested (named) tuples; other values as they are."""
+    return mapped(values, lambda value: value.index_select(0, rows) if isinstance(value, Tensor) else value)
 
 
 def _check_rows(values: tuple[Any, ...], batch: int, name: str) -> None:

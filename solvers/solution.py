@@ -116,10 +116,13 @@ class Solution:
             steps, residual = self.steps[chosen], self.residual[chosen].max().item()
             label = Status(code).name
             lines.append([label, str(count), f"{int(steps.min())} to {int(steps.max())}", f"{residual:.1e}"])
+        return table(["status", "rows", "steps", "largest relative residual"], lines) + self.curve()
+
+    def curve(self) -> str:
+        """An SVG line of the median residual, for a page; empty without two steps."""
         trace = self.trace.double().cpu()
         medians = trace.nanmedian(dim=1).values if trace.numel() else trace.flatten()
-        picture = sparkline(medians, "median relative residual of the rows still running, against steps, logarithmic")
-        return table(["status", "rows", "steps", "largest relative residual"], lines) + picture
+        return sparkline(medians, "median relative residual of the rows still running, against steps, logarithmic")
 
     def __repr__(self) -> str:
         statuses = Counter(self.status.tolist())

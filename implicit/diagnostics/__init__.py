@@ -10,6 +10,7 @@ from .penalty import jacobian_penalty
 from .rates import Tail, convergence_rate, tails
 from .residuals import residual_quantiles
 from .spectrum import eigenvalues, spectral_norm, spectral_radius
+from .tables import Table
 from .work_precision import Work, compare_solvers
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "Finding",
     "GradientError",
     "PathIndependence",
+    "Table",
     "Tail",
     "Work",
     "compare_gradients",

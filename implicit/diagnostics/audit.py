@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from solvers import ConvergenceError
+from solvers import ConvergenceError, State
+from solvers.problem import mapped
 
 from ..equilibrium import Equilibrium
 from ..gradients import Gradient, ImplicitGradient
 from ..recording import record
+from .tables import Table
 
 EXACT = 1e-12
 """Relative tolerance of the forward and backward solve of the reference, in float64."""
@@ -44,7 +45,9 @@ class GradientError:
         return asdict(self)
 
 
-def gradient_audit(layer: Equilibrium, *inputs: Any, rtol: float | None = None) -> GradientError:
+def gradient_audit(
+    layer: Equilibrium, *inputs: Any, rtol: float | None = None, z0: State | None = None
+) -> GradientError:
     """The error of the layer's gradient policy against the exact gradient, of the loss `⟨v, z*⟩` with a random v.
 
     The exact one is that of the implicit function theorem, both solves to 1e-12 on a copy in float64. Gradients are
@@ -56,18 +59,23 @@ def gradient_audit(layer: Equilibrium, *inputs: Any, rtol: float | None = None) 
         layer: its cell and inputs must work in float64, too.
         inputs: as the layer takes them.
         rtol: of the forward solve; None: the layer's.
+        z0: the warm start, as the layer takes it.
 
     Raises:
         ConvergenceError: the reference cannot be solved.
     """
     name = type(layer.gradient).__name__
     rtols = [layer.rtol if rtol is None else rtol]
-    return compare_gradients(layer, *inputs, gradients={name: layer.gradient}, rtols=rtols)[0]
+    return compare_gradients(layer, *inputs, gradients={name: layer.gradient}, rtols=rtols, z0=z0)[0]
 
 
 def compare_gradients(
-    layer: Equilibrium, *inputs: Any, gradients: Mapping[str, Gradient], rtols: Sequence[float]
-) -> list[GradientError]:
+    layer: Equilibrium,
+    *inputs: Any,
+    gradients: Mapping[str, Gradient],
+    rtols: Sequence[float],
+    z0: State | None = None,
+) -> Table[GradientError]:
     """The errors of several policies at several tolerances of the forward solve, the policies one after the other.
 
     Tells which rtol a wanted accuracy of the gradient asks for, and what a cheaper policy gives away. Everything else
@@ -75,37 +83,27 @@ def compare_gradients(
     """
     if not gradients or not rtols:
         raise ValueError("compare_gradients: name at least one policy in gradients, and one tolerance in rtols")
+    layer = copy.deepcopy(layer)  # whatever its cell keeps of an evaluation stays out of the caller's
     reference = copy.deepcopy(layer).double()
     reference.gradient, reference.rtol, reference.atol = ImplicitGradient(rtol=EXACT, max_steps=1000), EXACT, 0.0
     reference.max_steps = max(1000, layer.max_steps)
-    exact, _, _ = _gradient(reference, as_double(inputs), strict=True)
+    exact, _, _ = _gradient(reference, as_double(inputs), as_double(z0), strict=True)
     if not bool(exact.any()):
         raise ValueError("the exact gradient is zero: there is nothing to compare with")
-    errors = []
+    errors = Table[GradientError]()
     for name, gradient in gradients.items():
         for rtol in rtols:
-            with _settings(layer, gradient, rtol):
-                found, evaluations, seconds = _gradient(layer, inputs, strict=False)
+            layer.gradient, layer.rtol = gradient, rtol
+            found, evaluations, seconds = _gradient(layer, inputs, z0, strict=False)
             cosine = torch.dot(found, exact) / (found.norm() * exact.norm()).clamp_min(torch.finfo(exact.dtype).tiny)
             error = (found - exact).norm() / exact.norm()
             errors.append(GradientError(name, rtol, cosine.item(), error.item(), evaluations, seconds))
     return errors
 
 
-@contextmanager
-def _settings(layer: Equilibrium, gradient: Gradient, rtol: float) -> Iterator[None]:
-    """The layer with another policy and tolerance."""
-    before = layer.gradient, layer.rtol
-    layer.gradient, layer.rtol = gradient, rtol
-    try:
-        yield
-    finally:
-        layer.gradient, layer.rtol = before
-
-
-def as_double(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-    """The same with every real tensor in float64."""
-    return tuple(value.double() if _is_real(value) else value for value in inputs)
+def as_double(values: Any) -> Any:
+    """Nested tuples with every real tensor in float64."""
+    return mapped(values, lambda value: value.double() if _is_real(value) else value)
 
 
 def _is_real(value: Any) -> bool:
@@ -119,14 +117,16 @@ def differentiable(layer: Equilibrium, inputs: tuple[Any, ...]) -> tuple[tuple[A
     return inputs, [value for value in every if value.requires_grad]
 
 
-def _gradient(layer: Equilibrium, inputs: tuple[Any, ...], strict: bool) -> tuple[Tensor, float, float]:
+def _gradient(
+    layer: Equilibrium, inputs: tuple[Any, ...], z0: State | None, strict: bool
+) -> tuple[Tensor, float, float]:
     """The gradient as one float64 vector, evaluations a row, seconds."""
     inputs, wanted = differentiable(layer, inputs)
     if not wanted:
         raise ValueError("the layer has neither parameters nor inputs that could have a gradient")
     start = time.perf_counter()
     with torch.enable_grad(), record() as log:
-        z = layer(*inputs)
+        z = layer(*inputs, z0=z0)
         parts = (z,) if isinstance(z, Tensor) else z
         loss = sum((_direction(part) * part).sum() for part in parts)
         found = torch.autograd.grad(loss, wanted, materialize_grads=True)  # type: ignore[arg-type]

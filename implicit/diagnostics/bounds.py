@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from html import escape
 from numbers import Real
 from typing import Any
 
@@ -16,6 +17,7 @@ from solvers.linearised import WAYS, first_way
 from solvers.problem import prepare
 
 from ..parametrized import one_weight
+from .tables import summary
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,15 @@ class ErrorBound:
     """Whether it is proven from the monotonicity that was given, or an estimate."""
     reason: str
     """Where it comes from."""
+
+    def to_dict(self) -> dict[str, list[Any]]:
+        """A line a row: `pandas.DataFrame(bound.to_dict())`."""
+        rows = len(self.value)
+        return {"distance": self.value.tolist(), "certified": [self.certified] * rows, "reason": [self.reason] * rows}
+
+    def _repr_html_(self) -> str:
+        kind = "certified" if self.certified else "estimate"
+        return summary({"distance to z*": self.value.tolist()}) + f"<p>{kind}: {escape(self.reason)}</p>"
 
 
 def error_bound(

@@ -10,11 +10,13 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import nn
+from torch.random import fork_rng
 
-from solvers import ConvergenceError, Status, solve
+from solvers import ConvergenceError, State, Status, solve
 from solvers.problem import select
 
+from ..calls import Call, detached, layer_calls
 from ..equilibrium import Equilibrium
 from ..gradients import ImplicitGradient
 from ..parametrized import one_weight
@@ -23,6 +25,7 @@ from .audit import as_double, compare_gradients, differentiable
 from .findings import Finding, Look, name_rows
 from .rates import tails
 from .spectrum import spectral_radius
+from .tables import Table
 
 LOOSE = 0.05
 """Relative error of the gradient, from the forward solve alone, that is worth a word."""
@@ -30,28 +33,48 @@ SAVED = 0.7
 """Share of the evaluations with a longer history below which the layer's is called short."""
 
 
-def diagnose(layer: Equilibrium, *inputs: Any) -> list[Finding]:
+def diagnose(model: nn.Module, *inputs: Any, z0: State | None = None) -> Table[Finding]:
     """Look for what keeps a layer from converging, or its gradient from being right; an empty list: nothing found.
 
     In this order: a stochastic cell (whatever else were found would mean nothing, so it is found alone), rows coupled
     through the batch, rows that are not finite, the dtype's floor, stalled or cycling rows, a spectral radius above 1,
     a backward solve that does not converge, a tolerance too loose for the gradient, a history too short. Costs some
-    solves, among them one in float64, on this batch. The layer is left as it was.
+    solves, among them one in float64, on this batch, of a copy: the model is left as it was, the random state too.
 
         for finding in implicit.diagnostics.diagnose(layer, x):
             print(finding)
 
     Args:
-        layer: in the mode, training or evaluation, that is to be looked at; its cell must work in float64, too.
-        inputs: as the layer takes them.
+        model: an `Equilibrium`, or a model with some inside, each of which is looked at in its first call; in the mode,
+            training or evaluation, that is to be looked at. Cells must work in float64, too.
+        inputs: as the model takes them.
+        z0: the warm start, of an `Equilibrium`.
+
+    Raises:
+        ValueError: the model has called no `Equilibrium`.
     """
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), fork_rng([p.device for p in model.parameters() if p.is_cuda][:1]):
         warnings.simplefilter("ignore")  # what did not converge is a finding
-        look = Look(layer, tuple(value.detach() if isinstance(value, Tensor) else value for value in inputs))
-        stochastic = _stochastic(look)
-        if stochastic:
-            return [stochastic]
-        return [finding for check in CHECKS for finding in [check(look)] if finding]
+        calls = _calls(copy.deepcopy(model), detached(inputs), z0)
+        return Table(replace(finding, layer=call.name) for call in calls for finding in _findings(Look(call)))
+
+
+def _calls(model: nn.Module, inputs: tuple[Any, ...], z0: State | None) -> list[Call]:
+    """The first call of each layer."""
+    if isinstance(model, Equilibrium):
+        return [Call("", model, inputs, z0)]
+    if z0 is not None:
+        raise TypeError(f"z0 is the warm start of an Equilibrium, and {type(model).__name__} is none")
+    with torch.no_grad(), layer_calls(model) as calls:
+        model(*inputs)
+    if not calls:
+        raise ValueError(f"{type(model).__name__} has called no Equilibrium on these inputs: there is nothing to find")
+    return list({call.name: call for call in reversed(calls)}.values())[::-1]
+
+
+def _findings(look: Look) -> list[Finding]:
+    stochastic = _stochastic(look)
+    return [stochastic] if stochastic else [finding for check in CHECKS for finding in [check(look)] if finding]
 
 
 def _stochastic(look: Look) -> Finding | None:
@@ -98,8 +121,7 @@ def _not_finite(look: Look) -> Finding | None:
 
 
 def _floor(look: Look) -> Finding | None:
-    solution, rounding = look.solution, look.problem.rounding
-    bad = ~solution.converged & (solution.residual <= 100 * rounding)
+    solution, rounding, bad = look.solution, look.problem.rounding, look.floored
     if not bad.any():
         return None
     return Finding(
@@ -113,7 +135,7 @@ def _floor(look: Look) -> Finding | None:
 def _standing(look: Look) -> Finding | None:
     solution = look.solution
     ends = tails(solution)
-    far = ~solution.converged & (solution.residual > 100 * look.problem.rounding) & solution.residual.isfinite()
+    far = ~solution.converged & ~look.floored & solution.residual.isfinite()
     stalled = torch.tensor([bool(tail.stalled or tail.period) for tail in ends], dtype=torch.bool, device=far.device)
     failed = (solution.status == Status.STALLED) | (solution.status == Status.DIVERGED) | stalled
     bad = far & failed
@@ -154,7 +176,7 @@ def _backward(look: Look) -> Finding | None:
     if not wanted:
         return None
     with torch.enable_grad(), record() as log:
-        flat = look.problem.layout.flatten(look.layer(*inputs))
+        flat = look.problem.layout.flatten(look.layer(*inputs, z0=look.z0))
         direction = torch.randn(flat.shape, generator=torch.Generator().manual_seed(0)).to(flat)
         with suppress(ConvergenceError):  # of Unconverged.RAISE; the log has it
             torch.autograd.grad(flat, wanted, direction, allow_unused=True)
@@ -174,10 +196,10 @@ def _loose(look: Look) -> Finding | None:
     if not bool(look.solution.converged.all()):
         return None
     # in float64, so that rounding is not laid to the tolerance
-    layer, inputs = copy.deepcopy(look.layer).double(), as_double(look.inputs)
+    layer, (inputs, z0) = copy.deepcopy(look.layer).double(), as_double((look.inputs, look.z0))
     exact = {"exact": ImplicitGradient(rtol=1e-10, max_steps=1000)}
     try:
-        error = compare_gradients(layer, *inputs, gradients=exact, rtols=[look.layer.rtol])[0].relative_error
+        error = compare_gradients(layer, *inputs, gradients=exact, rtols=[look.layer.rtol], z0=z0)[0].relative_error
     except (ConvergenceError, ValueError):
         return None  # without a reference nothing can be said
     if error <= LOOSE:
@@ -196,7 +218,7 @@ def _short(look: Look) -> Finding | None:
     longer: Any = replace(look.layer.solver, memory=4 * memory)  # type: ignore[type-var]
     settings = replace(look.layer._settings(None), solver=longer)
     with torch.no_grad(), one_weight(look.layer.cell):
-        other = solve(look.layer.cell, look.layer._start(look.inputs, None), look.inputs, **vars(settings))
+        other = solve(look.layer.cell, look.layer._start(look.inputs, look.z0), look.inputs, **vars(settings))
     both = [solution.evaluations.double().mean().item() for solution in (look.solution, other)]
     more = other.converged.sum() > look.solution.converged.sum()
     if not more and not both[1] < SAVED * both[0]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,7 +11,7 @@ from torch import Tensor
 from solvers import Solution, Status
 from solvers.problem import prepare
 
-from ..equilibrium import Equilibrium
+from ..calls import Call
 from ..parametrized import one_weight
 
 ROWS = 8
@@ -28,9 +27,11 @@ class Finding:
     """What was measured."""
     remedy: str
     """What to do about it."""
+    layer: str = ""
+    """Its place in the model that was looked at; empty: the model is the layer."""
 
     def __str__(self) -> str:
-        return f"{self.name}: {self.evidence}. {self.remedy}"
+        return f"{self.layer + ', ' if self.layer else ''}{self.name}: {self.evidence}. {self.remedy}"
 
     def to_dict(self) -> dict[str, str]:
         """The fields."""
@@ -40,14 +41,21 @@ class Finding:
 class Look:
     """A layer, its inputs, and what is found about them at most once."""
 
-    def __init__(self, layer: Equilibrium, inputs: tuple[Any, ...]) -> None:
-        self.layer, self.inputs = layer, inputs
-        self.problem = prepare(layer.cell, layer._start(inputs, None), inputs, compact=False)
+    def __init__(self, call: Call) -> None:
+        self.layer, self.inputs, self.z0 = call.layer, call.inputs, call.z0
+        self.problem = prepare(self.layer.cell, self.layer._start(self.inputs, self.z0), self.inputs, compact=False)
 
     @cached_property
     def solution(self) -> Solution:
         """Of the layer's own solve."""
-        return self.layer.solve(*self.inputs)
+        return self.layer.solve(*self.inputs, z0=self.z0)
+
+    @property
+    def floored(self) -> Tensor:
+        """(batch,) bool: rows that came as close as the dtype allows, and so missed a tolerance below it."""
+        solution, floor = self.solution, 100 * self.problem.rounding
+        missed = ~solution.converged & (solution.status != Status.DIVERGED)
+        return missed & (solution.residual <= floor) & (solution.residual > self.layer.rtol)
 
     @property
     def value(self) -> Tensor:

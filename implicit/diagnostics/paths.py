@@ -9,9 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from solvers import State
 from solvers.state import Layout
 
 from ..equilibrium import Equilibrium
+from .tables import summary
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,17 @@ class PathIndependence:
     converged: Tensor = field(repr=False)
     """(starts, batch): whether the solve from this start met its tolerance."""
 
+    def to_dict(self) -> dict[str, list[float]]:
+        """A line a row, in plain numbers: `pandas.DataFrame(found.to_dict())`."""
+        return {
+            "alignment": self.alignment.tolist(),
+            "spread": self.spread.tolist(),
+            "share_converged": self.converged.double().mean(dim=0).tolist(),
+        }
+
+    def _repr_html_(self) -> str:
+        return summary(self.to_dict())
+
     def __repr__(self) -> str:
         if not self.alignment.numel():
             return "PathIndependence(0 rows)"
@@ -35,7 +48,9 @@ class PathIndependence:
         )
 
 
-def path_independence(layer: Equilibrium, *inputs: Any, starts: int = 8, seed: int = 0) -> PathIndependence:
+def path_independence(
+    layer: Equilibrium, *inputs: Any, starts: int = 8, seed: int = 0, z0: State | None = None
+) -> PathIndependence:
     """Solve from random starts as well, normal with the root mean square of each row's solution.
 
     A layer whose equilibrium does not depend on its path may be run for longer on harder inputs than it was trained
@@ -46,12 +61,13 @@ def path_independence(layer: Equilibrium, *inputs: Any, starts: int = 8, seed: i
         layer, inputs: as the layer is called.
         starts: how many, at least 1.
         seed: of the starts.
+        z0: in place of the layer's own start.
     """
     if not isinstance(starts, int) or isinstance(starts, bool) or starts < 1:
         raise ValueError(f"path_independence: starts={starts!r} must be an integer of at least 1")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what converged is told in the result
-        own = layer.solve(*inputs)
+        own = layer.solve(*inputs, z0=z0)
         layout = Layout(own.value)
         reference = layout.flatten(own.value)
         scale = reference.square().mean(dim=1, keepdim=True).sqrt()

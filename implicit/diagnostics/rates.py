@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,6 +11,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from solvers import Solution
+
+from .tables import Table
 
 SHORTEST = 3
 """Residuals that a rate needs at least."""
@@ -28,6 +31,10 @@ class Tail:
     period: int
     """Steps after which the residuals repeat, of a row that goes round; 0: it does not."""
 
+    def to_dict(self) -> dict[str, Any]:
+        """The fields."""
+        return asdict(self)
+
 
 def convergence_rate(solution: Solution) -> Tensor:
     """`(batch,)` float64: the factor by which each row's relative residual falls a step at the end of its trace.
@@ -39,9 +46,10 @@ def convergence_rate(solution: Solution) -> Tensor:
     return torch.tensor([tail.rate for tail in tails(solution)], dtype=torch.float64)
 
 
-def tails(solution: Solution) -> list[Tail]:
+def tails(solution: Solution) -> Table[Tail]:
     """For each row, how its residuals end: rate, standstill and cycles."""
-    return [_tail(column[np.isfinite(column) & (column > 0)]) for column in solution.trace.double().cpu().numpy().T]
+    columns = solution.trace.double().cpu().numpy().T
+    return Table(_tail(column[np.isfinite(column) & (column > 0)]) for column in columns)
 
 
 def _tail(residuals: NDArray[np.float64]) -> Tail:

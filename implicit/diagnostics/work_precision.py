@@ -9,6 +9,8 @@ from typing import Any
 
 from solvers import Solver, State, solve
 
+from .tables import Table
+
 
 @dataclass(frozen=True)
 class Work:
@@ -40,7 +42,7 @@ def compare_solvers(
     solvers: Mapping[str, Solver],
     rtols: Sequence[float] = (1e-2, 1e-4, 1e-6),
     max_steps: int = 1000,
-) -> list[Work]:
+) -> Table[Work]:
     """Work against precision: every solver on one problem at every tolerance, the solvers one after the other.
 
     Evaluations are what the problem asks for, seconds what this machine takes for them and for the solver's own work.
@@ -53,7 +55,7 @@ def compare_solvers(
     """
     if not solvers or not rtols:
         raise ValueError("compare_solvers: name at least one solver in solvers, and one tolerance in rtols")
-    rows = []
+    rows = Table[Work]()
     for name, solver in solvers.items():
         for rtol in rtols:
             seconds = []

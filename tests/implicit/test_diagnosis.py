@@ -7,6 +7,7 @@ from torch.nn.utils.parametrizations import spectral_norm as normalised
 
 from implicit import Equilibrium, ImplicitGradient, Unconverged
 from implicit.diagnostics import diagnose
+from models import Dense, HeavyBall, MonotoneDense, OptDEQ, OptDNN
 from solvers import Anderson, Picard
 
 
@@ -35,7 +36,7 @@ def names(layer, *inputs):
     findings = diagnose(layer, *inputs)
     for finding in findings:
         assert str(finding).startswith(finding.name)
-        assert set(finding.to_dict()) == {"name", "evidence", "remedy"}
+        assert set(finding.to_dict()) == {"name", "evidence", "remedy", "layer"}
     return [finding.name for finding in findings]
 
 
@@ -78,8 +79,25 @@ def test_rows_that_are_not_finite_are_named():
     assert "row 3" in finding.evidence
 
 
+class Rough(nn.Module):
+    """Neighbouring numbers of single precision have images that differ by some 1e-6."""
+
+    def forward(self, z, x):
+        return 0.5 * z + x + 1e-6 * torch.sin(1e7 * z)
+
+
 def test_a_tolerance_below_what_the_dtype_resolves():
-    assert "the dtype's floor" in names(Equilibrium(Cell(), rtol=1e-10, atol=0.0), torch.randn(5, 8))
+    layer = Equilibrium(Rough(), rtol=1e-10, atol=0.0)
+    findings = {finding.name: finding.evidence for finding in diagnose(layer, 1 + torch.rand(5, 8))}
+    assert "stalled or cycling rows" not in findings
+    assert "rows 0, 1, 2, 3, 4 stopped at" in findings["the dtype's floor"]
+    assert "above rtol=1e-10" in findings["the dtype's floor"]
+
+
+def test_rows_that_run_away_are_not_at_the_floor_although_their_relative_residual_is_small():
+    found = names(Equilibrium(Affine(torch.eye(8))), torch.ones(3, 8))
+    assert "stalled or cycling rows" in found
+    assert "the dtype's floor" not in found
 
 
 def test_rows_that_have_no_fixed_point():
@@ -106,6 +124,51 @@ def test_a_history_that_is_too_short():
     matrix = torch.diag(torch.linspace(-0.97, 0.97, 8))
     found = names(Equilibrium(Affine(matrix), solver=Anderson(memory=2), rtol=1e-5), torch.randn(4, 8))
     assert found == ["history too short"]
+
+
+class Model(nn.Module):
+    """Two layers with something before, and one that is not called."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.norm = nn.Linear(8, 8), nn.BatchNorm1d(8)
+        self.blocks = nn.ModuleList([Equilibrium(Cell()), Equilibrium(Affine(torch.eye(8))), Equilibrium(Cell())])
+
+    def forward(self, x, z0=None):
+        z = self.blocks[0](self.norm(self.stem(x)), z0=z0)
+        return self.blocks[1](z) + self.blocks[1](0 * z)
+
+
+def test_a_whole_model_is_looked_at_layer_by_layer_and_left_as_it_was():
+    model, x = Model(), torch.randn(6, 8)
+    before, state = {name: value.clone() for name, value in model.state_dict().items()}, torch.get_rng_state()
+    findings = diagnose(model, x)
+    assert {finding.layer for finding in findings} == {"blocks.1"}
+    assert str(findings[0]).startswith("blocks.1, stalled or cycling rows: ")
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name]), name
+    assert torch.equal(torch.get_rng_state(), state)
+    assert not any(block._forward_pre_hooks for block in model.blocks)
+
+
+def test_networks_of_methods_are_looked_at_from_their_own_start():
+    net = OptDEQ(HeavyBall(momentum=0.3), MonotoneDense(8, 8))  # its state is (z, z₋), its start not the input's
+    assert {finding.layer for finding in diagnose(net, torch.randn(4, 8))} <= {"equilibrium"}
+    pairs = [(Dense(8, 8), MonotoneDense(8, 8)) for _ in range(2)]
+    assert diagnose(OptDNN("pgd", pairs, alpha=0.0), torch.randn(4, 8)) == []
+
+
+def test_a_model_without_a_layer_and_a_start_without_one_are_refused():
+    with pytest.raises(ValueError, match="Linear has called no Equilibrium"):
+        diagnose(nn.Linear(8, 8), torch.randn(2, 8))
+    with pytest.raises(TypeError, match="z0 is the warm start of an Equilibrium, and Model is none"):
+        diagnose(Model(), torch.randn(2, 8), z0=torch.zeros(2, 8))
+
+
+def test_batch_statistics_inside_a_cell_are_left_alone():
+    layer = Equilibrium(Cell(extra=nn.BatchNorm1d(8)), compact=False)
+    diagnose(layer, torch.randn(6, 8))
+    assert layer.cell.extra.num_batches_tracked == 0
 
 
 def test_an_empty_batch_has_nothing_to_find():

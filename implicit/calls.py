@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.random import fork_rng
 
 from solvers import State
 from solvers.problem import mapped, select
@@ -60,6 +61,19 @@ def layer_calls(model: nn.Module) -> Iterator[list[Call]]:
     finally:
         for handle in handles:
             handle.remove()
+
+
+def first_of_each(calls: list[Call]) -> list[Call]:
+    """The first call of each layer."""
+    return list({call.name: call for call in reversed(calls)}.values())[::-1]
+
+
+@contextmanager
+def random_state_kept(model: nn.Module) -> Iterator[None]:
+    """After the block the random numbers go on as if it had not been, on the CPU and the model's first GPU."""
+    devices = [parameter.device for parameter in model.parameters() if parameter.is_cuda]
+    with fork_rng(devices[:1]):
+        yield
 
 
 def detached(values: Any) -> Any:

@@ -11,12 +11,11 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.random import fork_rng
 
 from solvers import ConvergenceError, State, Status, solve
 from solvers.problem import select
 
-from ..calls import Call, detached, layer_calls
+from ..calls import Call, detached, first_of_each, layer_calls, random_state_kept
 from ..equilibrium import Equilibrium
 from ..gradients import ImplicitGradient
 from ..parametrized import one_weight
@@ -53,7 +52,7 @@ def diagnose(model: nn.Module, *inputs: Any, z0: State | None = None) -> Table[F
     Raises:
         ValueError: the model has called no `Equilibrium`.
     """
-    with warnings.catch_warnings(), fork_rng([p.device for p in model.parameters() if p.is_cuda][:1]):
+    with warnings.catch_warnings(), random_state_kept(model):
         warnings.simplefilter("ignore")  # what did not converge is a finding
         calls = _calls(copy.deepcopy(model), detached(inputs), z0)
         return Table(replace(finding, layer=call.name) for call in calls for finding in _findings(Look(call)))
@@ -69,7 +68,7 @@ def _calls(model: nn.Module, inputs: tuple[Any, ...], z0: State | None) -> list[
         model(*inputs)
     if not calls:
         raise ValueError(f"{type(model).__name__} has called no Equilibrium on these inputs: there is nothing to find")
-    return list({call.name: call for call in reversed(calls)}.values())[::-1]
+    return first_of_each(calls)
 
 
 def _findings(look: Look) -> list[Finding]:

@@ -10,8 +10,18 @@ import pytest
 import torch
 
 from implicit.diagnostics import GradientError, Work, residual_quantiles
-from implicit.plots import plot_convergence, plot_eigenvalues, plot_gradient_error, plot_steps, plot_work_precision
-from solvers import Anderson, Picard, solve
+from implicit.monitoring import Sample
+from implicit.plots import (
+    COLOURS,
+    plot_convergence,
+    plot_eigenvalues,
+    plot_gradient_error,
+    plot_monitor,
+    plot_steps,
+    plot_trajectories,
+    plot_work_precision,
+)
+from solvers import Anderson, NewtonKrylov, Picard, solve
 
 FACTORS = torch.tensor([[0.2], [0.5], [0.8]], dtype=torch.float64)
 
@@ -44,6 +54,121 @@ def test_convergence_picture_holds_the_median_and_the_tolerance(solution):
     assert ax.get_yscale() == "log"
     assert ax.get_xlabel() == "steps"
     assert {text.get_text() for text in ax.get_legend().get_texts()} == {"naive", "other", "rtol = 1e-06"}
+
+
+def test_the_worst_rows_are_drawn_by_themselves(solution):
+    ax = plot_convergence(solution, worst=2)
+    rows = [line for line in ax.get_lines() if line.get_linewidth() < 1]
+    hardest = solution.residual.argsort(descending=True)[:2].tolist()
+    for line, row in zip(rows, hardest, strict=True):
+        np.testing.assert_allclose(line.get_ydata(), solution.trace[:, row])
+    assert "worst 2 rows" in {text.get_text() for text in ax.get_legend().get_texts()}
+    with pytest.raises(ValueError, match="worst=-1"):
+        plot_convergence(solution, worst=-1)
+
+
+def test_residuals_are_drawn_against_evaluations_and_seconds_too(solution):
+    z0 = torch.zeros(3, 1, dtype=torch.float64)
+    newton = solve(lambda z: FACTORS * z + 1, z0, solver=NewtonKrylov(), rtol=1e-6)
+    ax = plot_convergence({"plain": solution, "newton": newton}, evaluations=True)
+    plain, products = ax.get_lines()
+    assert plain.get_xdata().tolist() == list(range(1, len(solution.trace) + 1))  # one a step
+    share = (newton.evaluations.sum() / newton.steps.sum()).item()
+    assert products.get_xdata()[-1] == pytest.approx(share * len(newton.trace))
+    assert ax.get_xlabel() == "evaluations of f a row"
+    ax = plot_convergence({"plain": solution, "newton": newton}, seconds={"plain": 2.0, "newton": 0.5})
+    assert [line.get_xdata()[-1] for line in ax.get_lines()] == pytest.approx([2.0, 0.5])
+    assert ax.get_xlabel() == "seconds"
+    assert plot_convergence(solution, seconds=3.0).get_lines()[0].get_xdata()[-1] == pytest.approx(3)
+    for wrong in (1.0, {"plain": 1.0}):
+        with pytest.raises(ValueError, match="a number for each of plain, newton"):
+            plot_convergence({"plain": solution, "newton": newton}, seconds=wrong)
+    with pytest.raises(ValueError, match="choose one"):
+        plot_convergence(solution, evaluations=True, seconds=1.0)
+
+
+def test_a_histogram_of_steps_holds_all_rows(solution):
+    ax = plot_steps({"plain": solution}, histogram=True)
+    (shape,) = ax.patches
+    heights = {}
+    for x, y in shape.get_xy():
+        heights[round(x, 6)] = max(heights.get(round(x, 6), 0), y)
+    for steps in solution.steps.tolist():  # up to 56: two steps a bar
+        assert heights[0.5 + 2 * ((steps - 1) // 2)] == pytest.approx(100 / 3)
+    empty = solve(lambda z: z, torch.zeros(0, 1), solver=Picard())
+    assert plot_steps(empty).get_lines()[0].get_xdata().tolist() == []
+    plot_steps(empty, histogram=True)
+    plot_convergence(empty, worst=2)
+
+
+def test_trajectories_in_the_plane_are_the_states_themselves():
+    path = torch.randn(5, 3, 2)
+    ax = plot_trajectories(path, rows=2)
+    tracks = [line for line in ax.get_lines() if len(line.get_xdata()) == 5]
+    assert len(tracks) == 2
+    np.testing.assert_allclose(np.stack([line.get_xydata() for line in tracks], axis=1), path[:, :2], rtol=1e-6)
+    stars = [line.get_xydata()[0] for line in ax.get_lines() if line.get_marker() == "*"]
+    np.testing.assert_allclose(stars, path[-1, :2], rtol=1e-6)
+
+
+def test_trajectories_of_long_states_lie_in_their_principal_plane():
+    basis = torch.linalg.qr(torch.randn(7, 7, dtype=torch.float64)).Q[:2]
+    plane = torch.randn(6, 4, 2, dtype=torch.float64) * torch.tensor([3.0, 1.0])
+    states = [(state @ basis).view(4, 7, 1) for state in plane]
+    states[2][1] = float("nan")  # of one row, at one step
+    ax = plot_trajectories({"a": states[:3], "b": states[3:]})
+    tracks = [line.get_xydata() for line in ax.get_lines() if len(line.get_xdata()) == 3]
+    for row in range(4):  # distances are kept: nothing lies outside the plane
+        expected = torch.linalg.vector_norm(plane[4, row] - plane[3, row])
+        assert np.linalg.norm(tracks[4 + row][1] - tracks[4 + row][0]) == pytest.approx(expected.item())
+    shares = [float(label.split("(")[1].split("%")[0]) for label in (ax.get_xlabel(), ax.get_ylabel())]
+    assert sum(shares) == pytest.approx(100, abs=1)
+    assert shares[0] > shares[1]
+    assert {text.get_text() for text in ax.get_legend().get_texts()} == {"a", "b"}
+
+
+def test_trajectories_of_numbers_are_drawn_against_the_step_and_odd_ones_are_refused():
+    ax = plot_trajectories(torch.tensor([[[1.0]], [[2.0]], [[4.0]]]))
+    assert ax.get_lines()[0].get_xydata().tolist() == [[0, 1], [1, 2], [2, 4]]
+    assert ax.get_xlabel() == "step"
+    with pytest.raises(ValueError, match=r"\[2, 3\] numbers a row"):
+        plot_trajectories({"a": torch.zeros(2, 1, 2), "b": torch.zeros(2, 1, 3)})
+    with pytest.raises(ValueError, match="no states"):
+        plot_trajectories([])
+
+
+def test_the_monitor_is_drawn_layer_by_layer():
+    samples = [Sample(step, layer, 10.0**-step, 1.0, 5.0, 7.0, 0.5, 0.9) for step in (0, 2) for layer in ("a", "b")]
+    panels = plot_monitor(samples)
+    assert [panel.get_ylabel() for panel in panels][1:] == [
+        "evaluations a row",
+        "largest over the rows looked at",
+        "cosine",
+    ]
+    for panel, expected in zip(panels, ([1, 0.01], [12, 12], [0.5, 0.5], [0.9, 0.9]), strict=True):
+        for line in panel.get_lines()[:2]:
+            np.testing.assert_allclose(line.get_xydata(), list(zip([0, 2], expected)))
+    _, axes = plt.subplots(1, 4)
+    assert plot_monitor(samples, ax=list(axes))[2] is axes[2]
+    with pytest.raises(ValueError, match="no samples"):
+        plot_monitor([])
+    with pytest.raises(ValueError, match="4 panels: ax has 1"):
+        plot_monitor(samples, ax=[axes[0]])
+
+
+def test_curves_are_told_apart_by_colour_and_without_it(solution):
+    names = [f"curve {number}" for number in range(4)]
+    works = [Work(name, 1e-2, 1e-2 / (i + 1), 3, 1, 1) for name in names for i in range(2)]
+    errors = [GradientError(name, 10.0**-i, 1, 0.1, 1, 1) for name in names for i in range(2)]
+    for ax in (
+        plot_convergence(dict.fromkeys(names, solution)),
+        plot_steps(dict.fromkeys(names, solution)),
+        plot_work_precision(works),
+        plot_gradient_error(errors),
+    ):
+        lines = [line for line in ax.get_lines() if line.get_label() in names]
+        assert [line.get_color() for line in lines] == list(COLOURS[:4])
+        assert len({line.get_linestyle() for line in lines}) == 4
 
 
 def test_steps_picture_ends_at_all_rows(solution):

@@ -1,0 +1,70 @@
+"""The monitor as a callback of Lightning. Needs it: `pip install 'implicit-networks[train]'`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+try:
+    from lightning.pytorch.callbacks import Callback
+except ImportError as error:
+    raise ImportError(
+        "implicit.lightning_monitor needs Lightning: pip install 'implicit-networks[train]' (or pip install lightning)"
+    ) from error
+
+from .diagnostics import Table
+from .monitoring import Monitor, Sample, scalars
+
+
+class MonitorCallback(Callback):
+    """A `Monitor` of the trained module; its figures go to the trainer's loggers (CSV, TensorBoard, …).
+
+        trainer = lightning.Trainer(callbacks=[MonitorCallback(every=100)])
+
+    Steps are batches; a sample is taken after the backward pass, before the optimiser moves the weights, and in the
+    process of rank zero alone. Prefer `Monitor` in a training loop of your own.
+
+    Args:
+        every, rows: as in `Monitor`.
+    """
+
+    def __init__(self, *, every: int = 100, rows: int = 8) -> None:
+        self.every, self.rows = every, rows
+        self.samples: Table[Sample] = Table()
+        self._monitor: Monitor | None = None
+        self._within = False
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        """A monitor of this module, in the process that logs."""
+        if trainer.is_global_zero:
+            self._monitor = Monitor(pl_module, every=self.every, rows=self.rows)
+            self._monitor.samples = self.samples
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        """A step begins."""
+        if self._monitor is not None:
+            self._monitor.step = trainer.fit_loop.total_batch_idx
+            self._monitor.__enter__()
+            self._within = True
+
+    def on_after_backward(self, trainer: Any, pl_module: Any) -> None:
+        """It ends, with its gradients."""
+        self._leave(trainer)
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """It ends at the latest, where there was no backward pass."""
+        self._leave(trainer)
+
+    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
+        """A step that failed is no sample."""
+        if self._monitor is not None and self._within:
+            self._within = False
+            self._monitor.__exit__(type(exception), exception, None)
+
+    def _leave(self, trainer: Any) -> None:
+        if self._monitor is None or not self._within:
+            return
+        self._within, known = False, len(self.samples)
+        self._monitor.__exit__(None, None, None)
+        for sample in self.samples[known:]:
+            for logger in trainer.loggers:
+                logger.log_metrics(scalars(sample), step=trainer.global_step)

@@ -1,0 +1,50 @@
+"""The implicit layers of a model over its training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING
+
+import matplotlib.pyplot as plt
+
+from ..monitoring import Sample
+from .style import looks
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+_PANELS: tuple[tuple[str, str, Callable[[Sample], float]], ...] = (
+    ("Largest relative residual", "‖f(z) − z‖ / ‖f(z)‖", lambda sample: sample.residual),
+    ("Work, forward and backward", "evaluations a row", lambda s: s.evaluations + s.backward_evaluations),
+    ("Spectral radius of ∂f/∂z", "largest over the rows looked at", lambda sample: sample.spectral_radius),
+    ("Gradient beside the exact one", "cosine", lambda sample: sample.gradient_cosine),
+)
+
+
+def plot_monitor(samples: Iterable[Sample], *, ax: Sequence[Axes] | None = None) -> Sequence[Axes]:
+    """Residual, evaluations, spectral radius and gradient cosine of each layer against the steps of training.
+
+    Args:
+        samples: of a `Monitor`, or what `read_samples` finds in its file.
+        ax: four axes; None: a new figure.
+    """
+    if ax is None:
+        figure, grid = plt.subplots(2, 2, figsize=(9.6, 6.0), layout="constrained", sharex=True)
+        figure.suptitle("Implicit layers in training")
+        ax = list(grid.flat)
+    if len(ax) != len(_PANELS):
+        raise ValueError(f"plot_monitor draws {len(_PANELS)} panels: ax has {len(ax)} axes")
+    layers: dict[str, list[Sample]] = {}
+    for sample in samples:
+        layers.setdefault(sample.layer, []).append(sample)
+    if not layers:
+        raise ValueError("there are no samples to draw")
+    for panel, (title, label, figure_of) in zip(ax, _PANELS, strict=True):
+        for number, (layer, its) in enumerate(layers.items()):
+            panel.plot([sample.step for sample in its], list(map(figure_of, its)), **looks(number), label=layer)
+        panel.set(title=title, ylabel=label, xlabel="training step")
+    ax[0].set_yscale("log")
+    ax[1].set_ylim(bottom=0)
+    ax[2].axhline(1, color="0.4", linewidth=1, linestyle=(0, (1, 1)))
+    ax[0].legend()
+    return ax

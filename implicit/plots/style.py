@@ -1,0 +1,67 @@
+"""What all pictures share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+
+try:
+    import matplotlib.pyplot as plt
+except ImportError as error:
+    raise ImportError(
+        "implicit.plots needs matplotlib: pip install 'implicit-networks[plots]' (or pip install matplotlib)"
+    ) from error
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+"""Okabe and Ito's palette, told apart by colour-blind readers."""
+LINES = ("-", "--", "-.", ":")
+"""Line styles, cycled beside the colours so that curves stay apart in grey print."""
+MARKERS = ("o", "s", "D", "^", "v", "P")
+"""Likewise."""
+
+One = TypeVar("One")
+
+
+class Named(Protocol):
+    """A row of a table that belongs to a curve."""
+
+    @property
+    def name(self) -> str:
+        """Of the curve."""
+        ...
+
+
+NamedRow = TypeVar("NamedRow", bound=Named)
+
+
+def axes_or_new(ax: Axes | None) -> Axes:
+    """Those given, or those of a new figure."""
+    return plt.subplots(figsize=(6.4, 4.0), layout="constrained")[1] if ax is None else ax
+
+
+def by_title(things: One | Mapping[str, One], title: str) -> Mapping[str, One]:
+    """Several with their names, or one under this title."""
+    return things if isinstance(things, Mapping) else {title: things}
+
+
+def curves(rows: Iterable[NamedRow]) -> dict[str, list[NamedRow]]:
+    """The rows of each name, in order of appearance."""
+    named: dict[str, list[NamedRow]] = {}
+    for row in rows:
+        named.setdefault(row.name, []).append(row)
+    if not named:
+        raise ValueError("there are no rows to draw")
+    return named
+
+
+def looks(number: int, *, marker: str | None = None) -> dict[str, Any]:
+    """Colour, line and marker of the curve with this number; `marker` in place of its own."""
+    return {
+        "color": COLOURS[number % len(COLOURS)],
+        "linestyle": LINES[number % len(LINES)],
+        "marker": MARKERS[number % len(MARKERS)] if marker is None else marker,
+        "markersize": 5,
+    }

@@ -1,0 +1,62 @@
+"""What precision costs: of solvers, and of gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from ..diagnostics import GradientError, Work
+from .style import axes_or_new, curves, looks
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+
+def plot_work_precision(rows: Iterable[Work], *, seconds: bool = False, ax: Axes | None = None) -> Axes:
+    """The work that each solver takes to reach a residual, of the rows of `diagnostics.compare_solvers`.
+
+    Hollow markers: not every row of the batch converged.
+
+    Args:
+        rows: one for each solver and tolerance.
+        seconds: on the vertical axis, in place of evaluations of f.
+        ax: where to draw; None: a new figure.
+    """
+    ax = axes_or_new(ax)
+    for number, (name, its) in enumerate(curves(rows).items()):
+        look = looks(number)
+        residuals = [row.residual for row in its]
+        work = [row.seconds if seconds else row.evaluations for row in its]
+        ax.plot(residuals, work, **(look | {"marker": ""}), label=name)
+        for row, x, y in zip(its, residuals, work, strict=True):
+            face = look["color"] if row.converged == 1 else "none"
+            ax.plot(x, y, **(look | {"linestyle": ""}), markerfacecolor=face)
+    ax.set(xscale="log", yscale="log", xlabel="largest relative residual reached")
+    ax.invert_xaxis()
+    ax.set_ylabel("seconds" if seconds else "evaluations of f a row")
+    ax.set_title("Work against precision (hollow: not all rows converged)")
+    ax.legend()
+    return ax
+
+
+def plot_gradient_error(rows: Iterable[GradientError], *, seconds: bool = False, ax: Axes | None = None) -> Axes:
+    """The relative error of each gradient policy, of the rows of `diagnostics.compare_gradients`.
+
+    Args:
+        rows: one for each policy and tolerance.
+        seconds: of a forward and backward pass on the horizontal axis, in place of the tolerance of the forward solve.
+        ax: where to draw; None: a new figure.
+    """
+    ax = axes_or_new(ax)
+    for number, (name, its) in enumerate(curves(rows).items()):
+        x = [row.seconds if seconds else row.rtol for row in its]
+        ax.plot(x, [row.relative_error for row in its], **looks(number), label=name)
+    ax.set(xscale="log", yscale="log", ylabel="relative error of the gradient ‖g − g*‖ / ‖g*‖")
+    if seconds:
+        ax.set_xlabel("seconds, forward and backward")
+    else:
+        ax.set_xlabel("rtol of the forward solve")
+        ax.invert_xaxis()
+    ax.set_title("Gradients beside the exact one")
+    ax.legend()
+    return ax

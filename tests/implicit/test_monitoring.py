@@ -1,0 +1,201 @@
+"""What a monitor samples in training, and that it is neither paid for nor felt between samples."""
+
+import csv
+
+import lightning
+import pytest
+import torch
+from lightning.pytorch.loggers import CSVLogger
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from implicit import Equilibrium, NeumannGradient
+from implicit.diagnostics import gradient_audit, spectral_radius
+from implicit.lightning_monitor import MonitorCallback
+from implicit.monitoring import Monitor, read_samples
+from implicit.recording import current_logs
+
+
+class Cell(nn.Module):
+    def __init__(self, width=6):
+        super().__init__()
+        self.inner, self.inject = nn.Linear(width, width), nn.Linear(width, width)
+
+    def forward(self, z, x):
+        return torch.tanh(self.inner(z) + self.inject(x))
+
+
+class Model(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.stem, self.drop, self.norm = nn.Linear(6, 6), nn.Dropout(0.3), nn.BatchNorm1d(6)
+        self.first, self.second = Equilibrium(Cell()), Equilibrium(Cell(), gradient=NeumannGradient(steps=2))
+
+    def forward(self, x):
+        return self.second(self.first(self.norm(self.drop(self.stem(x)))))
+
+
+def trained(monitor=None, steps=7):
+    torch.manual_seed(3)
+    model = Model()
+    if monitor is not None:
+        monitor = monitor(model)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        x = torch.randn(12, 6)
+        if monitor is None:
+            model(x).square().mean().backward()
+        else:
+            with monitor:
+                model(x).square().mean().backward()
+        optimizer.step()
+    return model, monitor
+
+
+def test_samples_are_of_each_layer_every_so_many_steps():
+    _, monitor = trained(lambda model: Monitor(model, every=3))
+    assert [(sample.step, sample.layer) for sample in monitor.samples] == [
+        (step, layer) for step in (0, 3, 6) for layer in ("first", "second")
+    ]
+    for sample in monitor.samples:
+        assert sample.converged == 1
+        assert sample.residual <= 1e-4
+        assert sample.evaluations > 2
+        assert 0 < sample.spectral_radius < 1
+    first, second = monitor.samples[:2]
+    assert first.gradient_cosine > 0.9999
+    assert 0.5 < second.gradient_cosine < 0.9999
+    assert first.backward_evaluations > 2
+    assert second.backward_evaluations == 0  # a Neumann series solves nothing
+
+
+def test_figures_are_those_of_the_diagnostics():
+    layer, x = Equilibrium(Cell()), torch.randn(5, 6)
+    with Monitor(layer) as monitor:
+        layer(x).sum().backward()
+    (sample,) = monitor.samples
+    assert sample.layer == "Equilibrium(Cell)"
+    solution = layer.solve(x)
+    assert sample.evaluations == pytest.approx(solution.evaluations.double().mean().item())
+    assert sample.residual == solution.residual.max().item()
+    radius = spectral_radius(layer.cell, solution.value, (x,)).max().item()
+    assert sample.spectral_radius == pytest.approx(radius)
+    assert sample.gradient_cosine == pytest.approx(gradient_audit(layer, x).cosine)
+
+
+def test_training_goes_on_as_it_would_have():
+    plain, _ = trained()
+    watched, _ = trained(lambda model: Monitor(model, every=2, rows=3))
+    for one, other in zip(plain.state_dict().values(), watched.state_dict().values(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_between_samples_nothing_is_recorded_and_nothing_hangs_on_the_model():
+    model = Model()
+    monitor = Monitor(model, every=5)
+    for step in range(10):
+        with monitor:
+            sampled = step % 5 == 0
+            assert (len(current_logs()), bool(model.first._forward_pre_hooks)) == (int(sampled), sampled)
+            model(torch.randn(4, 6)).sum().backward()
+        assert not current_logs()
+        assert not model.first._forward_pre_hooks
+
+
+def test_a_file_is_written_read_and_appended_to(tmp_path):
+    path = tmp_path / "monitor.csv"
+    _, monitor = trained(lambda model: Monitor(model, every=3, path=path))
+    assert read_samples(path) == monitor.samples
+    _, more = trained(lambda model: Monitor(model, every=3, path=path), steps=1)
+    assert read_samples(path) == monitor.samples + more.samples
+    foreign = tmp_path / "foreign.csv"
+    foreign.write_text("a,b\n1,2\n")
+    with pytest.raises(ValueError, match=r"foreign.csv is no file of a Monitor"):
+        Monitor(Model(), path=foreign)
+
+
+def test_a_writer_gets_curves():
+    points = []
+
+    class Writer:
+        def add_scalar(self, tag, value, step):
+            points.append((tag, step))
+
+    trained(lambda model: Monitor(model, every=5, writer=Writer()))
+    assert ("implicit/first/spectral_radius", 0) in points
+    assert ("implicit/second/gradient_cosine", 5) in points
+    assert len(points) == 2 * 2 * 6
+
+
+def test_a_step_that_failed_is_no_sample_and_leaves_nothing_behind():
+    model = Model()
+    monitor = Monitor(model, every=1)
+    with pytest.raises(RuntimeError, match="on purpose"), monitor:
+        raise RuntimeError("on purpose")
+    assert not monitor.samples
+    assert not model.first._forward_pre_hooks
+    with monitor, pytest.raises(RuntimeError, match="cannot be nested"), monitor:
+        pass
+
+
+def test_what_has_no_exact_gradient_or_shares_inputs_is_sampled_all_the_same():
+    class Shared(nn.Module):
+        def forward(self, z, x, w):
+            return 0.5 * torch.tanh(z @ w) + x
+
+    layer = Equilibrium(Shared(), compact=False)
+    with Monitor(layer) as monitor:
+        layer(torch.randn(20, 3), torch.eye(3))
+    (sample,) = monitor.samples
+    assert sample.converged == 1
+    assert sample.evaluations > 1
+    wild = Equilibrium(Cell())
+    with torch.no_grad():
+        wild.cell.inner.weight.mul_(float("nan"))
+    with pytest.warns(UserWarning, match="NON_FINITE"), Monitor(wild) as monitor:
+        wild(torch.randn(4, 6))
+    assert monitor.samples[0].converged == 0
+    assert monitor.samples[0].gradient_cosine != monitor.samples[0].gradient_cosine
+
+
+@pytest.mark.parametrize("option", ["every", "rows"])
+def test_bad_options_are_named(option):
+    with pytest.raises(ValueError, match=f"{option}=0 must be an integer of at least 1"):
+        Monitor(Model(), **{option: 0})
+    with pytest.raises(TypeError, match="model is a function"):
+        Monitor(lambda: None)
+
+
+class Task(lightning.LightningModule):
+    def __init__(self):
+        super().__init__()
+        self.model = Model()
+
+    def training_step(self, batch, index):
+        return self.model(batch[0]).square().mean()
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), 0.1)
+
+
+@pytest.mark.filterwarnings("ignore")  # Lightning's own
+def test_under_lightning_it_is_a_callback_and_logs_with_the_rest(tmp_path):
+    loader = DataLoader(TensorDataset(torch.randn(40, 6)), 8)
+    callback, logger = MonitorCallback(every=4, rows=2), CSVLogger(tmp_path)
+    trainer = lightning.Trainer(
+        max_epochs=2,
+        accelerator="cpu",
+        logger=logger,
+        callbacks=[callback],
+        enable_progress_bar=False,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(Task(), loader)
+    assert [sample.step for sample in callback.samples] == [0, 0, 4, 4, 8, 8]
+    assert {sample.layer for sample in callback.samples} == {"model.first", "model.second"}
+    assert all(sample.backward_evaluations > 0 for sample in callback.samples if sample.layer == "model.first")
+    with open(f"{logger.log_dir}/metrics.csv", newline="") as file:
+        lines = [line for line in csv.DictReader(file) if line.get("implicit/model.first/residual")]
+    assert len(lines) == 3

@@ -18,7 +18,13 @@ from solvers.problem import Problem, prepare
 from ..parametrized import one_weight
 
 DENSE = 128
-"""Largest state, in numbers a row, whose Jacobian is formed; beyond, Krylov methods see products alone."""
+"""Largest state, in numbers a row, whose Jacobian is formed at once; beyond, Krylov methods see products alone."""
+LARGEST = 2048
+"""Largest one whose Jacobian is formed where they find nothing, as for many eigenvalues of one modulus."""
+DIRECTIONS = 40
+"""That Arnoldi's iteration keeps, at least: more products a restart, fewer restarts."""
+RESTARTS = 100
+"""Of Arnoldi's iteration before the Jacobian is formed; ten times as many where it is too large for that."""
 
 
 def eigenvalues(f: Callable[..., State], z: State, args: tuple[Any, ...] = (), *, k: int = 6) -> Tensor:
@@ -26,8 +32,9 @@ def eigenvalues(f: Callable[..., State], z: State, args: tuple[Any, ...] = (), *
 
     They tell how plain iteration behaves near z: it converges where all lie within the unit circle, at the rate of the
     largest. From the dense Jacobian of states of up to 128 numbers, by ARPACK's Arnoldi iteration on vector–Jacobian
-    products beyond, to a relative 1e-6 or what the dtype resolves. A row whose Jacobian is not finite is NaN. Source:
-    Lehoucq, Sorensen, Yang, "ARPACK Users' Guide", SIAM 1998.
+    products beyond, to a relative 1e-6 or what the dtype resolves; where that finds nothing, from the dense one again,
+    of up to 2048 numbers. A row whose Jacobian is not finite is NaN. Source: Lehoucq, Sorensen, Yang, "ARPACK Users'
+    Guide", SIAM 1998.
 
         eigenvalues(layer.cell, layer(x), (x,))
 
@@ -46,8 +53,12 @@ def eigenvalues(f: Callable[..., State], z: State, args: tuple[Any, ...] = (), *
         return values[np.argsort(-abs(values), kind="stable")][:k]
 
     def krylov(transposed: LinearOperator, start: NDArray[Any], tolerance: float) -> NDArray[Any]:
-        more = min(k + 2, transposed.shape[0] - 2)  # the last ones wanted must not be half of a conjugate pair
-        values = eigs(transposed, k=more, v0=start, tol=tolerance, return_eigenvectors=False)
+        dim = transposed.shape[0]
+        more = min(k + 2, dim - 2)  # the last ones wanted must not be half of a conjugate pair
+        kept, restarts = min(max(DIRECTIONS, 2 * more + 1), dim), RESTARTS if dim <= LARGEST else 10 * RESTARTS
+        values = eigs(
+            transposed, k=more, ncv=kept, maxiter=restarts, v0=start, tol=tolerance, return_eigenvectors=False
+        )
         return values[np.argsort(-abs(values), kind="stable")][:k]
 
     return torch.from_numpy(_by_row("eigenvalues", f, z, args, k, np.complex128, dense, krylov))
@@ -107,7 +118,8 @@ def _by_row(
             return found
         for row in range(batch):
             index = torch.tensor([row], device=flat.device)
-            operator = _Transposed(problem.take(index), flat[index])
+            alone = problem.take(index)
+            operator = _Transposed(alone, flat[index])
             start = np.random.default_rng(0).standard_normal(dim)
             try:
                 # ARPACK squares what it sees, and cannot start from a Jacobian of 0
@@ -116,10 +128,12 @@ def _by_row(
             except _NotFiniteError:
                 continue
             except ArpackError as error:
-                raise ConvergenceError(
-                    f"{name}: ARPACK found nothing for row {row} ({error}); its products are exact to {tolerance:.0e} "
-                    "at best: use float64, or look at other rows"
-                ) from error
+                if dim > LARGEST:
+                    raise ConvergenceError(
+                        f"{name}: ARPACK found nothing for row {row} ({error}); its products are exact to "
+                        f"{tolerance:.0e} at best: use float64, or look at other rows"
+                    ) from error
+                found[row] = dense(_dense(alone, flat[index])[0])
     return found
 
 

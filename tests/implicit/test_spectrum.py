@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn.utils.parametrizations import spectral_norm as normalised
 
-from implicit.diagnostics import eigenvalues, spectral_norm, spectral_radius
+from implicit.diagnostics import eigenvalues, spectral_norm, spectral_radius, spectrum
 from solvers import ConvergenceError
 
 
@@ -119,7 +119,8 @@ def test_half_precision_and_tuples_and_modules_under_spectral_norm():
     assert not any(parameter.grad is not None for parameter in cell.parameters())
 
 
-def test_what_cannot_be_answered_is_refused_in_words():
+def test_what_cannot_be_answered_is_refused_in_words(monkeypatch):
+    monkeypatch.setattr(spectrum, "LARGEST", 128)
     with pytest.raises(ValueError, match=r"k=9 must be an integer from 1 to 8"):
         eigenvalues(lambda z: z, torch.zeros(2, 8), k=9)
     with pytest.raises(ValueError, match=r"k=199 must be an integer from 1 to 198"):
@@ -128,3 +129,14 @@ def test_what_cannot_be_answered_is_refused_in_words():
         eigenvalues(lambda z, w: z, torch.zeros(2, 8), (torch.ones(8, 8),))
     with pytest.raises(ConvergenceError, match=r"row 0 .*No convergence.*float64, or look"):
         spectral_radius(lambda z: z.roll(1, 1), torch.zeros(1, 130))  # 130 eigenvalues of one modulus
+
+
+def test_where_arnoldi_finds_nothing_the_dense_jacobian_is_looked_at():
+    z = torch.zeros(2, 300, dtype=torch.float64)
+    torch.testing.assert_close(spectral_radius(lambda z: 0.7 * z.roll(1, 1), z), torch.full((2,), 0.7).double())
+    orthogonal = torch.linalg.qr(torch.randn(300, 300, dtype=torch.float64)).Q
+    moduli = eigenvalues(lambda z: 1.1 * z @ orthogonal, z, k=5).abs()
+    torch.testing.assert_close(moduli, torch.full((2, 5), 1.1).double())
+    defective = 0.5 * torch.eye(200, dtype=torch.float64) + torch.diag(torch.ones(199).double(), 1)
+    radius = spectral_radius(lambda z: z @ defective.T, torch.zeros(1, 200).double())
+    assert 0.5 <= radius.item() < 1.6  # its pseudospectrum is the disc of radius 1 about 0.5

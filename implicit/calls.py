@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -12,6 +12,7 @@ from torch.random import fork_rng
 
 from solvers import State
 from solvers.problem import mapped, select
+from solvers.state import Layout
 
 from .equilibrium import Equilibrium
 from .recording import module_names
@@ -27,20 +28,40 @@ class Call(NamedTuple):
     z0: State | None
     """The warm start, where one was given."""
 
-    def batch(self) -> int:
-        """Rows of the state."""
-        start = self.layer._start(self.inputs, self.z0)
-        return len(start if isinstance(start, Tensor) else start[0])
+    @property
+    def start(self) -> State:
+        """The first iterate."""
+        return self.layer._start(self.inputs, self.z0)
 
     def of_rows(self, count: int) -> Call:
-        """The same for at most `count` rows, spread over the batch; all where an input is shared between rows."""
-        batch = self.batch()
-        tensors = [value for value in self.inputs if isinstance(value, Tensor)]
-        if batch <= count or not all(value.ndim and len(value) == batch for value in tensors):
+        """The same for at most `count` rows, spread over the batch."""
+        layout = Layout(self.start)
+        if layout.batch <= count:
             return self
-        device = tensors[0].device if tensors else None
-        rows = torch.linspace(0, batch - 1, count, device=device).round().long()
-        return self._replace(inputs=select(self.inputs, rows), z0=select(self.z0, rows))
+        rows = torch.linspace(0, layout.batch - 1, count, device=layout.device).round().long()
+        inputs = tuple(select(value, rows) if _by_row(value, layout.batch) else value for value in self.inputs)
+        return self._replace(inputs=inputs, z0=select(self.z0, rows))
+
+    def by_row(self) -> tuple[Callable[..., State], tuple[Any, ...]]:
+        """The cell as a function of the state and of those inputs that have the batch in dim 0, and these."""
+        batch, cell, inputs = Layout(self.start).batch, self.layer.cell, self.inputs
+        places = [place for place, value in enumerate(inputs) if _by_row(value, batch)]
+
+        def f(z: State, *own: Any) -> State:
+            filled = list(inputs)
+            for place, value in zip(places, own, strict=True):
+                filled[place] = value
+            image: State = cell(z, *filled)
+            return image
+
+        return f, tuple(inputs[place] for place in places)
+
+
+def _by_row(value: Any, batch: int) -> bool:
+    """Whether it is a tensor, or a tuple of them, with the batch in dim 0; else it is shared between the rows."""
+    if isinstance(value, tuple):
+        return bool(value) and all(_by_row(part, batch) for part in value)
+    return isinstance(value, Tensor) and value.ndim > 0 and len(value) == batch
 
 
 @contextmanager

@@ -19,6 +19,7 @@ from solvers import ConvergenceError, Solution
 
 from .calls import Call, first_of_each, layer_calls, random_state_kept
 from .diagnostics import Table, gradient_audit, spectral_radius
+from .parametrized import one_weight
 from .recording import Log, record
 
 
@@ -160,13 +161,15 @@ def _sample(step: int, call: Call, log: Log) -> Sample:
     with warnings.catch_warnings(), random_state_kept(call.layer):
         warnings.simplefilter("ignore")  # what did not converge is told in the sample
         layer = copy.deepcopy(call.layer)
+        f, own = call._replace(layer=layer).by_row()
         radius = cosine = math.nan
         try:
             z = layer.solve(*call.inputs, z0=call.z0).value
-            radius = spectral_radius(layer.cell, z, call.inputs).max().item()
+            with one_weight(layer.cell):
+                radius = spectral_radius(f, z, own).max().item()
             cosine = gradient_audit(layer, *call.inputs, z0=call.z0).cosine
         except (ConvergenceError, ValueError):
-            pass  # no exact gradient, or shared inputs, of which rows cannot be looked at alone
+            pass  # there is none to be found
     return Sample(
         step=step,
         layer=call.name,

@@ -13,6 +13,8 @@ from solvers.problem import prepare
 
 from ..calls import Call
 from ..parametrized import one_weight
+from .rates import Tail, tails
+from .tables import Table
 
 ROWS = 8
 """At most so many rows, spread over the batch, are looked at where a look is dear."""
@@ -43,7 +45,8 @@ class Look:
 
     def __init__(self, call: Call) -> None:
         self.layer, self.inputs, self.z0 = call.layer, call.inputs, call.z0
-        self.problem = prepare(self.layer.cell, self.layer._start(self.inputs, self.z0), self.inputs, compact=False)
+        self.f, self.own = call.by_row()
+        self.problem = prepare(self.f, call.start, self.own, compact=True)
 
     @cached_property
     def solution(self) -> Solution:
@@ -57,16 +60,25 @@ class Look:
         missed = ~solution.converged & (solution.status != Status.DIVERGED)
         return missed & (solution.residual <= floor) & (solution.residual > self.layer.rtol)
 
+    @cached_property
+    def tails(self) -> Table[Tail]:
+        """How the residuals of each row end."""
+        return tails(self.solution)
+
+    @property
+    def standing(self) -> Tensor:
+        """(batch,) bool: rows that stand still, go round or run away above the dtype's floor."""
+        solution = self.solution
+        still = torch.tensor([bool(tail.stalled or tail.period) for tail in self.tails], dtype=torch.bool)
+        failed = (
+            (solution.status == Status.STALLED) | (solution.status == Status.DIVERGED) | still.to(self.value.device)
+        )
+        return ~solution.converged & ~self.floored & solution.residual.isfinite() & failed
+
     @property
     def value(self) -> Tensor:
         """(batch, dim)."""
         return self.problem.layout.flatten(self.solution.value)
-
-    @property
-    def by_row(self) -> bool:
-        """Whether every input has the batch in dim 0, so that rows can be looked at alone."""
-        tensors = [value for value in self.inputs if isinstance(value, Tensor)]
-        return all(value.ndim and len(value) == self.problem.layout.batch for value in tensors)
 
     def image(self) -> Tensor:
         """(batch, dim): of the solution, under the cell."""

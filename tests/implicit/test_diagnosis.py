@@ -195,3 +195,39 @@ def test_a_layer_that_wants_no_gradient_has_none_to_find_fault_with():
 
     layer = Equilibrium(Halves(), initial=lambda index: torch.zeros(len(index), 2))
     assert names(layer, torch.arange(3)) == []
+
+
+def test_rows_whose_steps_ran_out():
+    found = diagnose(Equilibrium(Cell(0.9), max_steps=3), torch.randn(5, 8))
+    assert [finding.name for finding in found] == ["steps ran out"]
+    assert "rows 0, 1, 2, 3, 4 were still improving after 3 steps" in found[0].evidence
+
+
+class Shared(nn.Module):
+    """The weight is an input, the same for all rows."""
+
+    def __init__(self, coupling=0.0):
+        super().__init__()
+        self.coupling = coupling
+
+    def forward(self, z, x, weight):
+        return torch.tanh(z @ weight + x + self.coupling * z.mean(dim=0))
+
+
+def test_inputs_that_rows_share_are_no_obstacle():
+    weight, x = 0.5 * torch.eye(8), torch.randn(5, 8)
+    assert names(Equilibrium(Shared(), compact=False), x, weight) == []
+    assert names(Equilibrium(Shared(0.3), compact=False), x, weight) == ["rows coupled through the batch"]
+    assert "spectral radius above 1" in names(Equilibrium(Shared(), compact=False), x, -6 * weight)
+
+
+def test_a_cell_that_fails_in_float64_is_said_to():
+    class Single(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = 0.5 * torch.eye(8)  # no buffer
+
+        def forward(self, z, x):
+            return torch.tanh(z @ self.weight + x)
+
+    assert names(Equilibrium(Single()), torch.randn(4, 8)) == ["cell tied to its dtype"]

@@ -149,7 +149,8 @@ def test_what_has_no_exact_gradient_or_shares_inputs_is_sampled_all_the_same():
         layer(torch.randn(20, 3), torch.eye(3))
     (sample,) = monitor.samples
     assert sample.converged == 1
-    assert sample.evaluations > 1
+    assert sample.gradient_cosine > 0.9999
+    assert 0 < sample.spectral_radius < 0.5
     wild = Equilibrium(Cell())
     with torch.no_grad():
         wild.cell.inner.weight.mul_(float("nan"))

@@ -1,0 +1,144 @@
+"""What may be wrong with the solves of a layer, a check a fault."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from solvers import ConvergenceError, Status, solve
+from solvers.problem import select
+
+from ..parametrized import one_weight
+from .findings import Finding, Look, name_rows
+from .spectrum import spectral_radius
+
+SAVED = 0.7
+"""Share of the evaluations with a longer history below which the layer's is called short."""
+USUAL = 12
+"""Steps that a history holds by default: shorter ones are compared with that."""
+
+
+def stochastic(look: Look) -> Finding | None:
+    with one_weight(look.layer.cell):  # as in a solve
+        first, second = look.image(), look.image()
+    difference = (first - second).abs().nan_to_num(0).max().item() if first.numel() else 0.0
+    if difference == 0:
+        return None
+    return Finding(
+        "stochastic cell",
+        f"two evaluations at the same point differ by up to {difference:.1e}",
+        "A random map has no fixed point: use implicit.LockedDropout, or turn dropout off inside the cell",
+    )
+
+
+def coupled(look: Look) -> Finding | None:
+    rows = look.finite()
+    if look.problem.layout.batch < 2 or not len(rows):
+        return None
+    whole = look.image()[rows]
+    with torch.no_grad(), one_weight(look.layer.cell):
+        # twice: batch normalisation refuses one row
+        pairs = [row.expand(2) for row in rows]
+        alone = torch.stack([look.problem.take(pair)(look.value[pair])[0] for pair in pairs])
+    change = torch.linalg.vector_norm(whole - alone, dim=1) / (1 + torch.linalg.vector_norm(whole, dim=1))
+    if not change.max() > 1000 * look.problem.rounding:
+        return None
+    return Finding(
+        "rows coupled through the batch",
+        f"the cell gives a row alone another image than in its batch (relative change {change.max():.1e})",
+        "Each row is solved on its own: use LayerNorm or GroupNorm in place of BatchNorm, or put it outside the cell",
+    )
+
+
+def not_finite(look: Look) -> Finding | None:
+    bad = look.solution.status == Status.NON_FINITE
+    if not bad.any():
+        return None
+    return Finding(
+        "rows that are not finite",
+        f"the cell returned NaN or Inf in {name_rows(bad)}",
+        "Check these rows of the inputs, and the weights; half precision may overflow: use bfloat16 or float32",
+    )
+
+
+def floor(look: Look) -> Finding | None:
+    solution, rounding, bad = look.solution, look.problem.rounding, look.floored
+    if not bad.any():
+        return None
+    return Finding(
+        "the dtype's floor",
+        f"{name_rows(bad)} stopped at a relative residual of {solution.residual[bad].max():.1e}, "
+        f"above rtol={look.layer.rtol:g}; {look.problem.layout.dtype} resolves {rounding:.1e}",
+        f"Set rtol to {100 * rounding:.0e} or more, or use a wider dtype",
+    )
+
+
+def standing(look: Look) -> Finding | None:
+    solution, bad = look.solution, look.standing
+    if not bad.any():
+        return None
+    periods = sorted({tail.period for tail, row in zip(look.tails, bad.tolist(), strict=True) if row and tail.period})
+    cycle = f", some with period {', '.join(map(str, periods))}" if periods else ""
+    return Finding(
+        "stalled or cycling rows",
+        f"{name_rows(bad)} do not get below a relative residual of {solution.residual[bad].max():.1e}{cycle}",
+        "They may have no fixed point: make the cell contractive (normalise its weights, add jacobian_penalty to the "
+        "loss), or try another solver or damping",
+    )
+
+
+def unfinished(look: Look) -> Finding | None:
+    solution = look.solution
+    bad = (solution.status == Status.MAX_STEPS) & ~look.floored & ~look.standing
+    if not bad.any():
+        return None
+    return Finding(
+        "steps ran out",
+        f"{name_rows(bad)} were still improving after {look.layer.max_steps} steps, at a relative residual of up to "
+        f"{solution.residual[bad].max():.1e}",
+        "Raise max_steps, loosen rtol, or use Anderson or Broyden; jacobian_penalty in the loss keeps solves short",
+    )
+
+
+def expanding(look: Look) -> Finding | None:
+    rows = look.finite()
+    if not len(rows):
+        return None
+    point = look.problem.layout.unflatten(look.value[rows])
+    try:
+        with one_weight(look.layer.cell):
+            radius = spectral_radius(look.f, point, select(look.own, rows))
+    except ConvergenceError:
+        return None
+    if not (radius > 1).any():
+        return None
+    return Finding(
+        "spectral radius above 1",
+        f"it is up to {radius[~radius.isnan()].max():.2f} at the solutions, in {int((radius > 1).sum())} of the "
+        f"{len(rows)} rows looked at",
+        "Plain iteration and truncated gradients (Neumann, phantom) diverge there: keep an exact gradient, and add "
+        "jacobian_penalty to the loss or normalise the cell's weights",
+    )
+
+
+def short(look: Look) -> Finding | None:
+    memory = getattr(look.layer.solver, "memory", None)
+    if not isinstance(memory, int):
+        return None
+    more_memory = max(4 * memory, USUAL)
+    longer: Any = replace(look.layer.solver, memory=more_memory)  # type: ignore[type-var]
+    settings = replace(look.layer._settings(None), solver=longer)
+    with torch.no_grad(), one_weight(look.layer.cell):
+        other = solve(look.layer.cell, look.layer._start(look.inputs, look.z0), look.inputs, **vars(settings))
+    both = [solution.evaluations.double().mean().item() for solution in (look.solution, other)]
+    more = other.converged.sum() > look.solution.converged.sum()
+    if not more and not both[1] < SAVED * both[0]:
+        return None
+    return Finding(
+        "history too short",
+        f"memory={more_memory} takes {both[1]:.1f} evaluations a row where memory={memory} takes {both[0]:.1f}, and "
+        f"{int(other.converged.sum())} rows converge where {int(look.solution.converged.sum())} do",
+        f"Raise the solver's memory to {more_memory}",
+    )

@@ -59,7 +59,7 @@ def plot_convergence(
         ax.fill_between(at, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
         hardest = solution.residual.double().nan_to_num(np.inf).argsort(descending=True)[:worst].tolist()
         for order, row in enumerate(hardest):
-            label = f"worst {len(hardest)} {'row' if len(hardest) == 1 else 'rows'}"
+            label = "worst row" if len(hardest) == 1 else f"worst {len(hardest)} rows"
             label = label if named is not solutions else f"{name}: {label}"
             residuals = solution.trace[:, row].double().cpu()
             ax.plot(at, residuals, color=line.get_color(), linewidth=0.6, alpha=0.8, label=None if order else label)

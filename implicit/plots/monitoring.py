@@ -28,6 +28,7 @@ def plot_monitor(samples: Iterable[Sample], *, ax: Sequence[Axes] | None = None)
         samples: of a `Monitor`, or what `read_samples` finds in its file.
         ax: four axes; None: a new figure.
     """
+    own = ax is None
     if ax is None:
         figure, grid = plt.subplots(2, 2, figsize=(9.6, 6.0), layout="constrained", sharex=True)
         figure.suptitle("Implicit layers in training")
@@ -46,5 +47,8 @@ def plot_monitor(samples: Iterable[Sample], *, ax: Sequence[Axes] | None = None)
     ax[0].set_yscale("log")
     ax[1].set_ylim(bottom=0)
     ax[2].axhline(1, color="0.4", linewidth=1, linestyle=(0, (1, 1)))
+    ax[3].set_ylim(min(0.95, ax[3].get_ylim()[0]), 1.02)  # a cosine that is 1 but for rounding is a line at 1
     ax[0].legend()
+    for panel in ax if own else ():
+        panel.label_outer()
     return ax

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+from matplotlib.ticker import LogLocator, NullFormatter
+
 from ..diagnostics import GradientError, Work
 from .style import axes_or_new, curves, looks
 
@@ -34,6 +36,10 @@ def plot_work_precision(rows: Iterable[Work], *, seconds: bool = False, ax: Axes
     ax.set(xscale="log", yscale="log", xlabel="largest relative residual reached")
     ax.invert_xaxis()
     ax.set_ylabel("seconds" if seconds else "evaluations of f a row")
+    if not seconds:
+        ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        ax.yaxis.set_major_formatter("{x:g}")
+        ax.yaxis.set_minor_formatter(NullFormatter())
     ax.set_title("Work against precision (hollow: not all rows converged)")
     ax.legend()
     return ax

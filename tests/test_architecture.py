@@ -1,6 +1,7 @@
 """The rooms: imports run one way, packages are this repository's, public names are documented."""
 
 import ast
+import configparser
 import importlib
 import inspect
 import subprocess
@@ -52,6 +53,15 @@ def test_public_names_are_documented(room):
             continue
         assert thing.__doc__, name
         assert not thing.__doc__.startswith(f"{name}("), f"{name} has no docstring of its own"
+
+
+def test_every_package_is_in_the_distribution():
+    settings = configparser.ConfigParser()
+    settings.read(ROOT / "setup.cfg")
+    found = {
+        ".".join(path.parent.relative_to(ROOT).parts) for room in PACKAGES for path in ROOT.glob(f"{room}/**/*.py")
+    }
+    assert set(settings["options"]["packages"].split()) == found
 
 
 def test_no_python_file_outgrows_its_job():

@@ -49,6 +49,6 @@ def plot_monitor(samples: Iterable[Sample], *, ax: Sequence[Axes] | None = None)
     ax[2].axhline(1, color="0.4", linewidth=1, linestyle=(0, (1, 1)))
     ax[3].set_ylim(min(0.95, ax[3].get_ylim()[0]), 1.02)  # a cosine that is 1 but for rounding is a line at 1
     ax[0].legend()
-    for panel in ax if own else ():
-        panel.label_outer()
+    for panel in ax[:2] if own else ():  # the panels below say it
+        panel.set_xlabel("")
     return ax

@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint bench notebooks clean
+.PHONY: demo test lint bench notebooks docs clean
 
 demo: .venv/.demo
 	$(BIN)/implicit compare digits --seeds 1 --epochs 12
@@ -24,6 +24,9 @@ notebooks: .venv/.dev
 		$(BIN)/jupyter-execute --inplace "$$notebook" || exit 1; \
 	done
 
+docs: .venv/.docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 # torch and torchvision come from the package index in one step, so that they match each other
 .venv/.demo: setup.cfg
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed: make PYTHON=python3.12")'
@@ -40,5 +43,9 @@ notebooks: .venv/.dev
 	$(BIN)/python -m pip install --quiet --editable '.[bench]'
 	touch $@
 
+.venv/.docs: .venv/.demo
+	$(BIN)/python -m pip install --quiet --editable '.[docs]'
+	touch $@
+
 clean:
-	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv site build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

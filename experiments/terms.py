@@ -24,6 +24,7 @@ class Terms:
     """What is the same for all networks."""
 
     description: str
+    """In words, for the table."""
     cost: Cost | None
     """What must agree with the baseline; None: all have the baseline's dial."""
     tolerance: float = 0.0

@@ -40,9 +40,13 @@ class Implicit(Reading):
     alpha: float = 0.0
     """In [0, 1)."""
     solver: Solver | None = None
+    """Of the proximal steps; None: what the transform names, as in `ProximalStep`."""
     gradient: Gradient = ImplicitGradient()
+    """Likewise."""
     rtol: float = 1e-4
+    """Likewise."""
     max_steps: int = 100
+    """Likewise."""
 
     def body(self, method: Method | str, blocks: Blocks, depth: int) -> nn.Module:
         method = find_method(method)
@@ -62,9 +66,13 @@ class InfiniteDepth(Reading):
     """One tied layer of infinite depth, its input injected: `OptDEQ`, coefficients frozen; for all but `dense`."""
 
     solver: Solver = Anderson()
+    """As in `Equilibrium`."""
     gradient: Gradient = ImplicitGradient()
+    """Likewise."""
     rtol: float = 1e-4
+    """Likewise."""
     max_steps: int = 100
+    """Likewise."""
 
     def body(self, method: Method | str, blocks: Blocks, depth: int) -> nn.Module:
         """`depth` has no meaning here."""
@@ -86,6 +94,7 @@ class Sweeps(Reading):
     """Parallel over depth: `Parallel`, so many sweeps; as many as layers where there are fewer."""
 
     count: int = 1
+    """At least 1."""
 
     def body(self, method: Method | str, blocks: Blocks, depth: int) -> nn.Module:
         return Parallel(_network(method, blocks, depth), sweeps=min(self.count, depth))

@@ -25,6 +25,7 @@ class Status(IntEnum):
 
     @property
     def message(self) -> str:
+        """What happened, and what to try."""
         return _MESSAGES[self]
 
 

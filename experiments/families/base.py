@@ -23,8 +23,11 @@ class Contestant:
     """One row of the comparison."""
 
     reading: str
+    """Explicit, implicit, equilibrium or parallel."""
     description: str
+    """In words, for the table."""
     build: Build
+    """Makes the network from its dial."""
     usual: bool = True
     """Whether it takes part where all are asked for."""
     fixed: bool = False

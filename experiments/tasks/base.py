@@ -17,15 +17,23 @@ class Task:
     """Data for training and testing, and what they are for."""
 
     name: str
+    """On the command line."""
     description: str
+    """In words, for the report."""
     goal: Goal
+    """Loss and score."""
     train: Dataset[Any]
     """Pairs of an input and a target."""
     test: Dataset[Any]
+    """Likewise; only watched while training."""
     epochs: int = 15
+    """Passes over the training part, unless told otherwise."""
     batch: int = 64
+    """Pairs a training step."""
     learning_rate: float = 4e-3
+    """The largest of the one-cycle schedule."""
     weight_decay: float = 1e-2
+    """Of AdamW."""
     collate: Callable[[list[Any]], Any] = default_collate
     """Makes a training batch of a list of pairs."""
     averaging: float | None = None
@@ -56,3 +64,4 @@ class Source:
     data: str | None = None
     """Folder; None: the task needs none."""
     download: bool = False
+    """Whether to fetch them into the folder first."""

@@ -25,6 +25,7 @@ class Finding:
     """Something that keeps a layer from converging, or its gradient from being right."""
 
     name: str
+    """What is wrong, in a few words."""
     evidence: str
     """What was measured."""
     remedy: str

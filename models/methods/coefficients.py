@@ -119,10 +119,15 @@ class Convex(OnePerLayer):
 
 
 FREE = Interval(-math.inf, math.inf, "a finite number")
+"""Any number."""
 POSITIVE = Interval(0, math.inf, "a positive number")
+"""Above 0."""
 MOMENTUM = Interval(-1, 1, "the root condition |momentum| < 1")
+"""Between −1 and 1."""
 CONVEX = Convex()
+"""k + 1 weights in layer k, none negative, of sum 1, the oldest layer's first."""
 ONE_PER_LAYER = OnePerLayer()
+"""k + 1 numbers in layer k, the oldest layer's first."""
 
 
 def coefficient(default: Coefficient, domain: Domain, *, keyword: bool = False) -> Any:

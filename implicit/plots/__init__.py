@@ -1,5 +1,12 @@
 """Pictures of convergence. Needs matplotlib: `pip install 'implicit-networks[plots]'`."""
 
+try:
+    import matplotlib  # noqa: F401
+except ImportError as error:
+    raise ImportError(
+        "implicit.plots needs matplotlib: pip install 'implicit-networks[plots]' (or pip install matplotlib)"
+    ) from error
+
 from .convergence import plot_convergence, plot_steps
 from .monitoring import plot_monitor
 from .spectrum import plot_eigenvalues

@@ -5,12 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-try:
-    import matplotlib.pyplot as plt
-except ImportError as error:
-    raise ImportError(
-        "implicit.plots needs matplotlib: pip install 'implicit-networks[plots]' (or pip install matplotlib)"
-    ) from error
+import matplotlib.pyplot as plt
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -1,0 +1,136 @@
+"""The wheel and the sdist: built, installed beside torch, numpy and scipy alone, and used there."""
+
+import configparser
+import importlib.metadata
+import json
+import re
+import subprocess
+import sys
+import tarfile
+import venv
+import zipfile
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+
+ROOT = Path(__file__).parents[1]
+
+
+def settings():
+    parser = configparser.ConfigParser()
+    parser.read(ROOT / "setup.cfg")
+    return parser["options"]
+
+
+def run(*command, **options):
+    return subprocess.run([str(part) for part in command], capture_output=True, text=True, check=False, **options)
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    """Wheel and sdist of the files that git knows, made without a network."""
+    source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("dist")
+    for name in run("git", "-C", ROOT, "ls-files").stdout.splitlines():
+        if (ROOT / name).is_file():
+            (source / name).parent.mkdir(parents=True, exist_ok=True)
+            (source / name).write_bytes((ROOT / name).read_bytes())
+    result = run(sys.executable, "-m", "build", "--no-isolation", "--outdir", out, source)
+    assert result.returncode == 0, result.stderr + result.stdout
+    (wheel,), (sdist,) = out.glob("*.whl"), out.glob("*.tar.gz")
+    return wheel, sdist
+
+
+def closure(names):
+    """The installed distributions that these need, themselves included."""
+    found, waiting = {}, list(names)
+    while waiting:
+        name = re.sub(r"[-_.]+", "-", waiting.pop()).lower()
+        if name in found:
+            continue
+        try:
+            found[name] = importlib.metadata.distribution(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue  # of another platform
+        for line in found[name].requires or []:
+            requirement = Requirement(line)
+            if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
+                waiting.append(requirement.name)
+    return found
+
+
+@pytest.fixture(scope="module")
+def python(built, tmp_path_factory):
+    """The interpreter of an environment that holds the wheel and what its core declares, nothing else."""
+    place = tmp_path_factory.mktemp("environment")
+    venv.create(place, symlinks=True)
+    interpreter = place / "bin" / "python"
+    packages = Path(run(interpreter, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))").stdout.strip())
+    for distribution in closure(
+        Requirement(line).name for line in settings()["install_requires"].split("\n") if line
+    ).values():
+        for file in distribution.files:
+            top = file.parts[0]
+            if top not in ("..", "__pycache__") and not (packages / top).exists():
+                (packages / top).symlink_to(Path(distribution.locate_file(top)))
+    result = run(sys.executable, "-m", "pip", "--python", interpreter, "install", "--no-deps", "--no-index", built[0])
+    assert result.returncode == 0, result.stderr
+    return interpreter
+
+
+def test_wheel_and_sdist_hold_every_package_its_data_and_nothing_else(built):
+    wheel, sdist = built
+    names = zipfile.ZipFile(wheel).namelist()
+    for package in settings()["packages"].split():
+        assert f"{package.replace('.', '/')}/__init__.py" in names
+    tops = {name.split("/")[0] for name in names if ".dist-info/" not in name}
+    assert tops == {"solvers", "implicit", "models", "experiments"}
+    for data in ("experiments/report.html", "experiments/recipes/cifar10-implicit.txt", "solvers/py.typed"):
+        assert data in names
+    with tarfile.open(sdist) as archive:
+        inside = {name.partition("/")[2] for name in archive.getnames()}
+    assert {"setup.cfg", "pyproject.toml", "README.md", "LICENSE", "implicit/equilibrium.py"} <= inside
+
+
+def test_the_readmes_first_example_runs_where_only_the_core_is_installed(python, tmp_path):
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
+    script = tmp_path / "example.py"
+    script.write_text(f"{blocks[0]}\nprint(implicit.__file__)\n")
+    result = run(python, "-I", script, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert "8 CONVERGED" in result.stdout
+    assert ROOT not in Path(result.stdout.splitlines()[-1]).parents
+
+
+MISSING = {
+    "import implicit.plots": "implicit.plots needs matplotlib: pip install 'implicit-networks[plots]'",
+    "import implicit.lightning_monitor": "needs Lightning: pip install 'implicit-networks[train]'",
+    "import implicit.torchdeq_bridge": "needs torchdeq: pip install 'implicit-networks[torchdeq]'",
+    "from models.baselines import resnet; resnet(3, 10)": "pip install 'implicit-networks[vision]'",
+    "from experiments.cli import main; main(['compare', 'digits'])": "pip install 'implicit-networks[plots]'",
+}
+
+
+def test_a_missing_extra_is_named_and_the_core_loads_nothing_that_torch_has_not(python, tmp_path):
+    script = """
+import contextlib, io, json, sys
+import torch
+before = set(sys.modules)
+import implicit, models
+loaded = {name.split(".")[0] for name in set(sys.modules) - before} - set(sys.stdlib_module_names)
+said = {}
+for code in json.loads(sys.argv[1]):
+    with contextlib.redirect_stderr(io.StringIO()) as text:
+        try:
+            exec(code)
+        except ImportError as error:
+            print(error, file=text)
+    said[code] = text.getvalue()
+print(json.dumps([sorted(loaded), said]))
+"""
+    result = run(python, "-I", "-c", script, json.dumps(list(MISSING)), cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    loaded, said = json.loads(result.stdout)
+    assert set(loaded) <= {"implicit", "solvers", "models", "numpy"}
+    for code, message in MISSING.items():
+        assert message in said[code], said[code]

@@ -1,13 +1,22 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint bench notebooks docs clean
+.PHONY: demo test oldest lint bench notebooks docs clean
 
 demo: .venv/.demo
 	$(BIN)/implicit compare digits --seeds 1 --epochs 12
 
 test: .venv/.dev lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -q
+
+# the oldest of everything that setup.cfg allows; dependencies of theirs are newer, and they warn of it
+OLDEST ?= 3.10
+oldest: .venv/.dev
+	$(BIN)/python -m pip install --quiet uv
+	$(BIN)/uv venv --quiet --clear --python $(OLDEST) .venv-oldest
+	$(BIN)/uv pip install --quiet --python .venv-oldest/bin/python --resolution lowest-direct -r setup.cfg --extra dev
+	OMP_NUM_THREADS=1 .venv-oldest/bin/python -m pytest -n 2 --dist worksteal -q -W ignore::DeprecationWarning \
+		-W ignore::FutureWarning
 
 lint: .venv/.dev
 	$(BIN)/ruff check .
@@ -48,4 +57,4 @@ docs: .venv/.docs
 	touch $@
 
 clean:
-	rm -rf .venv site build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv .venv-oldest site build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

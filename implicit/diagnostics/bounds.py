@@ -53,7 +53,7 @@ def error_bound(
     Args:
         f, args: as in `solvers.solve`.
         z: an iterate, usually the value of a solution.
-        monotonicity: m > 0, of `z − f(z)` in the Euclidean norm. Not checked.
+        monotonicity: m > 0, of `z − f(z)` in the Euclidean norm; 1 − L where f contracts by a factor L. Not checked.
     """
     if monotonicity is not None and not (isinstance(monotonicity, Real) and 0 < float(monotonicity) < math.inf):
         raise ValueError(f"monotonicity={monotonicity!r} must be a finite number above 0")

@@ -31,6 +31,20 @@ def test_certified_bounds_hold_at_any_point_and_estimates_near_the_solution():
     torch.testing.assert_close(estimate.value, (near - exact).norm(dim=1), rtol=2e-2, atol=0)
 
 
+def test_a_contraction_has_a_certified_bound_too():
+    weight = torch.randn(5, 5, dtype=torch.float64)
+    weight *= 0.8 / torch.linalg.matrix_norm(weight, 2)
+
+    def f(z):
+        return torch.tanh(z @ weight.T + 1)
+
+    exact = solve(f, torch.zeros(4, 5).double(), rtol=1e-14, atol=0, max_steps=500).value
+    z = exact + torch.randn_like(exact)
+    bound = error_bound(f, z, monotonicity=1 - 0.8)
+    assert bound.certified
+    assert bool((bound.value >= (z - exact).norm(dim=1)).all())
+
+
 def test_the_estimate_is_exact_for_affine_maps_and_nan_where_there_is_none():
     matrix = torch.tensor([[0.5, 2.0], [0.0, 0.8]], dtype=torch.float64)
     exact = torch.linalg.solve(torch.eye(2) - matrix, torch.ones(2, dtype=torch.float64))

@@ -29,10 +29,10 @@ def plot_work_precision(rows: Iterable[Work], *, seconds: bool = False, ax: Axes
         look = looks(number)
         residuals = [row.residual for row in its]
         work = [row.seconds if seconds else row.evaluations for row in its]
-        ax.plot(residuals, work, **(look | {"marker": ""}), label=name)
-        for row, x, y in zip(its, residuals, work, strict=True):
-            face = look["color"] if row.converged == 1 else "none"
-            ax.plot(x, y, **(look | {"linestyle": ""}), markerfacecolor=face)
+        ax.plot(residuals, work, **look, label=name)
+        failed = [(row.residual, y) for row, y in zip(its, work, strict=True) if row.converged < 1]
+        if failed:
+            ax.plot(*zip(*failed, strict=True), **(look | {"linestyle": ""}), markerfacecolor="white")
     ax.set(xscale="log", yscale="log", xlabel="largest relative residual reached")
     ax.invert_xaxis()
     ax.set_ylabel("seconds" if seconds else "evaluations of f a row")

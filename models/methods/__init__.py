@@ -8,9 +8,10 @@ rows are derived here, not quoted from the paper.
 from __future__ import annotations
 
 from .base import Method, Point, Streams
-from .coefficients import CONVEX, FREE, MOMENTUM, ONE_PER_LAYER, POSITIVE, Coefficients, Interval, Learned, coefficient
+from .coefficients import Coefficients, Learned, coefficient
 from .composite import FISTA, ProximalGradient, ProximalPoint
 from .densely_connected import DenselyConnected
+from .domains import CONVEX, FREE, MOMENTUM, ONE_PER_LAYER, POSITIVE, Interval
 from .gradient import AGD3, APG2, GradientDescent, HeavyBall, Nesterov
 from .splitting import LinearizedADMM, PrimalDual
 

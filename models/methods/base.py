@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from ..blocks import Blocks
 from ..proximal import ProximalStep
 from ..transforms import Fidelity, Sum
-from .coefficients import POSITIVE, Coefficient, Coefficients, Learned, Values, check, coefficient, domains
+from .coefficients import Coefficient, Coefficients, Learned, Values, check, coefficient, domains
+from .domains import POSITIVE
 
 MakeProximalStep = Callable[[nn.Module | None, nn.Module], ProximalStep]
 Streams = tuple[Tensor, ...]

@@ -8,7 +8,8 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from .base import Method, Streams
-from .coefficients import CONVEX, ONE_PER_LAYER, Coefficient, Learned, Values, coefficient
+from .coefficients import Coefficient, Learned, Values, coefficient
+from .domains import CONVEX, ONE_PER_LAYER
 
 
 @dataclass(frozen=True)

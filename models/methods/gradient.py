@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from .base import Method, Streams
-from .coefficients import FREE, MOMENTUM, POSITIVE, Coefficient, Interval, Values, coefficient
+from .coefficients import Coefficient, Values, coefficient
+from .domains import FREE, MOMENTUM, POSITIVE, Interval
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from ..blocks import Blocks
 from ..transforms import Fidelity, Sum
 from .base import MakeProximalStep, Method, Streams, pair
-from .coefficients import POSITIVE, Coefficient, Interval, Values, coefficient
+from .coefficients import Coefficient, Values, coefficient
+from .domains import POSITIVE, Interval
 
 Pair = tuple[Tensor, Tensor]
 

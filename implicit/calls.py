@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -90,13 +91,22 @@ def first_of_each(calls: list[Call]) -> list[Call]:
 
 
 @contextmanager
-def random_state_kept(model: nn.Module) -> Iterator[None]:
-    """After the block the random numbers go on as if it had not been, on the CPU and the model's first GPU."""
+def aside(model: nn.Module) -> Iterator[None]:
+    """For a look that must not be felt: no warnings, gradients where they are asked for whatever the mode around, and
+    random numbers that go on afterwards as if it had not been, on the CPU and the model's first GPU.
+    """
     devices = [parameter.device for parameter in model.parameters() if parameter.is_cuda]
-    with fork_rng(devices[:1]):
+    with warnings.catch_warnings(), fork_rng(devices[:1]), torch.inference_mode(False):
+        warnings.simplefilter("ignore")
         yield
 
 
 def detached(values: Any) -> Any:
-    """Nested tuples with every tensor without its graph."""
-    return mapped(values, lambda value: value.detach() if isinstance(value, Tensor) else value)
+    """Nested tuples with every tensor without its graph; one of inference mode is copied, out of it."""
+
+    def alone(value: Any) -> Any:
+        if not isinstance(value, Tensor):
+            return value
+        return value.clone() if value.is_inference() and not torch.is_inference_mode_enabled() else value.detach()
+
+    return mapped(values, alone)

@@ -5,9 +5,8 @@ from __future__ import annotations
 import copy
 import csv
 import math
-import warnings
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,7 +16,7 @@ from torch import nn
 
 from solvers import ConvergenceError, Solution
 
-from .calls import Call, first_of_each, layer_calls, random_state_kept
+from .calls import Call, aside, detached, first_of_each, layer_calls
 from .diagnostics import Table, gradient_audit, spectral_radius
 from .parametrized import one_weight
 from .recording import Log, record
@@ -150,7 +149,15 @@ def read_samples(path: str | Path) -> Table[Sample]:
         if reader.fieldnames != COLUMNS:
             raise ValueError(f"{path} is no file of a Monitor: its columns are not {', '.join(COLUMNS)}")
         kinds = {"step": int, "layer": str}
-        return Table(Sample(**{name: kinds.get(name, float)(line[name]) for name in COLUMNS}) for line in reader)
+        samples: Table[Sample] = Table()
+        for line in reader:
+            try:
+                samples.append(Sample(**{name: kinds.get(name, float)(line[name]) for name in COLUMNS}))
+            except (TypeError, ValueError) as error:
+                raise ValueError(
+                    f"{path}, line {reader.line_num} is no whole sample: take it out of the file"
+                ) from error
+        return samples
 
 
 def _sample(step: int, call: Call, log: Log) -> Sample:
@@ -158,18 +165,14 @@ def _sample(step: int, call: Call, log: Log) -> Sample:
         [entry.solution for entry in entries if entry.name == call.name] for entries in (log.forward, log.backward)
     )
     rows = torch.cat([solution.converged for solution in forward])
-    with warnings.catch_warnings(), random_state_kept(call.layer):
-        warnings.simplefilter("ignore")  # what did not converge is told in the sample
-        layer = copy.deepcopy(call.layer)
-        f, own = call._replace(layer=layer).by_row()
-        radius = cosine = math.nan
-        try:
-            z = layer.solve(*call.inputs, z0=call.z0).value
-            with one_weight(layer.cell):
-                radius = spectral_radius(f, z, own).max().item()
-            cosine = gradient_audit(layer, *call.inputs, z0=call.z0).cosine
-        except (ConvergenceError, ValueError):
-            pass  # there is none to be found
+    radius = cosine = math.nan
+    with aside(call.layer), suppress(ConvergenceError, ValueError):  # there may be none to be found
+        layer, inputs, z0 = copy.deepcopy(call.layer), *detached((call.inputs, call.z0))
+        z, (f, own) = layer.solve(*inputs, z0=z0).value, Call(call.name, layer, inputs, z0).by_row()
+        with one_weight(layer.cell):
+            radii = spectral_radius(f, z, own).tolist()
+        radius = max((found for found in radii if not math.isnan(found)), default=math.nan)
+        cosine = gradient_audit(layer, *inputs, z0=z0).cosine
     return Sample(
         step=step,
         layer=call.name,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -13,7 +12,7 @@ from torch import nn
 
 from solvers import State
 
-from ..calls import Call, detached, first_of_each, layer_calls, random_state_kept
+from ..calls import Call, aside, detached, first_of_each, layer_calls
 from ..equilibrium import Equilibrium
 from .findings import Finding, Look
 from .gradient_checks import backward, loose
@@ -42,9 +41,8 @@ def diagnose(model: nn.Module, *inputs: Any, z0: State | None = None) -> Table[F
     Raises:
         ValueError: the model has called no `Equilibrium`.
     """
-    with warnings.catch_warnings(), random_state_kept(model):
-        warnings.simplefilter("ignore")  # what did not converge is a finding
-        calls = _calls(copy.deepcopy(model), detached(inputs), z0)
+    with aside(model):  # what did not converge is a finding
+        calls = _calls(copy.deepcopy(model), detached(inputs), detached(z0))
         return Table(replace(finding, layer=call.name) for call in calls for finding in _findings(Look(call)))
 
 

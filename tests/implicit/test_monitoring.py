@@ -1,6 +1,7 @@
 """What a monitor samples in training, and that it is neither paid for nor felt between samples."""
 
 import csv
+import math
 
 import lightning
 import pytest
@@ -10,7 +11,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from implicit import Equilibrium, NeumannGradient
-from implicit.diagnostics import gradient_audit, spectral_radius
+from implicit.diagnostics import diagnose, gradient_audit, spectral_radius
 from implicit.lightning_monitor import MonitorCallback
 from implicit.monitoring import Monitor, read_samples
 from implicit.recording import current_logs
@@ -113,6 +114,37 @@ def test_a_file_is_written_read_and_appended_to(tmp_path):
     foreign.write_text("a,b\n1,2\n")
     with pytest.raises(ValueError, match=r"foreign.csv is no file of a Monitor"):
         Monitor(Model(), path=foreign)
+
+
+def test_a_line_that_a_killed_run_left_half_written_is_named(tmp_path):
+    path = tmp_path / "monitor.csv"
+    trained(lambda model: Monitor(model, every=3, path=path), steps=1)
+    path.write_text(path.read_text()[:-30])
+    with pytest.raises(ValueError, match=r"monitor.csv, line 3 is no whole sample"):
+        read_samples(path)
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_layers_are_watched_in_evaluation_too(mode):
+    layer, x = Equilibrium(Cell()), torch.randn(5, 6)
+    with mode(), Monitor(layer) as monitor:
+        layer(x)
+    with mode():
+        assert not diagnose(layer, x)
+    (sample,) = monitor.samples
+    assert sample.gradient_cosine > 0.9999
+    assert sample.backward_evaluations == 0
+
+
+def test_empty_batches_and_models_without_layers_have_nothing_to_sample():
+    layer = Equilibrium(Cell())
+    with Monitor(layer) as monitor:
+        layer(torch.randn(0, 6)).sum().backward()
+    assert monitor.samples[0].converged == 1
+    assert math.isnan(monitor.samples[0].spectral_radius)
+    with Monitor(nn.Linear(2, 2)) as monitor:
+        pass
+    assert not monitor.samples
 
 
 def test_a_writer_gets_curves():

@@ -167,7 +167,8 @@ def _sample(step: int, call: Call, log: Log) -> Sample:
     rows = torch.cat([solution.converged for solution in forward])
     radius = cosine = math.nan
     with aside(call.layer), suppress(ConvergenceError, ValueError):  # there may be none to be found
-        layer, inputs, z0 = copy.deepcopy(call.layer), *detached((call.inputs, call.z0))
+        layer = copy.deepcopy(call.layer)
+        inputs, z0 = detached((call.inputs, call.z0))
         z, (f, own) = layer.solve(*inputs, z0=z0).value, Call(call.name, layer, inputs, z0).by_row()
         with one_weight(layer.cell):
             radii = spectral_radius(f, z, own).tolist()

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from implicit import ConvergenceWarning
 from implicit.calls import Call, layer_calls
 from implicit.diagnostics import Finding, diagnose, eigenvalues
-from solvers import ConvergenceError
+from solvers import ConvergenceError, Status
 
 ROWS = 16
 """Test rows that the diagnosis looks at."""
@@ -45,7 +45,7 @@ class Diagnosis:
 
     def title(self, layer: str) -> str:
         """What people call it: its place among the layers."""
-        return "the equilibrium" if len(self.layers) == 1 else f"layer {self.layers.index(layer) + 1}"
+        return "equilibrium" if len(self.layers) == 1 else f"layer {self.layers.index(layer) + 1}"
 
     def merged(self) -> dict[str, list[Finding]]:
         """Name of a finding → the layers' findings of that name."""
@@ -96,11 +96,12 @@ def _spread(layers: list[str]) -> list[str]:
 
 
 def _spectrum(call: Call) -> Tensor:
-    """(rows, values) at the solutions, of the rows whose Jacobian is finite."""
-    z = call.layer.solve(*call.inputs, z0=call.z0).value
+    """(rows, values) at the solutions, of the rows whose cell and Jacobian are finite there."""
+    solution = call.layer.solve(*call.inputs, z0=call.z0)
+    z, finite = solution.value, (solution.status != Status.NON_FINITE).cpu()
     size = sum(part[0].numel() for part in ((z,) if isinstance(z, Tensor) else z))
     values = eigenvalues(call.layer.cell, z, call.inputs, k=min(SPECTRUM_VALUES, size))
-    return values[torch.view_as_real(values).isfinite().flatten(1).all(dim=1)]
+    return values[finite & torch.view_as_real(values).isfinite().flatten(1).all(dim=1)]
 
 
 def _said(error: Exception) -> str:

@@ -54,6 +54,7 @@ def spectra(comparison: Comparison) -> Figure | None:
     for ax, (row, diagnosis) in zip(axes, rows, strict=False):
         plot_eigenvalues({diagnosis.title(layer): found for layer, found in diagnosis.eigenvalues.items()}, ax=ax)
         ax.set_title(f"{row.name}: eigenvalues of ∂f/∂z")
+        ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), fontsize=7)  # no wider than its panel
     return figure
 
 
@@ -80,6 +81,7 @@ def evaluations(comparison: Comparison) -> Figure | None:
     axes[1].set(xlabel="epoch", ylabel="rows converged (%)", title="Solves that met their tolerance in training")
     axes[1].set_ylim(top=100.5)
     for ax in axes:
+        ax.set_xlim(0.5, comparison.settings["epochs"] + 0.5)
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
         ax.legend()
     return figure

@@ -31,7 +31,7 @@ def training_curves(comparison: Comparison) -> Figure:
             mean = scale * np.mean(curve_of(row, curve), axis=0)
             epochs = np.arange(1, len(mean) + 1)
             ax.plot(epochs, mean, LINES[number % len(LINES)], marker=".", color=colour_of(number), label=row.name)
-        ax.set(xlabel="epoch", ylabel=label)
+        ax.set(xlabel="epoch", ylabel=label, xlim=(0.5, comparison.settings["epochs"] + 0.5))
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     if isinstance(goal, Classification):
         lowest = min(100 * row.mean("score") for row in comparison.rows)

@@ -28,8 +28,8 @@ FIGURES: dict[str, tuple[str, Callable[[Comparison], Any]]] = {
     "residuals": ("Convergence of the solves on the test part, after training (first seed).", residuals),
     "steps": ("After how many steps the rows of the test part had stopped, after training (first seed).", steps),
     "eigenvalues": (
-        "The largest eigenvalues of the cells' Jacobians at the solutions of four test rows, after training (first "
-        "seed): where all lie within the circle, plain iteration converges.",
+        "The largest eigenvalues of the cells' Jacobians at the solutions of some test rows, after training (first "
+        "seed): where all lie within the circle, plain iteration converges, near them.",
         spectra,
     ),
     "evaluations": ("Evaluations of the cells over training.", evaluations),

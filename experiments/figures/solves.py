@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.ticker import MaxNLocator
 
 from implicit import Equilibrium
-from implicit.plots import LINES, plot_convergence, plot_eigenvalues, plot_steps
+from implicit.plots import LINES, MARKERS, plot_convergence, plot_eigenvalues, plot_steps
 
 from .style import colour_of, curve_of, panels
 
@@ -30,6 +30,7 @@ def residuals(comparison: Comparison) -> Figure | None:
     for ax, row in zip(axes, rows, strict=False):
         plot_convergence(_solutions(row), rtol=_tolerance(row), ax=ax)
         ax.set_title(f"{row.name}: median row, 10–90 % band")
+        ax.legend(fontsize=7)
     return figure
 
 
@@ -40,8 +41,11 @@ def steps(comparison: Comparison) -> Figure | None:
         return None
     figure, axes = _panels(rows)
     for ax, row in zip(axes, rows, strict=False):
-        plot_steps(_solutions(row), ax=ax)
-        ax.set_title(f"{row.name}: rows that had stopped")
+        solutions = _solutions(row)
+        plot_steps(solutions, ax=ax)
+        most = max(int(solution.steps.max()) for solution in solutions.values())
+        ax.set(title=f"{row.name}: rows that had stopped", xlim=(0, most + 1))
+        ax.legend(fontsize=7)
     return figure
 
 
@@ -65,25 +69,22 @@ def evaluations(comparison: Comparison) -> Figure | None:
         return None
     figure, axes = plt.subplots(1, 2, figsize=(10, 3.8), layout="constrained")
     for number, row in enumerate(rows):
-        colour = colour_of(comparison.rows.index(row))
+        looks: dict[str, Any] = {"color": colour_of(comparison.rows.index(row)), "markersize": 4}
+        looks["marker"] = MARKERS[number % len(MARKERS)]
+        epochs = np.arange(1, comparison.settings["epochs"] + 1)
         for direction, line in (("forward", "-"), ("backward", "--")):
             values = np.mean(curve_of(row, f"{direction}_evaluations"), axis=0)
-            axes[0].plot(
-                np.arange(1, len(values) + 1), values, line, marker=".", color=colour, label=f"{row.name}, {direction}"
-            )
+            axes[0].plot(epochs, values, line, label=f"{row.name}, {direction}", **looks)
         values = 100 * np.mean(curve_of(row, "converged"), axis=0)
-        axes[1].plot(
-            np.arange(1, len(values) + 1), values, LINES[number % len(LINES)], marker=".", color=colour, label=row.name
-        )
-    axes[0].set(
-        xlabel="epoch", ylabel="evaluations a row", title="Work of the solves, all layers together", ylim=(0, None)
-    )
-    axes[1].set(xlabel="epoch", ylabel="rows converged (%)", title="Solves that met their tolerance in training")
+        axes[1].plot(epochs, values, LINES[number % len(LINES)], label=row.name, **looks)
+    axes[0].set(ylabel="evaluations a row (dashed: backward)", title="Work of the solves, all layers together")
+    axes[0].set_ylim(bottom=0)
+    axes[1].set(ylabel="rows converged (%)", title="Solves that met their tolerance in training")
     axes[1].set_ylim(top=100.5)
+    axes[1].legend(loc="center left", bbox_to_anchor=(1.02, 0.5))
     for ax in axes:
-        ax.set_xlim(0.5, comparison.settings["epochs"] + 0.5)
+        ax.set(xlabel="epoch", xlim=(0.5, comparison.settings["epochs"] + 0.5))
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-        ax.legend()
     return figure
 
 

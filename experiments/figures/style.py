@@ -53,9 +53,9 @@ def trained(comparison: Comparison) -> list[tuple[int, Row]]:
 
 
 def panels(count: int, *, columns: int, size: tuple[float, float], shared: bool = False) -> tuple[Figure, Any]:
-    """So many panels of this width and height in inches, in lines of at most so many; they may share their axes."""
-    columns = min(columns, count)
+    """So many panels of this size in inches, in even lines of at most `columns`; they may share their axes."""
     lines = -(-count // columns)
+    columns = -(-count // lines)
     figure, axes = plt.subplots(
         lines,
         columns,

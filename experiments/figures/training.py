@@ -31,7 +31,7 @@ def training_curves(comparison: Comparison) -> Figure:
             mean = scale * np.mean(curve_of(row, curve), axis=0)
             epochs = np.arange(1, len(mean) + 1)
             ax.plot(epochs, mean, LINES[number % len(LINES)], marker=".", color=colour_of(number), label=row.name)
-        ax.set(xlabel="epoch", ylabel=label, xlim=(0.5, comparison.settings["epochs"] + 0.5))
+        ax.set(xlabel="epoch", ylabel=label)
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     if isinstance(goal, Classification):
         lowest = min(100 * row.mean("score") for row in comparison.rows)
@@ -41,5 +41,7 @@ def training_curves(comparison: Comparison) -> Figure:
     axes[0].set_title(f"Test {goal.score} (watched, never used to choose)")
     axes[1].set_title("Training loss")
     axes[1].set_yscale("log")
+    for ax in axes:
+        ax.set_xlim(0.5, comparison.settings["epochs"] + 0.5)
     axes[1].legend(loc="center left", bbox_to_anchor=(1.02, 0.5))
     return figure

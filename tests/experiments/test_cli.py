@@ -230,7 +230,9 @@ def test_a_training_that_diverges_is_shown(tmp_path, monkeypatch):
         assert main(["compare", "rings", *arguments]) == 0
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     assert results["models"]["gd"]["runs"][0]["curves"][0]["train_loss"] is None
-    assert (tmp_path / "run" / "report.html").is_file()
+    (finding,) = results["models"]["pgd-deq"]["diagnosis"]["findings"]
+    assert finding["name"] == "rows that are not finite"
+    assert "Rows that are not finite" in (tmp_path / "run" / "report.html").read_text()
 
 
 def test_networks_of_equal_work(tmp_path):

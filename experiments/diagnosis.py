@@ -15,10 +15,10 @@ from implicit.calls import Call, layer_calls
 from implicit.diagnostics import Finding, diagnose, eigenvalues
 from solvers import ConvergenceError, Status
 
-ROWS = 16
-"""Test rows that the diagnosis looks at."""
-SPECTRUM_ROWS, SPECTRUM_VALUES, SPECTRUM_LAYERS = 4, 6, 3
-"""So many eigenvalues of largest modulus, at so many rows' solutions, of so many layers, first and last included."""
+ROWS, LARGE, LARGE_ROWS = 16, 1024, 4
+"""Test rows that the diagnosis looks at; of inputs of more numbers than `LARGE` fewer, whose Jacobians are dear."""
+SPECTRUM_SHARE, SPECTRUM_VALUES, SPECTRUM_LAYERS = 4, 6, 3
+"""At one in so many of those rows, so many eigenvalues of largest modulus, of so many layers, the ends included."""
 EXPECTED = (ConvergenceError, ValueError, torch.OutOfMemoryError)
 """What a diagnosis may end with: the training that came before is not lost for it."""
 
@@ -65,8 +65,10 @@ class Diagnosis:
 
 def diagnosed(network: nn.Module, inputs: Tensor) -> Diagnosis:
     """Diagnose a network on the first rows of the inputs, (batch, …), in the mode that it is in."""
-    started, inputs, failures = time.perf_counter(), inputs[:ROWS], []
+    started = time.perf_counter()
+    inputs = inputs[: ROWS if inputs[0].numel() <= LARGE else LARGE_ROWS]
     findings: list[Finding] = []
+    failures: list[str] = []
     try:
         findings = list(diagnose(network, inputs))
     except EXPECTED as error:
@@ -80,7 +82,7 @@ def diagnosed(network: nn.Module, inputs: Tensor) -> Diagnosis:
     layers, values = list(first), {}
     for name in _spread(layers):
         try:
-            found = _spectrum(first[name].of_rows(SPECTRUM_ROWS))
+            found = _spectrum(first[name].of_rows(-(-len(inputs) // SPECTRUM_SHARE)))
         except EXPECTED as error:
             failures.append(f"the eigenvalues of {name or 'the layer'} ended with {_said(error)}")
             continue

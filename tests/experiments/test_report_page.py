@@ -390,6 +390,13 @@ def test_a_diagnosis_that_ends_early_says_so_and_loses_nothing(comparison, opene
         diagnosed(network, torch.randn(3, 2))
 
 
+def test_of_large_pictures_fewer_are_looked_at():
+    found = diagnosed(Equilibrium(Expanding()), torch.randn(16, 3, 19, 19))
+    assert found.rows == 4
+    (values,) = found.eigenvalues.values()
+    assert values.shape == (1, 6)
+
+
 def test_rows_that_are_not_finite_are_found_and_have_no_eigenvalues():
     found = diagnosed(Equilibrium(Expanding(exploding=True)), torch.randn(5, 2))
     assert [finding.name for finding in found.findings] == ["rows that are not finite"]

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from .device import chosen_device
+from .diagnosis import ROWS, Diagnosis, diagnosed
 from .families import FAMILIES, Contestants, named
 from .folder import run_folder, write_results
 from .measure import measure
@@ -58,7 +59,7 @@ def compare(
             contestant = contestants[name]
             rate = contestant.learning_rate or data.learning_rate
             lesson = replace(data, learning_rate=rate)
-            runs = []
+            runs, diagnosis = [], None
             for seed in range(seeds):
                 console.print(
                     f"({number}/{len(names)}) [bold]{name}[/], {contestant.description}, seed {seed}", highlight=False
@@ -68,10 +69,13 @@ def compare(
                 training = Training([], [])  # for what has nothing to learn
                 if parameters(network):
                     training = train(network, lesson, epochs=epochs, seed=seed, device=device, folder=folder, name=name)
-                runs.append(Run(seed, training, measure(network, data, device), network.cpu()))
-                score = data.goal.show(runs[-1].measurement.score)
-                console.print(f"    test {data.goal.heading}: {score}", highlight=False)
-            rows.append(Row(name, contestant, parameters(runs[0].network), dials[name], runs))
+                measurement = measure(network, data, device)
+                console.print(f"    test {data.goal.heading}: {data.goal.show(measurement.score)}", highlight=False)
+                if seed == 0 and measurement.solutions:
+                    diagnosis = diagnosed(network, data.sample(ROWS)[0].to(device))
+                    console.print(f"    diagnosis: {_found(diagnosis)}", highlight=False)
+                runs.append(Run(seed, training, measurement, network.cpu()))
+            rows.append(Row(name, contestant, parameters(runs[0].network), dials[name], runs, diagnosis))
         settings = {
             "command": _command(task, models, match, epochs, seeds, device, source),
             "terms": alike,
@@ -110,6 +114,10 @@ def _dials(contestants: Contestants, names: list[str], terms: Terms, data: Task)
         target = targets[contestant.baseline]
         dials[name] = matched_dial(contestant.build, target, terms.cost, inputs, terms.tolerance)
     return dials
+
+
+def _found(diagnosis: Diagnosis) -> str:
+    return ", ".join([*diagnosis.merged(), *diagnosis.failures]) or "nothing found"
 
 
 def _command(task: str, models: str, match: str, epochs: int, seeds: int, device: str, source: Source) -> str:

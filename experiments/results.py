@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from .diagnosis import Diagnosis
 from .families import Contestant
 from .measure import Measurement
 from .statistics import Difference, paired_difference
@@ -34,6 +35,8 @@ class Row:
     parameters: int
     dial: int
     runs: list[Run]
+    diagnosis: Diagnosis | None = None
+    """Of the first run's network; None: it solves no equilibria."""
 
     def mean(self, figure: str) -> float:
         """A figure of the measurement, averaged over the seeds."""
@@ -68,6 +71,7 @@ class Row:
             "learning_rate": self.contestant.learning_rate,
             "score_mean": self.mean("score"),
             "score_std": self.deviation("score"),
+            "diagnosis": self.diagnosis.to_dict() if self.diagnosis else None,
             "runs": [
                 {
                     "seed": run.seed,

@@ -99,7 +99,7 @@ class Branches(nn.Module):
         for group in groups:
             x = tokens.expand(len(group[0].qkv), *tokens.shape)
             for block, weights in zip(self.blocks, group, strict=True):
-                x = block(x, weights)
+                x = block(x, weights=weights)  # by name: FlopCounterMode takes no views of parameters among the inputs
             yield x
 
     def extra_repr(self) -> str:

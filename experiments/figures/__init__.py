@@ -10,8 +10,10 @@ from .branches import kept_branches
 from .depth import depth_of_readings
 from .restorations import distances, restorations
 from .scores import cost, differences
+from .solves import evaluations, residuals, spectra, steps
 from .style import COLOURS, STYLE
-from .training import evaluations, residuals, training_curves
+from .training import training_curves
+from .words import in_words
 
 if TYPE_CHECKING:
     from ..results import Comparison
@@ -24,6 +26,12 @@ FIGURES: dict[str, tuple[str, Callable[[Comparison], Any]]] = {
     "differences": ("Scores less the baseline's, in pairs of one seed.", differences),
     "training": ("Score and loss over training.", training_curves),
     "residuals": ("Convergence of the solves on the test part, after training (first seed).", residuals),
+    "steps": ("After how many steps the rows of the test part had stopped, after training (first seed).", steps),
+    "eigenvalues": (
+        "The largest eigenvalues of the cells' Jacobians at the solutions of some test rows, after training (first "
+        "seed): where all lie within the circle, plain iteration converges, near them.",
+        spectra,
+    ),
     "evaluations": ("Evaluations of the cells over training.", evaluations),
     "cost": ("The score against work, time and memory.", cost),
     "branches": ("What the branches of a Para-Former add, after training.", kept_branches),
@@ -34,4 +42,4 @@ FIGURES: dict[str, tuple[str, Callable[[Comparison], Any]]] = {
 }
 """File name → (caption, how it is drawn; None where the comparison has nothing to show)."""
 
-__all__ = ["COLOURS", "FIGURES", "STYLE"]
+__all__ = ["COLOURS", "FIGURES", "STYLE", "in_words"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -19,7 +19,7 @@ def boundaries(comparison: Comparison) -> Figure | None:
     inputs, labels = comparison.task.sample()
     if inputs.shape[1:] != (2,):
         return None
-    figure, axes = panels(comparison)
+    figure, axes = _panels(comparison)
     reach = 1.15 * float(inputs.abs().max())
     side = torch.linspace(-reach, reach, 161)
     grid, line = torch.cartesian_prod(side, side), side.numpy()
@@ -44,7 +44,7 @@ def functions(comparison: Comparison) -> Figure | None:
     inputs, targets = comparison.task.sample()
     if inputs.shape[1:] != (1,) or targets.shape[1:] != (1,):
         return None
-    figure, axes = panels(comparison)
+    figure, axes = _panels(comparison)
     for ax, row in zip(axes.flat, comparison.rows, strict=False):
         with torch.no_grad():
             values = row.runs[0].network(inputs)
@@ -53,3 +53,8 @@ def functions(comparison: Comparison) -> Figure | None:
         ax.set(title=f"{row.name}: MSE {row.runs[0].measurement.score:.1e}", xlabel="x")
     axes.flat[0].legend(loc="upper right")
     return figure
+
+
+def _panels(comparison: Comparison) -> tuple[Figure, Any]:
+    """One for each network."""
+    return panels(len(comparison.rows), columns=4, size=(2.6, 2.8), shared=True)

@@ -11,8 +11,6 @@ mpl.use("Agg")  # figures go to files, whatever display there is
 import matplotlib.pyplot as plt
 from cycler import cycler
 
-from implicit import Equilibrium
-
 from ..goals import Goal
 
 if TYPE_CHECKING:
@@ -54,29 +52,19 @@ def trained(comparison: Comparison) -> list[tuple[int, Row]]:
     return [(number, row) for number, row in enumerate(comparison.rows) if row.trained]
 
 
-def solving(comparison: Comparison) -> list[Row]:
-    """Those of them that solve equilibria."""
-    return [row for row in comparison.rows if row.trained and row.runs[0].measurement.solutions]
-
-
-def tolerance(row: Row) -> float:
-    """Relative tolerance of its solves."""
-    return next(layer.rtol for layer in row.runs[0].network.modules() if isinstance(layer, Equilibrium))
-
-
-def panels(comparison: Comparison) -> tuple[Figure, Any]:
-    """One panel for each network."""
-    columns = min(5, len(comparison.rows))
-    lines = -(-len(comparison.rows) // columns)
+def panels(count: int, *, columns: int, size: tuple[float, float], shared: bool = False) -> tuple[Figure, Any]:
+    """So many panels of this size in inches, in even lines of at most `columns`; they may share their axes."""
+    lines = -(-count // columns)
+    columns = -(-count // lines)
     figure, axes = plt.subplots(
         lines,
         columns,
-        figsize=(2.6 * columns, 2.8 * lines),
+        figsize=(size[0] * columns, size[1] * lines),
         layout="constrained",
         squeeze=False,
-        sharex=True,
-        sharey=True,
+        sharex=shared,
+        sharey=shared,
     )
-    for ax in axes.flat[len(comparison.rows) :]:
+    for ax in axes.flat[count:]:
         ax.set_axis_off()
     return figure, axes

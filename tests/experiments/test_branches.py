@@ -11,6 +11,7 @@ from experiments.families.progressive import Progressive
 from experiments.figures.branches import kept_branches
 from experiments.goals import Classification
 from experiments.measure import Branched, prefix_scores, score
+from experiments.terms import flops
 from models import ParaFormer
 
 
@@ -50,6 +51,13 @@ def test_prefix_scores_are_those_of_networks_that_keep_the_first_branches(wrap):
     scores = prefix_scores(network, task(), "cpu")
     assert scores == pytest.approx(expected)
     assert scores[-1] == pytest.approx(score(network, task(), "cpu"))
+
+
+def test_flops_are_counted_branch_by_branch():
+    x = torch.randn(5, 1, 4, 4)
+    one, three = (flops(para_former(branches).eval(), x) for branches in (1, 3))
+    embedding_and_head = 4 * 2 * 4 * 6 + 2 * 6 * 3
+    assert 0 < three - one == 2 * (one - embedding_and_head)
 
 
 def test_the_figure_shows_mean_and_range_of_each_para_former_and_nothing_without_one():

@@ -129,7 +129,8 @@ def test_a_run_leaves_its_folder(finished):
     folder, _ = finished
     assert {path.name for path in folder.iterdir()} == {
         "results.json", "report.html", "checkpoints", "logs",
-        "boundaries.png", "differences.png", "training.png", "residuals.png", "evaluations.png", "cost.png",
+        "boundaries.png", "differences.png", "training.png", "residuals.png", "steps.png", "eigenvalues.png",
+        "evaluations.png", "cost.png",
     }  # fmt: skip
     assert (folder / "checkpoints" / "pgd-deq-seed-1" / "last.ckpt").is_file()
     assert "test_score" in (folder / "logs" / "pgd-deq" / "seed-1" / "metrics.csv").read_text()
@@ -170,10 +171,11 @@ def test_results_hold_every_number(finished):
 def test_the_report_needs_nothing_but_itself(finished):
     folder, _ = finished
     page = (folder / "report.html").read_text()
-    assert page.count('<img src="data:image/png;base64,') == 6
-    assert not re.search(r'(src|href)="(?!data:)', page)
+    assert page.count('<img src="data:image/png;base64,') == 8
+    assert not re.search(r'(src|href)="(?!data:|#)', page)
+    assert "<script" not in page
     for name in ("gd", "pgd-implicit", "pgd-deq"):
-        assert f"<td>{name}</td>" in page
+        assert f'<th scope="row">{name}</th>' in page
 
 
 def test_the_same_seeds_give_the_same_numbers(finished, tmp_path):
@@ -228,7 +230,9 @@ def test_a_training_that_diverges_is_shown(tmp_path, monkeypatch):
         assert main(["compare", "rings", *arguments]) == 0
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     assert results["models"]["gd"]["runs"][0]["curves"][0]["train_loss"] is None
-    assert (tmp_path / "run" / "report.html").is_file()
+    (finding,) = results["models"]["pgd-deq"]["diagnosis"]["findings"]
+    assert finding["name"] == "rows that are not finite"
+    assert "Rows that are not finite" in (tmp_path / "run" / "report.html").read_text()
 
 
 def test_networks_of_equal_work(tmp_path):

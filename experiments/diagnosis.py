@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from implicit import ConvergenceWarning
-from implicit.calls import Call, layer_calls
+from implicit import ConvergenceWarning, one_weight
+from implicit.calls import Call, first_of_each, layer_calls
 from implicit.diagnostics import Finding, diagnose, eigenvalues
 from solvers import ConvergenceError, Status
 
@@ -76,9 +76,7 @@ def diagnosed(network: nn.Module, inputs: Tensor) -> Diagnosis:
     with warnings.catch_warnings(), torch.no_grad(), layer_calls(network) as calls:
         warnings.simplefilter("ignore", ConvergenceWarning)  # the findings have it
         network(inputs)
-    first: dict[str, Call] = {}
-    for call in calls:
-        first.setdefault(call.name, call)
+    first = {call.name: call for call in first_of_each(calls)}
     layers, values = list(first), {}
     for name in _spread(layers):
         try:
@@ -102,7 +100,9 @@ def _spectrum(call: Call) -> Tensor:
     solution = call.layer.solve(*call.inputs, z0=call.z0)
     z, finite = solution.value, (solution.status != Status.NON_FINITE).cpu()
     size = sum(part[0].numel() for part in ((z,) if isinstance(z, Tensor) else z))
-    values = eigenvalues(call.layer.cell, z, call.inputs, k=min(SPECTRUM_VALUES, size))
+    f, own = call.by_row()
+    with one_weight(call.layer.cell):
+        values = eigenvalues(f, z, own, k=min(SPECTRUM_VALUES, size))
     return values[finite & torch.view_as_real(values).isfinite().flatten(1).all(dim=1)]
 
 

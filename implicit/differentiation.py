@@ -48,6 +48,8 @@ def differentiable_solve(
     keep = Keep(histories=tracked and gradient.remembers, iterates=at)
     with torch.no_grad():
         outcome = iterate_and_rescue(problem, layout.flatten(z0), settings, keep=keep)
+    if problem.autocast is not None:
+        torch.clear_autocast_cache()  # weights that were cast without a graph must not stand in for tracked ones
     start = layout.flatten(z0)  # afterwards, since a solve may have widened the working dtype
     # the tracked evaluation doubles as the check that dropping rows was sound
     point = image = outcome.value

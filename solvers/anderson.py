@@ -74,7 +74,7 @@ class Anderson(QuasiNewtonSolver):
         differences, images, gram, raised, floor, last_residual, last_image, filled, slot = memory
         if slot is None:
             plain = fz if self.damping == 1 else z.add(residual, alpha=self.damping)
-            return plain, memory._replace(residual=residual, image=fz, slot=0)
+            return plain, AndersonMemory(*memory[:5], residual, fz, filled, slot=0)
         newest = difference_into(differences.select(1, slot), residual, last_residual)
         difference_into(images.select(1, slot), fz, last_image)
         size = gram.shape[1]
@@ -95,7 +95,7 @@ class Anderson(QuasiNewtonSolver):
         if self.damping != 1:
             mixed_residual = torch.baddbmm(residual.unsqueeze(1), weights, differences, alpha=-1).squeeze(1)
             mixed = mixed.add(mixed_residual, alpha=self.damping - 1)
-        return mixed, memory._replace(residual=residual, image=fz, filled=filled, slot=(slot + 1) % size)
+        return mixed, AndersonMemory(*memory[:5], residual, fz, filled, slot=(slot + 1) % size)
 
     def restart(self, memory: AndersonMemory, rows: Tensor) -> AndersonMemory:
         for history in memory[:2]:

@@ -74,7 +74,7 @@ class Look:
         failed = (
             (solution.status == Status.STALLED) | (solution.status == Status.DIVERGED) | still.to(self.value.device)
         )
-        return ~solution.converged & ~self.floored & solution.residual.isfinite() & failed
+        return ~solution.converged & ~self.floored & (solution.status != Status.NON_FINITE) & failed
 
     @property
     def value(self) -> Tensor:

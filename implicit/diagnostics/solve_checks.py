@@ -7,9 +7,10 @@ from typing import Any
 
 import torch
 
-from solvers import ConvergenceError, Status, solve
+from solvers import ConvergenceError, Monotone, Status, solve
 from solvers.problem import select
 
+from ..gradients import ImplicitGradient
 from ..parametrized import one_weight
 from .findings import Finding, Look, name_rows
 from .spectrum import spectral_radius
@@ -103,8 +104,11 @@ def unfinished(look: Look) -> Finding | None:
 
 
 def expanding(look: Look) -> Finding | None:
-    rows = look.finite()
-    if not len(rows):
+    rows, gradient = look.finite(), look.layer.gradient
+    suited = isinstance(look.layer.solver, Monotone) and isinstance(
+        gradient, ImplicitGradient
+    )  # to weights of any norm
+    if suited or not len(rows):
         return None
     point = look.problem.layout.unflatten(look.value[rows])
     try:

@@ -109,6 +109,25 @@ def test_a_spectral_radius_above_one():
     assert names(Equilibrium(Affine(matrix)), torch.randn(4, 2)) == ["spectral radius above 1"]
 
 
+def test_weights_of_any_norm_are_no_fault_where_the_solver_is_made_for_them():
+    net = OptDNN("ppa", [MonotoneDense(8, 8, lipschitz=None)], alpha=0.0, rtol=1e-3).double()
+    with torch.no_grad():
+        net.transforms[0].proximal.linear.weight *= 4
+    x = torch.randn(4, 8, dtype=torch.float64)
+    assert diagnose(net, x) == []
+    net.transforms[0].resolvent.solver = Anderson()
+    assert "spectral radius above 1" in [finding.name for finding in diagnose(net, x)]
+
+
+def test_rows_that_are_not_finite_are_not_called_stalled_as_well():
+    class Breaks(nn.Module):
+        def forward(self, z, x):  # of a few rows, when they have come near
+            image = 0.5 * z + x
+            return torch.where((z - 2 * x).norm(dim=1, keepdim=True) < 1e-2, float("nan") * image, image)
+
+    assert names(Equilibrium(Breaks(), solver=Picard()), torch.ones(3, 2)) == ["rows that are not finite"]
+
+
 @pytest.mark.parametrize("unconverged", list(Unconverged))
 def test_a_backward_solve_without_enough_steps(unconverged):
     gradient = ImplicitGradient(solver=Picard(), rtol=1e-6, max_steps=2, unconverged=unconverged)

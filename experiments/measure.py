@@ -20,8 +20,8 @@ from implicit.diagnostics import residual_quantiles
 from solvers import Solution
 
 from .goals import Classification, margins
+from .shares import TEST_BATCH
 from .tasks import Task
-from .training import TEST_BATCH
 
 LATENCY_BATCHES = (1, 256)
 LATENCY_RUNS, LATENCY_SECONDS = 9, 1.0

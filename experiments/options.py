@@ -69,7 +69,7 @@ def parser(*, defaults: bool = True) -> argparse.ArgumentParser:
         "train every reading on one task; print a table and write a report",
         "Train networks on one task on equal terms, print a table, write a report.",
     )
-    compare.add_argument("task", choices=TASKS, nargs="?", help="the data", default=argparse.SUPPRESS)
+    compare.add_argument("task", choices=TASKS, nargs="?", help="the data; a run to resume knows its own")
     compare.add_argument(
         "--models",
         default="all",

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from .errors import InputError
 
-PATIENCE = 30.0
+PATIENCE = 15.0
 """Seconds that processes are given to end by themselves, before they are killed."""
 _ACROSS = ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK")
 
@@ -50,8 +50,10 @@ def _meeting_place(nodes: int) -> dict[str, str]:
             f"--nodes {nodes}: {', '.join(missing)} must be set: start the command on each node with the address and "
             f"a free port of the first, and NODE_RANK 0 … {nodes - 1}; or use torchrun"
         )
-    # processes side by side share the cores
-    common = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
+    # processes side by side share the cores; and torch would warn in each of them that a look for parameters without
+    # a gradient, which some networks have, may be spared in others
+    usual = {"OMP_NUM_THREADS": "1", "TORCH_CPP_LOG_LEVEL": "ERROR"}
+    common = {name: os.environ.get(name, value) for name, value in usual.items()}
     if nodes > 1:
         return {**common, **{name: os.environ[name] for name in _ACROSS}}
     with socket.socket() as free:

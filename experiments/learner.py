@@ -26,13 +26,15 @@ class Learner(lightning.LightningModule):
     Args:
         network: trained in place.
         task: goal, learning rate and decay.
-        shares: the order of the data, which checkpoints hold.
+        shares: the order of the training data, which checkpoints hold, and each process's share of it.
+        tested: of the test data.
         run: what the training is of, in plain values.
     """
 
-    def __init__(self, network: nn.Module, task: Task, shares: Shares, run: dict[str, Any]) -> None:
+    def __init__(self, network: nn.Module, task: Task, shares: Shares, tested: Shares, run: dict[str, Any]) -> None:
         super().__init__()
-        self.network, self.goal, self.shares, self.run = network, task.goal, shares, run
+        self.network, self.goal, self.run = network, task.goal, run
+        self.shares, self.tested, self.together = shares, tested, shares.team.size > 1
         self.learning_rate, self.weight_decay = task.learning_rate, task.weight_decay
         self.scores = nn.ModuleDict({part: task.goal.metric() for part in ("train_part", "test_part")})
         self.curves: list[dict[str, float]] = []
@@ -42,38 +44,37 @@ class Learner(lightning.LightningModule):
         self._total: Tensor | float = 0.0
         self._log: Log | None = None
         self._share = 1.0
-        """Of this process in the mean of a batch, times the number of processes: gradients are averaged over them."""
+        """Of this process in a batch, times the number of processes, over which gradients and figures are averaged."""
 
     def on_train_epoch_start(self) -> None:
         self._rows, self._total, self._began = 0, 0.0, time.perf_counter()
 
     def training_step(self, batch: tuple[Tensor, Tensor], index: int) -> Tensor:
         with record() as self._log:
-            loss = self._loss(batch, "train")
-        if self.shares.team.size == 1:
+            loss = self._loss(batch, "train", self.shares.rows(index))
+        if not self.together:
             return loss
-        rows = len(batch[1])
-        self._rows, self._total = self._rows + rows, self._total + rows * loss.detach()
-        self._share = rows * self.shares.team.size / self.shares.rows(index)
+        self._rows, self._total = self._rows + len(batch[1]), self._total + len(batch[1]) * loss.detach()
         return self._share * loss
 
     def on_after_backward(self) -> None:
         if self._log and self._log.forward:
             forward, backward = self._log.forward, self._log.backward
             shares = [entry.solution.converged.double().mean() for entry in (*forward, *backward)]
-            self._note("forward_evaluations", sum(e.solution.evaluations.double().mean() for e in forward))
-            self._note("backward_evaluations", sum(e.solution.evaluations.double().mean() for e in backward))
-            self._note("converged", sum(shares) / len(shares))
+            for name, solves in (("forward_evaluations", forward), ("backward_evaluations", backward)):
+                evaluations = sum(entry.solution.evaluations.double().mean() for entry in solves)
+                self._note(name, torch.as_tensor(evaluations).float())
+            self._note("converged", torch.as_tensor(sum(shares) / len(shares)).float())
         self._log = None
 
     def validation_step(self, batch: tuple[Tensor, Tensor], index: int) -> None:
-        self._loss(batch, "test")
+        self._loss(batch, "test", self.tested.rows(index))
 
     def on_train_epoch_end(self) -> None:
         metrics = self.trainer.callback_metrics
         names = (*_CURVES, "forward_evaluations", "backward_evaluations", "converged")
         self.curves.append({name: float(metrics[name]) for name in names if name in metrics})
-        if self.shares.team.size > 1:
+        if self.together:
             seconds = time.perf_counter() - self._began
             self.own.append({"rows": self._rows, "loss": float(self._total) / self._rows, "seconds": seconds})
 
@@ -93,23 +94,23 @@ class Learner(lightning.LightningModule):
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
-    def _loss(self, batch: tuple[Tensor, Tensor], part: str) -> Tensor:
+    def _loss(self, batch: tuple[Tensor, Tensor], part: str, rows: int) -> Tensor:
+        """Of this process's share of a batch of so many rows."""
         inputs, targets = batch
+        self._share = len(targets) * self.shares.team.size / rows
         outputs = self.network(inputs)
         loss = self.goal.loss(outputs, targets)
         if targets.shape != outputs.shape or not isinstance(self.goal, Classification):
             score: Any = self.scores[f"{part}_part"]  # labels that were mixed have no right answer
             score(outputs, targets)
             self.log(f"{part}_score", score, on_step=False, on_epoch=True, prog_bar=True)
-        self._epochs_mean(f"{part}_loss", loss, rows=len(targets))
+        self._note(f"{part}_loss", loss, rows)
         return loss
 
-    def _note(self, name: str, value: Any) -> None:
-        self._epochs_mean(name, self._share * torch.as_tensor(value).float(), rows=1)
-
-    def _epochs_mean(self, name: str, value: Tensor, rows: int) -> None:
-        together = self.shares.team.size > 1
-        self.log(name, value, on_step=False, on_epoch=True, batch_size=rows, sync_dist=together)
+    def _note(self, name: str, value: Tensor, weight: int = 1) -> None:
+        """Log a mean over this process's share of a batch of that weight, the same in all processes."""
+        value = self._share * value if self.together else value
+        self.log(name, value, on_step=False, on_epoch=True, batch_size=weight, sync_dist=self.together)
 
 
 class ShardedLearner(Learner):

@@ -82,11 +82,11 @@ def train(
     lightning.seed_everything(seed, verbose=False)
     for logger in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
         logging.getLogger(logger).setLevel(logging.ERROR)
-    order = torch.Generator().manual_seed(seed)
-    shares = Shares(len(task.train), task.batch, team, order)  # type: ignore[arg-type]
+    shares = Shares(len(task.train), task.batch, team, torch.Generator().manual_seed(seed))  # type: ignore[arg-type]
     sharded = team.strategy == "fsdp"
-    learner = (
-        ShardedLearner(copy.deepcopy(network), task, shares, run) if sharded else Learner(network, task, shares, run)
+    tested = Shares(len(task.test), test_share(team.size) * team.size, team)  # type: ignore[arg-type]
+    learner = (ShardedLearner if sharded else Learner)(
+        copy.deepcopy(network) if sharded else network, task, shares, tested, run
     )
     keeper = Keeper(path, folder / "logs" / name / f"seed-{seed}")
     trainer = lightning.Trainer(
@@ -105,7 +105,7 @@ def train(
         num_sanity_val_steps=0,
         **_processes(team, device),
     )
-    loaders = _loaders(task, shares, order)
+    loaders = _loaders(task, shares, tested)
     with warnings.catch_warnings():
         # the shares of converged rows are logged, tabled and drawn instead
         warnings.simplefilter("ignore", ConvergenceWarning)
@@ -173,20 +173,25 @@ def _synchronised(team: Team, device: str) -> bool:
     return device == "cuda" and team.strategy == "ddp"  # where PyTorch can
 
 
-def _loaders(task: Task, shares: Shares, order: torch.Generator) -> tuple[Any, Any]:
+def _loaders(task: Task, shares: Shares, tested: Shares) -> tuple[Any, Any]:
     team, workers = shares.team, task.workers
     train = DataLoader(
         task.train,
-        task.batch // team.size,
+        shares.batch // team.size,
         sampler=shares,
-        generator=order,
+        generator=shares.order,
         collate_fn=task.collate,
-        num_workers=workers,  # started anew for each epoch: what they draw then depends on `order` alone
+        num_workers=workers,  # started anew for each epoch: what they draw then depends on the order's state alone
         worker_init_fn=partial(_seed_worker, team.rank) if team.rank else None,
     )
-    share = test_share(team.size)
-    tested = Shares(len(task.test), share * team.size, team)  # type: ignore[arg-type]
-    return train, DataLoader(task.test, share, sampler=tested, num_workers=workers, persistent_workers=workers > 0)
+    test = DataLoader(
+        task.test,
+        tested.batch // team.size,
+        sampler=tested,
+        num_workers=workers,
+        persistent_workers=workers > 0,
+    )
+    return train, test
 
 
 def _seed_worker(rank: int, number: int) -> None:

@@ -14,10 +14,11 @@ from typing import Any
 
 import torch
 
-from .device import check_precision, chosen_device
+from .device import chosen_device
 from .families import FAMILIES, Contestants, named
 from .folder import run_folder, write_results, write_settings
 from .measure import measure
+from .precision import check_precision
 from .report import write_report
 from .results import Comparison, Row, Run
 from .shares import check_divides

@@ -1,4 +1,4 @@
-"""Where networks are trained, and in which numbers."""
+"""Where networks are trained."""
 
 from __future__ import annotations
 
@@ -15,9 +15,3 @@ def chosen_device(device: str) -> str:
     if device not in allowed:
         raise InputError(f"--device {device} cannot be used: this machine has {', '.join(allowed)}; auto picks one")
     return device
-
-
-def check_precision(precision: str, device: str) -> None:
-    """`InputError` where the device has no such arithmetic."""
-    if precision == "16" and device == "cpu":
-        raise InputError("--precision 16 needs a GPU: on a processor choose bf16 or 32")

@@ -24,12 +24,10 @@ from .averaging import Averaging, settle
 from .checkpoints import Keeper, checked
 from .errors import InputError, TrainingError, first_line
 from .learner import Learner, Progress, ShardedLearner, Stopwatch
+from .precision import PRECISIONS, met
 from .shares import Shares, test_share
 from .tasks import Task
 from .team import ALONE, Team
-
-PRECISIONS: dict[str, Any] = {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}
-"""Of the arithmetic of layers, as Lightning calls it; weights and optimiser stay in float32."""
 
 
 @dataclass(frozen=True)
@@ -106,7 +104,7 @@ def train(
         **_processes(team, device),
     )
     loaders = _loaders(task, shares, tested)
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), met(learner.network, precision):
         # the shares of converged rows are logged, tabled and drawn instead
         warnings.simplefilter("ignore", ConvergenceWarning)
         # small data are in memory: loader processes would only cost

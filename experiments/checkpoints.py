@@ -79,13 +79,10 @@ def checked(path: Path, run: dict[str, Any], weights: dict[str, Tensor]) -> dict
     found = checkpoint.get("run") if isinstance(checkpoint, dict) else None
     if found != run:
         raise InputError(f"{path} is a checkpoint of {_words(found)}, not of {_words(run)}: {remedy}")
-    if _shapes(checkpoint["state_dict"]) != _shapes(weights):
+    shapes = {f"network.{name}": value.shape for name, value in weights.items()}
+    if {name: value.shape for name, value in checkpoint["state_dict"].items()} != shapes:
         raise InputError(f"{path} is a checkpoint of a network with other weights: {remedy}")
     return dict(checkpoint)
-
-
-def _shapes(state: dict[str, Tensor]) -> dict[str, torch.Size]:
-    return {name.removeprefix("network."): value.shape for name, value in state.items()}
 
 
 def _words(run: dict[str, Any] | None) -> str:

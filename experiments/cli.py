@@ -20,7 +20,15 @@ from .team import launched
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code: 0, 1 for a failed process, 2 for bad input, 130 when interrupted."""
-    given = list(sys.argv[1:] if arguments is None else arguments)
+    code = _answered(list(sys.argv[1:] if arguments is None else arguments))
+    if code and launched():
+        for stream in filter(None, (sys.stdout, sys.stderr)):
+            stream.flush()
+        os._exit(code)  # the other processes may wait for this one, and see that it has gone
+    return code
+
+
+def _answered(given: list[str]) -> int:
     try:
         options = parser().parse_args([shipped(argument) for argument in given])
     except (UnicodeDecodeError, RecursionError) as error:  # a recipe that is no text, or that reads itself

@@ -65,13 +65,14 @@ def _watched(processes: list[subprocess.Popen[bytes]]) -> int:
     """Wait for all, or for the first that fails."""
     while True:
         codes = [process.poll() for process in processes]
-        for rank, code in enumerate(codes):
-            if code is not None and code < 0:
-                name = signal.Signals(-code).name
-                print(f"implicit: process {rank} of {len(processes)} was ended by {name}", file=sys.stderr)
-                return 128 - code
-            if code:
-                return code
+        failed = [code for code in codes if code]
+        if failed:
+            first = min(failed)  # a signal, if any: the others fail for want of the process that it ended
+            if first > 0:
+                return first
+            name = signal.Signals(-first).name
+            print(f"implicit: process {codes.index(first)} of {len(codes)} was ended by {name}", file=sys.stderr)
+            return 128 - first
         if all(code == 0 for code in codes):
             return 0
         time.sleep(0.1)

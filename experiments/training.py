@@ -119,7 +119,7 @@ def train(
             if team.size == 1:
                 raise
             log = folder / "logs" / f"rank-{team.rank}.log"
-            log.parent.mkdir(exist_ok=True)
+            log.parent.mkdir(parents=True, exist_ok=True)
             log.write_text(traceback.format_exc())
             raise TrainingError(
                 f"process {team.rank} of {team.size} failed ({first_line(error)}); see {log}"

@@ -33,15 +33,15 @@ class Averaging(WeightAveraging):
 
     def on_validation_epoch_start(self, trainer: Any, pl_module: Any) -> None:
         super().on_validation_epoch_start(trainer, pl_module)
-        _settle(pl_module)
+        settle(pl_module)
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         super().on_train_end(trainer, pl_module)
-        _settle(pl_module)
+        settle(pl_module)
 
 
 @torch.no_grad()
-def _settle(network: nn.Module) -> None:
+def settle(network: nn.Module) -> None:
     """Let spectral norms find the singular vectors of the averaged weights: averages of vectors are not they.
 
     Without it the norms are underrated, weights leave their bound, and steps need not be well posed.

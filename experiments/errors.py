@@ -9,6 +9,14 @@ class InputError(Exception):
     """Bad input: the message says what was wrong and what is allowed."""
 
 
+class TrainingError(Exception):
+    """One of several processes failed: the message says which, why, and where its log is."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """An end from outside after which something was kept: the message says how to go on."""
+
+
 def require(extra: str, *packages: str) -> None:
     """Raise `InputError` unless the packages of an extra can be imported."""
     for package in packages:
@@ -18,3 +26,8 @@ def require(extra: str, *packages: str) -> None:
             raise InputError(
                 f"{package} cannot be imported ({error}): install it with pip install 'implicit-networks[{extra}]'"
             ) from error
+
+
+def first_line(error: BaseException) -> str:
+    """Its message's first line, or its name where it has none."""
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -20,8 +20,8 @@ from implicit.diagnostics import residual_quantiles
 from solvers import Solution
 
 from .goals import Classification, margins
+from .shares import TEST_BATCH
 from .tasks import Task
-from .training import TEST_BATCH
 
 LATENCY_BATCHES = (1, 256)
 LATENCY_RUNS, LATENCY_SECONDS = 9, 1.0
@@ -96,11 +96,18 @@ def measure(network: nn.Module, task: Task, device: str) -> Measurement:
 
 def score(network: nn.Module, task: Task, device: str) -> float:
     """On the whole test part, of a network in evaluation mode on that device."""
-    metric = task.goal.metric().to(device)
+    metric = _own_metric(task, device)
     with torch.no_grad():
         for inputs, targets in DataLoader(task.test, TEST_BATCH, num_workers=task.workers):
             metric.update(network(inputs.to(device)), targets.to(device))
     return float(metric.compute())
+
+
+def _own_metric(task: Task, device: str) -> Any:
+    """A metric that does not wait for other processes, which do not measure."""
+    metric = task.goal.metric().to(device)
+    metric.distributed_available_fn = lambda: False
+    return metric
 
 
 @runtime_checkable
@@ -118,7 +125,7 @@ def prefix_scores(network: Branched, task: Task, device: str) -> list[float]:
     with torch.no_grad():
         for inputs, targets in DataLoader(task.test, TEST_BATCH, num_workers=task.workers):
             outputs = network.prefixes(inputs.to(device))
-            metrics = metrics or [task.goal.metric().to(device) for _ in outputs]
+            metrics = metrics or [_own_metric(task, device) for _ in outputs]
             for metric, answer in zip(metrics, outputs, strict=True):
                 metric.update(answer, targets.to(device))
     return [float(metric.compute()) for metric in metrics]

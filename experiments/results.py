@@ -24,6 +24,8 @@ class Run:
     training: Training
     measurement: Measurement
     network: nn.Module
+    diagnosis: Diagnosis | None = None
+    """Of the first seed's network; None: another seed's, or it solves no equilibria."""
 
 
 @dataclass(frozen=True)
@@ -35,8 +37,11 @@ class Row:
     parameters: int
     dial: int
     runs: list[Run]
-    diagnosis: Diagnosis | None = None
-    """Of the first run's network; None: it solves no equilibria."""
+
+    @property
+    def diagnosis(self) -> Diagnosis | None:
+        """Of the first run's network; None: it solves no equilibria."""
+        return self.runs[0].diagnosis
 
     def mean(self, figure: str) -> float:
         """A figure of the measurement, averaged over the seeds."""

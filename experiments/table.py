@@ -74,10 +74,10 @@ def columns(comparison: Comparison) -> dict[str, tuple[str, Callable[[Row], str]
     return table
 
 
-def terminal() -> Console:
-    """Where a run prints."""
-    console = Console()
-    return console if console.is_terminal else Console(width=200)  # a log has no edge to wrap at
+def terminal(*, quiet: bool = False) -> Console:
+    """Where a run prints, if it is not quiet."""
+    console = Console(quiet=quiet)
+    return console if console.is_terminal else Console(width=200, quiet=quiet)  # a log has no edge to wrap at
 
 
 def print_table(comparison: Comparison, console: Console) -> None:

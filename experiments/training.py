@@ -2,29 +2,32 @@
 
 from __future__ import annotations
 
+import copy
 import logging
-import time
+import traceback
 import warnings
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import lightning
 import torch
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint, RichProgressBar
-from lightning.pytorch.loggers import CSVLogger
-from torch import Tensor, nn
+from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
+from torch import nn
 from torch.utils.data import DataLoader
 
-from implicit import ConvergenceWarning, record
-from implicit.recording import Log
+from implicit import ConvergenceWarning
 
-from .averaging import Averaging
-from .goals import Classification, Goal
+from .averaging import Averaging, settle
+from .checkpoints import Keeper, checked
+from .errors import InputError, TrainingError, first_line
+from .learner import Learner, Progress, ShardedLearner, Stopwatch
+from .precision import PRECISIONS, met
+from .shares import Shares, test_share
 from .tasks import Task
-
-TEST_BATCH = 256
-_CURVES = ("train_loss", "train_score", "test_loss", "test_score")
+from .team import ALONE, Team
 
 
 @dataclass(frozen=True)
@@ -36,44 +39,72 @@ class Training:
     seconds_per_epoch: list[float]
 
 
-def train(network: nn.Module, task: Task, *, epochs: int, seed: int, device: str, folder: Path, name: str) -> Training:
+def train(
+    network: nn.Module,
+    task: Task,
+    *,
+    epochs: int,
+    seed: int,
+    device: str,
+    folder: Path,
+    name: str,
+    team: Team = ALONE,
+    precision: str = "32",
+    resume: bool = False,
+) -> Training:
     """Train for `epochs` and keep the last weights: no model is selected on the test part, which is only watched.
 
-    Leaves `logs/NAME/seed-N/metrics.csv` and `checkpoints/NAME-seed-N/last.ckpt` in `folder`.
+    Leaves `logs/NAME/seed-N/metrics.csv` and `checkpoints/NAME-seed-N/last.ckpt` in `folder`. Every process of a team
+    calls it with the same network; it is trained as by one, and whole in the leading process afterwards.
+
+    Args:
+        network: trained in place.
+        task: its batch is that of all processes together.
+        epochs: passes over the training part.
+        seed: of the order of the data and of all else that is drawn.
+        device: `cpu` or `cuda`.
+        folder: of the run.
+        name: of the network.
+        team: the processes that share each batch.
+        precision: a key of `PRECISIONS`.
+        resume: go on from the checkpoint in `folder`, where there is one, to the numbers of an unbroken training.
     """
+    run = {"task": task.name, "network": name, "seed": seed, "epochs": epochs}
+    path = folder / "checkpoints" / f"{name}-seed-{seed}" / "last.ckpt"
+    stopwatch = Stopwatch()
+    before = checked(path, run, network.state_dict()) if resume and path.exists() else None
+    if before is not None and before["epoch"] + 1 >= epochs:
+        _restore(network, before, task)
+        return Training(before["curves"], before["callbacks"][stopwatch.state_key]["seconds"])
+
     lightning.seed_everything(seed, verbose=False)
     for logger in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
         logging.getLogger(logger).setLevel(logging.ERROR)
-    learner = _Learner(network, task)
-    stopwatch = _Stopwatch()
-    averaging = [] if task.averaging is None else [Averaging(task.averaging, device)]
+    shares = Shares(len(task.train), task.batch, team, torch.Generator().manual_seed(seed))  # type: ignore[arg-type]
+    sharded = team.strategy == "fsdp"
+    tested = Shares(len(task.test), test_share(team.size) * team.size, team)  # type: ignore[arg-type]
+    learner = (ShardedLearner if sharded else Learner)(
+        copy.deepcopy(network) if sharded else network, task, shares, tested, run
+    )
+    keeper = Keeper(path, folder / "logs" / name / f"seed-{seed}")
     trainer = lightning.Trainer(
         max_epochs=epochs,
         accelerator=device,
-        devices=1,
-        logger=CSVLogger(folder, name=f"logs/{name}", version=f"seed-{seed}"),
+        precision=PRECISIONS[precision],
+        logger=False,
         callbacks=[
             stopwatch,
-            _Progress(task.goal),
-            *averaging,
-            ModelCheckpoint(folder / "checkpoints" / f"{name}-seed-{seed}", filename="last"),
+            Progress(task.goal),
+            *([] if task.averaging is None else [Averaging(task.averaging, device)]),
+            keeper,
         ],
         enable_model_summary=False,
         log_every_n_steps=1,
         num_sanity_val_steps=0,
+        **_processes(team, device),
     )
-    order = torch.Generator().manual_seed(seed)
-    train_loader = DataLoader(
-        task.train,
-        task.batch,
-        shuffle=True,
-        generator=order,
-        collate_fn=task.collate,
-        num_workers=task.workers,
-        persistent_workers=task.workers > 0,
-    )
-    test_loader = DataLoader(task.test, TEST_BATCH, num_workers=task.workers, persistent_workers=task.workers > 0)
-    with warnings.catch_warnings():
+    loaders = _loaders(task, shares, tested)
+    with warnings.catch_warnings(), met(learner.network, precision):
         # the shares of converged rows are logged, tabled and drawn instead
         warnings.simplefilter("ignore", ConvergenceWarning)
         # small data are in memory: loader processes would only cost
@@ -81,90 +112,86 @@ def train(network: nn.Module, task: Task, *, epochs: int, seed: int, device: str
         warnings.filterwarnings("ignore", category=FutureWarning, module="lightning")
         warnings.filterwarnings("ignore", category=DeprecationWarning, module="(lightning|torch)")
         try:
-            trainer.fit(learner, train_loader, test_loader)
+            trainer.fit(learner, *loaders, ckpt_path=None if before is None else path, weights_only=True)
         except SystemExit as stop:  # what Lightning makes of Ctrl-C
             raise KeyboardInterrupt from stop
+        except Exception as error:
+            if team.size == 1:
+                raise
+            log = folder / "logs" / f"rank-{team.rank}.log"
+            log.parent.mkdir(parents=True, exist_ok=True)
+            log.write_text(traceback.format_exc())
+            raise TrainingError(
+                f"process {team.rank} of {team.size} failed ({first_line(error)}); see {log}"
+            ) from error
+    if sharded and team.leads:
+        _restore(network, checked(path, run, network.state_dict()), task)
     return Training(learner.curves, stopwatch.seconds)
 
 
-class _Learner(lightning.LightningModule):
-    def __init__(self, network: nn.Module, task: Task) -> None:
-        super().__init__()
-        self.network, self.goal = network, task.goal
-        self.learning_rate, self.weight_decay = task.learning_rate, task.weight_decay
-        self.scores = nn.ModuleDict({part: task.goal.metric() for part in ("train_part", "test_part")})
-        self.curves: list[dict[str, float]] = []
-        self._log: Log | None = None
-
-    def training_step(self, batch: tuple[Tensor, Tensor], index: int) -> Tensor:
-        with record() as self._log:
-            return self._loss(batch, "train")
-
-    def on_after_backward(self) -> None:
-        if self._log and self._log.forward:
-            forward, backward = self._log.forward, self._log.backward
-            shares = [entry.solution.converged.double().mean() for entry in (*forward, *backward)]
-            self._note("forward_evaluations", sum(e.solution.evaluations.double().mean() for e in forward))
-            self._note("backward_evaluations", sum(e.solution.evaluations.double().mean() for e in backward))
-            self._note("converged", sum(shares) / len(shares))
-        self._log = None
-
-    def validation_step(self, batch: tuple[Tensor, Tensor], index: int) -> None:
-        self._loss(batch, "test")
-
-    def on_train_epoch_end(self) -> None:
-        metrics = self.trainer.callback_metrics
-        names = (*_CURVES, "forward_evaluations", "backward_evaluations", "converged")
-        self.curves.append({name: float(metrics[name]) for name in names if name in metrics})
-
-    def configure_optimizers(self) -> Any:
-        rate = self.learning_rate
-        optimizer = torch.optim.AdamW(self.parameters(), lr=rate, weight_decay=self.weight_decay)
-        steps = int(self.trainer.estimated_stepping_batches)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
-
-    def _loss(self, batch: tuple[Tensor, Tensor], part: str) -> Tensor:
-        inputs, targets = batch
-        outputs = self.network(inputs)
-        loss = self.goal.loss(outputs, targets)
-        if targets.shape != outputs.shape or not isinstance(self.goal, Classification):
-            score: Any = self.scores[f"{part}_part"]  # labels that were mixed have no right answer
-            score(outputs, targets)
-            self.log(f"{part}_score", score, on_step=False, on_epoch=True, prog_bar=True)
-        self.log(f"{part}_loss", loss, on_step=False, on_epoch=True, batch_size=len(targets))
-        return loss
-
-    def _note(self, name: str, value: Any) -> None:
-        self.log(name, torch.as_tensor(value).float(), on_step=False, on_epoch=True, batch_size=1)
+def check_strategy(task: Task, team: Team) -> None:
+    """`InputError` where a strategy cannot train the task."""
+    if team.strategy == "fsdp" and task.averaging is not None:
+        raise InputError(f"--strategy fsdp cannot average weights, which {task.name} asks for: use ddp")
 
 
-class _Progress(RichProgressBar):
-    """The bar with the one figure that is worth watching."""
-
-    def __init__(self, goal: Goal) -> None:
-        super().__init__()
-        self._goal = goal
-
-    def get_metrics(self, trainer: Any, pl_module: Any) -> dict[str, Any]:
-        score = trainer.callback_metrics.get("test_score")
-        return {} if score is None else {f"test {self._goal.heading}": self._goal.show(float(score))}
+def _restore(network: nn.Module, checkpoint: dict[str, Any], task: Task) -> None:
+    """The weights that a finished training leaves, from its last checkpoint."""
+    state = checkpoint["state_dict"].items()
+    network.load_state_dict({name.removeprefix("network."): value for name, value in state})
+    if task.averaging is not None:
+        settle(network)
 
 
-class _Stopwatch(Callback):
-    """Seconds of the training batches of each epoch, validation left out."""
+def _processes(team: Team, device: str) -> dict[str, Any]:
+    if team.size == 1:
+        return {"devices": 1}
+    strategy: Any = DDPStrategy(find_unused_parameters=True)  # progressive training leaves branches out
+    if team.strategy == "fsdp":
+        strategy = ModelParallelStrategy(
+            data_parallel_size=team.size, tensor_parallel_size=1, save_distributed_checkpoint=False
+        )
+    return {
+        "devices": team.size // team.nodes,
+        "num_nodes": team.nodes,
+        "strategy": strategy,
+        "plugins": [TorchElasticEnvironment()],
+        "sync_batchnorm": _synchronised(team, device),
+        "use_distributed_sampler": False,
+    }
 
-    def __init__(self) -> None:
-        self.seconds: list[float] = []
-        self._start = 0.0
 
-    def on_train_epoch_start(self, trainer: Any, module: Any) -> None:
-        self.seconds.append(0.0)
+def apart(network: nn.Module, team: Team, device: str) -> bool:
+    """Whether batch statistics in the network are those of each process's share: not the numbers of one process."""
+    normalised = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in network.modules())
+    return normalised and team.size > 1 and not _synchronised(team, device)
 
-    def on_train_batch_start(self, trainer: Any, module: Any, batch: Any, index: int) -> None:
-        self._start = time.perf_counter()
 
-    def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, index: int) -> None:
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        self.seconds[-1] += time.perf_counter() - self._start
+def _synchronised(team: Team, device: str) -> bool:
+    return device == "cuda" and team.strategy == "ddp"  # where PyTorch can
+
+
+def _loaders(task: Task, shares: Shares, tested: Shares) -> tuple[Any, Any]:
+    team, workers = shares.team, task.workers
+    train = DataLoader(
+        task.train,
+        shares.batch // team.size,
+        sampler=shares,
+        generator=shares.order,
+        collate_fn=task.collate,
+        num_workers=workers,  # started anew for each epoch: what they draw then depends on the order's state alone
+        worker_init_fn=partial(_seed_worker, team.rank) if team.rank else None,
+    )
+    test = DataLoader(
+        task.test,
+        tested.batch // team.size,
+        sampler=tested,
+        num_workers=workers,
+        persistent_workers=workers > 0,
+    )
+    return train, test
+
+
+def _seed_worker(rank: int, number: int) -> None:
+    """Workers of different processes draw different augmentations."""
+    torch.manual_seed(torch.initial_seed() + 10_000 * rank)

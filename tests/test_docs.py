@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from experiments.cli import _parser
+from experiments.options import parser
 
 ROOT = Path(__file__).parents[1]
 GUIDE = sorted((ROOT / "docs").rglob("*.md"))
@@ -122,10 +122,10 @@ def test_every_page_is_in_the_navigation():
 
 def test_the_command_lines_page_has_every_command_and_option():
     text = (ROOT / "docs" / "api" / "command-line.md").read_text()
-    (commands,) = (action.choices for action in _parser()._actions if isinstance(action.choices, dict))
-    for name, parser in commands.items():
+    (commands,) = (action.choices for action in parser()._actions if isinstance(action.choices, dict))
+    for name, command in commands.items():
         assert f"`implicit {name}" in text
-        for action in parser._actions:
+        for action in command._actions:
             for option in set(action.option_strings) - {"-h", "--help"}:
                 assert f"`{option}`" in text, f"implicit {name} {option}"
 

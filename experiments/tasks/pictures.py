@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch.utils.data import default_collate
 
-from ..errors import InputError
+from ..errors import InputError, first_line
 from ..goals import Classification
 from .base import Source, Task
 
@@ -60,7 +60,7 @@ def imagenet(source: Source) -> Task:
             for part, transform in (("train", train), ("val", test))
         ]
     except (OSError, RuntimeError) as error:
-        raise InputError(f"--data {folder} holds no train/CLASS and val/CLASS pictures: {_line(error)}") from error
+        raise InputError(f"--data {folder} holds no train/CLASS and val/CLASS pictures: {first_line(error)}") from error
     if parts[0].classes != parts[1].classes:
         raise InputError(f"--data {folder}: train and val have different classes")
     return _augmented("imagenet", "pictures in folders, 224×224", len(parts[0].classes), parts, epochs=300, sample=256)
@@ -83,8 +83,10 @@ def _cifar(name: str, classes: int, source: Source) -> Task:
             if not existed:
                 with suppress(OSError):  # something came
                     folder.rmdir()
-            raise InputError(f"{name} could not be fetched into --data {folder}: {_line(error)}") from error
-        raise InputError(f"--data {folder} holds no whole {name} ({_line(error)}): fetch it with --download") from error
+            raise InputError(f"{name} could not be fetched into --data {folder}: {first_line(error)}") from error
+        raise InputError(
+            f"--data {folder} holds no whole {name} ({first_line(error)}): fetch it with --download"
+        ) from error
     # a solve in the wide form holds some 20 MiB a picture: more of them would not fit a usual card
     return _augmented(name.lower(), f"{name}, 32×32 pixels", classes, parts, epochs=200, sample=512)
 
@@ -120,11 +122,7 @@ def _torchvision() -> tuple[Any, Any]:
         from torchvision.transforms import v2
     except (ImportError, RuntimeError) as error:  # the second: built for another torch
         raise InputError(
-            f"torchvision cannot be used ({_line(error)}): install it together with torch, "
+            f"torchvision cannot be used ({first_line(error)}): install it together with torch, "
             "pip install 'implicit-networks[vision]'"
         ) from error
     return torchvision, v2
-
-
-def _line(error: BaseException) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

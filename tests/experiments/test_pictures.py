@@ -11,9 +11,10 @@ import torchvision
 from PIL import Image
 
 import experiments.tasks.pictures as pictures
-from experiments.cli import _parser, _shipped, main
+from experiments.cli import main
 from experiments.families import FAMILIES
 from experiments.goals import Classification
+from experiments.options import parser, shipped
 from experiments.tasks import TASKS, Source
 from experiments.terms import TERMS, matched_dial, parameters
 
@@ -221,7 +222,7 @@ def test_classes_must_agree(folders, capsys):
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_every_recipe_names_what_there_is(recipe, cifar, folders):
-    options = _parser().parse_args([_shipped(f"@{recipe}"), "--data", "DIR"])
+    options = parser().parse_args([shipped(f"@{recipe}"), "--data", "DIR"])
     task = TASKS["imagenet" if options.task == "imagenet" else "cifar10"](Source(str(folders)))
     contestants = FAMILIES[options.task](task)
     names = options.models.split(",")

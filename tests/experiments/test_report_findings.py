@@ -58,7 +58,10 @@ class Expanding(nn.Module):
 
 def rendered(comparison, tmp_path, **diagnoses):
     """The page with these diagnoses of its rows, as a file."""
-    rows = [replace(row, diagnosis=diagnoses.get(row.name.replace("-", "_"))) for row in comparison.rows]
+    rows = []
+    for row in comparison.rows:
+        run = replace(row.runs[0], diagnosis=diagnoses.get(row.name.replace("-", "_")))
+        rows.append(replace(row, runs=[run]))
     path = tmp_path / "page.html"
     path.write_text(page(replace(comparison, rows=rows), []), encoding="utf-8")
     return path

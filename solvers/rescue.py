@@ -58,8 +58,7 @@ def _rescued(problem: Problem, outcome: Outcome, settings: Settings) -> Outcome:
     if not isinstance(settings.solver, Broyden):
         outcome, handed_on = _handed_on(problem, outcome, settings)
     books = outcome.books
-    _follow(problem, outcome, settings, _failed(books, problem.rounding) & (handed_on | _idle(books)))
-    return outcome
+    return _follow(problem, outcome, settings, _failed(books, problem.rounding) & (handed_on | _idle(books)))
 
 
 def _withdraw(problem: Problem, outcome: Outcome, settings: Settings) -> None:
@@ -89,9 +88,17 @@ def _handed_on(problem: Problem, outcome: Outcome, settings: Settings) -> tuple[
     # what f = z + b meets once ‖z‖ has grown is no convergence, judged from where the row began
     fallen = more.books.best + 2 * problem.rounding * more.books.scale < books.residuals[0]
     rows &= fallen | (more.books.status != Status.CONVERGED)
-    chosen = torch.from_numpy(rows).to(outcome.value.device)[:, None]
+    after = _gone_on(outcome, more, rows)
+    if agrees(after, problem(after.value), problem.rounding, settings):
+        return after, rows
+    return outcome, np.zeros_like(rows)  # f couples the rows, and those that had converged no longer do
+
+
+def _gone_on(outcome: Outcome, more: Outcome, rows: Bools) -> Outcome:
+    """The outcome with what became of the rows when they went on, whose evaluations are booked already."""
+    books, chosen = outcome.books, torch.from_numpy(rows).to(outcome.value.device)[:, None]
     steps = books.steps + np.where(rows, more.books.steps, 0)
-    after = replace(
+    return replace(
         outcome,
         value=torch.where(chosen, more.value, outcome.value),
         dropped=outcome.dropped or more.dropped,
@@ -105,22 +112,20 @@ def _handed_on(problem: Problem, outcome: Outcome, settings: Settings) -> tuple[
             trace=_joined(books.trace, more.books.trace, books.steps, steps, rows),
         ),
     )
-    if agrees(after, problem(after.value), problem.rounding, settings):
-        return after, rows
-    return outcome, np.zeros_like(rows)  # f couples the rows, and those that had converged no longer do
 
 
-def _follow(problem: Problem, outcome: Outcome, settings: Settings, rows: Bools) -> None:
+def _follow(problem: Problem, outcome: Outcome, settings: Settings, rows: Bools) -> Outcome:
     """Call those of the rows DIVERGED that plain steps from their best iterates drive out of range or far away.
 
-    Those that plain steps solve have STALLED: it is the solver that was caught.
+    Those that plain steps solve at once, within what is left of the steps, are solved: it was the solver that was
+    caught. If they take longer the row has STALLED.
     """
     books, z, plain = outcome.books, outcome.value, _eager(settings, Picard(), PATIENCE + 1)
     with np.errstate(divide="ignore", invalid="ignore"):
         reach = DRIFT * np.maximum(books.residuals[0], books.residuals[0] / books.trace[0])
-    for _ in range(STRETCHES):
+    for stretch in range(STRETCHES):
         if not rows.any():
-            return
+            break
         followed = iterate(problem, z, plain, keep=Keep(iterates=(PATIENCE,)))
         (z,) = followed.iterates
         books.evaluations[rows] += followed.books.evaluations[rows]
@@ -128,7 +133,14 @@ def _follow(problem: Problem, outcome: Outcome, settings: Settings, rows: Bools)
         books.status[rows & away] = Status.DIVERGED
         there = followed.books.status == Status.CONVERGED
         books.status[rows & there] = Status.STALLED
+        solved = rows & there & (books.steps + followed.books.steps <= settings.max_steps)
+        solved &= followed.books.best + 2 * problem.rounding * followed.books.scale < books.residuals[0]
         rows = rows & ~away & ~there
+        if stretch == 0 and solved.any():
+            after = _gone_on(outcome, followed, solved)
+            if agrees(after, problem(after.value), problem.rounding, settings):
+                outcome, books = after, after.books
+    return outcome
 
 
 def _joined(first: Floats, second: Floats, before: Integers, steps: Integers, rows: Bools) -> Floats:

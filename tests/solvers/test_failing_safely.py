@@ -224,6 +224,29 @@ def test_what_plain_steps_would_solve_has_not_diverged():
         assert {Status(code) for code in solution.status.tolist()} <= {Status.CONVERGED, Status.STALLED}
 
 
+@pytest.mark.parametrize("seed", [9, 11, 13, 14, 16, 19, 23, 27, 30, 34, 39])
+@pytest.mark.parametrize("compact", [False, True])
+def test_what_plain_steps_solve_quickly_is_solved(seed, compact):
+    """Saturated cells: Anderson and Broyden get caught in some rows, plain steps do not."""
+    generator = torch.Generator().manual_seed(seed)
+    weight = 2.5 / 4 * torch.randn(16, 16, generator=generator, dtype=torch.float64)
+    x = 4 * torch.randn(64, 16, generator=generator, dtype=torch.float64)
+
+    def f(z, x):
+        return torch.tanh(z @ weight.T + x)
+
+    plain = solve(f, torch.zeros_like(x), (x,), solver=Picard())
+    solution = solve(f, torch.zeros_like(x), (x,), compact=compact)
+    assert solution.converged[plain.converged & (plain.steps <= 20)].all()
+    assert solution.steps.max() <= 100
+    for row, steps in enumerate(solution.steps.tolist()):
+        if solution.converged[row]:
+            residual = (f(solution.value, x) - solution.value)[row].norm() / f(solution.value, x)[row].norm()
+            assert solution.trace[steps - 1, row] == solution.residual[row] <= 1e-4
+            torch.testing.assert_close(residual, solution.residual[row], rtol=1e-6, atol=0.0)
+        assert solution.trace[steps:, row].isnan().all()
+
+
 @pytest.mark.parametrize("solver", [GMRES(), Broyden(), NewtonKrylov(), Monotone()], ids=repr)
 def test_the_floor_is_a_stall_however_far_the_solution_lies(solver):
     # the solution is over ten times the first image, and its residual some roundings

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any, NamedTuple
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -15,12 +17,15 @@ from solvers import State
 from solvers.problem import mapped, select
 from solvers.state import Layout
 
-from .equilibrium import Equilibrium
-from .recording import module_names
+from .parametrized import one_weight
+from .recording import layer_name, unrecorded
+
+if TYPE_CHECKING:
+    from .equilibrium import Equilibrium
 
 
 class Call(NamedTuple):
-    """One call of a layer, its tensors detached."""
+    """One call of a layer, its tensors copies without a graph."""
 
     name: str
     """The layer's, as in a `record`."""
@@ -28,11 +33,33 @@ class Call(NamedTuple):
     inputs: tuple[Any, ...]
     z0: State | None
     """The warm start, where one was given."""
+    max_steps: int | None = None
+    """Likewise."""
+    autocast: torch.dtype | None = None
+    """That of autocast, where the call was under it."""
 
     @property
     def start(self) -> State:
         """The first iterate."""
         return self.layer._start(self.inputs, self.z0)
+
+    def apart(self) -> Call:
+        """The same call of a copy of the layer; `TypeError` where it cannot be copied."""
+        try:
+            layer = copy.deepcopy(self.layer)
+        except Exception as error:  # whatever a module of the user's raises
+            raise TypeError(
+                f"{self.name or type(self.layer.cell).__name__} cannot be copied, and only a copy is looked at: {error}"
+            ) from error
+        layer.max_steps = layer.max_steps if self.max_steps is None else self.max_steps
+        inputs, z0 = detached((self.inputs, self.z0))
+        return self._replace(layer=layer, inputs=inputs, z0=z0)
+
+    def conditions(self) -> AbstractContextManager[Any]:
+        """Autocast as in the call."""
+        if self.autocast is None:
+            return nullcontext()
+        return torch.autocast(Layout(self.start).device.type, dtype=self.autocast)
 
     def of_rows(self, count: int) -> Call:
         """The same for at most `count` rows, spread over the batch."""
@@ -40,13 +67,13 @@ class Call(NamedTuple):
         if layout.batch <= count:
             return self
         rows = torch.linspace(0, layout.batch - 1, count, device=layout.device).round().long()
-        inputs = tuple(select(value, rows) if _by_row(value, layout.batch) else value for value in self.inputs)
+        own = self._places()
+        inputs = tuple(select(value, rows) if place in own else value for place, value in enumerate(self.inputs))
         return self._replace(inputs=inputs, z0=select(self.z0, rows))
 
     def by_row(self) -> tuple[Callable[..., State], tuple[Any, ...]]:
         """The cell as a function of the state and of those inputs that have the batch in dim 0, and these."""
-        batch, cell, inputs = Layout(self.start).batch, self.layer.cell, self.inputs
-        places = [place for place, value in enumerate(inputs) if _by_row(value, batch)]
+        cell, inputs, places = self.layer.cell, self.inputs, self._places()
 
         def f(z: State, *own: Any) -> State:
             filled = list(inputs)
@@ -57,6 +84,26 @@ class Call(NamedTuple):
 
         return f, tuple(inputs[place] for place in places)
 
+    def _places(self) -> list[int]:
+        """Which inputs have the batch in dim 0: all that may, of a layer that compacts; else those with which f works.
+
+        A tensor that rows share may be as long as the batch.
+        """
+        batch, start = Layout(self.start).batch, self.start
+        likely = [place for place, value in enumerate(self.inputs) if _by_row(value, batch)]
+        if self.layer.compact or not batch or len(likely) < 2:
+            return likely
+        rows = torch.zeros(batch + 1, dtype=torch.long, device=Layout(start).device)
+        for places in (likely, likely[:1]):
+            inputs = [select(value, rows) if place in places else value for place, value in enumerate(self.inputs)]
+            try:
+                with torch.no_grad(), one_weight(self.layer.cell):
+                    Layout(start).check(self.layer.cell(select(start, rows), *inputs), batch + 1)
+            except (RuntimeError, ValueError, IndexError):
+                continue
+            return places
+        return []
+
 
 def _by_row(value: Any, batch: int) -> bool:
     """Whether it is a tensor, or a tuple of them, with the batch in dim 0; else it is shared between the rows."""
@@ -65,24 +112,33 @@ def _by_row(value: Any, batch: int) -> bool:
     return isinstance(value, Tensor) and value.ndim > 0 and len(value) == batch
 
 
+_listeners: ContextVar[tuple[list[Call], ...]] = ContextVar("implicit_calls", default=())
+
+
 @contextmanager
 def layer_calls(model: nn.Module) -> Iterator[list[Call]]:
     """The calls of every `Equilibrium` in the model within the block, in their order; no cost outside it."""
+    heard: list[Call] = []
     calls: list[Call] = []
-    names = module_names(model)
-
-    def note(layer: nn.Module, inputs: tuple[Any, ...], options: dict[str, Any]) -> None:
-        assert isinstance(layer, Equilibrium)
-        inputs, z0 = detached((inputs, options.get("z0")))
-        calls.append(Call(names.get(id(layer), layer.title), layer, inputs, z0))
-
-    layers = (module for module in model.modules() if isinstance(module, Equilibrium))
-    handles = [layer.register_forward_pre_hook(note, with_kwargs=True) for layer in layers]
+    token = _listeners.set((*_listeners.get(), heard))
     try:
         yield calls
     finally:
-        for handle in handles:
-            handle.remove()
+        _listeners.reset(token)
+        names = {id(module): name for name, module in model.named_modules()}
+        calls += [call._replace(name=names[id(call.layer)] or call.name) for call in heard if id(call.layer) in names]
+
+
+def note_call(layer: Equilibrium, inputs: tuple[Any, ...], z0: State | None, max_steps: int | None) -> None:
+    """Tell whoever listens that the layer is called."""
+    listeners = _listeners.get()
+    if not listeners:
+        return
+    device = Layout(layer._start(inputs, z0)).device.type
+    autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+    inputs, z0 = mapped((inputs, z0), lambda value: value.detach().clone() if isinstance(value, Tensor) else value)
+    for heard in listeners:
+        heard.append(Call(layer_name(layer, layer.title), layer, inputs, z0, max_steps, autocast))
 
 
 def first_of_each(calls: list[Call]) -> list[Call]:
@@ -92,21 +148,20 @@ def first_of_each(calls: list[Call]) -> list[Call]:
 
 @contextmanager
 def aside(model: nn.Module) -> Iterator[None]:
-    """For a look that must not be felt: no warnings, gradients where they are asked for whatever the mode around, and
-    random numbers that go on afterwards as if it had not been, on the CPU and the model's first GPU.
+    """For a look that must not be felt: no warnings, no records, gradients where they are asked for whatever the mode
+    around, and random numbers that go on afterwards as if it had not been, on the CPU and the model's first GPU.
     """
     devices = [parameter.device for parameter in model.parameters() if parameter.is_cuda]
-    with warnings.catch_warnings(), fork_rng(devices[:1]), torch.inference_mode(False):
+    with warnings.catch_warnings(), fork_rng(devices[:1]), torch.inference_mode(False), unrecorded():
         warnings.simplefilter("ignore")
         yield
 
 
 def detached(values: Any) -> Any:
     """Nested tuples with every tensor without its graph; one of inference mode is copied, out of it."""
+    return mapped(values, lambda value: out_of_inference(value).detach() if isinstance(value, Tensor) else value)
 
-    def alone(value: Any) -> Any:
-        if not isinstance(value, Tensor):
-            return value
-        return value.clone() if value.is_inference() and not torch.is_inference_mode_enabled() else value.detach()
 
-    return mapped(values, alone)
+def out_of_inference(tensor: Tensor) -> Tensor:
+    """The tensor, or outside of inference mode an ordinary copy of one that was made in it."""
+    return tensor.clone() if tensor.is_inference() and not torch.is_inference_mode_enabled() else tensor

@@ -12,6 +12,7 @@ from solvers import Anderson, Solution, Solver, State, solve
 from solvers.compilation import uncompiled
 from solvers.problem import Settings
 
+from .calls import note_call
 from .differentiation import differentiable_solve
 from .gradients import Gradient, ImplicitGradient
 from .parametrized import one_weight
@@ -108,6 +109,7 @@ class Equilibrium(nn.Module):
             raise ValueError(f"at={at!r} must be a tuple of numbers of steps, each at least 0")
         settings, start = self._settings(max_steps), self._start(inputs, z0)
         name = layer_name(self, self.title)
+        note_call(self, inputs, z0, max_steps)
         with one_weight(self.cell):
             return differentiable_solve(name, self.cell, start, inputs, self.gradient, settings, at)
 

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from solvers.problem import Problem
+
 
 class _Anchor(torch.autograd.Function):
     @staticmethod
@@ -41,3 +43,15 @@ def leaves(tensor: Tensor, *beyond: Tensor) -> Iterator[Tensor]:
         if hasattr(node, "variable"):
             yield node.variable
         queue.extend(following for following, _ in node.next_functions)
+
+
+def refuse_hidden(name: str, problem: Problem, flat: Tensor, image: Tensor) -> None:
+    """`ValueError` if f depends on z, but its image at `flat` has no graph that would tell how."""
+    if image.requires_grad:
+        return
+    with torch.no_grad():
+        moved = problem(flat.detach() + 1e-3 * (1 + flat.detach().abs()))
+    if not torch.equal(moved.nan_to_num(), image.nan_to_num()):
+        raise ValueError(
+            f"{name}: f depends on z, but its image has no graph: take torch.no_grad, detach and NumPy out of f"
+        )

@@ -12,7 +12,7 @@ except ImportError as error:
     ) from error
 
 from .diagnostics import Table
-from .monitoring import Monitor, Sample, scalars
+from .monitoring import Monitor, Sample, check_counts, scalars
 
 
 class MonitorCallback(Callback):
@@ -28,6 +28,7 @@ class MonitorCallback(Callback):
     """
 
     def __init__(self, *, every: int = 100, rows: int = 8) -> None:
+        check_counts(every=every, rows=rows)
         self.every, self.rows = every, rows
         self.samples: Table[Sample] = Table()
         self._monitor: Monitor | None = None
@@ -41,6 +42,7 @@ class MonitorCallback(Callback):
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """A step begins."""
+        self._abandon()  # a batch that another callback skipped
         if self._monitor is not None:
             self._monitor.step = trainer.fit_loop.total_batch_idx
             self._monitor.__enter__()
@@ -56,9 +58,12 @@ class MonitorCallback(Callback):
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         """A step that failed is no sample."""
+        self._abandon()
+
+    def _abandon(self) -> None:
         if self._monitor is not None and self._within:
             self._within = False
-            self._monitor.__exit__(type(exception), exception, None)
+            self._monitor.__exit__(Exception)
 
     def _leave(self, trainer: Any) -> None:
         if self._monitor is None or not self._within:

@@ -2,28 +2,28 @@
 
 from __future__ import annotations
 
-import copy
 import csv
 import math
+import warnings
 from collections.abc import Sequence
-from contextlib import ExitStack, suppress
-from dataclasses import asdict, dataclass, fields
+from contextlib import ExitStack
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import nn
 
 from solvers import ConvergenceError, Solution
 
-from .calls import Call, aside, detached, first_of_each, layer_calls
-from .diagnostics import Table, gradient_audit, spectral_radius
+from .calls import Call, aside, first_of_each, layer_calls
+from .diagnostics import Line, Table, gradient_audit, spectral_radius
 from .parametrized import one_weight
 from .recording import Log, record
 
 
 @dataclass(frozen=True)
-class Sample:
+class Sample(Line):
     """One layer at one step of training."""
 
     step: int
@@ -43,9 +43,9 @@ class Sample:
     gradient_cosine: float
     """Of the layer's gradient policy and the exact gradient, on the same rows; NaN: no exact one was found."""
 
-    def to_dict(self) -> dict[str, Any]:
-        """The fields."""
-        return asdict(self)
+
+class MonitorWarning(UserWarning):
+    """A sample lacks a figure; training goes on. Python's own warning filters decide how often it shows."""
 
 
 class ScalarWriter(Protocol):
@@ -89,9 +89,7 @@ class Monitor:
     ) -> None:
         if not isinstance(model, nn.Module):
             raise TypeError(f"model is a {type(model).__name__}: pass an nn.Module")
-        for name, value in (("every", every), ("rows", rows)):
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ValueError(f"Monitor: {name}={value!r} must be an integer of at least 1")
+        check_counts(every=every, rows=rows)
         self.model, self.every, self.rows, self.writer = model, every, rows, writer
         self.path = None if path is None else Path(path)
         self.samples: Table[Sample] = Table()
@@ -115,8 +113,13 @@ class Monitor:
             return
         (stack, log, calls), self._open = self._open, None
         stack.close()
-        if kind is None:
-            self._keep([_sample(step, call.of_rows(self.rows), log) for call in first_of_each(calls)])
+        if kind is not None:
+            return
+        found = [_sample(step, call, log, self.rows) for call in first_of_each(calls)]
+        self._keep([sample for sample, _ in found])
+        failures = [failure for _, failures in found for failure in failures]
+        for failure in failures or ([] if calls else [f"the monitor saw no Equilibrium called at step {step}"]):
+            warnings.warn(failure, MonitorWarning, stacklevel=2)
 
     def _keep(self, samples: Sequence[Sample]) -> None:
         self.samples.extend(samples)
@@ -131,6 +134,13 @@ class Monitor:
             for sample in samples:
                 for tag, value in scalars(sample).items():
                     self.writer.add_scalar(tag, value, sample.step)
+
+
+def check_counts(**counts: int) -> None:
+    """`ValueError` for what is no number of steps or rows."""
+    for name, value in counts.items():
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise ValueError(f"Monitor: {name}={value!r} must be an integer of at least 1")
 
 
 COLUMNS = [field.name for field in fields(Sample)]
@@ -160,30 +170,49 @@ def read_samples(path: str | Path) -> Table[Sample]:
         return samples
 
 
-def _sample(step: int, call: Call, log: Log) -> Sample:
+def _sample(step: int, call: Call, log: Log, rows: int) -> tuple[Sample, list[str]]:
+    """And what could not be found, in words."""
     forward, backward = (
         [entry.solution for entry in entries if entry.name == call.name] for entries in (log.forward, log.backward)
     )
-    rows = torch.cat([solution.converged for solution in forward])
-    radius = cosine = math.nan
-    with aside(call.layer), suppress(ConvergenceError, ValueError):  # there may be none to be found
-        layer = copy.deepcopy(call.layer)
-        inputs, z0 = detached((call.inputs, call.z0))
-        z, (f, own) = layer.solve(*inputs, z0=z0).value, Call(call.name, layer, inputs, z0).by_row()
-        with one_weight(layer.cell):
-            radii = spectral_radius(f, z, own).tolist()
-        radius = max((found for found in radii if not math.isnan(found)), default=math.nan)
-        cosine = gradient_audit(layer, *inputs, z0=z0).cosine
+    converged = torch.cat([solution.converged for solution in forward]).double()
+    figures, failures = _looked_at(call, rows)
     return Sample(
         step=step,
         layer=call.name,
         residual=max((solution.residual.max().item() for solution in forward if len(solution.residual)), default=0.0),
-        converged=rows.double().mean().item() if len(rows) else 1.0,
+        converged=converged.mean().item() if len(converged) else 1.0,
         evaluations=_a_row(forward),
         backward_evaluations=_a_row(backward),
-        spectral_radius=radius,
-        gradient_cosine=cosine,
-    )
+        spectral_radius=figures[0],
+        gradient_cosine=figures[1],
+    ), failures
+
+
+def _looked_at(call: Call, rows: int) -> tuple[list[float], list[str]]:
+    """Radius and cosine, NaN where they are not found, and why: a training must not end for want of a figure."""
+    figures, failures = [], []
+    with aside(call.layer), call.conditions():
+        for name, look in (("spectral radius", _largest_radius), ("gradient cosine", _cosine)):
+            try:
+                figures.append(look(call.apart().of_rows(rows)))
+            except (ConvergenceError, ValueError):
+                figures.append(math.nan)  # there is none
+            except Exception as error:  # of the user's cell, under conditions that it was not written for
+                figures.append(math.nan)
+                failures.append(f"{call.name}: the monitor cannot find the {name} ({error})")
+    return figures, failures
+
+
+def _largest_radius(call: Call) -> float:
+    z, (f, own) = call.layer.solve(*call.inputs, z0=call.z0).value, call.by_row()
+    with one_weight(call.layer.cell):
+        radii = spectral_radius(f, z, own).tolist()
+    return max((found for found in radii if not math.isnan(found)), default=math.nan)
+
+
+def _cosine(call: Call) -> float:
+    return gradient_audit(call.layer, *call.inputs, z0=call.z0).cosine
 
 
 def _a_row(solutions: list[Solution]) -> float:

@@ -30,6 +30,10 @@ class Record(NamedTuple):
     name: str
     solution: Solution
 
+    def to_dict(self) -> dict[str, Any]:
+        """What became of each row, with the layer's name."""
+        return {"layer": self.name, **self.solution.to_dict()}
+
     def _repr_html_(self) -> str:
         return f"<p>{escape(self.name)}</p>{self.solution._repr_html_()}"
 
@@ -102,6 +106,16 @@ def record(model: nn.Module | None = None, *, values: bool = False) -> Iterator[
 def module_names(model: nn.Module) -> dict[int, str]:
     """What the modules of a model are called, by their identity; the model itself has no name."""
     return {id(module): name for name, module in model.named_modules() if name}
+
+
+@contextmanager
+def unrecorded() -> Iterator[None]:
+    """Solves in the block enter no log of the outside."""
+    token = _logs.set(())
+    try:
+        yield
+    finally:
+        _logs.reset(token)
 
 
 def current_logs() -> tuple[Log, ...]:

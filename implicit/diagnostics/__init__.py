@@ -10,13 +10,14 @@ from .penalty import jacobian_penalty
 from .rates import Tail, convergence_rate, tails
 from .residuals import residual_quantiles
 from .spectrum import eigenvalues, spectral_norm, spectral_radius
-from .tables import Table
+from .tables import Line, Table
 from .work_precision import Work, compare_solvers
 
 __all__ = [
     "ErrorBound",
     "Finding",
     "GradientError",
+    "Line",
     "PathIndependence",
     "Table",
     "Tail",

@@ -5,26 +5,27 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from solvers import ConvergenceError, State
+from solvers import Anderson, ConvergenceError, NewtonKrylov, State
 from solvers.problem import mapped
 
+from ..calls import Call
 from ..equilibrium import Equilibrium
 from ..gradients import Gradient, ImplicitGradient
 from ..recording import record
-from .tables import Table
+from .tables import Line, Table
 
 EXACT = 1e-12
 """Relative tolerance of the forward and backward solve of the reference, in float64."""
 
 
 @dataclass(frozen=True)
-class GradientError:
+class GradientError(Line):
     """One gradient of a layer beside the exact one, over all its parameters and inputs together."""
 
     name: str
@@ -39,10 +40,6 @@ class GradientError:
     """Of f forward and products of the backward solve, mean over the rows; steps that are tracked are no solves."""
     seconds: float
     """Forward and backward."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """The fields."""
-        return asdict(self)
 
 
 def gradient_audit(
@@ -63,6 +60,8 @@ def gradient_audit(
 
     Raises:
         ConvergenceError: the reference cannot be solved.
+        TypeError: the cell fails in float64, or the layer cannot be copied.
+        ValueError: there is no gradient, or it is zero.
     """
     name = type(layer.gradient).__name__
     rtols = [layer.rtol if rtol is None else rtol]
@@ -83,11 +82,51 @@ def compare_gradients(
     """
     if not gradients or not rtols:
         raise ValueError("compare_gradients: name at least one policy in gradients, and one tolerance in rtols")
-    layer = copy.deepcopy(layer)  # whatever its cell keeps of an evaluation stays out of the caller's
-    reference = copy.deepcopy(layer).double()
-    reference.gradient, reference.rtol, reference.atol = ImplicitGradient(rtol=EXACT, max_steps=1000), EXACT, 0.0
-    reference.max_steps = max(1000, layer.max_steps)
-    exact, _, _ = _gradient(reference, as_double(inputs), as_double(z0), strict=True)
+    with torch.inference_mode(False):
+        layer, inputs, z0 = Call("", layer, inputs, z0).apart()[1:4]  # what an evaluation leaves behind stays out of it
+        exact, _, _ = _gradient(exact_layer(layer, inputs, z0), *_doubled(layer, inputs, z0), strict=True)
+        return _compared(layer, inputs, z0, exact, gradients, rtols)
+
+
+def exact_layer(layer: Equilibrium, inputs: tuple[Any, ...], z0: State | None) -> Equilibrium:
+    """A copy in float64 that solves to 1e-12 forward and backward, by its own solver or one that can.
+
+    Raises:
+        ConvergenceError: none can.
+        TypeError: the cell fails in float64.
+    """
+    exact = copy.deepcopy(layer).double()
+    exact.gradient, exact.rtol, exact.atol = ImplicitGradient(rtol=EXACT, max_steps=1000), EXACT, 0.0
+    exact.max_steps, exact.compile_solve = max(1000, layer.max_steps), False
+    doubled, start = _doubled(layer, inputs, z0)
+    for exact.solver in (layer.solver, Anderson(), NewtonKrylov()):
+        try:
+            solution = exact.solve(*doubled, z0=start)
+        except (RuntimeError, TypeError) as error:
+            raise TypeError(
+                f"the exact gradient is computed in float64, in which the cell fails ({error}): register its tensors "
+                "as parameters or buffers, and make new ones like the state"
+            ) from error
+        if bool(solution.converged.all()):
+            return exact
+    raise ConvergenceError(
+        f"the exact gradient cannot be found, solves to {EXACT:g} in float64 do not converge: {solution.summary()}"
+    )
+
+
+def _doubled(layer: Equilibrium, inputs: tuple[Any, ...], z0: State | None) -> tuple[tuple[Any, ...], State]:
+    doubled, start = as_double((inputs, layer._start(inputs, z0)))
+    return doubled, start
+
+
+def _compared(
+    layer: Equilibrium,
+    inputs: tuple[Any, ...],
+    z0: State | None,
+    exact: Tensor,
+    gradients: Mapping[str, Gradient],
+    rtols: Sequence[float],
+) -> Table[GradientError]:
     if not bool(exact.any()):
         raise ValueError("the exact gradient is zero: there is nothing to compare with")
     errors = Table[GradientError]()

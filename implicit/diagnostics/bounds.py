@@ -16,6 +16,7 @@ from solvers import GMRES, State, solve
 from solvers.linearised import WAYS, first_way
 from solvers.problem import prepare
 
+from ..calls import detached
 from ..parametrized import one_weight
 from .tables import summary
 
@@ -47,8 +48,9 @@ def error_bound(
     """`‖z − z*‖ ≤ ‖f(z) − z‖ / m` where `z − f(z)` is m-strongly monotone; an estimate where nothing is known of f.
 
     Certified for cells that are monotone by construction, such as `v + P(z)` of this toolkit's monotone transforms with
-    m = 1. Elsewhere it is the length of Newton's correction, `‖(I − J)⁻¹ (f(z) − z)‖`, right to first order in the
-    distance: useless far from z*, and where I − J is singular.
+    m = 1; what four units in the last place of f(z) make of it is added, for f is evaluated in its own dtype. Elsewhere
+    it is the length of Newton's correction, `‖(I − J)⁻¹ (f(z) − z)‖`, right to first order in the distance, and kept
+    only where that step brings the residual down to a quarter: NaN far from z*, and where I − J is singular.
 
     Args:
         f, args: as in `solvers.solve`.
@@ -57,12 +59,16 @@ def error_bound(
     """
     if monotonicity is not None and not (isinstance(monotonicity, Real) and 0 < float(monotonicity) < math.inf):
         raise ValueError(f"monotonicity={monotonicity!r} must be a finite number above 0")
+    if torch.is_inference_mode_enabled():
+        with torch.inference_mode(False):
+            return error_bound(f, *detached((z, args)), monotonicity=monotonicity)
     problem = prepare(f, z, args, compact=False)
     with torch.no_grad(), one_weight(f):
         flat = problem.layout.flatten(z).detach()
         residual = problem(flat) - flat
         if monotonicity is not None:
-            length = torch.linalg.vector_norm(residual.double(), dim=1)
+            rounding = 4 * problem.rounding * torch.linalg.vector_norm((flat + residual).double(), dim=1)
+            length = torch.linalg.vector_norm(residual.double(), dim=1) + rounding
             return ErrorBound(length / monotonicity, True, f"z − f(z) is {monotonicity:g}-strongly monotone, as given")
 
         way, _ = first_way(problem, flat, flat + residual, residual)
@@ -75,7 +81,12 @@ def error_bound(
             atol=0,
             max_steps=500,
         )
-    length = torch.linalg.vector_norm(newton.value.double(), dim=1)  # type: ignore[union-attr]
-    found = newton.converged & length.isfinite()
+        step: Tensor = newton.value  # type: ignore[assignment]
+        moved = flat + step
+        after = problem(moved)
+    length, left, before, scale = (
+        torch.linalg.vector_norm(part.double(), dim=1) for part in (step, after - moved, residual, after)
+    )
+    found = newton.converged & length.isfinite() & (left <= before / 4 + 16 * problem.rounding * scale)
     reason = "the length of Newton's correction, right to first order"
     return ErrorBound(torch.where(found, length, math.nan), False, reason)

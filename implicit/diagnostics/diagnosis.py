@@ -25,9 +25,10 @@ def diagnose(model: nn.Module, *inputs: Any, z0: State | None = None) -> Table[F
 
     In this order: a stochastic cell (whatever else were found would mean nothing, so it is found alone), rows coupled
     through the batch, rows that are not finite, the dtype's floor, stalled or cycling rows, rows whose steps ran out,
-    a spectral radius above 1, a backward solve that does not converge, a tolerance too loose for the gradient (or a
-    cell for which that cannot be told, since it fails in float64), a history too short. Costs some solves, among them
-    one in float64, on this batch, of a copy: the model is left as it was, the random state too.
+    a spectral radius above 1, no gradient, or one that is not finite, a backward solve that does not converge, a
+    tolerance too loose for the gradient (or a cell for which that cannot be told, since it fails in float64), a history
+    too short. Costs some solves, among them one in float64, on this batch, of a copy: the model is left as it was, the
+    random state too. Coupling and radius are looked at in 8 rows, spread over the batch.
 
         for finding in implicit.diagnostics.diagnose(layer, x):
             print(finding)
@@ -41,9 +42,14 @@ def diagnose(model: nn.Module, *inputs: Any, z0: State | None = None) -> Table[F
     Raises:
         ValueError: the model has called no `Equilibrium`.
     """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model is a {type(model).__name__}: pass an Equilibrium, or a module with some inside")
     with aside(model):  # what did not converge is a finding
-        calls = _calls(copy.deepcopy(model), detached(inputs), detached(z0))
-        return Table(replace(finding, layer=call.name) for call in calls for finding in _findings(Look(call)))
+        findings: Table[Finding] = Table()
+        for call in _calls(model, detached(inputs), detached(z0)):
+            with call.conditions():
+                findings += [replace(finding, layer=call.name) for finding in _findings(Look(call.apart()))]
+        return findings
 
 
 def _calls(model: nn.Module, inputs: tuple[Any, ...], z0: State | None) -> list[Call]:
@@ -52,6 +58,10 @@ def _calls(model: nn.Module, inputs: tuple[Any, ...], z0: State | None) -> list[
         return [Call("", model, inputs, z0)]
     if z0 is not None:
         raise TypeError(f"z0 is the warm start of an Equilibrium, and {type(model).__name__} is none")
+    try:
+        model = copy.deepcopy(model)
+    except Exception as error:  # whatever a module of the user's raises
+        raise TypeError(f"{type(model).__name__} cannot be copied, and only a copy is looked at: {error}") from error
     with torch.no_grad(), layer_calls(model) as calls:
         model(*inputs)
     if not calls:

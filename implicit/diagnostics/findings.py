@@ -9,19 +9,19 @@ import torch
 from torch import Tensor
 
 from solvers import Solution, Status
-from solvers.problem import prepare
+from solvers.problem import DroppedRowsError, prepare
 
 from ..calls import Call
 from ..parametrized import one_weight
 from .rates import Tail, tails
-from .tables import Table
+from .tables import Line, Table
 
 ROWS = 8
 """At most so many rows, spread over the batch, are looked at where a look is dear."""
 
 
 @dataclass(frozen=True)
-class Finding:
+class Finding(Line):
     """Something that keeps a layer from converging, or its gradient from being right."""
 
     name: str
@@ -36,10 +36,6 @@ class Finding:
     def __str__(self) -> str:
         return f"{self.layer + ', ' if self.layer else ''}{self.name}: {self.evidence}. {self.remedy}"
 
-    def to_dict(self) -> dict[str, str]:
-        """The fields."""
-        return dict(vars(self))
-
 
 class Look:
     """A layer, its inputs, and what is found about them at most once."""
@@ -51,8 +47,12 @@ class Look:
 
     @cached_property
     def solution(self) -> Solution:
-        """Of the layer's own solve."""
-        return self.layer.solve(*self.inputs, z0=self.z0)
+        """Of the layer's own solve, of the whole batch where its rows cannot be told apart."""
+        try:
+            return self.layer.solve(*self.inputs, z0=self.z0)
+        except DroppedRowsError:
+            self.layer.compact = False
+            return self.layer.solve(*self.inputs, z0=self.z0)
 
     @property
     def floored(self) -> Tensor:
@@ -85,6 +85,11 @@ class Look:
         """(batch, dim): of the solution, under the cell."""
         with torch.no_grad(), one_weight(self.layer.cell):
             return self.problem(self.value)
+
+    def images(self, count: int) -> Tensor:
+        """(count, batch, dim): the same so many times, with one weight as in a solve."""
+        with torch.no_grad(), one_weight(self.layer.cell):
+            return torch.stack([self.problem(self.value) for _ in range(count)])
 
     def finite(self) -> Tensor:
         """At most `ROWS` rows, spread over those whose solve stayed finite."""

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from contextlib import suppress
 
 import torch
+from torch import Tensor
 
-from solvers import ConvergenceError
+from solvers import ConvergenceError, Status
 
 from ..gradients import ImplicitGradient
 from ..recording import record
-from .audit import as_double, compare_gradients, differentiable
+from .audit import as_double, compare_gradients, differentiable, exact_layer
 from .findings import Finding, Look, name_rows
 
 LOOSE = 0.05
@@ -24,17 +26,37 @@ def backward(look: Look) -> Finding | None:
         return None
     with torch.enable_grad(), record() as log:
         flat = look.problem.layout.flatten(look.layer(*inputs, z0=look.z0))
+        if not flat.requires_grad:
+            return Finding(
+                "no gradient",
+                "the layer's output has no graph, although parameters or inputs want a gradient",
+                "Take torch.no_grad, detach and NumPy out of the cell",
+            )
         direction = torch.randn(flat.shape, generator=torch.Generator().manual_seed(0)).to(flat)
+        found: Sequence[Tensor | None] = ()
         with suppress(ConvergenceError):  # of Unconverged.RAISE; the log has it
-            torch.autograd.grad(flat, wanted, direction, allow_unused=True)
+            found = torch.autograd.grad(flat, wanted, direction, allow_unused=True)
+    broken = sum(not bool(gradient.isfinite().all()) for gradient in found if gradient is not None)
+    if broken and not bool((look.solution.status == Status.NON_FINITE).any()):
+        return Finding(
+            "gradient that is not finite",
+            f"that of {broken} of {len(wanted)} parameters and inputs holds NaN or Inf, though the solution is finite",
+            "Look for Inf in the inputs, and for roots, norms and quotients at 0 in the cell: add a small number there",
+        )
     good = look.solution.converged
-    failed = [entry.solution for entry in log.backward if bool((~entry.solution.converged & good).any())]
-    if not failed:
+    resolved = 4 * look.problem.rounding  # what the dtype cannot do better
+    failures = [
+        (entry.solution, bad)
+        for entry in log.backward
+        for bad in [~entry.solution.converged & good & ~(entry.solution.residual <= resolved)]
+        if bool(bad.any())
+    ]
+    if not failures:
         return None
-    bad = ~failed[0].converged & good
+    solution, bad = failures[0]
     return Finding(
         "backward solve not converged",
-        f"the adjoint solve of {name_rows(bad)} stopped at a relative residual of {failed[0].residual[bad].max():.1e}",
+        f"the adjoint solve of {name_rows(bad)} stopped at a relative residual of {solution.residual[bad].max():.1e}",
         "Raise max_steps of ImplicitGradient, give it another solver, or choose with unconverged= what becomes of them",
     )
 
@@ -43,22 +65,32 @@ def loose(look: Look) -> Finding | None:
     if not bool(look.solution.converged.all()):
         return None
     # in float64, so that rounding is not laid to the tolerance
-    layer, (inputs, z0) = copy.deepcopy(look.layer).double(), as_double((look.inputs, look.z0))
+    start, inputs = as_double((look.layer._start(look.inputs, look.z0), look.inputs))
+    layer = copy.deepcopy(look.layer).double()
     exact = {"exact": ImplicitGradient(rtol=1e-10, max_steps=1000)}
     try:
-        error = compare_gradients(layer, *inputs, gradients=exact, rtols=[look.layer.rtol], z0=z0)[0].relative_error
+        reference = exact_layer(layer, inputs, start).solve(*inputs, z0=start).value
+        layer.gradient = exact["exact"]
+        found = layer.solve(*inputs, z0=start).value
+        error = compare_gradients(layer, *inputs, gradients=exact, rtols=[look.layer.rtol], z0=start)[0].relative_error
     except (ConvergenceError, ValueError):
         return None  # without a reference nothing can be said
-    except (RuntimeError, TypeError) as failure:
+    except TypeError as failure:
         return Finding(
             "cell tied to its dtype",
-            f"it fails in float64, in which the gradient's reference is computed ({failure})",
+            str(failure),
             "Register its tensors as parameters or buffers, and make new ones like the state; or cast within the cell",
         )
-    if error <= LOOSE:
+    true, near = (look.problem.layout.flatten(state).double() for state in (reference, found))
+    length = torch.linalg.vector_norm(true, dim=1)
+    off = torch.linalg.vector_norm(near - true, dim=1) / torch.where(length > 0, length, 1)
+    far = off > LOOSE
+    worst = max(error, off.max().item() if len(off) else 0.0)
+    if not worst > LOOSE:
         return None
+    rows = f"; {name_rows(far)} lie up to {off.max():.0%} from the equilibrium" if far.any() else ""
     return Finding(
         "tolerance too loose for the gradient",
-        f"at rtol={look.layer.rtol:g} the iterate alone puts the exact gradient off by {error:.0%}",
-        f"Lower rtol to {look.layer.rtol * LOOSE / error / 5:.0e} or so; compare_gradients shows error against rtol",
+        f"at rtol={look.layer.rtol:g} the iterate alone puts the exact gradient off by {error:.0%}{rows}",
+        f"Lower rtol to {look.layer.rtol * LOOSE / worst / 5:.0e} or so; compare_gradients shows error against rtol",
     )

@@ -12,6 +12,7 @@ from solvers import State
 from solvers.linearised import WAYS, first_way
 from solvers.problem import prepare
 
+from ..calls import detached
 from ..parametrized import one_weight
 
 
@@ -31,6 +32,9 @@ def lyapunov_exponents(
         steps: averaged over.
         discard: steps before, in which orbit and directions settle.
     """
+    if torch.is_inference_mode_enabled():
+        with torch.inference_mode(False):
+            return lyapunov_exponents(f, *detached((z, args)), k=k, steps=steps, discard=discard)
     problem = prepare(f, z, args, compact=False)
     dim = sum(problem.layout.sizes)
     for name, value, least, most in (("k", k, 1, dim), ("steps", steps, 1, None), ("discard", discard, 0, None)):

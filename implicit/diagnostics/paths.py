@@ -82,5 +82,6 @@ def path_independence(
     found = torch.stack([layout.flatten(other.value).double() for other in others])
     distance = torch.linalg.vector_norm(found - expected, dim=2)
     spread = torch.where(length > 0, distance / length, distance).amax(dim=0)
-    alignment = torch.nn.functional.cosine_similarity(found, expected[None], dim=2).amin(dim=0)
+    cosine = torch.nn.functional.cosine_similarity(found, expected[None], dim=2)
+    alignment = torch.where(distance == 0, 1.0, cosine).amin(dim=0)  # 0 from everywhere is the same from everywhere
     return PathIndependence(alignment, spread, torch.stack([other.converged for other in others]))

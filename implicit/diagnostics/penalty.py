@@ -11,7 +11,8 @@ from torch import Tensor
 from solvers import State
 from solvers.problem import prepare
 
-from ..graph import anchored
+from ..calls import detached
+from ..graph import anchored, refuse_hidden
 from ..parametrized import one_weight
 
 
@@ -32,6 +33,9 @@ def jacobian_penalty(f: Callable[..., State], z: State, args: tuple[Any, ...] = 
     """
     if not isinstance(samples, int) or samples < 1:
         raise ValueError(f"jacobian_penalty: samples={samples!r} must be an integer of at least 1")
+    if torch.is_inference_mode_enabled():
+        with torch.inference_mode(False), torch.no_grad():
+            return jacobian_penalty(f, *detached((z, args)), samples=samples)
     problem = prepare(f, z, args, compact=False)
     tracked = torch.is_grad_enabled()
     with torch.enable_grad(), one_weight(f):
@@ -39,6 +43,7 @@ def jacobian_penalty(f: Callable[..., State], z: State, args: tuple[Any, ...] = 
         # the derivative at z alone, not along its history
         point = flat.view_as(flat) if flat.requires_grad and tracked else anchored(flat)
         image = problem(point)
+        refuse_hidden("jacobian_penalty", problem, flat, image)
         total = image.new_zeros(())
         for _ in range(samples if image.requires_grad else 0):
             signs = torch.empty_like(image).bernoulli_().mul_(2).sub_(1)

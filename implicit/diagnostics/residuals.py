@@ -4,20 +4,36 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor
 
 from solvers import Solution
 
 
-def residual_quantiles(solution: Solution, quantiles: Sequence[float] = (0.1, 0.5, 0.9)) -> Tensor:
+def residual_quantiles(solution: Solution | ArrayLike, quantiles: Sequence[float] = (0.1, 0.5, 0.9)) -> Tensor:
     """Quantiles over the rows of the relative residual at each step, (steps, quantiles), float64 on the CPU.
 
     A row that has stopped counts with its last residual; steps at which no row has a finite residual are NaN.
+
+    Args:
+        solution: or plain residuals, (steps,) or (steps, rows), NaN once a row has stopped.
+        quantiles: between 0 and 1.
     """
-    trace = solution.trace.cpu().clone()
+    trace = trace_of(solution).clone()
     if not trace.shape[1]:
         return trace.new_full((len(trace), len(quantiles)), torch.nan)
     for step in range(1, len(trace)):
         trace[step] = torch.where(trace[step].isnan(), trace[step - 1], trace[step])
     return torch.nanquantile(trace, torch.tensor(quantiles, dtype=trace.dtype), dim=1).T
+
+
+def trace_of(solution: Solution | ArrayLike) -> Tensor:
+    """(steps, rows) residuals of a solution, or of plain data, float64 on the CPU."""
+    if isinstance(solution, Solution):
+        return solution.trace.double().cpu()
+    trace = torch.as_tensor(np.asarray(solution, dtype=np.float64))
+    if trace.ndim not in (1, 2):
+        raise ValueError(f"residuals of shape {tuple(trace.shape)} must be (steps,) or (steps, rows)")
+    return trace if trace.ndim == 2 else trace[:, None]

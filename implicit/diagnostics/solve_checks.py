@@ -15,6 +15,8 @@ from ..parametrized import one_weight
 from .findings import Finding, Look, name_rows
 from .spectrum import spectral_radius
 
+EVALUATIONS = 8
+"""At one point, of which none may differ."""
 SAVED = 0.7
 """Share of the evaluations with a longer history below which the layer's is called short."""
 USUAL = 12
@@ -22,14 +24,13 @@ USUAL = 12
 
 
 def stochastic(look: Look) -> Finding | None:
-    with one_weight(look.layer.cell):  # as in a solve
-        first, second = look.image(), look.image()
-    difference = (first - second).abs().nan_to_num(0).max().item() if first.numel() else 0.0
+    images = look.images(EVALUATIONS)
+    difference = (images - images[0]).abs().nan_to_num(0).max().item() if images.numel() else 0.0
     if difference == 0:
         return None
     return Finding(
         "stochastic cell",
-        f"two evaluations at the same point differ by up to {difference:.1e}",
+        f"{EVALUATIONS} evaluations at the same point differ by up to {difference:.1e}",
         "A random map has no fixed point: use implicit.LockedDropout, or turn dropout off inside the cell",
     )
 
@@ -99,29 +100,27 @@ def unfinished(look: Look) -> Finding | None:
         "steps ran out",
         f"{name_rows(bad)} were still improving after {look.layer.max_steps} steps, at a relative residual of up to "
         f"{solution.residual[bad].max():.1e}",
-        "Raise max_steps, loosen rtol, or use Anderson or Broyden; jacobian_penalty in the loss keeps solves short",
+        "Raise max_steps, loosen rtol, or try another solver; jacobian_penalty in the loss keeps solves short",
     )
 
 
 def expanding(look: Look) -> Finding | None:
-    rows, gradient = look.finite(), look.layer.gradient
-    suited = isinstance(look.layer.solver, Monotone) and isinstance(
-        gradient, ImplicitGradient
-    )  # to weights of any norm
-    if suited or not len(rows):
+    layer, rows = look.layer, look.finite()
+    made_for_it = isinstance(layer.solver, Monotone) and isinstance(layer.gradient, ImplicitGradient)
+    if made_for_it or not len(rows):
         return None
     point = look.problem.layout.unflatten(look.value[rows])
     try:
-        with one_weight(look.layer.cell):
+        with one_weight(layer.cell):
             radius = spectral_radius(look.f, point, select(look.own, rows))
-    except ConvergenceError:
-        return None
-    if not (radius > 1).any():
+    except (ConvergenceError, ValueError):
+        return None  # what autograd cannot see is told by the look at the gradient
+    above = radius > 1 + max(1e-6, 100 * look.problem.rounding)
+    if not above.any():
         return None
     return Finding(
         "spectral radius above 1",
-        f"it is up to {radius[~radius.isnan()].max():.2f} at the solutions, in {int((radius > 1).sum())} of the "
-        f"{len(rows)} rows looked at",
+        f"it is up to {radius[above].max():.4g} at the solutions, in {int(above.sum())} of {len(rows)} rows looked at",
         "Plain iteration and truncated gradients (Neumann, phantom) diverge there: keep an exact gradient, and add "
         "jacobian_penalty to the loss or normalise the cell's weights",
     )

@@ -15,6 +15,8 @@ from solvers import ConvergenceError, State
 from solvers.linearised import WAYS, first_way
 from solvers.problem import Problem, prepare
 
+from ..calls import detached
+from ..graph import refuse_hidden
 from ..parametrized import one_weight
 
 DENSE = 128
@@ -24,7 +26,7 @@ LARGEST = 2048
 DIRECTIONS = 40
 """That Arnoldi's iteration keeps, at least: more products a restart, fewer restarts."""
 RESTARTS = 100
-"""Of Arnoldi's iteration before the Jacobian is formed; ten times as many where it is too large for that."""
+"""Of Arnoldi's iteration before the Jacobian is formed; three times as many where it is too large for that."""
 
 
 def eigenvalues(f: Callable[..., State], z: State, args: tuple[Any, ...] = (), *, k: int = 6) -> Tensor:
@@ -45,6 +47,7 @@ def eigenvalues(f: Callable[..., State], z: State, args: tuple[Any, ...] = (), *
         k: how many, at most the numbers of a row, and two fewer where they are more than 128.
 
     Raises:
+        ValueError: k is out of range, or f depends on z outside of autograd's graph.
         ConvergenceError: Arnoldi's iteration ended without them.
     """
 
@@ -55,7 +58,7 @@ def eigenvalues(f: Callable[..., State], z: State, args: tuple[Any, ...] = (), *
     def krylov(transposed: LinearOperator, start: NDArray[Any], tolerance: float) -> NDArray[Any]:
         dim = transposed.shape[0]
         more = min(k + 2, dim - 2)  # the last ones wanted must not be half of a conjugate pair
-        kept, restarts = min(max(DIRECTIONS, 2 * more + 1), dim), RESTARTS if dim <= LARGEST else 10 * RESTARTS
+        kept, restarts = min(max(DIRECTIONS, 2 * more + 1), dim), RESTARTS if dim <= LARGEST else 3 * RESTARTS
         values = eigs(
             transposed, k=more, ncv=kept, maxiter=restarts, v0=start, tol=tolerance, return_eigenvectors=False
         )
@@ -100,7 +103,20 @@ def _by_row(
     krylov: Callable[[LinearOperator, NDArray[Any], float], NDArray[Any]],
 ) -> NDArray[Any]:
     """(batch, k): of each row what `dense` makes of its Jacobian, or `krylov` of its transposed as an operator."""
-    problem = prepare(f, z, args, compact=True)
+    with torch.inference_mode(False):  # in which nothing could be differentiated
+        z, args = detached((z, args))
+        return _rows(name, prepare(f, z, args, compact=True), z, k, dtype, dense, krylov)
+
+
+def _rows(
+    name: str,
+    problem: Problem,
+    z: State,
+    k: int,
+    dtype: Any,
+    dense: Callable[[NDArray[Any]], NDArray[Any]],
+    krylov: Callable[[LinearOperator, NDArray[Any], float], NDArray[Any]],
+) -> NDArray[Any]:
     dim = sum(problem.layout.sizes)
     most = dim if dim <= DENSE else dim - 2
     if not isinstance(k, int) or isinstance(k, bool) or not 1 <= k <= most:
@@ -108,8 +124,9 @@ def _by_row(
     batch = problem.layout.batch
     found = np.full((batch, k), np.nan, dtype=dtype)
     tolerance = max(1e-6, 100 * problem.rounding)
-    with torch.no_grad(), one_weight(f):
-        flat = problem.layout.flatten(z).detach()
+    with torch.no_grad(), one_weight(problem.f):
+        flat = problem.layout.flatten(z)
+        refuse_hidden(name, problem, *_tracked(problem, flat))
         if dim <= DENSE:
             jacobians = _dense(problem, flat)
             for row, jacobian in enumerate(jacobians):
@@ -123,7 +140,7 @@ def _by_row(
             start = np.random.default_rng(0).standard_normal(dim)
             try:
                 # ARPACK squares what it sees, and cannot start from a Jacobian of 0
-                operator.scale = np.linalg.norm(operator.matvec(start)) / np.linalg.norm(start)
+                operator.scale = abs(operator.matvec(start)).max()
                 found[row] = operator.scale * krylov(operator, start, tolerance) if operator.scale else np.zeros(k)
             except _NotFiniteError:
                 continue

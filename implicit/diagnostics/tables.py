@@ -5,30 +5,45 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol, TypeVar
+from dataclasses import asdict
+from typing import Any, TypeVar
 
 from solvers.pages import table
 
+SHOWN = 20
+"""Rows of a table that a page or a terminal shows."""
 
-class Row(Protocol):
-    """A line: its columns by name."""
+
+class Line:
+    """A dataclass as a line of a table: its fields are the columns."""
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain numbers and words."""
-        ...
-
-
-Line = TypeVar("Line", bound=Row)
-
-
-class Table(list[Line]):
-    """A list of rows; `pandas.DataFrame(row.to_dict() for row in rows)` is a data frame."""
+        """The fields, plain numbers and words."""
+        return asdict(self)  # type: ignore[call-overload, no-any-return]
 
     def _repr_html_(self) -> str:
-        lines = [row.to_dict() for row in self]
+        return Table([self])._repr_html_()
+
+
+One = TypeVar("One", bound=Line)
+
+
+class Table(list[One]):
+    """A list of rows; `pandas.DataFrame(row.to_dict() for row in rows)` is a data frame."""
+
+    def __repr__(self) -> str:
+        rows = ",\n ".join(map(repr, self[:SHOWN]))
+        return f"[{rows}{self._more(', ')}]"
+
+    def _repr_html_(self) -> str:
+        lines = [row.to_dict() for row in self[:SHOWN]]
         if not lines:
             return "<p>none</p>"
-        return table(list(lines[0]), [[shown(value) for value in line.values()] for line in lines])
+        page = table(list(lines[0]), [[shown(value) for value in line.values()] for line in lines])
+        return page + (f"<p>{self._more()}</p>" if len(self) > SHOWN else "")
+
+    def _more(self, before: str = "") -> str:
+        return f"{before}… and {len(self) - SHOWN} more rows" if len(self) > SHOWN else ""
 
 
 def summary(columns: Mapping[str, Sequence[float]]) -> str:

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from solvers import Solver, State, solve
 
-from .tables import Table
+from .tables import Line, Table
 
 
 @dataclass(frozen=True)
-class Work:
+class Work(Line):
     """One solver at one tolerance."""
 
     name: str
@@ -28,10 +28,6 @@ class Work:
     """The faster of two solves."""
     converged: float
     """Share of the rows."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """The fields."""
-        return asdict(self)
 
 
 def compare_solvers(

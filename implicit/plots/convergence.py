@@ -7,18 +7,19 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from matplotlib.ticker import MaxNLocator
+from numpy.typing import ArrayLike, NDArray
 
 from solvers import Solution
 
-from ..diagnostics import residual_quantiles
-from .style import axes_or_new, by_title, looks
+from ..diagnostics.residuals import residual_quantiles, trace_of
+from .style import axes_or_new, by_title, logarithmic, looks
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
 def plot_convergence(
-    solutions: Solution | Mapping[str, Solution],
+    solutions: Solution | ArrayLike | Mapping[str, Solution | ArrayLike],
     *,
     rtol: float | None = None,
     worst: int = 0,
@@ -29,9 +30,9 @@ def plot_convergence(
     """Relative residual against steps, `z0` the first: the median row as a line, 10 % to 90 % quantiles as a band.
 
     Args:
-        solutions: one `Solution`, or several with their names.
+        solutions: one `Solution`, or several with their names; or plain residuals, (steps,) or (steps, rows).
         rtol: draws the tolerance.
-        worst: so many rows of the largest residuals at the end, as thin lines of their own.
+        worst: so many rows that took longest, as thin lines of their own.
         evaluations: of f a row on the horizontal axis, in place of steps; what a solver spends beyond one a step
             (`NewtonKrylov`) is spread evenly over the steps.
         seconds: that the solves took, one number for each name; on the horizontal axis, spread evenly over the steps.
@@ -45,7 +46,7 @@ def plot_convergence(
     if not isinstance(worst, int) or isinstance(worst, bool) or worst < 0:
         raise ValueError(f"plot_convergence: worst={worst!r} must be a number of rows of at least 0")
     ax = axes_or_new(ax)
-    named = by_title(solutions, "median row")
+    named: Mapping[str, Solution | ArrayLike] = by_title(solutions, "median row")
     times = None if seconds is None else _times(named, seconds)
     for number, (name, solution) in enumerate(named.items()):
         low, median, high = residual_quantiles(solution).numpy().T
@@ -53,19 +54,22 @@ def plot_convergence(
         if times is not None:
             price = times[name] / max(len(median), 1)
         elif evaluations:
+            if not isinstance(solution, Solution):
+                raise ValueError(
+                    "plot_convergence: evaluations=True needs a Solution: plain residuals do not tell them"
+                )
             price = float(solution.evaluations.sum() / solution.steps.sum().clamp_min(1))
         at = price * np.arange(1, len(median) + 1)
-        (line,) = ax.plot(at, median, **looks(number, marker="."), label=name)
+        (line,) = ax.plot(at, median, **looks(number), markevery=max(1, len(median) // 10), label=name)
         ax.fill_between(at, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
-        hardest = solution.residual.double().nan_to_num(np.inf).argsort(descending=True)[:worst].tolist()
-        for order, row in enumerate(hardest):
-            label = "worst row" if len(hardest) == 1 else f"worst {len(hardest)} rows"
+        for order, residuals in enumerate(_worst(solution, worst)):
+            label = "worst row" if worst == 1 else f"worst {worst} rows"
             label = label if named is not solutions else f"{name}: {label}"
-            residuals = solution.trace[:, row].double().cpu()
             ax.plot(at, residuals, color=line.get_color(), linewidth=0.6, alpha=0.8, label=None if order else label)
     if rtol is not None:
         ax.axhline(rtol, color="0.4", linewidth=1, linestyle=(0, (1, 1)), label=f"rtol = {rtol:g}")
-    ax.set(yscale="log", ylabel="relative residual ‖f(z) − z‖ / ‖f(z)‖")
+    logarithmic(ax, "y")
+    ax.set(ylabel="relative residual ‖f(z) − z‖ / ‖f(z)‖")
     if times is None:
         ax.set_xlabel("evaluations of f a row" if evaluations else "steps")
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -76,7 +80,19 @@ def plot_convergence(
     return ax
 
 
-def _times(named: Mapping[str, Solution], seconds: float | Mapping[str, float]) -> Mapping[str, float]:
+def _worst(solution: Solution | ArrayLike, count: int) -> list[NDArray[np.float64]]:
+    """Residuals of the rows that took longest, and among those the largest; rows without any are left out."""
+    trace = trace_of(solution).numpy()
+    if not trace.size:
+        return []
+    finite = np.isfinite(trace)
+    steps = np.where(finite.any(axis=0), len(trace) - finite[::-1].argmax(axis=0), 0)
+    last = np.array([trace[step - 1, row] if step else 0.0 for row, step in enumerate(steps)])
+    order = np.lexsort((-last, -steps))[:count]
+    return [trace[:, row] for row in order if steps[row]]
+
+
+def _times(named: Mapping[str, object], seconds: float | Mapping[str, float]) -> Mapping[str, float]:
     times = seconds if isinstance(seconds, Mapping) else dict.fromkeys(named, seconds)
     missing = [name for name in named if name not in times]
     if missing or (len(named) > 1 and times is not seconds):
@@ -88,13 +104,16 @@ def plot_steps(solution: Solution | Mapping[str, Solution], *, histogram: bool =
     """How many rows had stopped after how many steps: the empirical distribution of `Solution.steps`, in percent.
 
     Args:
-        solution: one, or several with their names.
+        solution: one, or several with their names; or plain numbers of steps, one a row.
         histogram: how many stopped at just so many steps, in place of up to.
         ax: where to draw; None: a new figure.
     """
     ax = axes_or_new(ax)
-    named = by_title(solution, "rows")
-    counts = {name: np.sort(one.steps.cpu().numpy()) for name, one in named.items()}
+    named: Mapping[str, Solution | ArrayLike] = by_title(solution, "rows")
+    counts = {
+        name: np.sort(one.steps.cpu().numpy() if isinstance(one, Solution) else np.asarray(one))
+        for name, one in named.items()
+    }
     longest = max((int(steps.max(initial=1)) for steps in counts.values()), default=1)
     edges = np.arange(0.5, longest + 1 + longest // 40, 1 + longest // 40).tolist()  # whole steps, some 40 bars
     for number, (name, steps) in enumerate(counts.items()):

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import matplotlib.pyplot as plt
 
 from ..monitoring import Sample
-from .style import looks
+from .style import as_rows, logarithmic, looks
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -21,11 +21,11 @@ _PANELS: tuple[tuple[str, str, Callable[[Sample], float]], ...] = (
 )
 
 
-def plot_monitor(samples: Iterable[Sample], *, ax: Sequence[Axes] | None = None) -> Sequence[Axes]:
+def plot_monitor(samples: Iterable[Sample | Mapping[str, Any]], *, ax: Sequence[Axes] | None = None) -> Sequence[Axes]:
     """Residual, evaluations, spectral radius and gradient cosine of each layer against the steps of training.
 
     Args:
-        samples: of a `Monitor`, or what `read_samples` finds in its file.
+        samples: of a `Monitor`, or what `read_samples` finds in its file, or their columns as dicts.
         ax: four axes; None: a new figure.
     """
     own = ax is None
@@ -36,7 +36,7 @@ def plot_monitor(samples: Iterable[Sample], *, ax: Sequence[Axes] | None = None)
     if len(ax) != len(_PANELS):
         raise ValueError(f"plot_monitor draws {len(_PANELS)} panels: ax has {len(ax)} axes")
     layers: dict[str, list[Sample]] = {}
-    for sample in samples:
+    for sample in as_rows(Sample, samples):
         layers.setdefault(sample.layer, []).append(sample)
     if not layers:
         raise ValueError("there are no samples to draw")
@@ -44,11 +44,14 @@ def plot_monitor(samples: Iterable[Sample], *, ax: Sequence[Axes] | None = None)
         for number, (layer, its) in enumerate(layers.items()):
             panel.plot([sample.step for sample in its], list(map(figure_of, its)), **looks(number), label=layer)
         panel.set(title=title, ylabel=label, xlabel="training step")
-    ax[0].set_yscale("log")
+    logarithmic(ax[0], "y")
     ax[1].set_ylim(bottom=0)
     ax[2].axhline(1, color="0.4", linewidth=1, linestyle=(0, (1, 1)))
     ax[3].set_ylim(min(0.95, ax[3].get_ylim()[0]), 1.02)  # a cosine that is 1 but for rounding is a line at 1
-    ax[0].legend()
+    if own:  # beside the panels, since layers may be many
+        ax[0].figure.legend(*ax[0].get_legend_handles_labels(), loc="outside right upper")
+    else:
+        ax[0].legend()
     for panel in ax[:2] if own else ():  # the panels below say it
         panel.set_xlabel("")
     return ax

@@ -18,7 +18,8 @@ def plot_eigenvalues(values: ArrayLike | Mapping[str, ArrayLike], *, ax: Axes | 
     """Eigenvalues in the complex plane and the unit circle, outside which plain iteration does not converge.
 
     Args:
-        values: what `diagnostics.eigenvalues` returns, or any complex numbers; several with their names.
+        values: what `diagnostics.eigenvalues` returns, or any complex numbers, those not finite left out; several with
+            their names.
         ax: where to draw; None: a new figure.
     """
     ax = axes_or_new(ax)
@@ -26,6 +27,7 @@ def plot_eigenvalues(values: ArrayLike | Mapping[str, ArrayLike], *, ax: Axes | 
     ax.plot(np.cos(angles), np.sin(angles), color="0.4", linewidth=1, linestyle=LINES[1], label="unit circle")
     for number, (name, one) in enumerate(by_title(values, "eigenvalues").items()):
         points = np.asarray(one).ravel()
+        points = points[np.isfinite(points)]
         outside = int((np.abs(points) > 1).sum())
         ax.plot(
             points.real,
@@ -39,5 +41,6 @@ def plot_eigenvalues(values: ArrayLike | Mapping[str, ArrayLike], *, ax: Axes | 
         )
     ax.set_aspect("equal", adjustable="datalim")
     ax.set(xlabel="real part", ylabel="imaginary part", title="Eigenvalues of the Jacobian ∂f/∂z")
-    ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14))
+    below = len(ax.get_lines()) <= 5  # more would leave the picture no height
+    ax.legend(loc="upper center" if below else "upper left", bbox_to_anchor=(0.5, -0.16) if below else (1.02, 1))
     return ax

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import matplotlib.pyplot as plt
+import numpy as np
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -18,6 +19,25 @@ MARKERS = ("o", "s", "D", "^", "v", "P")
 """Likewise."""
 
 One = TypeVar("One")
+
+
+Row = TypeVar("Row")
+
+
+def as_rows(kind: type[Row], rows: Iterable[Row | Mapping[str, Any]]) -> list[Row]:
+    """The rows, those given as plain columns by name made whole."""
+    return [kind(**row) if isinstance(row, Mapping) else row for row in rows]
+
+
+def logarithmic(ax: Axes, *which: str) -> None:
+    """Logarithmic axes, `x` or `y`, where there is a number above 0 to show on them; else a word that there is none."""
+    for axis in which:
+        data = [getattr(line, f"get_{axis}data")(orig=False) for line in ax.get_lines()]
+        known = np.concatenate([np.ravel(values).astype(float) for values in data] or [np.empty(0)])
+        if (np.isfinite(known) & (known > 0)).any():
+            ax.set(**{f"{axis}scale": "log"})
+        elif not ax.texts:
+            ax.text(0.5, 0.5, "no finite number above 0", transform=ax.transAxes, ha="center", color="0.4")
 
 
 class Named(Protocol):

@@ -18,7 +18,7 @@ from .style import COLOURS, LINES, MARKERS, axes_or_new, by_title
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-Path: TypeAlias = Sequence[State] | torch.Tensor
+Path: TypeAlias = Sequence[State] | torch.Tensor | NDArray[np.float64]
 """The states after 0, 1, 2, … steps, as `Equilibrium.iterates` gives them, or stacked, (steps, batch, …)."""
 
 
@@ -70,7 +70,7 @@ def plot_trajectories(paths: Path | Mapping[str, Path], *, rows: int = 8, ax: Ax
 
 def _flat(path: Path) -> NDArray[np.float64]:
     """(steps, batch, dim), what is not finite as NaN."""
-    states = list(path)
+    states = list(torch.as_tensor(path) if isinstance(path, np.ndarray) else path)
     if not states:
         raise ValueError("plot_trajectories: a path of no states cannot be drawn")
     layout = Layout(states[0], "a state")

@@ -2,30 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
 
 from matplotlib.ticker import LogLocator, NullFormatter
 
 from ..diagnostics import GradientError, Work
-from .style import axes_or_new, curves, looks
+from .style import as_rows, axes_or_new, curves, logarithmic, looks
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
-def plot_work_precision(rows: Iterable[Work], *, seconds: bool = False, ax: Axes | None = None) -> Axes:
+def plot_work_precision(
+    rows: Iterable[Work | Mapping[str, Any]], *, seconds: bool = False, ax: Axes | None = None
+) -> Axes:
     """The work that each solver takes to reach a residual, of the rows of `diagnostics.compare_solvers`.
 
     Hollow markers: not every row of the batch converged.
 
     Args:
-        rows: one for each solver and tolerance.
+        rows: one for each solver and tolerance, or their columns as dicts.
         seconds: on the vertical axis, in place of evaluations of f.
         ax: where to draw; None: a new figure.
     """
     ax = axes_or_new(ax)
-    for number, (name, its) in enumerate(curves(rows).items()):
+    for number, (name, its) in enumerate(curves(as_rows(Work, rows)).items()):
         look = looks(number)
         residuals = [row.residual for row in its]
         work = [row.seconds if seconds else row.evaluations for row in its]
@@ -33,10 +35,11 @@ def plot_work_precision(rows: Iterable[Work], *, seconds: bool = False, ax: Axes
         failed = [(row.residual, y) for row, y in zip(its, work, strict=True) if row.converged < 1]
         if failed:
             ax.plot(*zip(*failed, strict=True), **(look | {"linestyle": ""}), markerfacecolor="white")
-    ax.set(xscale="log", yscale="log", xlabel="largest relative residual reached")
+    ax.set(xlabel="largest relative residual reached")
+    logarithmic(ax, "x", "y")
     ax.invert_xaxis()
     ax.set_ylabel("seconds" if seconds else "evaluations of f a row")
-    if not seconds:
+    if not seconds and ax.get_yscale() == "log":
         ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         ax.yaxis.set_major_formatter("{x:g}")
         ax.yaxis.set_minor_formatter(NullFormatter())
@@ -45,19 +48,22 @@ def plot_work_precision(rows: Iterable[Work], *, seconds: bool = False, ax: Axes
     return ax
 
 
-def plot_gradient_error(rows: Iterable[GradientError], *, seconds: bool = False, ax: Axes | None = None) -> Axes:
+def plot_gradient_error(
+    rows: Iterable[GradientError | Mapping[str, Any]], *, seconds: bool = False, ax: Axes | None = None
+) -> Axes:
     """The relative error of each gradient policy, of the rows of `diagnostics.compare_gradients`.
 
     Args:
-        rows: one for each policy and tolerance.
+        rows: one for each policy and tolerance, or their columns as dicts.
         seconds: of a forward and backward pass on the horizontal axis, in place of the tolerance of the forward solve.
         ax: where to draw; None: a new figure.
     """
     ax = axes_or_new(ax)
-    for number, (name, its) in enumerate(curves(rows).items()):
+    for number, (name, its) in enumerate(curves(as_rows(GradientError, rows)).items()):
         x = [row.seconds if seconds else row.rtol for row in its]
         ax.plot(x, [row.relative_error for row in its], **looks(number), label=name)
-    ax.set(xscale="log", yscale="log", ylabel="relative error of the gradient ‖g − g*‖ / ‖g*‖")
+    ax.set(ylabel="relative error of the gradient ‖g − g*‖ / ‖g*‖")
+    logarithmic(ax, "x", "y")
     if seconds:
         ax.set_xlabel("seconds, forward and backward")
     else:

@@ -10,10 +10,11 @@ from lightning.pytorch.loggers import CSVLogger
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from implicit import Equilibrium, NeumannGradient
+from implicit import Equilibrium, NeumannGradient, record
+from implicit.calls import _listeners
 from implicit.diagnostics import diagnose, gradient_audit, spectral_radius
 from implicit.lightning_monitor import MonitorCallback
-from implicit.monitoring import Monitor, read_samples
+from implicit.monitoring import Monitor, MonitorWarning, read_samples
 from implicit.recording import current_logs
 
 
@@ -98,10 +99,10 @@ def test_between_samples_nothing_is_recorded_and_nothing_hangs_on_the_model():
     for step in range(10):
         with monitor:
             sampled = step % 5 == 0
-            assert (len(current_logs()), bool(model.first._forward_pre_hooks)) == (int(sampled), sampled)
+            assert len(current_logs()) == len(_listeners.get()) == int(sampled)
             model(torch.randn(4, 6)).sum().backward()
         assert not current_logs()
-        assert not model.first._forward_pre_hooks
+        assert not _listeners.get()
 
 
 def test_a_file_is_written_read_and_appended_to(tmp_path):
@@ -142,7 +143,7 @@ def test_empty_batches_and_models_without_layers_have_nothing_to_sample():
         layer(torch.randn(0, 6)).sum().backward()
     assert monitor.samples[0].converged == 1
     assert math.isnan(monitor.samples[0].spectral_radius)
-    with Monitor(nn.Linear(2, 2)) as monitor:
+    with pytest.warns(MonitorWarning, match="no Equilibrium called at step 0"), Monitor(nn.Linear(2, 2)) as monitor:
         pass
     assert not monitor.samples
 
@@ -166,9 +167,12 @@ def test_a_step_that_failed_is_no_sample_and_leaves_nothing_behind():
     with pytest.raises(RuntimeError, match="on purpose"), monitor:
         raise RuntimeError("on purpose")
     assert not monitor.samples
-    assert not model.first._forward_pre_hooks
-    with monitor, pytest.raises(RuntimeError, match="cannot be nested"), monitor:
-        pass
+    assert not _listeners.get()
+    with monitor:
+        model(torch.randn(4, 6))
+        with pytest.raises(RuntimeError, match="cannot be nested"), monitor:
+            pass
+    assert len(monitor.samples) == 2
 
 
 def test_what_has_no_exact_gradient_or_shares_inputs_is_sampled_all_the_same():
@@ -232,3 +236,83 @@ def test_under_lightning_it_is_a_callback_and_logs_with_the_rest(tmp_path):
     with open(f"{logger.log_dir}/metrics.csv", newline="") as file:
         lines = [line for line in csv.DictReader(file) if line.get("implicit/model.first/residual")]
     assert len(lines) == 3
+
+
+def test_a_figure_that_cannot_be_found_is_said_and_training_goes_on():
+    weight = torch.eye(6) * 0.5  # captured: it does not follow the copy into float64
+
+    class Captures(nn.Module):
+        def forward(self, z, x):
+            return torch.tanh(z @ weight + x)
+
+    layer, x = Equilibrium(Captures()), torch.randn(5, 6, requires_grad=True)
+    with pytest.warns(MonitorWarning, match=r"cannot find the gradient cosine .*float64"), Monitor(layer) as monitor:
+        layer(x).sum().backward()
+    assert x.grad is not None
+    (sample,) = monitor.samples
+    assert math.isnan(sample.gradient_cosine)
+    assert 0 < sample.spectral_radius <= 0.5
+    assert sample.evaluations > 1
+
+
+def test_layers_are_sampled_under_the_autocast_of_their_call_and_from_starts_of_one_dtype():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 6), Equilibrium(Cell(), rtol=1e-2))
+    with Monitor(model) as monitor:
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = model(torch.randn(5, 6)).float().sum()
+        loss.backward()
+    assert monitor.samples[0].gradient_cosine > 0.99
+    layer = Equilibrium(Cell(), initial=lambda x: torch.zeros(len(x), 6))
+    with Monitor(layer) as monitor:
+        layer(torch.randn(5, 6)).sum().backward()
+    assert monitor.samples[0].gradient_cosine > 0.9999
+
+
+def test_calls_through_iterates_and_with_their_own_steps_are_seen_as_they_ran():
+    layer, x = Equilibrium(Cell()), torch.randn(5, 6)
+    with Monitor(layer) as monitor:
+        *_, z = layer.iterates(x, at=(2,))
+        z.sum().backward()
+    assert monitor.samples[0].gradient_cosine > 0.9999
+
+    class Short(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = layer
+
+        def forward(self, x):
+            return self.layer(x, max_steps=2)
+
+    assert [finding.name for finding in diagnose(Short(), x)] == ["steps ran out"]
+
+
+def test_a_log_around_a_sample_holds_the_steps_own_solves_alone():
+    layer, x = Equilibrium(Cell()), torch.randn(5, 6)
+    with record() as log, Monitor(layer):
+        layer(x).sum().backward()
+    assert (len(log.forward), len(log.backward)) == (1, 1)
+
+
+@pytest.mark.filterwarnings("ignore")  # Lightning's own
+def test_batches_that_another_skips_and_mixed_precision_are_no_obstacle_under_lightning(tmp_path):
+    class Skipping(Task):
+        def on_train_batch_start(self, batch, index):
+            return -1 if index == 2 else None
+
+    callback = MonitorCallback(every=1, rows=2)
+    trainer = lightning.Trainer(
+        max_epochs=2,
+        accelerator="cpu",
+        precision="bf16-mixed",
+        logger=False,
+        callbacks=[callback],
+        enable_progress_bar=False,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        default_root_dir=tmp_path,
+    )
+    trainer.fit(Skipping(), DataLoader(TensorDataset(torch.randn(40, 6)), 8))
+    assert len({sample.step for sample in callback.samples}) == 4
+    with pytest.raises(ValueError, match="every=0"):
+        MonitorCallback(every=0)

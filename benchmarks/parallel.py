@@ -19,7 +19,7 @@ from .run import run
 
 SHAPES = ((1, 17, 64), (8, 17, 32), (8, 65, 16), (32, 65, 8))
 """Batch, tokens, branches; width 192, three heads, hidden 768, one block a branch."""
-DEPTHS = (4, 16, 64)
+DEPTHS = (4, 16, 64, 256)
 
 
 def compare(quick: bool, folder: Path) -> None:

@@ -24,7 +24,7 @@ MEASUREMENTS: dict[str, Measurement] = {
 
 
 def compare(quick: bool, folder: Path) -> None:
-    """Measure everything, print it and write `gradients.json` into the folder."""
+    """Measure everything, print it and write `gradients.json` and `gradients.png` into the folder."""
     run("gradients", _tables, PEERS, quick, folder)
 
 

@@ -12,7 +12,7 @@ from .solver_memory import solver_memory
 
 
 def compare(quick: bool, folder: Path) -> None:
-    """Measure everything, print it and write `memory.json` into the folder."""
+    """Measure everything, print it and write `memory.json` and `memory.png` into the folder."""
     run("memory", _tables, ("torchdeq",), quick, folder)
 
 

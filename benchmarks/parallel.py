@@ -23,7 +23,7 @@ DEPTHS = (4, 16, 64, 256)
 
 
 def compare(quick: bool, folder: Path) -> None:
-    """Measure everything, print it and write `parallel.json` into the folder."""
+    """Measure everything, print it and write `parallel.json` and `parallel.png` into the folder."""
     run("parallel", _tables, (), quick, folder)
 
 

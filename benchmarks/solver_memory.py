@@ -20,7 +20,7 @@ from solvers import Anderson, Broyden, Solver, solve
 from .peers import installed, torchdeq_solver
 from .report import Cell, Progress, Table
 
-SHAPE = (8, 256, 32, 32)
+SHAPE = (8, 64, 32, 32)
 STEPS = (10, 40, 160)
 SOLVERS: dict[str, tuple[Solver, str]] = {"Anderson": (Anderson(), "anderson"), "Broyden": (Broyden(), "broyden")}
 """Ours, and what torchdeq calls its own."""

@@ -27,7 +27,7 @@ MEASUREMENTS: dict[str, Measurement] = {
 
 
 def compare(quick: bool, folder: Path) -> None:
-    """Measure everything, print it and write `solvers.json` into the folder."""
+    """Measure everything, print it and write `solvers.json` and `solvers.png` into the folder."""
     run("solvers", _tables, PEERS, quick, folder)
 
 

@@ -111,7 +111,7 @@ class Run:
 
 
 def compare(quick: bool, folder: Path) -> None:
-    """Measure everything, print it and write `training.json` into the folder."""
+    """Measure everything, print it and write `training.json` and `training.png` into the folder."""
     run("training", _tables, ("torchdeq",), quick, folder)
 
 

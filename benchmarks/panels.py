@@ -1,0 +1,111 @@
+"""Panels of the benchmarks' figures: curves and bars off the rows of a table, apart in colour and in grey print."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import matplotlib as mpl
+
+mpl.use("Agg")  # figures go to files, whatever display there is
+import matplotlib.pyplot as plt
+
+from implicit.plots import COLOURS, LINES, MARKERS
+
+from .report import Cell, Table
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+HATCHES = ("", "///", "...", "xxx", "\\\\\\", "+++")
+STYLE = {
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.alpha": 0.25,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "font.size": 9,
+    "axes.titlesize": 10,
+    "legend.fontsize": 8,
+}
+
+
+def panels(lines: int, columns: int, *, width: float = 5.0, height: float = 3.7) -> tuple[Figure, Sequence[Axes]]:
+    """A figure and its axes, line after line."""
+    with plt.rc_context(STYLE):  # type: ignore[arg-type]
+        size = (width * columns, height * lines)
+        figure, axes = plt.subplots(lines, columns, figsize=size, layout="constrained", squeeze=False)
+    return figure, list(axes.flat)
+
+
+def empty(ax: Axes, table: Table | None) -> bool:
+    """Whether there is nothing to draw; then the panel says why."""
+    if table is not None and table.rows:
+        return False
+    said = table.notes[0] if table is not None and table.notes else "not measured"
+    ax.text(0.5, 0.5, said, ha="center", va="center", wrap=True, transform=ax.transAxes)
+    ax.set_axis_off()
+    return True
+
+
+def number(cell: Cell) -> float:
+    """What a row is known to hold; NaN leaves a gap."""
+    return float(cell) if isinstance(cell, (int, float)) else float("nan")
+
+
+def curves(ax: Axes, series: Mapping[str, Mapping[float, float]], *, paired: bool = False, ticks: bool = True) -> None:
+    """One curve each on logarithmic axes.
+
+    paired: neighbours share a colour, the second is hollow and dashed. ticks: where the points are.
+    """
+    for index, (name, points) in enumerate(series.items()):
+        look, second = (index // 2, bool(index % 2)) if paired else (index, False)
+        ax.plot(
+            list(points),
+            list(points.values()),
+            color=COLOURS[look % len(COLOURS)],
+            linestyle=("--" if second else "-") if paired else LINES[index % len(LINES)],
+            marker=MARKERS[look % len(MARKERS)],
+            markersize=5,
+            markerfacecolor="none" if second else None,
+            label=name,
+        )
+    ax.set(xscale="log", yscale="log")
+    if ticks:
+        marks = sorted({round(x) for points in series.values() for x in points})
+        ax.set_xticks(marks, [str(mark) if mark < 1000 else f"$2^{{{mark.bit_length() - 1}}}$" for mark in marks])
+        ax.minorticks_off()
+    ax.legend()
+
+
+def bars(ax: Axes, groups: Mapping[str, Mapping[str, tuple[float, float, float]]], *, line: float | None = 1.0) -> None:
+    """Group → series → (value, least, largest), horizontal; a vertical line where neither side is ahead."""
+    names = list(dict.fromkeys(series for group in groups.values() for series in group))
+    height = 0.8 / len(names)
+    for index, name in enumerate(names):
+        for place, group in enumerate(groups.values()):
+            if name not in group:
+                continue
+            value, least, largest = group[name]
+            ax.barh(
+                place + (index - (len(names) - 1) / 2) * height,
+                value,
+                height,
+                xerr=[[max(value - least, 0)], [max(largest - value, 0)]] if largest > least else None,
+                color=COLOURS[index % len(COLOURS)],
+                alpha=0.75,
+                hatch=HATCHES[index % len(HATCHES)],
+                edgecolor="black",
+                linewidth=0.5,
+                ecolor="black",
+                capsize=2,
+                label=name if place == next(i for i, g in enumerate(groups.values()) if name in g) else None,
+            )
+    ax.set_yticks(range(len(groups)), list(groups))
+    ax.invert_yaxis()
+    ax.grid(visible=False, axis="y")
+    if line is not None:
+        ax.axvline(line, color="black", linewidth=1)
+    if len(names) > 1:
+        ax.legend()

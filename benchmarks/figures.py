@@ -33,7 +33,7 @@ def solvers(tables: Tables) -> Figure:
     if not empty(work, table := tables.get("evaluations_1e-8_summary")):
         assert table is not None
         found = {
-            f"{row['solver']} ({row['failed']} of {row['of']} failed)": {"": _point(row["geometric mean"])}
+            f"{_whose(row['solver'])} ({row['failed']} of {row['of']} failed)": {"": _point(row["geometric mean"])}
             for row in sorted(table.rows, key=lambda row: number(row["geometric mean"]))
         }
         bars(work, found)
@@ -51,7 +51,7 @@ def solvers(tables: Tables) -> Figure:
             },
             line=None,
         )
-        proximal.set(xscale="log", xlabel="evaluations of gradient and prox", title="Least squares with an l1 penalty")
+        proximal.set(xlabel="evaluations of gradient and prox", title="Least squares with an l1 penalty, to 1e-8")
     return figure
 
 
@@ -69,9 +69,15 @@ def gradients(tables: Tables) -> Figure:
     if not empty(products, table := tables.get("products")):
         assert table is not None
         tight = [row for row in table.rows if row["error"] == "1e-06" and row.get("GMRES() / this") is not None]
-        bars(products, {f"{row['backward solve']} ({row['of']})": {"": _point(row["GMRES() / this"])} for row in tight})
-        products.set(xscale="log", xlabel="products of GMRES() ÷ its own: right of 1 needs fewer")
-        products.set_title("Gradient to 1e-6 (of so many cells)")
+        bars(
+            products,
+            {
+                f"{row['backward solve']} ({row['of']})": {"": _point(1 / number(row["GMRES() / this"]))}
+                for row in tight
+            },
+        )
+        products.set(xscale="log", xlabel="products ÷ those of GMRES(), geometric mean")
+        products.set_title("Gradient to 1e-6 (on so many cells)")
     if not empty(scale, table := tables.get("loss_scale")):
         assert table is not None
         curves(
@@ -129,7 +135,7 @@ def parallel(tables: Tables) -> Figure:
 
 def memory(tables: Tables) -> Figure:
     """Peaks against steps."""
-    figure, (solver, gradient) = panels(1, 2, width=5.6)
+    figure, (solver, gradient) = panels(1, 2, width=6.8)
     for ax, name, key in ((solver, "solvers", "solver"), (gradient, "gradients", "gradient, solver")):
         if empty(ax, table := tables.get(name)):
             continue
@@ -152,7 +158,7 @@ def memory(tables: Tables) -> Figure:
 
 def training(tables: Tables) -> Figure:
     """Accuracy against seconds, and the work of a step."""
-    figure, (accuracy, work) = panels(1, 2, width=5.6)
+    figure, (accuracy, work) = panels(1, 2, width=6.8)
     scores, seconds = tables["accuracy"].rows, tables["seconds"].rows
     found: Curves = {}
     for name in (column for column in scores[0] if column != "epoch"):
@@ -182,6 +188,11 @@ FIGURES: dict[str, Callable[[Tables], Figure]] = {
     "training": training,
 }
 """By benchmark."""
+
+
+def _whose(solver: object) -> str:
+    """Peers' names begin with the package."""
+    return str(solver) if " " in str(solver) else f"our {solver}"
 
 
 def _by_side(table: Table, curve: str, axis: str, value: str) -> Curves:

@@ -31,7 +31,7 @@ STYLE = {
 }
 
 
-def panels(lines: int, columns: int, *, width: float = 5.0, height: float = 3.7) -> tuple[Figure, Sequence[Axes]]:
+def panels(lines: int, columns: int, *, width: float = 6.2, height: float = 3.7) -> tuple[Figure, Sequence[Axes]]:
     """A figure and its axes, line after line."""
     with plt.rc_context(STYLE):  # type: ignore[arg-type]
         size = (width * columns, height * lines)
@@ -76,11 +76,11 @@ def curves(ax: Axes, series: Mapping[str, Mapping[float, float]], *, paired: boo
         marks = sorted({round(x) for points in series.values() for x in points})
         ax.set_xticks(marks, [str(mark) if mark < 1000 else f"$2^{{{mark.bit_length() - 1}}}$" for mark in marks])
         ax.minorticks_off()
-    ax.legend()
+    _legend(ax)
 
 
 def bars(ax: Axes, groups: Mapping[str, Mapping[str, tuple[float, float, float]]], *, line: float | None = 1.0) -> None:
-    """Group → series → (value, least, largest), horizontal; a vertical line where neither side is ahead."""
+    """Group → series → (value, least, largest), horizontal, from the line where neither side is ahead, or from 0."""
     names = list(dict.fromkeys(series for group in groups.values() for series in group))
     height = 0.8 / len(names)
     for index, name in enumerate(names):
@@ -90,8 +90,9 @@ def bars(ax: Axes, groups: Mapping[str, Mapping[str, tuple[float, float, float]]
             value, least, largest = group[name]
             ax.barh(
                 place + (index - (len(names) - 1) / 2) * height,
-                value,
+                value - (line or 0),
                 height,
+                left=line or 0,
                 xerr=[[max(value - least, 0)], [max(largest - value, 0)]] if largest > least else None,
                 color=COLOURS[index % len(COLOURS)],
                 alpha=0.75,
@@ -108,4 +109,9 @@ def bars(ax: Axes, groups: Mapping[str, Mapping[str, tuple[float, float, float]]
     if line is not None:
         ax.axvline(line, color="black", linewidth=1)
     if len(names) > 1:
-        ax.legend()
+        _legend(ax)
+
+
+def _legend(ax: Axes) -> None:
+    """Beside the panel, where it hides nothing."""
+    ax.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)

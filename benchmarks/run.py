@@ -36,25 +36,15 @@ def run(name: str, measurements: Measurements, peers: tuple[str, ...], quick: bo
     for line in skipped:
         print(line)
     tables: dict[str, Table] = {}
+    path = folder / f"{name}.json"
     for key, table in measurements(quick, progress):
         tables[key] = table
         progress.clear()
         print(f"\n{table}", flush=True)
-    path = folder / f"{name}.json"
-    path.write_text(
-        json.dumps(
-            {
-                "machine": machine,
-                "quick": quick,
-                "seconds": progress.seconds,
-                "skipped": skipped,
-                "tables": {key: asdict(table) for key, table in tables.items()},
-            },
-            indent=1,
-            ensure_ascii=False,
-            allow_nan=False,
-        )
-    )
+        found = {"machine": machine, "quick": quick, "seconds": progress.seconds, "skipped": skipped}
+        found["tables"] = {key: asdict(table) for key, table in tables.items()}
+        # after each table, so that a run cut short keeps what it has
+        path.write_text(json.dumps(found, indent=1, ensure_ascii=False, allow_nan=False))
     print(f"\nall numbers: {path}, after {progress.seconds:.0f} s")
     if installed("matplotlib") is None:
         print("the figure is skipped: matplotlib is not installed, see pip install -e '.[bench]'")

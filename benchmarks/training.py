@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from experiments.timing import by_turns
+from experiments.timing import Runs, by_turns
 from implicit import ConvergenceWarning, Equilibrium, Gradient, ImplicitGradient, PhantomGradient
 from solvers import GMRES, Anderson, Broyden, Picard, Solver
 
@@ -28,7 +28,8 @@ WIDTH, BATCH, EPOCHS = 128, 64, 8
 RTOL = 1e-3
 STEPS = 60
 """At most, forward and backward."""
-RATE = 1e-3
+RATE = 5e-4
+SEEDS = 3
 
 Solved = Callable[[nn.Module, Tensor], Tensor]
 """(cell, x) → its equilibrium, differentiable."""
@@ -59,12 +60,14 @@ class Counted(nn.Module):
 class Classifier(nn.Module):
     """`head(z*)`, `z* = tanh(W z* + U x)`; weights from a seed, W of norm about 1 at first."""
 
-    def __init__(self, solved: Solved) -> None:
+    def __init__(self, solved: Solved, seed: int) -> None:
         super().__init__()
-        self.cell = Counted(DenseCell(*(0.5 * normal(seed, WIDTH, WIDTH).float() / WIDTH**0.5 for seed in (1, 2))))
+        first = 10 * seed
+        inner, inject = (0.5 * normal(first + k, WIDTH, WIDTH).float() / WIDTH**0.5 for k in (1, 2))
+        self.cell = Counted(DenseCell(inner, inject))
         self.encoder, self.head, self.solved = nn.Linear(64, WIDTH), nn.Linear(WIDTH, 10), solved
-        for seed, layer in ((3, self.encoder), (4, self.head)):
-            layer.weight.data = normal(seed, *layer.weight.shape).float() / layer.in_features**0.5
+        for k, layer in ((3, self.encoder), (4, self.head)):
+            layer.weight.data = normal(first + k, *layer.weight.shape).float() / layer.in_features**0.5
             layer.bias.data.zero_()
 
     def forward(self, images: Tensor) -> Tensor:
@@ -74,10 +77,10 @@ class Classifier(nn.Module):
 
 
 class Run:
-    """One contestant's training: its network, its optimiser, what it has counted."""
+    """One contestant's training from one seed: its network, its optimiser, what it has counted."""
 
-    def __init__(self, solved: Solved, data: tuple[Tensor, ...]) -> None:
-        self.network = Classifier(solved)
+    def __init__(self, solved: Solved, seed: int, data: tuple[Tensor, ...]) -> None:
+        self.network, self.seed = Classifier(solved, seed), seed
         self.optimiser = torch.optim.Adam(self.network.parameters(), lr=RATE)
         self.images, self.labels, self.test_images, self.test_labels = data
         self.epochs = self.steps = 0
@@ -85,8 +88,8 @@ class Run:
         self.warned = 0
 
     def epoch(self) -> None:
-        """Once through the data, in an order that the number of the epoch decides."""
-        order = torch.randperm(len(self.images), generator=torch.Generator().manual_seed(self.epochs))
+        """Once through the data, in an order that the seed and the number of the epoch decide."""
+        order = torch.randperm(len(self.images), generator=torch.Generator().manual_seed(100 * self.seed + self.epochs))
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", ConvergenceWarning)
             for batch in order.split(BATCH):
@@ -116,66 +119,74 @@ def compare(quick: bool, folder: Path) -> None:
 
 
 def _tables(quick: bool, progress: Progress) -> Iterator[tuple[str, Table]]:
-    runs = {name: Run(solved, _digits(320 if quick else None)) for name, solved in _contestants().items()}
-    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    seeds = range(1 if quick else SEEDS)
+    data = _digits(320 if quick else None)
+    runs = {name: [Run(solved, seed, data) for seed in seeds] for name, solved in _contestants().items()}
+    seconds: dict[str, list[list[float]]] = {name: [[] for _ in seeds] for name in runs}
     epochs = 2 if quick else EPOCHS
-    for number in range(epochs):
-        progress(f"training: epoch {number + 1} of {epochs}, each in turn")
-        for name, found in by_turns({name: one.epoch for name, one in runs.items()}, 1, warm=False).items():
-            seconds[name] += found
-            runs[name].test()
+    for seed in seeds:
+        for number in range(epochs):
+            progress(f"training: seed {seed + 1} of {len(seeds)}, epoch {number + 1} of {epochs}, each in turn")
+            turns: Runs = {name: its[seed].epoch for name, its in runs.items()}
+            for name, found in by_turns(turns, 1, warm=False).items():
+                seconds[name][seed] += found
+                runs[name][seed].test()
     yield "training", _summary(runs, seconds)
     yield (
         "accuracy",
         _by_epoch(
-            {name: one.accuracies for name, one in runs.items()},
-            "Accuracy on the test digits after each epoch, %",
+            {name: [one.accuracies for one in its] for name, its in runs.items()},
+            "Accuracy on the test digits after each epoch, %, mean over the seeds",
             f"the same weights, batches of {BATCH} and order for all; Adam at {RATE:g}; 360 of 1,797 digits to test.",
         ),
     )
-    yield (
-        "seconds",
-        _by_epoch(seconds, "Seconds of each epoch, each in turn", "the first includes what is loaded once."),
-    )
+    title = "Seconds of each epoch, each in turn, mean over the seeds"
+    yield "seconds", _by_epoch(seconds, title, "the first includes what is loaded once.")
 
 
-def _summary(runs: dict[str, Run], seconds: dict[str, list[float]]) -> Table:
-    totals = {name: sum(found) for name, found in seconds.items()}
-    best = min((name for name in runs if name.startswith("torchdeq")), key=totals.__getitem__, default=None)
+def _summary(runs: dict[str, list[Run]], seconds: dict[str, list[list[float]]]) -> Table:
+    spent = {name: [one for its in found for one in its] for name, found in seconds.items()}
+    best = min((name for name in runs if name.startswith("torchdeq")), key=lambda name: sum(spent[name]), default=None)
     rows: list[dict[str, Cell]] = []
-    for name, one in runs.items():
-        cell = one.network.cell
-        row: dict[str, Cell] = {"trained with": name, "seconds": totals[name]}
+    for name, its in runs.items():
+        steps, shown = sum(one.steps for one in its), sum(one.epochs * len(one.images) for one in its)
+        cells = [one.network.cell for one in its]
+        row: dict[str, Cell] = {"trained with": name, "seconds": sum(spent[name]) / len(its)}
         if best is not None:
-            ratios = [ours / theirs for ours, theirs in zip(seconds[name], seconds[best])]
+            ratios = [ours / theirs for ours, theirs in zip(spent[name], spent[best])]
             row |= {"ratio": statistics.median(ratios), "min": min(ratios), "max": max(ratios)}
+        scores = [one.accuracies[-1] for one in its]
         row |= {
-            "evaluations a step": cell.calls / one.steps,
-            "rows a row": cell.rows / (one.epochs * len(one.images)),
-            "products a step": cell.counter.calls / one.steps - 1,
-            "accuracy, %": one.accuracies[-1],
-            "steps warned": one.warned if name.startswith("ours") else None,
+            "evaluations a step": sum(cell.calls for cell in cells) / steps,
+            "rows a row": sum(cell.rows for cell in cells) / shown,
+            "products a step": sum(cell.counter.calls for cell in cells) / steps - 1,
+            "accuracy, %": statistics.mean(scores),
+            "least, %": min(scores),
+            "largest, %": max(scores),
+            "steps warned": sum(one.warned for one in its) if name.startswith("ours") else None,
         }
         rows.append(row)
-    title = f"Training an equilibrium classifier on scikit-learn's digits, {len(next(iter(seconds.values())))} epochs"
+    one = next(iter(runs.values()))[0]
     return Table(
-        title,
+        f"Training an equilibrium classifier on scikit-learn's digits, {one.epochs} epochs, seeds: {len(its)}",
         rows,
         [
             f"tanh cell of width {WIDTH}, float32, batches of {BATCH}; {RTOL:g} relative forward and backward on both "
-            f"sides, at most {STEPS} steps each. ratio: of an epoch's seconds to torchdeq's fastest, median, least and "
-            "largest of the epochs.",
+            f"sides, at most {STEPS} steps each; ours in every row, torchdeq until its slowest row is there. ratio: of "
+            "an epoch's seconds to torchdeq's fastest, median, least and largest of the epochs of all seeds.",
             "evaluations of the cell and products with its Jacobian (the last one left out) a training step; rows a "
-            "row: evaluations of single rows over the rows trained on, less where finished rows are dropped. warned: "
-            "convergence warnings; torchdeq has none. ours, plain, Anderson and Broyden solve backward with the same.",
+            "row: evaluations of single rows over the rows trained on, less where finished rows are dropped. accuracy: "
+            "of the seeds after the last epoch, mean, least and largest. warned: convergence warnings; torchdeq has "
+            "none. ours, plain, Anderson and Broyden solve backward with the same.",
         ],
     )
 
 
-def _by_epoch(values: dict[str, list[float]], title: str, note: str) -> Table:
-    count = len(next(iter(values.values())))
+def _by_epoch(values: dict[str, list[list[float]]], title: str, note: str) -> Table:
+    count = len(next(iter(values.values()))[0])
     rows: list[dict[str, Cell]] = [
-        {"epoch": epoch + 1, **{name: found[epoch] for name, found in values.items()}} for epoch in range(count)
+        {"epoch": epoch + 1, **{name: statistics.mean(one[epoch] for one in its) for name, its in values.items()}}
+        for epoch in range(count)
     ]
     return Table(title, rows, [note])
 

@@ -122,7 +122,7 @@ def test_a_quick_run_of_training_learns_from_the_same_weights(tmp_path):
     rows = tables["training"]["rows"]
     exact = [row["accuracy, %"] for row in rows if "Phantom" not in row["trained with"]]
     assert max(exact) - min(exact) < 2  # solved to the same tolerance, they all but share their path
-    assert min(exact) > 50
+    assert min(exact) > 30  # of ten classes, after ten steps
     assert all(row["rows a row"] <= row["evaluations a step"] * 1.2 for row in rows)
     assert pictured(tmp_path / "training.png", result)
 

@@ -34,7 +34,7 @@ def with_state(quick: bool, progress: Progress) -> Table:
     for name in PAIRS:
         for dim in STATES[:2] if quick else STATES:
             progress(f"growth with the state: {name} at {dim:,}")
-            per_call = per_call_of(name, 1, dim, 2 if quick else 21 if dim <= MANY else 5)
+            per_call = per_call_of(name, 1, dim, 2 if quick else 21 if dim <= MANY else 3)
             medians = medians_of(per_call)
             row: dict[str, Cell] = {"solver": name, "state": dim, **medians, "ours / f": medians["ours"] / medians["f"]}
             if "torchdeq" in per_call:

@@ -67,8 +67,8 @@ def per_call_of(name: str, batch: int, dim: int, repeats: int) -> dict[str, list
     """Seconds per call of f, bare and by both solvers of this name, one a repeat."""
     f, z0 = _slow(batch, dim)
     runs = _runs(f, z0, *PAIRS[name])
-    times = _times(runs, repeats, warm=batch * dim <= MANY)
     calls = {key: _calls(f, run) for key, run in runs.items()}
+    times = _times(runs, repeats, warm=batch * dim <= MANY)
     return {key: [seconds / calls[key] for seconds in found] for key, found in times.items()}
 
 
@@ -140,7 +140,7 @@ def _calls(f: Counted, run: Callable[[], object]) -> int:
 
 @torch.no_grad()
 def _times(runs: Runs, repeats: int, *, warm: bool) -> dict[str, list[float]]:
-    for run in (*runs.values(), *runs.values()):
+    for run in runs.values():
         run()
     return by_turns(runs, repeats, warm=warm)
 

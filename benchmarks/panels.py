@@ -43,10 +43,13 @@ def empty(ax: Axes, table: Table | None) -> bool:
     """Whether there is nothing to draw; then the panel says why."""
     if table is not None and table.rows:
         return False
-    said = table.notes[0] if table is not None and table.notes else "not measured"
-    ax.text(0.5, 0.5, said, ha="center", va="center", wrap=True, transform=ax.transAxes)
-    ax.set_axis_off()
+    _say(ax, table.notes[0] if table is not None and table.notes else "not measured")
     return True
+
+
+def _say(ax: Axes, why: str) -> None:
+    ax.text(0.5, 0.5, why, ha="center", va="center", wrap=True, transform=ax.transAxes)
+    ax.set_axis_off()
 
 
 def number(cell: Cell) -> float:
@@ -82,6 +85,9 @@ def curves(ax: Axes, series: Mapping[str, Mapping[float, float]], *, paired: boo
 def bars(ax: Axes, groups: Mapping[str, Mapping[str, tuple[float, float, float]]], *, line: float | None = 1.0) -> None:
     """Group → series → (value, least, largest), horizontal, from the line where neither side is ahead, or from 0."""
     names = list(dict.fromkeys(series for group in groups.values() for series in group))
+    if not names:
+        _say(ax, "no peer is installed")
+        return
     height = 0.8 / len(names)
     for index, name in enumerate(names):
         for place, group in enumerate(groups.values()):

@@ -37,7 +37,7 @@ def solvers(tables: Tables) -> Figure:
             for row in sorted(table.rows, key=lambda row: number(row["geometric mean"]))
         }
         bars(work, found)
-        work.set(xscale="log", xlabel="evaluations ÷ fewest of ours, geometric mean")
+        work.set(xlabel="evaluations ÷ fewest of ours, geometric mean")
         work.set_title("Classical problems to 1e-8, where not failed")
     if not empty(proximal, table := tables.get("proximal")):
         assert table is not None
@@ -65,7 +65,7 @@ def gradients(tables: Tables) -> Figure:
             if row["cell"] != "geometric mean" and "ratio" in row:
                 groups.setdefault(str(row["step"]), {})[str(row["cell"])] = _spread(row)
         bars(step, groups)
-        step.set(xscale="log", xlabel="seconds ÷ torchdeq's fastest", title="A forward and backward pass")
+        step.set(xlabel="seconds ÷ torchdeq's fastest", title="A forward and backward pass")
     if not empty(products, table := tables.get("products")):
         assert table is not None
         tight = [row for row in table.rows if row["error"] == "1e-06" and row.get("GMRES() / this") is not None]
@@ -76,7 +76,7 @@ def gradients(tables: Tables) -> Figure:
                 for row in tight
             },
         )
-        products.set(xscale="log", xlabel="products ÷ those of GMRES(), geometric mean")
+        products.set(xlabel="products ÷ those of GMRES(), geometric mean")
         products.set_title("Gradient to 1e-6 (on so many cells)")
     if not empty(scale, table := tables.get("loss_scale")):
         assert table is not None
@@ -100,7 +100,7 @@ def gradients(tables: Tables) -> Figure:
             if "ratio" in row:
                 groups.setdefault(str(row["network"]), {})[str(row["of"])] = _spread(row)
         bars(proximal, groups)
-        proximal.set(xscale="log", xlabel="seconds ÷ deepinv's", title="PGD and FISTA as networks")
+        proximal.set(xlabel="seconds ÷ deepinv's", title="PGD and FISTA as networks")
     return figure
 
 

@@ -9,6 +9,7 @@ import matplotlib as mpl
 
 mpl.use("Agg")  # figures go to files, whatever display there is
 import matplotlib.pyplot as plt
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from implicit.plots import COLOURS, LINES, MARKERS
 
@@ -83,7 +84,10 @@ def curves(ax: Axes, series: Mapping[str, Mapping[float, float]], *, paired: boo
 
 
 def bars(ax: Axes, groups: Mapping[str, Mapping[str, tuple[float, float, float]]], *, line: float | None = 1.0) -> None:
-    """Group → series → (value, least, largest), horizontal, from the line where neither side is ahead, or from 0."""
+    """Group → series → (value, least, largest), horizontal, from the line where neither side is ahead, or from 0.
+
+    With such a line the values are ratios, and the axis is logarithmic.
+    """
     names = list(dict.fromkeys(series for group in groups.values() for series in group))
     if not names:
         _say(ax, "no peer is installed")
@@ -114,6 +118,10 @@ def bars(ax: Axes, groups: Mapping[str, Mapping[str, tuple[float, float, float]]
     ax.grid(visible=False, axis="y")
     if line is not None:
         ax.axvline(line, color="black", linewidth=1)
+        ax.set_xscale("log")
+        ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        ax.xaxis.set_major_formatter("{x:g}")
+        ax.xaxis.set_minor_formatter(NullFormatter())
     if len(names) > 1:
         _legend(ax)
 

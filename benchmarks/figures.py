@@ -119,7 +119,8 @@ def parallel(tables: Tables) -> Figure:
         assert table is not None
         wide = max(number(row["width"]) for row in table.rows)
         curves(axes[2], _against_depth(table, "inference", wide))
-        axes[2].set(xlabel="layers", ylabel="seconds ÷ serial", title=f"Inference, width {wide:.0f}, larger batch")
+        batch = max(number(row["batch"]) for row in table.rows)
+        axes[2].set(xlabel="layers", ylabel="seconds ÷ serial", title=f"Inference, width {wide:.0f}, batch {batch:.0f}")
     if not empty(axes[3], table := tables.get("branches")):
         assert table is not None
         found = {

@@ -17,6 +17,7 @@ from .report import Cell, Table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
 HATCHES = ("", "///", "...", "xxx", "\\\\\\", "+++")
@@ -76,6 +77,9 @@ def curves(ax: Axes, series: Mapping[str, Mapping[float, float]], *, paired: boo
             label=name,
         )
     ax.set(xscale="log", yscale="log")
+    values = [value for points in series.values() for value in points.values() if value > 0]
+    if values and max(values) < 300 * min(values):
+        _plain(ax.yaxis)
     if ticks:
         marks = sorted({round(x) for points in series.values() for x in points})
         ax.set_xticks(marks, [str(mark) if mark < 1000 else f"$2^{{{mark.bit_length() - 1}}}$" for mark in marks])
@@ -119,11 +123,16 @@ def bars(ax: Axes, groups: Mapping[str, Mapping[str, tuple[float, float, float]]
     if line is not None:
         ax.axvline(line, color="black", linewidth=1)
         ax.set_xscale("log")
-        ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        ax.xaxis.set_major_formatter("{x:g}")
-        ax.xaxis.set_minor_formatter(NullFormatter())
+        _plain(ax.xaxis)
     if len(names) > 1:
         _legend(ax)
+
+
+def _plain(axis: Axis) -> None:
+    """Numbers rather than powers of ten on a logarithmic axis."""
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter("{x:g}")
+    axis.set_minor_formatter(NullFormatter())
 
 
 def _legend(ax: Axes) -> None:

@@ -70,7 +70,7 @@ def depth(quick: bool, progress: Progress) -> Table:
     for number in DEPTHS[:1] if quick else DEPTHS:
         for width, batch in ((48, 1),) if quick else ((48, 1), (192, 8)):
             progress(f"depth: {number} layers, width {width}, batch {batch}")
-            seconds = seconds_of(width, batch, number, "cpu", 2 if quick else 7)
+            seconds = seconds_of(width, batch, number, "cpu", 2 if quick else 7 if number <= 64 else 3)
             errors, exponent = sweep_errors(width, number, "cpu")
             by_name = {swept(k): error for k, error in errors.items()}
             for name in seconds["inference"]:

@@ -27,6 +27,8 @@ bench: .venv/.bench
 	$(BIN)/python -m benchmarks solvers
 	$(BIN)/python -m benchmarks gradients
 	$(BIN)/python -m benchmarks parallel
+	$(BIN)/python -m benchmarks memory
+	$(BIN)/python -m benchmarks training
 
 notebooks: .venv/.dev
 	for notebook in notebooks/*.ipynb; do \

@@ -26,10 +26,24 @@ def _parallel(quick: bool, folder: Path) -> None:
     compare(quick, folder)
 
 
+def _memory(quick: bool, folder: Path) -> None:
+    from .memory import compare
+
+    compare(quick, folder)
+
+
+def _training(quick: bool, folder: Path) -> None:
+    from .training import compare
+
+    compare(quick, folder)
+
+
 BENCHMARKS: dict[str, tuple[str, Callable[[bool, Path], None]]] = {
-    "solvers": ("overhead, evaluations, frugality, honest failure and memory, beside the peers", _solvers),
-    "gradients": ("errors, products, second derivatives, seconds and memory, beside the peers", _gradients),
+    "solvers": ("overhead, evaluations, frugality, honest failure, growth with batch and state", _solvers),
+    "gradients": ("errors, products, second derivatives and seconds", _gradients),
     "parallel": ("branches batched and in a loop, time against depth", _parallel),
+    "memory": ("peaks of solvers and gradients against steps", _memory),
+    "training": ("an equilibrium classifier of digits, from the same weights on the same batches", _training),
 }
 """Name → (what it measures, its entry)."""
 
@@ -39,7 +53,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Measurements beside the peers.")
     parser.add_argument("name", nargs="?", help="; ".join(f"{name}: {what}" for name, (what, _) in BENCHMARKS.items()))
     parser.add_argument("--quick", action="store_true", help="few repeats, small tables: does it run, in a minute")
-    parser.add_argument("--out", type=Path, default=Path("runs/benchmarks"), help="folder of the JSON file")
+    parser.add_argument("--out", type=Path, default=Path("runs/benchmarks"), help="folder of JSON file and figure")
     arguments = parser.parse_args()
     if arguments.name is None:
         print("python -m benchmarks NAME: name one of", file=sys.stderr)

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from solvers import Anderson, Broyden, Monotone, NewtonKrylov, Picard, Solver, solve
 
+from .contenders import contenders
 from .counting import relative_residual
-from .peers import LIMIT, contenders
+from .peers import LIMIT
 from .problem import Problem
 from .problems import PROBLEMS
 from .report import Cell, Progress, Table
@@ -48,7 +49,8 @@ def evaluations(digits: int, quick: bool, progress: Progress) -> dict[str, Table
     )
     how_peers = (
         "the peers' defaults; counted inside f, row by row, up to the first evaluation that meets the test, wherever "
-        "they stop themselves. plain: fixed-point iteration; –: needs arrays of its own framework."
+        "they stop themselves. plain: fixed-point iteration; –: needs arrays of its own framework. newton, chord: with "
+        "their dense Jacobians, each as many products as a row has entries."
     )
     summary = [_summary(name, counts, best) for name, counts in (ours | peers).items()]
     return {

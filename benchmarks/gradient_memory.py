@@ -20,10 +20,10 @@ from implicit import (
 from solvers import Anderson, Picard, Reversible, Solver
 
 from .cells import ConvolutionalCell
-from .memory import in_process_of_its_own, resident
 from .peers import installed
 from .problem import normal
 from .report import Cell, Progress, Table
+from .solver_memory import in_process_of_its_own, resident
 
 SHAPE = (8, 16, 48, 48)
 STEPS = (10, 40, 160)

@@ -39,21 +39,16 @@ FLOOR = 0.01
 def overhead(quick: bool, progress: Progress) -> Table:
     """Per call of f, over bare f."""
     rows: list[dict[str, Cell]] = []
-    for name, (solver, method) in PAIRS.items():
+    for name in PAIRS:
         ratios, least = [], []
         for batch, dim in SHAPES[:3] if quick else SHAPES:
             progress(f"overhead: {name} at ({batch}, {dim})")
-            f, z0 = _slow(batch, dim)
-            runs = _runs(f, z0, solver, method)
-            times = _times(runs, 2 if quick else 11 if batch * dim > MANY else 31, warm=batch * dim <= MANY)
-            calls = {key: _calls(f, run) for key, run in runs.items()}
-            per_call = {key: [seconds / calls[key] for seconds in found] for key, found in times.items()}
-            medians = {key: 1e6 * statistics.median(found) for key, found in per_call.items()}
-            row: dict[str, Cell] = {"solver": name, "shape": f"({batch}, {dim})", **medians}
-            if "torchdeq" in runs:
-                found = _ratios(per_call)
+            per_call = per_call_of(name, batch, dim, 2 if quick else 11 if batch * dim > MANY else 31)
+            row: dict[str, Cell] = {"solver": name, "shape": f"({batch}, {dim})", **medians_of(per_call)}
+            if "torchdeq" in per_call:
+                found = ratios_of(per_call)
                 ratios.append(statistics.median(found))
-                least += _ratios({key: [min(found)] for key, found in per_call.items()})
+                least += ratios_of({key: [min(found)] for key, found in per_call.items()})
                 row |= {"ratio": ratios[-1], "min": min(found), "max": max(found), "ratio of least": least[-1]}
             rows.append(row)
         if ratios:
@@ -66,6 +61,20 @@ def overhead(quick: bool, progress: Progress) -> Table:
         f"f(z) = a z + x elementwise, float32, {STEPS} steps, no stop in reach; Anderson's memory is 6 on both sides.",
     ]
     return Table("Overhead: time per call of f, µs", rows, notes)
+
+
+def per_call_of(name: str, batch: int, dim: int, repeats: int) -> dict[str, list[float]]:
+    """Seconds per call of f, bare and by both solvers of this name, one a repeat."""
+    f, z0 = _slow(batch, dim)
+    runs = _runs(f, z0, *PAIRS[name])
+    calls = {key: _calls(f, run) for key, run in runs.items()}
+    times = _times(runs, repeats, warm=batch * dim <= MANY)
+    return {key: [seconds / calls[key] for seconds in found] for key, found in times.items()}
+
+
+def medians_of(per_call: dict[str, list[float]]) -> dict[str, float]:
+    """In µs."""
+    return {key: 1e6 * statistics.median(found) for key, found in per_call.items()}
 
 
 def compiled(quick: bool, progress: Progress) -> Table:
@@ -131,12 +140,12 @@ def _calls(f: Counted, run: Callable[[], object]) -> int:
 
 @torch.no_grad()
 def _times(runs: Runs, repeats: int, *, warm: bool) -> dict[str, list[float]]:
-    for run in (*runs.values(), *runs.values()):
+    for run in runs.values():
         run()
     return by_turns(runs, repeats, warm=warm)
 
 
-def _ratios(per_call: dict[str, list[float]]) -> list[float]:
+def ratios_of(per_call: dict[str, list[float]]) -> list[float]:
     """Of the overheads, one a repeat."""
     bare, peer = (statistics.median(per_call[name]) for name in ("f", "torchdeq"))
     drowned = peer - bare < DROWNED * bare

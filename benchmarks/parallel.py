@@ -19,11 +19,11 @@ from .run import run
 
 SHAPES = ((1, 17, 64), (8, 17, 32), (8, 65, 16), (32, 65, 8))
 """Batch, tokens, branches; width 192, three heads, hidden 768, one block a branch."""
-DEPTHS = (4, 16, 64)
+DEPTHS = (4, 16, 64, 256)
 
 
 def compare(quick: bool, folder: Path) -> None:
-    """Measure everything, print it and write `parallel.json` into the folder."""
+    """Measure everything, print it and write `parallel.json` and `parallel.png` into the folder."""
     run("parallel", _tables, (), quick, folder)
 
 
@@ -70,7 +70,7 @@ def depth(quick: bool, progress: Progress) -> Table:
     for number in DEPTHS[:1] if quick else DEPTHS:
         for width, batch in ((48, 1),) if quick else ((48, 1), (192, 8)):
             progress(f"depth: {number} layers, width {width}, batch {batch}")
-            seconds = seconds_of(width, batch, number, "cpu", 2 if quick else 7)
+            seconds = seconds_of(width, batch, number, "cpu", 2 if quick else 7 if number <= 64 else 3)
             errors, exponent = sweep_errors(width, number, "cpu")
             by_name = {swept(k): error for k, error in errors.items()}
             for name in seconds["inference"]:

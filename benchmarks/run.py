@@ -1,4 +1,4 @@
-"""What every benchmark does: say where it runs, print each table as it is done, keep all numbers in one file."""
+"""What every benchmark does: say where it runs, print each table as it is done, keep all numbers, draw a figure."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from .peers import missing, versions
+from .peers import installed, missing, versions
 from .report import Progress, Table
 
 Measurement = Callable[[bool, Progress], Table]
@@ -21,9 +21,9 @@ Measurements = Callable[[bool, Progress], Iterator[tuple[str, Table]]]
 
 
 def run(name: str, measurements: Measurements, peers: tuple[str, ...], quick: bool, folder: Path) -> None:
-    """Measure everything, print it and write `NAME.json` into the folder."""
+    """Measure everything, print it and write `NAME.json` and `NAME.png` into the folder."""
     progress = Progress()
-    machine = {
+    machine: dict[str, object] = {
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         "cores": os.cpu_count(),
@@ -36,23 +36,26 @@ def run(name: str, measurements: Measurements, peers: tuple[str, ...], quick: bo
     for line in skipped:
         print(line)
     tables: dict[str, Table] = {}
+    path = folder / f"{name}.json"
     for key, table in measurements(quick, progress):
         tables[key] = table
         progress.clear()
         print(f"\n{table}", flush=True)
-    path = folder / f"{name}.json"
-    path.write_text(
-        json.dumps(
-            {
-                "machine": machine,
-                "quick": quick,
-                "seconds": progress.seconds,
-                "skipped": skipped,
-                "tables": {key: asdict(table) for key, table in tables.items()},
-            },
-            indent=1,
-            ensure_ascii=False,
-            allow_nan=False,
-        )
-    )
+        found = {"machine": machine, "quick": quick, "seconds": progress.seconds, "skipped": skipped}
+        found["tables"] = {key: asdict(table) for key, table in tables.items()}
+        # after each table, so that a run cut short keeps what it has
+        path.write_text(json.dumps(found, indent=1, ensure_ascii=False, allow_nan=False))
     print(f"\nall numbers: {path}, after {progress.seconds:.0f} s")
+    if installed("matplotlib") is None:
+        print("the figure is skipped: matplotlib is not installed, see pip install -e '.[bench]'")
+        return
+    from .figures import FIGURES  # needs matplotlib
+
+    figure = FIGURES[name](tables)
+    figure.suptitle(f"python -m benchmarks {name}: {_where(machine)}", fontsize=9)
+    figure.savefig(path.with_suffix(".png"), dpi=150)
+    print(f"figure: {path.with_suffix('.png')}")
+
+
+def _where(machine: dict[str, object]) -> str:
+    return f"{machine['system']}, {machine['cores']} cores, {machine['threads']} threads, torch {machine['torch']}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import statistics
 import warnings
 from collections.abc import Callable
@@ -25,7 +24,7 @@ from solvers import GMRES, Anderson, Broyden, Picard, Solver
 
 from .cells import ConvolutionalCell, DenseCell
 from .counting import row_norms
-from .peers import TORCHDEQ, installed
+from .peers import TORCHDEQ, installed, torchdeq_equilibrium
 from .problem import normal
 from .report import Cell, Progress, Table
 
@@ -117,29 +116,14 @@ def _forwards() -> dict[str, Forward]:
         label: partial(_ours, solver, gradient) for label, (solver, gradient) in (OURS | CHEAP).items()
     }
     if installed("torchdeq"):
-        forwards |= {f"torchdeq {name}": partial(_torchdeq, method) for name, method in TORCHDEQ.items()}
+        peer = partial(torchdeq_equilibrium, rtol=RTOL, steps=STEPS)
+        forwards |= {f"torchdeq {name}": partial(peer, method) for name, method in TORCHDEQ.items()}
     return forwards
 
 
 def _ours(solver: Solver, gradient: Gradient, cell: nn.Module, x: Tensor) -> Tensor:
     z = Equilibrium(cell, solver=solver, gradient=gradient, rtol=RTOL, max_steps=STEPS)(x)
     assert isinstance(z, Tensor)  # as x is
-    return z
-
-
-def _torchdeq(method: str, cell: nn.Module, x: Tensor) -> Tensor:
-    deq = importlib.import_module("torchdeq").get_deq(
-        ift=True,
-        f_solver=method,
-        b_solver=method,
-        f_tol=RTOL,
-        b_tol=RTOL,
-        f_stop_mode="rel",
-        b_stop_mode="rel",
-        f_max_iter=STEPS,
-        b_max_iter=STEPS,
-    )
-    z: Tensor = deq(lambda z: cell(z, x), torch.zeros_like(x))[0][-1]
     return z
 
 

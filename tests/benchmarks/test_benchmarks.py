@@ -1,5 +1,6 @@
 """The benchmarks run, their problems are what they say, and the counts they print are true."""
 
+import importlib.util
 import json
 import math
 import subprocess
@@ -13,7 +14,9 @@ from benchmarks.counting import Counted, Watch
 from benchmarks.differentiation import measured, ours
 from benchmarks.evaluations import SOLVERS
 from benchmarks.exact import exact
+from benchmarks.jax_peers import with_optimistix
 from benchmarks.problems import PROBLEMS, build
+from benchmarks.solver_memory import in_process_of_its_own, peak
 from implicit import ImplicitGradient, NeumannGradient
 from solvers import Anderson, Broyden, NewtonKrylov, solve
 
@@ -24,13 +27,20 @@ def run(*arguments, **options):
     )
 
 
+def pictured(path, result):
+    """Whether the figure is there, or said to be left out for want of matplotlib."""
+    if importlib.util.find_spec("matplotlib") is None:
+        return not path.exists() and "the figure is skipped: matplotlib" in result.stdout
+    return path.stat().st_size > 10_000 and f"figure: {path}" in result.stdout
+
+
 def test_a_quick_run_prints_and_writes_every_table(tmp_path):
     result = run("solvers", "--quick", "--out", str(tmp_path))
     assert result.returncode == 0, result.stderr
     written = json.loads((tmp_path / "solvers.json").read_text())
     evaluations = {f"evaluations_1e-{digits}_{part}" for digits in (4, 8) for part in ("ours", "peers", "summary")}
-    others = {"overhead", "compiled", "frugality", "scaling", "monotone", "failed_safely", "solvable", "memory"}
-    assert set(written["tables"]) == evaluations | others
+    others = {"overhead", "compiled", "frugality", "scaling", "monotone", "failed_safely", "solvable", "proximal"}
+    assert set(written["tables"]) == evaluations | others | {"growth_state", "growth_batch"}
     for table in written["tables"].values():
         assert table["title"] in result.stdout
         # an empty table says why
@@ -43,9 +53,15 @@ def test_a_quick_run_prints_and_writes_every_table(tmp_path):
     ours, peers = (written["tables"][f"evaluations_1e-8_{part}"]["rows"] for part in ("ours", "peers"))
     for row, beside in zip(ours, peers):
         # plain iteration is the same in every framework
-        for name in ("torchdeq plain", "jaxopt plain"):
+        for name in ("torchdeq plain", "jaxopt plain", "optimistix plain"):
             assert beside.get(name, "–") in ("–", row["Picard"])
+    for row in written["tables"]["proximal"]["rows"]:
+        if row["algorithm"] in ("PGD", "FISTA"):  # the same algorithms, step for step
+            assert row.get("1e-8 deepinv", row["1e-8 ours"]) == row["1e-8 ours"]
+    for row in written["tables"]["growth_batch"]["rows"]:
+        assert row["ours unsolved"] == 0
     assert "s] failed safely: Picard" in result.stderr
+    assert pictured(tmp_path / "solvers.png", result)
 
 
 def test_a_quick_run_of_parallel_prints_and_writes_every_table(tmp_path):
@@ -59,6 +75,7 @@ def test_a_quick_run_of_parallel_prints_and_writes_every_table(tmp_path):
     assert all(row["batched ÷ loop"] > 0 for row in tables["branches"]["rows"])
     by_network = {row["network"]: row for row in tables["depth"]["rows"]}
     assert by_network["serial"]["inference ÷ serial"] == 1
+    assert pictured(tmp_path / "parallel.png", result)
     assert by_network["4 sweeps"]["relative error"] < 1e-5 < by_network["1 sweep"]["relative error"]
 
 
@@ -67,7 +84,8 @@ def test_a_quick_run_of_gradients_prints_and_writes_every_table(tmp_path):
     assert result.returncode == 0, result.stderr
     tables = json.loads((tmp_path / "gradients.json").read_text())["tables"]
     cases = {f"backward {name}" for name in QUICK}
-    assert set(tables) == {"training_step", "products", "second_derivatives", "loss_scale", "memory"} | cases
+    others = {"training_step", "proximal_seconds", "proximal_gradients", "products", "second_derivatives", "loss_scale"}
+    assert set(tables) == others | cases
     for table in tables.values():
         assert table["title"] in result.stdout
         assert table["rows"] or any(note.startswith("skipped: ") for note in table["notes"])
@@ -81,6 +99,44 @@ def test_a_quick_run_of_gradients_prints_and_writes_every_table(tmp_path):
     for name in cases:
         exact = [row for row in tables[name]["rows"] if row["gradient"].startswith("ImplicitGradient(GMRES")]
         assert all(row["error"] < 1e-3 and row["cosine"] > 0.999 for row in exact)
+
+    plain = [row for row in tables["proximal_gradients"]["rows"] if row["network"] == "PGD, DEQ, plain"]
+    assert all(row["error"] < 1e-2 for row in plain)
+    assert pictured(tmp_path / "gradients.png", result)
+
+
+def test_a_quick_run_of_memory_says_what_it_leaves_out(tmp_path):
+    result = run("memory", "--quick", "--out", str(tmp_path))
+    assert result.returncode == 0, result.stderr
+    tables = json.loads((tmp_path / "memory.json").read_text())["tables"]
+    assert set(tables) == {"solvers", "gradients"}
+    assert all("skipped: --quick leaves out" in table["notes"][0] for table in tables.values())
+    assert pictured(tmp_path / "memory.png", result)
+
+
+def test_a_quick_run_of_training_learns_from_the_same_weights(tmp_path):
+    result = run("training", "--quick", "--out", str(tmp_path))
+    assert result.returncode == 0, result.stderr
+    tables = json.loads((tmp_path / "training.json").read_text())["tables"]
+    assert set(tables) == {"training", "accuracy", "seconds"}
+    rows = tables["training"]["rows"]
+    exact = [row["accuracy, %"] for row in rows if "Phantom" not in row["trained with"]]
+    assert max(exact) - min(exact) < 2  # solved to the same tolerance, they all but share their path
+    assert min(exact) > 30  # of ten classes, after ten steps
+    assert all(row["rows a row"] <= row["evaluations a step"] * 1.2 for row in rows)
+    assert pictured(tmp_path / "training.png", result)
+
+
+def test_memory_is_measured_in_a_process_of_its_own():
+    few, many = (in_process_of_its_own(peak, "Broyden", "ours", steps) / 2**20 for steps in (2, 6))
+    assert 0 < few < many < 200
+
+
+@pytest.mark.parametrize(("solver", "least", "most"), [("Newton", 66, 66), ("Chord", 66, 67)])
+def test_an_affine_problem_takes_newton_one_jacobian(solver, least, most):
+    pytest.importorskip("optimistix", reason="a peer")
+    # one evaluation and 64 products, then the evaluation that meets the test
+    assert least <= with_optimistix(solver, PROBLEMS["Gaussian 0.95"], 1e-8) <= most
 
 
 def test_products_are_counted_inside_the_cell():
@@ -101,7 +157,7 @@ def test_the_name_is_asked_for():
 def test_an_unknown_name_is_one_line():
     result = run("gradient")
     assert result.returncode == 2
-    assert result.stderr == "no benchmark 'gradient': name one of solvers, gradients, parallel\n"
+    assert result.stderr == "no benchmark 'gradient': name one of solvers, gradients, parallel, memory, training\n"
 
 
 def test_a_folder_that_cannot_be_used_is_one_line(tmp_path):

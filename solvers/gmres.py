@@ -65,11 +65,13 @@ class GMRES(Solver):
         stride = torch.linalg.vector_norm(direction, dim=1) / torch.linalg.vector_norm(change, dim=1)
         stride = stride.nan_to_num(nan=1.0).clamp(max=1).unsqueeze(1)
         if filled:
-            # twice is enough to orthogonalise to working precision (Kahan, Parlett)
+            # twice is enough to orthogonalise to working precision (Kahan, Parlett); the direction follows in one go
+            total = change.new_zeros(())
             for _ in range(2):
                 shares = torch.bmm(change.unsqueeze(1), changes[:, :filled].mT)
                 change = torch.baddbmm(change.unsqueeze(1), shares, changes[:, :filled], alpha=-1).squeeze(1)
-                direction = torch.baddbmm(direction.unsqueeze(1), shares, directions[:, :filled], alpha=-1).squeeze(1)
+                total = total + shares
+            direction = torch.baddbmm(direction.unsqueeze(1), total, directions[:, :filled], alpha=-1).squeeze(1)
         length = torch.linalg.vector_norm(change, dim=1, keepdim=True).clamp_(min=torch.finfo(z.dtype).tiny)
         direction = product_into(directions[:, filled], direction, 1 / length)
         change = product_into(changes[:, filled], change, 1 / length)

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 
 import pytest
@@ -37,10 +38,18 @@ def weights(folder, name):
     return torch.load(path, weights_only=True)["state_dict"]
 
 
+@contextmanager
 def start(*arguments, cwd, launcher=("-m", "experiments.cli")):
+    """A process that, with those that it starts, ends with the block at the latest: one that hangs hangs no tests."""
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen([sys.executable, *launcher, *arguments], cwd=cwd, env=environment, **pipes)
+    command = [sys.executable, *launcher, *arguments]
+    with subprocess.Popen(command, cwd=cwd, env=environment, start_new_session=True, **pipes) as process:
+        try:
+            yield process
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
 
 
 @pytest.fixture(scope="module")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,11 +13,13 @@ import torch
 from torch import Tensor
 
 from solvers import Anderson, ConvergenceError, NewtonKrylov, State
-from solvers.problem import mapped
+from solvers.problem import mapped, prepare
 
 from ..calls import Call
 from ..equilibrium import Equilibrium
 from ..gradients import Gradient, ImplicitGradient
+from ..graph import refuse_hidden
+from ..parametrized import one_weight
 from ..recording import record
 from .tables import Line, Table
 
@@ -99,6 +102,7 @@ def exact_layer(layer: Equilibrium, inputs: tuple[Any, ...], z0: State | None) -
     exact.gradient, exact.rtol, exact.atol = ImplicitGradient(rtol=EXACT, max_steps=1000), EXACT, 0.0
     exact.max_steps, exact.compile_solve = max(1000, layer.max_steps), False
     doubled, start = _doubled(layer, inputs, z0)
+    _refuse_hidden(exact, doubled, start)
     for exact.solver in (layer.solver, Anderson(), NewtonKrylov()):
         try:
             solution = exact.solve(*doubled, z0=start)
@@ -112,6 +116,13 @@ def exact_layer(layer: Equilibrium, inputs: tuple[Any, ...], z0: State | None) -
     raise ConvergenceError(
         f"the exact gradient cannot be found, solves to {EXACT:g} in float64 do not converge: {solution.summary()}"
     )
+
+
+def _refuse_hidden(layer: Equilibrium, inputs: tuple[Any, ...], start: State) -> None:
+    problem = prepare(layer.cell, start, inputs, compact=False)
+    with torch.enable_grad(), one_weight(layer.cell), suppress(RuntimeError, TypeError):  # a failure is told later
+        point = problem.layout.flatten(start).detach().requires_grad_()
+        refuse_hidden("the gradient", problem, point, problem(point))
 
 
 def _doubled(layer: Equilibrium, inputs: tuple[Any, ...], z0: State | None) -> tuple[tuple[Any, ...], State]:

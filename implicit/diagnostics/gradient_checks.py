@@ -12,6 +12,8 @@ from torch import Tensor
 from solvers import ConvergenceError, Status
 
 from ..gradients import ImplicitGradient
+from ..graph import refuse_hidden
+from ..parametrized import one_weight
 from ..recording import record
 from .audit import as_double, compare_gradients, differentiable, exact_layer
 from .findings import Finding, Look, name_rows
@@ -24,26 +26,30 @@ def backward(look: Look) -> Finding | None:
     inputs, wanted = differentiable(look.layer, look.inputs)
     if not wanted:
         return None
+    with torch.enable_grad(), one_weight(look.layer.cell):
+        point = look.value.detach().requires_grad_()
+        try:
+            refuse_hidden("the cell", look.problem, point, look.problem(point))
+        except ValueError as hidden:
+            return Finding("no gradient", str(hidden), "The layer can be solved, but not trained through")
     with torch.enable_grad(), record() as log:
         flat = look.problem.layout.flatten(look.layer(*inputs, z0=look.z0))
-        if not flat.requires_grad:
-            return Finding(
-                "no gradient",
-                "the layer's output has no graph, although parameters or inputs want a gradient",
-                "Take torch.no_grad, detach and NumPy out of the cell",
-            )
         direction = torch.randn(flat.shape, generator=torch.Generator().manual_seed(0)).to(flat)
         found: Sequence[Tensor | None] = ()
         with suppress(ConvergenceError):  # of Unconverged.RAISE; the log has it
             found = torch.autograd.grad(flat, wanted, direction, allow_unused=True)
+    good = look.solution.converged
     broken = sum(not bool(gradient.isfinite().all()) for gradient in found if gradient is not None)
-    if broken and not bool((look.solution.status == Status.NON_FINITE).any()):
+    adjoint = [entry.solution.status == Status.NON_FINITE for entry in log.backward]
+    if not bool((look.solution.status == Status.NON_FINITE).any()) and (broken or any(map(Tensor.any, adjoint))):
+        where = f"that of {broken} of {len(wanted)} parameters and inputs holds NaN or Inf"
+        if not broken:
+            where = f"the adjoint solve of {name_rows(torch.stack(adjoint).any(dim=0))} met NaN or Inf"
         return Finding(
             "gradient that is not finite",
-            f"that of {broken} of {len(wanted)} parameters and inputs holds NaN or Inf, though the solution is finite",
+            f"{where}, though the solution is finite",
             "Look for Inf in the inputs, and for roots, norms and quotients at 0 in the cell: add a small number there",
         )
-    good = look.solution.converged
     resolved = 4 * look.problem.rounding  # what the dtype cannot do better
     failures = [
         (entry.solution, bad)

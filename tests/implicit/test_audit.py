@@ -8,7 +8,7 @@ from torch import nn
 
 from implicit import Equilibrium, ImplicitGradient, NeumannGradient, PhantomGradient
 from implicit.diagnostics import compare_gradients, gradient_audit
-from solvers import ConvergenceError
+from solvers import ConvergenceError, Picard
 
 
 class Affine(nn.Module):
@@ -84,3 +84,23 @@ def test_what_has_no_reference_is_refused_in_words():
         warnings.simplefilter("ignore")
         with pytest.raises(ConvergenceError, match="exact gradient cannot be found"):
             gradient_audit(nowhere, x)
+
+
+def test_a_cell_that_hides_its_derivative_has_no_gradient_to_audit():
+    class Hidden(Cell):
+        @torch.no_grad()
+        def forward(self, z, x):
+            return super().forward(z, x)
+
+    with pytest.raises(ValueError, match="the gradient: f depends on z, but its image has no graph"):
+        gradient_audit(Equilibrium(Hidden()), torch.randn(3, 6))
+
+
+def test_the_reference_is_found_where_the_layers_own_solver_could_not():
+    layer = Equilibrium(Affine(torch.diag(torch.tensor([0.999, 0.5]))), solver=Picard(), rtol=1e-2, max_steps=1000)
+    x = torch.ones(2, 2)
+    audit = gradient_audit(layer, x)  # with respect to x it is exact wherever the solve stops
+    assert audit.relative_error < 1e-2
+    with torch.inference_mode():
+        again = gradient_audit(layer, torch.ones(2, 2))
+    assert again.cosine == pytest.approx(audit.cosine)

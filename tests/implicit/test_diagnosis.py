@@ -250,3 +250,98 @@ def test_a_cell_that_fails_in_float64_is_said_to():
             return torch.tanh(z @ self.weight + x)
 
     assert names(Equilibrium(Single()), torch.randn(4, 8)) == ["cell tied to its dtype"]
+
+
+def test_a_cycle_is_named_with_its_period():
+    angle = 2 * torch.pi / 3
+    turn = torch.tensor([[torch.cos(torch.tensor(angle)), -torch.sin(torch.tensor(angle))],
+                         [torch.sin(torch.tensor(angle)), torch.cos(torch.tensor(angle))]])  # fmt: skip
+    (finding,) = diagnose(Equilibrium(Affine(turn), solver=Picard(), max_steps=400), torch.ones(2, 2))
+    assert finding.name == "stalled or cycling rows"
+    assert "with period 3" in finding.evidence
+
+
+def test_rows_that_fall_slowly_are_on_their_way():
+    found = names(Equilibrium(Affine(0.995 * torch.eye(2)), solver=Picard(), max_steps=300), torch.ones(2, 2))
+    assert found == ["steps ran out"]
+
+
+@pytest.mark.parametrize("factor", [0.97, 0.99, 0.999])
+def test_a_loose_tolerance_is_found_where_plain_steps_could_not_tighten_it(factor):
+    layer = Equilibrium(Affine(torch.tensor([[factor]])), solver=Picard(), rtol=1e-2, max_steps=1000)
+    assert "tolerance too loose for the gradient" in names(layer, torch.ones(1, 1))
+
+
+def test_one_loose_row_among_many_is_named():
+    class Rows(nn.Module):
+        def forward(self, z, slope):
+            return slope * z + 1
+
+    slopes = torch.full((64, 1), 0.1)
+    slopes[7] = 0.99
+    (finding,) = diagnose(Equilibrium(Rows(), solver=Picard(), rtol=1e-2, max_steps=500), slopes)
+    assert finding.name == "tolerance too loose for the gradient"
+    assert "row 7 lie up to" in finding.evidence or "row 7 lies up to" in finding.evidence
+
+
+@pytest.mark.parametrize("compact", [False, True])
+def test_batch_normalisation_is_found_whether_rows_are_dropped_or_not(compact):
+    layer = Equilibrium(Cell(extra=nn.BatchNorm1d(8)), compact=compact).train()
+    assert "rows coupled through the batch" in names(layer, torch.randn(4, 8))
+
+
+def test_a_shared_input_as_long_as_the_batch_is_no_obstacle():
+    assert names(Equilibrium(Shared(), compact=False), torch.randn(8, 8), 0.5 * torch.eye(8)) == []
+
+
+def test_a_cell_that_hides_its_derivative_and_one_whose_gradient_breaks():
+    class Hidden(Cell):
+        @torch.no_grad()
+        def forward(self, z, x):
+            return super().forward(z, x)
+
+    assert "no gradient" in names(Equilibrium(Hidden()), torch.randn(3, 8))
+
+    class Breaks(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.tensor(0.3))
+
+        def forward(self, z, x):  # the norm has no derivative at 0, which is the solution of a row of zeros
+            return self.weight * z * torch.tanh(z.square().sum(dim=1, keepdim=True).sqrt()) + x
+
+    x = torch.randn(3, 8)
+    x[1] = 0
+    assert "gradient that is not finite" in names(Equilibrium(Breaks()), x)
+
+
+def test_the_backward_solve_may_end_at_the_dtypes_floor():
+    layer = Equilibrium(Cell(), rtol=0.1).bfloat16()
+    assert "backward solve not converged" not in names(layer, torch.randn(8, 8).bfloat16())
+
+
+def test_noise_at_some_evaluations_is_found():
+    class Now(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.calls = 0
+
+        def forward(self, out):
+            self.calls += 1
+            return out + 0.1 * (self.calls % 5 == 0)
+
+    assert names(Equilibrium(Cell(extra=Now())), torch.randn(3, 8)) == ["stochastic cell"]
+
+
+def test_what_cannot_be_looked_at_is_refused_in_words():
+    import threading
+
+    class Locked(Cell):
+        def __init__(self):
+            super().__init__()
+            self.lock = threading.Lock()
+
+    with pytest.raises(TypeError, match="Locked cannot be copied"):
+        diagnose(Equilibrium(Locked()), torch.randn(2, 8))
+    with pytest.raises(TypeError, match="model is a function"):
+        diagnose(lambda x: x, torch.randn(2, 8))

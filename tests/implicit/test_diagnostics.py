@@ -69,3 +69,12 @@ def test_without_gradients_it_is_a_number():
 def test_bad_samples_are_named():
     with pytest.raises(ValueError, match="samples=0"):
         jacobian_penalty(Cell(), inputs(), (inputs(),), samples=0)
+
+
+def test_inference_mode_changes_no_penalty_and_hidden_derivatives_are_refused():
+    factor = torch.linspace(-1, 1, 5, dtype=torch.float64)
+    with torch.inference_mode():
+        z = torch.ones(2, 5, dtype=torch.float64)
+        torch.testing.assert_close(jacobian_penalty(lambda z: factor * z, z), factor.square().mean())
+    with pytest.raises(ValueError, match="jacobian_penalty: f depends on z"):
+        jacobian_penalty(torch.no_grad()(lambda z: 2 * z), torch.ones(2, 3))

@@ -124,3 +124,26 @@ def test_work_is_what_solve_counts_and_rises_with_precision():
     assert all(rows[i].evaluations < rows[i + 1].evaluations for i in (0, 2, 4))
     with pytest.raises(ValueError, match="at least one solver"):
         compare_solvers(f, z0, solvers={})
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_certified_bounds_hold_whatever_the_dtype_rounds(dtype):
+    z = solve(lambda z: 0.99 * z + 0.01, torch.zeros(3, 2, dtype=dtype), rtol=0, atol=0).value
+    bound = error_bound(lambda z: 0.99 * z + 0.01, z, monotonicity=0.01)
+    assert bool((bound.value >= (z.double() - 1).norm(dim=1)).all())
+
+
+def test_where_newtons_step_leads_nowhere_there_is_no_estimate():
+    z = torch.tensor([[-0.4], [0.3]], dtype=torch.float64)
+    assert error_bound(lambda z: z + 1 + z**2, z).value.isnan().all()
+    assert error_bound(lambda z: z + torch.exp(-z), z).value.isnan().all()
+
+
+def test_paths_that_all_lead_to_zero_are_aligned():
+    class Halves(nn.Module):
+        def forward(self, z, x):
+            return 0.0 * z
+
+    found = path_independence(Equilibrium(Halves()), torch.randn(3, 4))
+    assert found.alignment.tolist() == [1, 1, 1]
+    assert found.spread.tolist() == [0, 0, 0]

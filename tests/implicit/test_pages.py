@@ -97,3 +97,15 @@ def test_bounds_paths_and_tails_have_plain_numbers_and_a_page(layer):
     ends = tails(layer.solve(x))
     assert len(cells(page_of(ends))) == 6
     assert error_bound(lambda z: z + 1, z)._repr_html_().count("nan") == 3  # nothing is known
+
+
+def test_long_tables_are_cut_and_single_lines_have_a_page():
+    finding = Finding("a", "b", "c")
+    many = Table([finding] * 500)
+    assert len(repr(many)) < 3000
+    assert "… and 480 more rows" in repr(many)
+    assert len(cells(page_of(many))) == 20
+    assert cells(page_of(finding)) == [["a", "b", "c", ""]]
+    with implicit.record() as log:
+        Equilibrium(Cell())(torch.randn(2, 4))
+    assert log.forward[0].to_dict()["layer"] == "Equilibrium(Cell)"

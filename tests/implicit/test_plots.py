@@ -224,3 +224,40 @@ def test_pictures_draw_where_they_are_told(solution):
     for plot in (plot_work_precision, plot_gradient_error):
         with pytest.raises(ValueError, match="no rows to draw"):
             plot([])
+
+
+def test_what_holds_no_number_is_drawn_as_such(tmp_path):
+    nothing = solve(lambda z: z * float("nan"), torch.ones(3, 2), solver=Picard())
+    empty = solve(lambda z: z, torch.zeros(0, 1), solver=Picard())
+    exact = solve(lambda z: z, torch.ones(2, 1), solver=Picard())
+    nan = float("nan")
+    pictures = [plot_convergence(one, worst=2) for one in (nothing, empty, exact)]
+    pictures += [plot_convergence(nothing, seconds=1.0), plot_convergence(nothing, evaluations=True)]
+    pictures += [plot_work_precision([Work("a", 1e-2, nan, 4.0, 0.1, 0.0)])]
+    pictures += [plot_gradient_error([GradientError("a", 1e-2, nan, nan, 7.0, 0.1)])]
+    for number, ax in enumerate(pictures):
+        ax.figure.savefig(tmp_path / f"{number}.png")
+        assert "no finite number above 0" in [text.get_text() for text in ax.texts]
+        plt.close(ax.figure)
+    label = plot_eigenvalues([0.5, nan]).get_lines()[1].get_label()
+    assert label == "eigenvalues: largest modulus 0.5, 0 of 1 outside"
+
+
+def test_plain_data_are_drawn_too():
+    ax = plot_convergence({"one": [1.0, 0.1, 0.01], "rows": np.array([[1, 2], [0.5, 1], [0.25, np.nan]])}, worst=1)
+    lines = {line.get_label(): line.get_ydata() for line in ax.get_lines()}
+    np.testing.assert_allclose(lines["one"], [1, 0.1, 0.01])
+    np.testing.assert_allclose(lines["rows"], [1.5, 0.75, 0.625])
+    with pytest.raises(ValueError, match="needs a Solution"):
+        plot_convergence([1.0, 0.5], evaluations=True)
+    with pytest.raises(ValueError, match=r"shape \(1, 1, 1\)"):
+        plot_convergence([[[1.0]]])
+    assert plot_steps([3, 1, 4]).get_lines()[0].get_xdata().tolist() == [1, 1, 3, 4]
+    work = Work("a", 1e-2, 5e-3, 4.0, 0.1, 1.0)
+    assert plot_work_precision([work.to_dict()]).get_lines()[0].get_xydata().tolist() == [[5e-3, 4]]
+    error = GradientError("a", 1e-2, 0.9, 0.3, 7.0, 0.1)
+    assert plot_gradient_error([error.to_dict()]).get_lines()[0].get_xydata().tolist() == [[1e-2, 0.3]]
+    sample = Sample(3, "a", 1e-5, 1.0, 5.0, 7.0, 0.5, 0.9)
+    assert plot_monitor([sample.to_dict()])[0].get_lines()[0].get_xydata().tolist() == [[3, 1e-5]]
+    path = plot_trajectories(np.arange(12.0).reshape(3, 2, 2))
+    np.testing.assert_allclose(path.get_lines()[0].get_xydata(), [[0, 1], [4, 5], [8, 9]])

@@ -59,3 +59,23 @@ def test_standstill_cycles_and_short_traces_are_told_apart():
 def test_zeros_and_values_that_are_not_finite_are_left_out():
     (tail,) = tails(trace_of([1.0, 0.5, 0.25, 0.125, math.inf, 0.0]))
     assert tail.rate == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("period", [2, 3, 4, 5, 7, 9, 10])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_rotations_by_a_part_of_a_turn_go_round_after_so_many_steps(period, dtype):
+    angle = 2 * math.pi / period
+    turn = torch.tensor([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]], dtype=dtype)
+    bias = torch.tensor([1.0, 0.3], dtype=dtype)
+    z0 = torch.tensor([[0.0, 0.0], [0.7, -0.2]], dtype=dtype)
+    solution = solve(lambda z: z @ turn.T + bias, z0, solver=Picard(), max_steps=100)
+    assert [tail.period for tail in tails(solution)] == [period, period]
+
+
+def test_slow_convergence_is_neither_a_cycle_nor_a_standstill_and_gaps_are_no_steps():
+    slow, slower = tails(trace_of([0.995**k for k in range(400)], [0.999**k for k in range(400)]))
+    assert (slow.period, slow.stalled) == (slower.period, slower.stalled) == (0, False)
+    noisy = [0.9**k * (1 + 0.3 * math.sin(7.1 * k)) for k in range(40)]
+    assert tails(trace_of(noisy))[0].period == 0
+    gaps = [0.5**k if k % 3 else math.nan for k in range(1, 20)]
+    assert convergence_rate(trace_of(gaps)).item() == pytest.approx(0.5)

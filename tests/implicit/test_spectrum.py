@@ -140,3 +140,29 @@ def test_where_arnoldi_finds_nothing_the_dense_jacobian_is_looked_at():
     defective = 0.5 * torch.eye(200, dtype=torch.float64) + torch.diag(torch.ones(199).double(), 1)
     radius = spectral_radius(lambda z: z @ defective.T, torch.zeros(1, 200).double())
     assert 0.5 <= radius.item() < 1.6  # its pseudospectrum is the disc of radius 1 about 0.5
+
+
+@pytest.mark.parametrize("dim", [6, 140])
+def test_inference_mode_changes_no_number(dim):
+    factors = torch.linspace(0.1, 0.9, dim, dtype=torch.float64)
+    with torch.inference_mode():
+        z, x = torch.zeros(2, dim, dtype=torch.float64), torch.ones(2, dim, dtype=torch.float64)
+        for measure in (spectral_radius, spectral_norm):
+            found = measure(lambda z, x: factors * torch.sin(z) + x, z, (x,))
+            torch.testing.assert_close(found, torch.full((2,), 0.9).double(), rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("dim", [6, 140])
+def test_a_map_that_hides_its_derivative_is_refused(dim):
+    @torch.no_grad()
+    def hidden(z):
+        return 0.5 * z
+
+    for f in (hidden, lambda z: torch.from_numpy(0.5 * z.detach().numpy())):
+        with pytest.raises(ValueError, match="f depends on z, but its image has no graph"):
+            spectral_radius(f, torch.ones(1, dim))
+
+
+def test_jacobians_smaller_than_the_root_of_the_least_number_have_a_radius():
+    z = torch.zeros(1, 200, dtype=torch.float64)
+    assert spectral_radius(lambda z: 1e-200 * z, z).item() == pytest.approx(1e-200)

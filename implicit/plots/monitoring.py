@@ -48,7 +48,7 @@ def plot_monitor(samples: Iterable[Sample | Mapping[str, Any]], *, ax: Sequence[
     ax[1].set_ylim(bottom=0)
     ax[2].axhline(1, color="0.4", linewidth=1, linestyle=(0, (1, 1)))
     ax[3].set_ylim(min(0.95, ax[3].get_ylim()[0]), 1.02)  # a cosine that is 1 but for rounding is a line at 1
-    if own:  # beside the panels, since layers may be many
+    if own and len(layers) > 3:  # beside the panels, which would hold too little else
         ax[0].figure.legend(*ax[0].get_legend_handles_labels(), loc="outside right upper")
     else:
         ax[0].legend()

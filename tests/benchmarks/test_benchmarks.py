@@ -134,7 +134,7 @@ def test_memory_is_measured_in_a_process_of_its_own():
 
 @pytest.mark.parametrize(("solver", "least", "most"), [("Newton", 66, 66), ("Chord", 66, 67)])
 def test_an_affine_problem_takes_newton_one_jacobian(solver, least, most):
-    pytest.importorskip("optimistix", reason="a peer")
+    pytest.importorskip("optimistix", reason="needs optimistix, which the extra bench has")
     # one evaluation and 64 products, then the evaluation that meets the test
     assert least <= with_optimistix(solver, PROBLEMS["Gaussian 0.95"], 1e-8) <= most
 

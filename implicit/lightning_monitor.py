@@ -12,7 +12,8 @@ except ImportError as error:
     ) from error
 
 from .diagnostics import Table
-from .monitoring import Monitor, Sample, check_counts, scalars
+from .monitoring import Monitor, check_counts
+from .samples import Sample, scalars
 
 
 class MonitorCallback(Callback):

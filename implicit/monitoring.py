@@ -3,45 +3,20 @@
 from __future__ import annotations
 
 import csv
-import math
 import warnings
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Protocol
 
-import torch
 from torch import nn
 
-from solvers import ConvergenceError, Solution
-
-from .calls import Call, aside, first_of_each, layer_calls
-from .diagnostics import Line, Table, gradient_audit, spectral_radius
-from .parametrized import one_weight
+from .calls import Call, first_of_each, layer_calls
+from .diagnostics import Table
 from .recording import Log, record
+from .samples import COLUMNS, Sample, read_samples, sampled, scalars
 
-
-@dataclass(frozen=True)
-class Sample(Line):
-    """One layer at one step of training."""
-
-    step: int
-    """Of training, from 0."""
-    layer: str
-    """Its place in the model."""
-    residual: float
-    """Largest relative residual of its forward solves, over the rows."""
-    converged: float
-    """Share of the rows, forward."""
-    evaluations: float
-    """Of f a row, forward, summed over the layer's calls in this step."""
-    backward_evaluations: float
-    """Products of the backward solves a row, likewise; 0: the gradient policy solves nothing, or there was no loss."""
-    spectral_radius: float
-    """Largest over a few rows, at their solutions, in the layer's first call; NaN: it was not found."""
-    gradient_cosine: float
-    """Of the layer's gradient policy and the exact gradient, on the same rows; NaN: no exact one was found."""
+__all__ = ["Monitor", "MonitorWarning", "Sample", "read_samples"]
 
 
 class MonitorWarning(UserWarning):
@@ -115,7 +90,7 @@ class Monitor:
         stack.close()
         if kind is not None:
             return
-        found = [_sample(step, call, log, self.rows) for call in first_of_each(calls)]
+        found = [sampled(step, call, log, self.rows) for call in first_of_each(calls)]
         self._keep([sample for sample, _ in found])
         failures = [failure for _, failures in found for failure in failures]
         for failure in failures or ([] if calls else [f"the monitor saw no Equilibrium called at step {step}"]):
@@ -141,79 +116,3 @@ def check_counts(**counts: int) -> None:
     for name, value in counts.items():
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise ValueError(f"Monitor: {name}={value!r} must be an integer of at least 1")
-
-
-COLUMNS = [field.name for field in fields(Sample)]
-
-
-def scalars(sample: Sample) -> dict[str, float]:
-    """`implicit/LAYER/FIGURE` → its figures that are numbers."""
-    figures = {name: value for name, value in sample.to_dict().items() if name not in ("step", "layer")}
-    return {f"implicit/{sample.layer}/{name}": value for name, value in figures.items() if math.isfinite(value)}
-
-
-def read_samples(path: str | Path) -> Table[Sample]:
-    """The samples of a file that a `Monitor` has written."""
-    with Path(path).open(newline="") as file:
-        reader = csv.DictReader(file)
-        if reader.fieldnames != COLUMNS:
-            raise ValueError(f"{path} is no file of a Monitor: its columns are not {', '.join(COLUMNS)}")
-        kinds = {"step": int, "layer": str}
-        samples: Table[Sample] = Table()
-        for line in reader:
-            try:
-                samples.append(Sample(**{name: kinds.get(name, float)(line[name]) for name in COLUMNS}))
-            except (TypeError, ValueError) as error:
-                raise ValueError(
-                    f"{path}, line {reader.line_num} is no whole sample: take it out of the file"
-                ) from error
-        return samples
-
-
-def _sample(step: int, call: Call, log: Log, rows: int) -> tuple[Sample, list[str]]:
-    """And what could not be found, in words."""
-    forward, backward = (
-        [entry.solution for entry in entries if entry.name == call.name] for entries in (log.forward, log.backward)
-    )
-    converged = torch.cat([solution.converged for solution in forward]).double()
-    figures, failures = _looked_at(call, rows)
-    return Sample(
-        step=step,
-        layer=call.name,
-        residual=max((solution.residual.max().item() for solution in forward if len(solution.residual)), default=0.0),
-        converged=converged.mean().item() if len(converged) else 1.0,
-        evaluations=_a_row(forward),
-        backward_evaluations=_a_row(backward),
-        spectral_radius=figures[0],
-        gradient_cosine=figures[1],
-    ), failures
-
-
-def _looked_at(call: Call, rows: int) -> tuple[list[float], list[str]]:
-    """Radius and cosine, NaN where they are not found, and why: a training must not end for want of a figure."""
-    figures, failures = [], []
-    with aside(call.layer), call.conditions():
-        for name, look in (("spectral radius", _largest_radius), ("gradient cosine", _cosine)):
-            try:
-                figures.append(look(call.apart().of_rows(rows)))
-            except (ConvergenceError, ValueError):
-                figures.append(math.nan)  # there is none
-            except Exception as error:  # of the user's cell, under conditions that it was not written for
-                figures.append(math.nan)
-                failures.append(f"{call.name}: the monitor cannot find the {name} ({error})")
-    return figures, failures
-
-
-def _largest_radius(call: Call) -> float:
-    z, (f, own) = call.layer.solve(*call.inputs, z0=call.z0).value, call.by_row()
-    with one_weight(call.layer.cell):
-        radii = spectral_radius(f, z, own).tolist()
-    return max((found for found in radii if not math.isnan(found)), default=math.nan)
-
-
-def _cosine(call: Call) -> float:
-    return gradient_audit(call.layer, *call.inputs, z0=call.z0).cosine
-
-
-def _a_row(solutions: list[Solution]) -> float:
-    return sum(s.evaluations.double().mean().item() for s in solutions if len(s.evaluations))

@@ -12,12 +12,12 @@ from scipy.sparse.linalg import ArpackError, LinearOperator, eigs, svds
 from torch import Tensor
 
 from solvers import ConvergenceError, State
-from solvers.linearised import WAYS, first_way
 from solvers.problem import Problem, prepare
 
 from ..calls import detached
 from ..graph import refuse_hidden
 from ..parametrized import one_weight
+from .jacobians import NotFiniteError, Transposed, dense_jacobians, tracked
 
 DENSE = 128
 """Largest state, in numbers a row, whose Jacobian is formed at once; beyond, Krylov methods see products alone."""
@@ -126,9 +126,9 @@ def _rows(
     tolerance = max(1e-6, 100 * problem.rounding)
     with torch.no_grad(), one_weight(problem.f):
         flat = problem.layout.flatten(z)
-        refuse_hidden(name, problem, *_tracked(problem, flat))
+        refuse_hidden(name, problem, *tracked(problem, flat))
         if dim <= DENSE:
-            jacobians = _dense(problem, flat)
+            jacobians = dense_jacobians(problem, flat)
             for row, jacobian in enumerate(jacobians):
                 if np.isfinite(jacobian).all():
                     found[row] = dense(jacobian)
@@ -136,13 +136,13 @@ def _rows(
         for row in range(batch):
             index = torch.tensor([row], device=flat.device)
             alone = problem.take(index)
-            operator = _Transposed(alone, flat[index])
+            operator = Transposed(alone, flat[index])
             start = np.random.default_rng(0).standard_normal(dim)
             try:
                 # ARPACK squares what it sees, and cannot start from a Jacobian of 0
                 operator.scale = abs(operator.matvec(start)).max()
                 found[row] = operator.scale * krylov(operator, start, tolerance) if operator.scale else np.zeros(k)
-            except _NotFiniteError:
+            except NotFiniteError:
                 continue
             except ArpackError as error:
                 if dim > LARGEST:
@@ -150,62 +150,5 @@ def _rows(
                         f"{name}: ARPACK found nothing for row {row} ({error}); its products are exact to "
                         f"{tolerance:.0e} at best: use float64, or look at other rows"
                     ) from error
-                found[row] = dense(_dense(alone, flat[index])[0])
+                found[row] = dense(dense_jacobians(alone, flat[index])[0])
     return found
-
-
-def _tracked(problem: Problem, flat: Tensor) -> tuple[Tensor, Tensor]:
-    """A point and its image, with a graph between them."""
-    with torch.enable_grad():
-        point = flat.detach().requires_grad_()
-        return point, problem(point)
-
-
-def _dense(problem: Problem, flat: Tensor) -> NDArray[Any]:
-    """(batch, dim, dim) Jacobians, a vector–Jacobian product of the whole batch for each of their rows."""
-    jacobians = torch.zeros(*flat.shape, flat.shape[1], dtype=torch.float64)
-    point, image = _tracked(problem, flat)
-    for line in range(flat.shape[1] if image.requires_grad else 0):
-        unit = torch.zeros_like(image)
-        unit[:, line] = 1
-        (product,) = torch.autograd.grad(image, point, unit, retain_graph=True, materialize_grads=True)
-        jacobians[:, line] = product
-    return jacobians.numpy()
-
-
-class _NotFiniteError(Exception):
-    """A product was NaN or Inf."""
-
-
-class _Transposed(LinearOperator):  # type: ignore[misc]
-    """`Jᵀ / scale` of a problem of one row, as SciPy's operator: it has J's eigenvalues and singular values."""
-
-    def __init__(self, problem: Problem, flat: Tensor) -> None:
-        super().__init__(np.float64, (flat.shape[1], flat.shape[1]))
-        self._problem, self._flat, self.scale = problem, flat, np.float64(1)
-        self._point, self._image = _tracked(problem, flat)
-        self._forward: Callable[[Tensor], Tensor] | None = None
-
-    def _matvec(self, v: NDArray[Any]) -> NDArray[Any]:
-        if not self._image.requires_grad:
-            return np.zeros(self.shape[0])
-        cotangent = self._tensor(v)
-        (product,) = torch.autograd.grad(self._image, self._point, cotangent, retain_graph=True, materialize_grads=True)
-        return self._array(product)
-
-    def _rmatvec(self, v: NDArray[Any]) -> NDArray[Any]:
-        if not self._image.requires_grad:
-            return np.zeros(self.shape[0])
-        if self._forward is None:
-            way, _ = first_way(self._problem, self._flat, self._image.detach(), self._tensor(v))
-            self._forward = WAYS[way](self._problem, self._flat, self._image.detach())
-        return self._array(self._forward(self._tensor(v)))
-
-    def _tensor(self, v: NDArray[Any]) -> Tensor:
-        return torch.from_numpy(np.ascontiguousarray(v).reshape(1, -1)).to(self._flat)
-
-    def _array(self, product: Tensor) -> NDArray[Any]:
-        values: NDArray[Any] = product.detach()[0].double().cpu().numpy() / self.scale
-        if not np.isfinite(values).all():
-            raise _NotFiniteError
-        return values

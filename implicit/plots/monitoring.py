@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import matplotlib.pyplot as plt
 
-from ..monitoring import Sample
+from ..samples import Sample
 from .style import as_rows, logarithmic, looks
 
 if TYPE_CHECKING:

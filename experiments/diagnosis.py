@@ -19,7 +19,7 @@ ROWS, LARGE, LARGE_ROWS = 16, 1024, 4
 """Test rows that the diagnosis looks at; of inputs of more numbers than `LARGE` fewer, whose Jacobians are dear."""
 SPECTRUM_SHARE, SPECTRUM_VALUES, SPECTRUM_LAYERS = 4, 6, 3
 """At one in so many of those rows, so many eigenvalues of largest modulus, of so many layers, the ends included."""
-EXPECTED = (ConvergenceError, ValueError, torch.OutOfMemoryError)
+EXPECTED = (ConvergenceError, TypeError, ValueError, torch.OutOfMemoryError)
 """What a diagnosis may end with: the training that came before is not lost for it."""
 
 

@@ -159,9 +159,10 @@ def aside(model: nn.Module) -> Iterator[None]:
 
 def detached(values: Any) -> Any:
     """Nested tuples with every tensor without its graph; one of inference mode is copied, out of it."""
-    return mapped(values, lambda value: out_of_inference(value).detach() if isinstance(value, Tensor) else value)
 
+    def alone(value: Any) -> Any:
+        if not isinstance(value, Tensor):
+            return value
+        return value.clone() if value.is_inference() and not torch.is_inference_mode_enabled() else value.detach()
 
-def out_of_inference(tensor: Tensor) -> Tensor:
-    """The tensor, or outside of inference mode an ordinary copy of one that was made in it."""
-    return tensor.clone() if tensor.is_inference() and not torch.is_inference_mode_enabled() else tensor
+    return mapped(values, alone)

@@ -100,7 +100,12 @@ def _times(named: Mapping[str, object], seconds: float | Mapping[str, float]) ->
     return times
 
 
-def plot_steps(solution: Solution | Mapping[str, Solution], *, histogram: bool = False, ax: Axes | None = None) -> Axes:
+def plot_steps(
+    solution: Solution | ArrayLike | Mapping[str, Solution | ArrayLike],
+    *,
+    histogram: bool = False,
+    ax: Axes | None = None,
+) -> Axes:
     """How many rows had stopped after how many steps: the empirical distribution of `Solution.steps`, in percent.
 
     Args:

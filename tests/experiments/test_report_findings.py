@@ -1,6 +1,7 @@
 """What the diagnosis finds in trained networks, and how a page shows it."""
 
 import json
+import threading
 from dataclasses import replace
 
 import pytest
@@ -155,3 +156,15 @@ def test_rows_that_are_not_finite_are_found_and_have_no_eigenvalues():
 
 def test_a_page_without_equilibria_says_that_there_was_nothing_to_diagnose(comparison, opened, tmp_path):
     assert "there was nothing to diagnose" in section(opened(rendered(comparison, tmp_path), DESK))
+
+
+def test_a_network_that_cannot_be_copied_is_said_so_and_loses_nothing():
+    class Locked(Expanding):
+        def __init__(self):
+            super().__init__()
+            self.lock = threading.Lock()
+
+    found = diagnosed(nn.Sequential(nn.Linear(2, 3), Equilibrium(Locked())), torch.randn(20, 2))
+    assert found.findings == []
+    assert "cannot be copied" in found.failures[0]
+    assert found.layers == ["1"]

@@ -13,7 +13,7 @@ from solvers import State
 from solvers.agreement import agrees
 from solvers.coupling import resolve, verified
 from solvers.iteration import Keep
-from solvers.problem import Problem, Settings, prepare
+from solvers.problem import Problem, Settings, mapped, prepare
 from solvers.rescue import iterate_and_rescue
 
 from .explicit import Explicit
@@ -52,15 +52,16 @@ def differentiable_solve(
         torch.clear_autocast_cache()  # weights that were cast without a graph must not stand in for tracked ones
     start = layout.flatten(z0)  # afterwards, since a solve may have widened the working dtype
     # the tracked evaluation doubles as the check that dropping rows was sound
+    inputs = _computed(args)
     point = image = outcome.value
     if tracked or outcome.dropped:
-        point = gradient.point(outcome.value) if tracked else outcome.value
+        point = gradient.point(outcome.value, inputs) if tracked else outcome.value
         image = problem(point)
         if not agrees(outcome, image.detach(), problem.rounding, settings):
             if outcome.dropped:
                 with torch.no_grad():
                     outcome = resolve(problem, start.detach(), settings, outcome, keep)
-                point = gradient.point(outcome.value) if tracked else outcome.value
+                point = gradient.point(outcome.value, inputs) if tracked else outcome.value
                 image = problem(point)
             else:
                 warn_of_chance()
@@ -106,6 +107,13 @@ def _transformed_solve(
         return explicit(z, *tensors)
 
     return gradient.root(f, find, partial(report, logs, name, "backward"), *tensors)
+
+
+def _computed(args: tuple[Any, ...]) -> tuple[Tensor, ...]:
+    """The tensors in nested tuples that were computed with a graph."""
+    found: list[Tensor] = []
+    mapped(args, lambda value: found.append(value) if isinstance(value, Tensor) and value.grad_fn is not None else None)
+    return tuple(found)
 
 
 def _depends_on_more(

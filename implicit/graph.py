@@ -13,17 +13,21 @@ from solvers.problem import Problem
 
 class _Anchor(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, leaf: Tensor) -> Tensor:
+    def forward(ctx: Any, leaf: Tensor, *above: Tensor) -> Tensor:
         return leaf.view_as(leaf)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> None:
-        return None
+    def backward(ctx: Any, *grads: Tensor) -> tuple[None, ...]:
+        return (None,) * len(ctx.needs_input_grad)
 
 
-def anchored(value: Tensor) -> Tensor:
-    """The value as a point to differentiate at, inside the graph: a leaf would collect a `.grad` at every backward."""
-    anchor: Tensor = _Anchor.apply(value.detach().requires_grad_())
+def anchored(value: Tensor, *above: Tensor) -> Tensor:
+    """The value as a point to differentiate at, inside the graph: a leaf would collect a `.grad` at every backward.
+
+    Autograd looks no further up than the point that it differentiates at. Hanging the point below the tensors `above`,
+    which get no gradient from it, spares each product a walk through all that these were computed from.
+    """
+    anchor: Tensor = _Anchor.apply(value.detach().requires_grad_(), *above)
     return anchor
 
 

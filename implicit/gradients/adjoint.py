@@ -20,8 +20,8 @@ from .root import pullback
 class AdjointGradient(Gradient):
     """Solve `u = Jᵀu + g` at the solution in some way, then pull `u` back through the one tracked evaluation of f."""
 
-    def point(self, value: Tensor) -> Tensor:
-        return anchored(value)
+    def point(self, value: Tensor, inputs: tuple[Tensor, ...]) -> Tensor:
+        return anchored(value, *inputs)
 
     def attach(self, at: Evaluation) -> Tensor:
         inverse = inverse_estimate(at) if self.remembers else None

@@ -63,8 +63,8 @@ class Gradient(ABC):
     def check_solver(self, solver: Solver) -> None:  # noqa: B027, most policies work with any
         """Raise `TypeError` if the policy cannot work with this forward solver."""
 
-    def point(self, value: Tensor) -> Tensor:
-        """The solution as the tracked evaluation sees it."""
+    def point(self, value: Tensor, inputs: tuple[Tensor, ...]) -> Tensor:
+        """The solution as the tracked evaluation sees it; `inputs` are those arguments of f that have a history."""
         return value.detach()
 
     @abstractmethod

@@ -170,6 +170,24 @@ def test_a_layer_of_a_layer():
     assert torch.autograd.gradcheck(lambda x: layer(layer(x)), (inputs(2),))
 
 
+def test_the_backward_solve_does_not_walk_through_what_came_before_the_layer():
+    # autograd looks no further up than the point that it differentiates at, so the inputs must be above that
+    class Watched(Cell):
+        def forward(self, z, x):
+            self.seen = z.grad_fn
+            return super().forward(z, x)
+
+    cell = Watched()
+    x = torch.sin(inputs())
+    tight_layer(cell, exact(GMRES()))(x)
+    above, queue = set(), [cell.seen]
+    while queue:
+        node = queue.pop()
+        above.add(node)
+        queue += [following for following, _ in node.next_functions if following is not None]
+    assert x.grad_fn in above
+
+
 def test_a_parameter_used_upstream_too_gets_both_gradients():
     cell = Cell()
     weight = cell.inner.weight

@@ -23,6 +23,8 @@ lint: .venv/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# one thread, as the README's tables have it: on a busy or small machine several say more about it than about the code
+bench: export OMP_NUM_THREADS ?= 1
 bench: .venv/.bench
 	$(BIN)/python -m benchmarks solvers
 	$(BIN)/python -m benchmarks gradients

@@ -12,8 +12,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from implicit import ConvergenceWarning
 
-from .errors import InputError
-
 Build = Callable[[int], nn.Module]
 """A network from its dial, mostly the width of its hidden layers, which sets its size."""
 Cost = Callable[[nn.Module, Tensor], float]
@@ -49,26 +47,3 @@ TERMS = {
     "flops": Terms("equal forward FLOPs before training", flops, 0.15),
     "shape": Terms("equal transforms, width and depth", None),
 }
-
-
-def matched_dial(build: Build, target: float, cost: Cost, inputs: Tensor, tolerance: float) -> int:
-    """The dial whose network's cost comes closest to the target, within the tolerance."""
-
-    def of(dial: int) -> float:
-        torch.manual_seed(0)  # the work of a solve depends on the weights
-        return cost(build(dial).eval(), inputs)
-
-    low, high = 1, 2
-    while of(high) < target:
-        low, high = high, 2 * high
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if of(middle) < target else (low, middle)
-    dial = min((low, high), key=lambda dial: abs(of(dial) - target))
-    found = of(dial)
-    if abs(found - target) > tolerance * target:
-        raise InputError(
-            f"no size comes within {tolerance:.0%} of the baseline's {target:,.0f}: the closest, {dial}, has "
-            f"{found:,.0f}"
-        )
-    return dial

@@ -27,8 +27,7 @@ def keep(folder: Path, name: str, run: Run, seconds: float) -> None:
     numbers = {
         "run": {"network": name, "seed": run.seed},
         "training": vars(run.training),
-        "diagnosis": run.diagnosis
-        and {**vars(run.diagnosis), "findings": [vars(each) for each in run.diagnosis.findings]},
+        "diagnosis": run.diagnosis and _plain(run.diagnosis),
         "measurement": {**vars(run.measurement), "solutions": [vars(each) for each in run.measurement.solutions]},
         "weights": run.network.state_dict(),
         "seconds": seconds,

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 from torch import Tensor
 
+from .criterion import SLACK
 from .iteration import Outcome
-from .ledger import SLACK
 from .norms import row_norms
 from .problem import Settings
 from .rows import Bools

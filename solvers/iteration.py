@@ -12,9 +12,9 @@ from torch import Tensor
 from .books import Books
 from .compilation import as_one_graph
 from .ledger import Ledger
-from .norms import extreme, out_of_range, row_norms
+from .norms import extreme
 from .problem import Problem, Settings, select
-from .rows import Bools, Floats, Integers
+from .rows import Bools, Integers
 from .solution import Solution
 from .solver import RestartingSolver
 from .state import Layout
@@ -78,7 +78,7 @@ def iterate(
     solver = settings.solver.bind(problem, settings)
     stretch = begin(problem, solver, z, image)
     norms = stretch.norms.cpu()
-    exact = _repaired(norms, stretch)[0]
+    exact = stretch.repaired(norms)[0]
     told = exact[np.isfinite(exact) & (exact != 0)]
     if z.dtype == torch.float32 and told.size and extreme(told, z.dtype):
         # squares leave single precision: from here on the solver works in double
@@ -92,7 +92,7 @@ def iterate(
     while True:
         chosen, forget = ledger.glance(step + 1, norms), None
         if chosen is None:
-            chosen, forget = ledger.enter(step + 1, *_repaired(norms, stretch))
+            chosen, forget = ledger.enter(step + 1, *stretch.repaired(norms))
         best = _chosen(chosen, stretch.points, best)
         for wanted in keep.iterates:
             if step <= wanted < step + len(stretch.points):
@@ -169,17 +169,6 @@ def _go_on(
 def _together(chosen: int | Integers) -> bool:
     """Whether all rows were kept, if at all, at one point, so that they have been evaluated together."""
     return isinstance(chosen, int) or bool(chosen.max() <= 0 or chosen.min() == chosen.max())
-
-
-def _repaired(found: Tensor, stretch: Stretch) -> tuple[Floats, Floats | None]:
-    """The norms, anew where squares have left the range of the dtype; then those of the points, too."""
-    norms = found.double().numpy()
-    if not extreme(norms, stretch.residual.dtype):
-        return norms, None
-    if len(stretch.points) == 1:
-        exact = np.stack((row_norms(stretch.residual), row_norms(stretch.image)))
-        norms = np.where(out_of_range(norms, stretch.residual.dtype), exact, norms)
-    return norms, np.stack([row_norms(point) for point in stretch.points])
 
 
 def _chosen(chosen: int | Integers, points: list[Tensor], best: Tensor) -> Tensor:

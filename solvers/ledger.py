@@ -8,25 +8,19 @@ import numpy as np
 from torch import Tensor
 
 from .books import Archive, Books
-from .rows import Bools, Floats, Integers, Rows
+from .criterion import Criterion
+from .rows import DRIFT, Bools, Floats, Integers, Rows
 from .solution import Status
 from .streak import Streak
 
 PATIENCE = 30
 """Least number of steps without a new best residual after which a row stops; a quarter of max_steps where that is more,
 since whoever allows many steps expects plateaus."""
-DRIFT = 10.0
-"""Growth of the residual over its best, or of the image over the first one, since the last new best, at which a row out
-of patience has diverged rather than stalled."""
-FLOOR = 16
-"""Rounding units of the image within which a residual is as good as the dtype allows, whatever came after."""
 RUNAWAY = 1e3
 """Growth over the best residual at which an accelerated solver forgets its history; and growth of ‖z‖ over the last
 image at which the solver, not f, is held to account for what f makes of z."""
 TINY = 1e-18
 """Residual down to which a norm in single precision is what it seems."""
-SLACK = 1.01
-"""Factor over its tolerance up to which a row counts as still converged when it is evaluated again."""
 
 
 class Verdict(NamedTuple):
@@ -50,14 +44,11 @@ class Ledger:
     """
 
     def __init__(self, count: int, rtol: float, atol: float, max_steps: int, rounding: float) -> None:
-        # a relative tolerance of 0 times an infinite scale would be NaN
-        self.rtol, self.atol, self.rounding = max(rtol, np.finfo(np.float64).tiny), atol, rounding
-        # norms are sums in single precision at least
-        self.falling = 1 - 4 * min(rounding, float(np.finfo(np.float32).eps))
+        self.criterion = Criterion(rtol, atol, rounding)
         self.patience = max(PATIENCE, max_steps // 4)
         self.rows = Rows.fresh(count)
         self.calm = True  # all rows are active, none has been led astray
-        self._streak = Streak(self.rtol, atol, self.falling)
+        self._streak = Streak(self.criterion)
         self._archive = Archive()
 
     def glance(self, step: int, norms: Tensor) -> int | Integers | None:
@@ -100,52 +91,31 @@ class Ledger:
         residual, scale, before = norms[::2], norms[1::2], rows.best
         if last:
             before = np.fmin.accumulate(np.concatenate((before[None], residual)))[:-1]
-        tolerance = self.rtol * scale + self.atol
+        tolerance = self.criterion.tolerance(scale)
         healthy = (residual > tolerance) & (residual < RUNAWAY * before)
         if not self.calm:
-            if rows.led_astray.any() or _lapsed(~rows.active, rows.status, residual, tolerance).any():
+            if rows.led_astray.any() or self.criterion.lapsed(~rows.active, rows.status, residual, scale).any():
                 return None
             healthy |= ~rows.active
             norms = np.where(rows.active, norms, np.nan)
             residual, scale = norms[::2], norms[1::2]
-        falling = residual < self.falling * before
+        falling = residual < self.criterion.falling * before
         met = None
         if not (last or healthy.all()):
             # what is tiny may be an artefact of squares that left the range: not to be judged at a glance
             met = ~healthy & (residual <= tolerance) & (residual < before) & (residual > TINY) & np.isfinite(scale)
-            healthy |= met & self._genuine(step, residual, scale)
+            healthy |= met & self.criterion.genuine(rows, step, residual, scale)
         if not healthy.all() or step + last - rows.improved_at.min(where=rows.active, initial=step) >= self.patience:
             return None
         keep: int | Integers = last
         if (falling if self.calm else falling | ~rows.active).all():
             self._all_improved(step + last, norms)
         else:
-            keep = self._improvements(step, residual, scale, before)
+            keep = rows.improve(step, residual, scale, before, self.criterion.falling)
         self._book(step, norms)
         if met is not None:
             rows.status[met[0]], rows.steps[met[0]] = Status.CONVERGED, step
             rows.active, self.calm = rows.active & ~met[0], False
-        return keep
-
-    def _improvements(self, step: int, residual: Floats, scale: Floats, before: Floats) -> Integers:
-        """Book new best points; returns for each row the last of them, −1 for none."""
-        rows = self.rows
-        improved, falling = residual < before, residual < self.falling * before
-        far = residual > DRIFT * before
-        if len(residual) == 1:
-            improved, falling, far = improved[0], falling[0], far[0]
-            rows.improved_at[falling] = step
-            rows.drifted = ~falling & (rows.drifted | far)
-            rows.best = np.where(improved, residual[0], rows.best)
-            rows.best_scale = np.where(improved, scale[0], rows.best_scale)
-            return (improved | ~rows.active) - 1
-        keep = np.where(improved.any(0), _last_true(improved), -1)
-        fell = falling.any(0)
-        rows.improved_at = np.where(fell, step + _last_true(falling), rows.improved_at)
-        after = np.arange(len(residual))[:, None] > np.where(fell, _last_true(falling), -1)
-        rows.drifted = (rows.drifted & ~fell) | (after & far).any(0)
-        rows.best = np.fmin(before[-1], residual[-1])
-        rows.best_scale = np.where(keep < 0, rows.best_scale, scale[keep, np.arange(len(keep))])
         return keep
 
     def enter(self, step: int, norms: Floats, sizes: Floats | None) -> Verdict:
@@ -165,9 +135,8 @@ class Ledger:
 
     def _enter(self, step: int, residual: Floats, scale: Floats, size: Floats, held: Bools) -> tuple[Bools, Bools]:
         rows = self.rows
-        tolerance = self.rtol * scale + self.atol
         # a stopped row keeps its value; if f couples the rows, its residual may not keep
-        lapsed = _lapsed(held & ~rows.active, rows.status, residual, tolerance)
+        lapsed = self.criterion.lapsed(held & ~rows.active, rows.status, residual, scale)
         if lapsed.any():
             rows.active = rows.active | lapsed
             rows.best = np.where(lapsed, np.inf, rows.best)
@@ -175,20 +144,19 @@ class Ledger:
         active = rows.active
         self._archive.note(np.where(active, (residual, scale), np.nan))
         finite = np.isfinite(residual) & np.isfinite(scale)
-        converged = active & finite & (residual <= tolerance)
+        converged = active & finite & (residual <= self.criterion.tolerance(scale))
         if converged.any():
-            converged &= self._genuine(step, residual, scale)
+            converged &= self.criterion.genuine(rows, step, residual, scale)
         keep = converged | (active & finite & (residual < rows.best))
-        falling = active & (residual < self.falling * rows.best)
+        falling = active & (residual < self.criterion.falling * rows.best)
         rows.improved_at[falling] = step
         reach = DRIFT * np.maximum(rows.first, rows.first_scale)
         rows.drifted = ~falling & (rows.drifted | (residual > DRIFT * rows.best) | ~(scale <= reach))
         forget = residual > RUNAWAY * rows.best
         stopped = active & (step - rows.improved_at >= self.patience)
         if stopped.any():
-            resolved = rows.best <= FLOOR * self.rounding * rows.best_scale
-            resolved &= self._genuine(step, rows.best, rows.best_scale)
-            rows.status[stopped] = np.where(rows.drifted & ~resolved, Status.DIVERGED, Status.STALLED)[stopped]
+            lost = rows.drifted & ~self.criterion.resolved(rows, step)
+            rows.status[stopped] = np.where(lost, Status.DIVERGED, Status.STALLED)[stopped]
         leapt = np.zeros_like(finite)
         if not finite.all():
             leapt = active & ~finite & np.isfinite(rows.best) & ~(size <= RUNAWAY * rows.last_scale)
@@ -207,19 +175,6 @@ class Ledger:
         self.calm = bool(rows.active.all()) and not leapt.any()
         return keep, forget
 
-    def _genuine(self, step: int, residual: Floats, scale: Floats) -> Bools:
-        """Whether meeting the tolerance says something: f = z + b meets any relative one once ‖z‖ has grown enough.
-
-        Either the residual has fallen by more than rounding, or it meets the tolerance of the first step at a like
-        scale, as after a warm start just outside it.
-        """
-        rows = self.rows
-        if step == 1:
-            return np.ones(len(residual), dtype=bool)
-        fallen = residual + 2 * self.rounding * scale < rows.first
-        at_first_scale = (residual <= self.rtol * rows.first_scale + self.atol) & (scale <= 2 * rows.first_scale)
-        return fallen | at_first_scale
-
     def charge(self, spent: Integers) -> None:
         """Book evaluations within a step of the solver."""
         self.rows.products += np.where(self.rows.active, spent, 0)
@@ -237,13 +192,3 @@ class Ledger:
         self._settle(step + 1)
         self.rows.steps[self.rows.active] = step
         return self._archive.close(self.rows, step)
-
-
-def _lapsed(held: Bools, status: Integers, residual: Floats, tolerance: Floats) -> Bools:
-    """Rows that are held where they had converged, and no longer are."""
-    return held & (status == Status.CONVERGED) & ~(residual <= SLACK * tolerance)
-
-
-def _last_true(marks: Bools) -> Integers:
-    """For each column the last line that is true."""
-    return len(marks) - 1 - marks[::-1].argmax(0)

@@ -16,12 +16,13 @@ from torch import Tensor
 from .agreement import agrees, holding
 from .books import Books
 from .broyden import Broyden
+from .criterion import FLOOR
 from .iteration import Keep, Outcome, iterate
-from .ledger import DRIFT, FLOOR, PATIENCE
+from .ledger import PATIENCE
 from .norms import row_norms
 from .picard import Picard
 from .problem import Problem, Settings
-from .rows import Bools, Floats, Integers
+from .rows import DRIFT, Bools, Floats, Integers
 from .solution import Status
 
 PROGRESS = 0.75

@@ -9,6 +9,10 @@ from numpy.typing import NDArray
 
 from .solution import Status
 
+DRIFT = 10.0
+"""Growth of the residual over its best, or of the image over the first one, since the last new best, at which a row out
+of patience has diverged rather than stalled."""
+
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
 Integers = NDArray[np.int64]
@@ -55,3 +59,33 @@ class Rows:
 
     def take(self, positions: Integers) -> Rows:
         return Rows(*(getattr(self, field.name)[positions] for field in fields(self)))
+
+    def improve(self, step: int, residual: Floats, scale: Floats, before: Floats, falling: float) -> Integers:
+        """Note the new best points from `step` on; returns for each row the last of them, −1 for none.
+
+        Args:
+            residual, scale: (points, rows), NaN for rows that have stopped.
+            before: (points, rows) or (rows,), the least residual before each point.
+            falling: factor below which it has fallen in earnest.
+        """
+        improved, fell, far = residual < before, residual < falling * before, residual > DRIFT * before
+        if len(residual) == 1:
+            improved, fell, far = improved[0], fell[0], far[0]
+            self.improved_at[fell] = step
+            self.drifted = ~fell & (self.drifted | far)
+            self.best = np.where(improved, residual[0], self.best)
+            self.best_scale = np.where(improved, scale[0], self.best_scale)
+            return (improved | ~self.active) - 1
+        keep = np.where(improved.any(0), _last_true(improved), -1)
+        last_fall = np.where(fell.any(0), _last_true(fell), -1)
+        self.improved_at = np.where(last_fall >= 0, step + last_fall, self.improved_at)
+        after = np.arange(len(residual))[:, None] > last_fall
+        self.drifted = (self.drifted & (last_fall < 0)) | (after & far).any(0)
+        self.best = np.fmin(before[-1], residual[-1])
+        self.best_scale = np.where(keep < 0, self.best_scale, scale[keep, np.arange(len(keep))])
+        return keep
+
+
+def _last_true(marks: Bools) -> Integers:
+    """For each column the last line that is true."""
+    return len(marks) - 1 - marks[::-1].argmax(0)

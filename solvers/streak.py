@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from torch import Tensor
 
+from .criterion import Criterion
 from .rows import Floats
 
 SMALL = 128
@@ -16,8 +17,8 @@ Line = Floats | list[float]
 class Streak:
     """The norms at the points of such steps, on the host."""
 
-    def __init__(self, rtol: float, atol: float, falling: float) -> None:
-        self.rtol, self.atol, self.falling = rtol, atol, falling
+    def __init__(self, criterion: Criterion) -> None:
+        self.criterion = criterion
         self._lines: list[Line] = []
 
     def extend(self, norms: Tensor, best: Floats) -> bool:
@@ -44,11 +45,11 @@ class Streak:
         residuals, scales = lines[::2], lines[1::2]
         if len(residuals) > 1:
             before = np.concatenate((before[None], residuals[:-1]))
-        unmet = self.rtol * scales + self.atol < residuals
-        return bool(unmet.all() and (residuals < self.falling * before).all())
+        unmet = self.criterion.tolerance(scales) < residuals
+        return bool(unmet.all() and (residuals < self.criterion.falling * before).all())
 
     def _each_belongs(self, lines: list[list[float]], before: Line) -> bool:
-        rtol, atol, falling = self.rtol, self.atol, self.falling
+        rtol, atol, falling = self.criterion.rtol, self.criterion.atol, self.criterion.falling
         for residuals, scales in zip(lines[::2], lines[1::2]):
             for residual, scale, least in zip(residuals, scales, before):
                 if not rtol * scale + atol < residual < falling * least:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from .norms import extreme, out_of_range, row_norms
 from .problem import Problem, select
+from .rows import Floats
 from .solver import RestartingSolver, Solver
 
 SMALL = 2**13
@@ -37,6 +40,16 @@ class Stretch(NamedTuple):
         """The last point of the rows at these positions."""
         last = [self.points[-1].index_select(0, rows)]
         return Stretch(last, self.norms, *select((self.image, self.residual, self.memory), rows))
+
+    def repaired(self, found: Tensor) -> tuple[Floats, Floats | None]:
+        """Its norms, `found` on the host, anew where squares have left the range of the dtype; then ‖z‖ as well."""
+        norms = found.double().numpy()
+        if not extreme(norms, self.residual.dtype):
+            return norms, None
+        if len(self.points) == 1:
+            exact = np.stack((row_norms(self.residual), row_norms(self.image)))
+            norms = np.where(out_of_range(norms, self.residual.dtype), exact, norms)
+        return norms, np.stack([row_norms(point) for point in self.points])
 
 
 def begin(problem: Problem, solver: Solver, z: Tensor, image: Tensor | None) -> Stretch:

@@ -14,9 +14,10 @@ import experiments.tasks.pictures as pictures
 from experiments.cli import main
 from experiments.families import FAMILIES
 from experiments.goals import Classification
+from experiments.matching import matched_dial
 from experiments.options import parser, shipped
 from experiments.tasks import TASKS, Source
-from experiments.terms import TERMS, matched_dial, parameters
+from experiments.terms import TERMS, parameters
 
 RECIPES = sorted(path.stem for path in (Path(pictures.__file__).parents[1] / "recipes").glob("*.txt"))
 

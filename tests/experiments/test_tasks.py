@@ -12,11 +12,12 @@ from torch.utils.data import TensorDataset
 from experiments.errors import InputError
 from experiments.families import FAMILIES
 from experiments.goals import Classification, margins
+from experiments.matching import matched_dial
 from experiments.measure import measure
 from experiments.statistics import fitted_slope, paired_difference
 from experiments.tasks import TASKS, Source, Task
 from experiments.tasks.small import RADII, telgarsky_function
-from experiments.terms import TERMS, flops, matched_dial, parameters
+from experiments.terms import TERMS, flops, parameters
 from models import OptDNN
 
 SMALL = ("digits", "rings", "parity", "telgarsky")

@@ -106,12 +106,12 @@ def test_help_shows_each_default():
 
 
 def test_an_interrupted_run_leaves_nothing(tmp_path, monkeypatch, capsys):
-    import experiments.compare
+    import experiments.trials
 
     def interrupt(*args, **options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(experiments.compare, "train", interrupt)
+    monkeypatch.setattr(experiments.trials, "train", interrupt)
     assert main(["compare", "rings", "--out", str(tmp_path / "run")]) == 130
     assert not list(tmp_path.iterdir())
     assert "interrupted" in capsys.readouterr().err

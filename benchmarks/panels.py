@@ -130,7 +130,8 @@ def bars(ax: Axes, groups: Mapping[str, Mapping[str, tuple[float, float, float]]
 
 def _plain(axis: Axis) -> None:
     """Numbers rather than powers of ten on a logarithmic axis."""
-    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    low, high = axis.get_view_interval()
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high > 4 * low else range(1, 10)))
     axis.set_major_formatter("{x:g}")
     axis.set_minor_formatter(NullFormatter())
 

@@ -58,4 +58,5 @@ def run(name: str, measurements: Measurements, peers: tuple[str, ...], quick: bo
 
 
 def _where(machine: dict[str, object]) -> str:
-    return f"{machine['system']}, {machine['cores']} cores, {machine['threads']} threads, torch {machine['torch']}"
+    counts = ", ".join(f"{name} {machine[name]}" for name in ("cores", "threads", "torch"))
+    return f"{machine['system']}, {counts}"

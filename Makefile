@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test oldest lint bench notebooks docs clean
+.PHONY: demo test oldest newest lint bench notebooks docs clean
 
 demo: .venv/.demo
 	$(BIN)/implicit compare digits --seeds 1 --epochs 12
@@ -9,14 +9,23 @@ demo: .venv/.demo
 test: .venv/.dev lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -q
 
-# the oldest of everything that setup.cfg allows; dependencies of theirs are newer, and they warn of it
+# the ends of what setup.cfg allows, each in an environment of its own: a version of Python, or the path of one. Beside old
+# packages, dependencies of theirs are newer and warn of it
 OLDEST ?= 3.10
 oldest: .venv/.dev
-	$(BIN)/python -m pip install --quiet uv
-	$(BIN)/uv venv --quiet --clear --python $(OLDEST) .venv-oldest
-	$(BIN)/uv pip install --quiet --python .venv-oldest/bin/python --resolution lowest-direct -r setup.cfg --extra dev
-	OMP_NUM_THREADS=1 .venv-oldest/bin/python -m pytest -n 2 --dist worksteal -q -W ignore::DeprecationWarning \
-		-W ignore::FutureWarning
+	$(call tested,$(OLDEST),lowest-direct,-W ignore::DeprecationWarning -W ignore::FutureWarning)
+
+NEWEST ?= 3.13
+newest: .venv/.dev
+	$(call tested,$(NEWEST),highest,)
+
+define tested
+$(BIN)/python -m pip install --quiet uv
+$(BIN)/uv venv --quiet --clear --seed --python $(1) .venv-$@
+$(BIN)/uv pip install --quiet --python .venv-$@ --resolution $(2) -r setup.cfg --extra dev
+$(BIN)/uv pip install --quiet --python .venv-$@ --no-deps --editable .
+OMP_NUM_THREADS=1 .venv-$@/bin/python -m pytest -n 2 --dist worksteal -q $(3)
+endef
 
 lint: .venv/.dev
 	$(BIN)/ruff check .
@@ -61,4 +70,4 @@ docs: .venv/.docs
 	touch $@
 
 clean:
-	rm -rf .venv .venv-oldest site build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv .venv-oldest .venv-newest site build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -179,12 +179,13 @@ def test_the_backward_solve_does_not_walk_through_what_came_before_the_layer():
 
     cell = Watched()
     x = torch.sin(inputs())
-    tight_layer(cell, exact(GMRES()))(x)
+    z = tight_layer(cell, exact(GMRES()))(x)
     above, queue = set(), [cell.seen]
     while queue:
         node = queue.pop()
         above.add(node)
         queue += [following for following, _ in node.next_functions if following is not None]
+    assert z.requires_grad
     assert x.grad_fn in above
 
 

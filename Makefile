@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test oldest newest lint bench notebooks docs clean
+.PHONY: demo test oldest newest coverage lint bench notebooks docs clean
 
 demo: .venv/.demo
 	$(BIN)/implicit compare digits --seeds 1 --epochs 12
@@ -22,10 +22,15 @@ newest: .venv/.dev
 define tested
 $(BIN)/python -m pip install --quiet uv
 $(BIN)/uv venv --quiet --clear --seed --python $(1) .venv-$@
-$(BIN)/uv pip install --quiet --python .venv-$@ --resolution $(2) -r setup.cfg --extra dev
+$(BIN)/uv pip install --quiet --compile-bytecode --python .venv-$@ --resolution $(2) -r setup.cfg --extra dev
 $(BIN)/uv pip install --quiet --python .venv-$@ --no-deps --editable .
 OMP_NUM_THREADS=1 .venv-$@/bin/python -m pytest -n 2 --dist worksteal -q $(3)
 endef
+
+coverage: .venv/.dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m coverage run -m pytest -n 2 --dist worksteal -q
+	$(BIN)/python -m coverage combine --quiet
+	$(BIN)/python -m coverage report
 
 lint: .venv/.dev
 	$(BIN)/ruff check .

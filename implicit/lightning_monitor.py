@@ -57,6 +57,10 @@ class MonitorCallback(Callback):
         """It ends at the latest, where there was no backward pass."""
         self._leave(trainer)
 
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        """A last batch that another callback skipped is no sample."""
+        self._abandon()
+
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         """A step that failed is no sample."""
         self._abandon()

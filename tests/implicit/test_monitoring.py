@@ -314,5 +314,6 @@ def test_batches_that_another_skips_and_mixed_precision_are_no_obstacle_under_li
     )
     trainer.fit(Skipping(), DataLoader(TensorDataset(torch.randn(40, 6)), 8))
     assert len({sample.step for sample in callback.samples}) == 4
+    assert not current_logs()  # the last step was begun and never ended
     with pytest.raises(ValueError, match="every=0"):
         MonitorCallback(every=0)

@@ -75,4 +75,4 @@ docs: .venv/.docs
 	touch $@
 
 clean:
-	rm -rf .venv .venv-oldest .venv-newest site build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv .venv-oldest .venv-newest .coverage* site build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

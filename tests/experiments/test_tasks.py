@@ -1,6 +1,7 @@
 """Tasks and networks of the comparison."""
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from torch.utils.data import TensorDataset
 
 from experiments.errors import InputError
 from experiments.families import FAMILIES
+from experiments.figures.answers import functions
 from experiments.goals import Classification, margins
 from experiments.matching import matched_dial
 from experiments.measure import measure
@@ -68,6 +70,22 @@ def test_telgarskys_function_has_its_teeth(folds):
     assert torch.equal(values, torch.arange(2**folds + 1, dtype=torch.float64) % 2)
     between = telgarsky_function((grid[1:] + grid[:-1]) / 2, folds)
     torch.testing.assert_close(between, torch.full_like(between, 0.5))
+
+
+def test_a_function_of_one_variable_is_drawn_beside_what_the_networks_make_of_it():
+    data = TASKS["telgarsky"](Source())
+    networks = {"twice": lambda x: 2 * x, "none": torch.zeros_like}
+    rows = [
+        SimpleNamespace(name=name, runs=[SimpleNamespace(network=network, measurement=SimpleNamespace(score=0.25))])
+        for name, network in networks.items()
+    ]
+    figure = functions(SimpleNamespace(task=data, rows=rows))
+    inputs, targets = data.sample()
+    for ax, (name, network) in zip(figure.axes, networks.items(), strict=True):
+        assert ax.get_title() == f"{name}: MSE 2.5e-01"
+        for line, values in zip(ax.lines, (targets, network(inputs)), strict=True):
+            np.testing.assert_array_equal(line.get_xydata(), torch.cat((inputs, values), dim=1))
+    assert functions(SimpleNamespace(task=TASKS["rings"](Source()), rows=rows)) is None
 
 
 def test_non_finite_data_are_refused():

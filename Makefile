@@ -28,6 +28,7 @@ OMP_NUM_THREADS=1 .venv-$@/bin/python -m pytest -n 2 --dist worksteal -q $(3)
 endef
 
 coverage: .venv/.dev
+	$(BIN)/python -m coverage erase # what a run that failed has left would count
 	OMP_NUM_THREADS=1 $(BIN)/python -m coverage run -m pytest -n 2 --dist worksteal -q
 	$(BIN)/python -m coverage combine --quiet
 	$(BIN)/python -m coverage report

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from itertools import compress
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ from .explicit import Explicit
 from .gradients import Gradient
 from .gradients.base import Evaluation, with_value
 from .gradients.root import followed, transformed
-from .graph import leaves
+from .graph import computed_from, leaves
 from .recording import Log, current_logs, report
 from .suitability import warn_of_chance, warn_of_unsuitable
 
@@ -52,17 +53,15 @@ def differentiable_solve(
         torch.clear_autocast_cache()  # weights that were cast without a graph must not stand in for tracked ones
     start = layout.flatten(z0)  # afterwards, since a solve may have widened the working dtype
     # the tracked evaluation doubles as the check that dropping rows was sound
-    inputs = _computed(args)
     point = image = outcome.value
+    evaluate = partial(_tracked, problem, gradient, args) if tracked else lambda value: (value, problem(value))
     if tracked or outcome.dropped:
-        point = gradient.point(outcome.value, inputs) if tracked else outcome.value
-        image = problem(point)
+        point, image = evaluate(outcome.value)
         if not agrees(outcome, image.detach(), problem.rounding, settings):
             if outcome.dropped:
                 with torch.no_grad():
                     outcome = resolve(problem, start.detach(), settings, outcome, keep)
-                point = gradient.point(outcome.value, inputs) if tracked else outcome.value
-                image = problem(point)
+                point, image = evaluate(outcome.value)
             else:
                 warn_of_chance()
     if logs or outcome.books.status.any():
@@ -74,7 +73,7 @@ def differentiable_solve(
         start,
         point,
         image,
-        partial(Explicit, problem),
+        partial(Explicit.of, problem),
         partial(report, logs, name, "backward"),
         settings.solver,
         outcome,
@@ -87,9 +86,9 @@ def _transformed_solve(
     problem: Problem, z0: State, gradient: Gradient, settings: Settings, logs: tuple[Log, ...], name: str
 ) -> Tensor:
     """The same under a transform of torch.func or forward mode: everything that these follow is handed to `root`."""
-    layout, explicit = problem.layout, Explicit(problem)
+    layout, (explicit, known) = problem.layout, Explicit.of(problem)
     start = layout.flatten(z0)
-    tensors = (start, *explicit.tensors)
+    tensors = (start, *known)
     with torch.enable_grad():
         blank = (torch.zeros(tensor.shape, dtype=tensor.dtype, device=tensor.device) for tensor in tensors)
         if followed(explicit(*blank)):
@@ -109,11 +108,18 @@ def _transformed_solve(
     return gradient.root(f, find, partial(report, logs, name, "backward"), *tensors)
 
 
-def _computed(args: tuple[Any, ...]) -> tuple[Tensor, ...]:
-    """The tensors in nested tuples that were computed with a graph."""
-    found: list[Tensor] = []
-    mapped(args, lambda value: found.append(value) if isinstance(value, Tensor) and value.grad_fn is not None else None)
-    return tuple(found)
+def _tracked(problem: Problem, gradient: Gradient, args: tuple[Any, ...], value: Tensor) -> tuple[Tensor, Tensor]:
+    """The solution as the policy has it, and its image with a graph."""
+    computed: list[Tensor] = []
+    mapped(args, lambda arg: computed.append(arg) if isinstance(arg, Tensor) and arg.grad_fn is not None else None)
+    point = gradient.point(value, tuple(computed))
+    image = problem(point)
+    if point.requires_grad and computed:
+        used = tuple(compress(computed, computed_from(image, computed)))
+        if len(used) < len(computed):  # f ignores or detaches some, which a backward pass is not to visit
+            point = gradient.point(value, used)
+            image = problem(point)
+    return point, image
 
 
 def _depends_on_more(

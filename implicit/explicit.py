@@ -14,17 +14,21 @@ from .pure import Known, PureModule
 class Explicit:
     """`f(z, *tensors)` on flat states, where `tensors` stand for the arguments, parameters and buffers of a problem.
 
-    Those that it was built with are its `tensors`. A parametrized weight counts as a tensor of its own, as it was when
-    this was built. The function evaluates a shallow twin of the module, so that neither the module nor another thread
-    notices, and what happens to the module later changes nothing.
+    A parametrized weight counts as a tensor of its own, as it was when this was built. The function evaluates a shallow
+    twin of the module, so that neither the module nor another thread notices, and what happens to the module later
+    changes nothing.
     """
 
-    def __init__(self, problem: Problem) -> None:
+    @classmethod
+    def of(cls, problem: Problem) -> tuple[Explicit, tuple[Tensor, ...]]:
+        """The function, which keeps none of the tensors alive, and the tensors."""
         known = Known()
+        return cls(problem, known), known.tensors
+
+    def __init__(self, problem: Problem, known: Known) -> None:
         self.problem = copy.copy(problem)
         self.problem.args = mapped(problem.args, known.placed)
         self.module = PureModule(problem.f, known) if isinstance(problem.f, nn.Module) else None
-        self.tensors = known.tensors
 
     def __call__(self, z: Tensor, *tensors: Tensor) -> Tensor:
         return self.at(*tensors)(z)

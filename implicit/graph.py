@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import get_gradient_edge
 
 from solvers.problem import Problem
 
@@ -25,10 +27,28 @@ def anchored(value: Tensor, *above: Tensor) -> Tensor:
     """The value as a point to differentiate at, inside the graph: a leaf would collect a `.grad` at every backward.
 
     Autograd looks no further up than the point that it differentiates at. Hanging the point below the tensors `above`,
-    which get no gradient from it, spares each product a walk through all that these were computed from.
+    which get no gradient from it, spares each product a walk through all that these were computed from. Whatever is
+    computed from the point must be computed from these, too: a backward pass visits them.
     """
     anchor: Tensor = _Anchor.apply(value.detach().requires_grad_(), *above)
     return anchor
+
+
+def computed_from(tensor: Tensor, sources: Sequence[Tensor]) -> list[bool]:
+    """Which of the sources the tensor was computed from, other than through one another or before an anchored point."""
+    *edges, own = (get_gradient_edge(each)[:2] if each.requires_grad else None for each in (*sources, tensor))
+    sought: set[Any] = {edge for edge in edges if edge is not None}
+    found: set[Any] = set()
+    seen: set[Any] = set()
+    queue: deque[Any] = deque(() if own is None else (own,))
+    while queue and not sought <= found:
+        edge = queue.popleft()
+        if edge in sought:
+            found.add(edge)
+        elif edge[0] not in seen and not isinstance(edge[0], _Anchor._backward_cls):
+            seen.add(edge[0])
+            queue.extend(following for following in edge[0].next_functions if following[0] is not None)
+    return [edge in found for edge in edges]
 
 
 def leaves(tensor: Tensor, *beyond: Tensor) -> Iterator[Tensor]:

@@ -43,7 +43,7 @@ class MonitorCallback(Callback):
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """A step begins."""
-        self._abandon()  # a batch that another callback skipped
+        self._abandon()  # a batch that the module skipped
         if self._monitor is not None:
             self._monitor.step = trainer.fit_loop.total_batch_idx
             self._monitor.__enter__()
@@ -58,7 +58,7 @@ class MonitorCallback(Callback):
         self._leave(trainer)
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
-        """A last batch that another callback skipped is no sample."""
+        """A last batch that the module skipped is no sample."""
         self._abandon()
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 from solvers import QuasiNewtonSolver
 
 from ..explicit import Explicit
-from ..graph import anchored, leaves
+from ..graph import anchored, computed_from, leaves
 from .base import Evaluation, Gradient, Map, Report, refuse_second_derivatives
 from .root import pullback
 
@@ -25,9 +25,10 @@ class AdjointGradient(Gradient):
 
     def attach(self, at: Evaluation) -> Tensor:
         inverse = inverse_estimate(at) if self.remembers else None
-        explicit = at.explicit() if self.exact else None
-        tensors = () if explicit is None else explicit.tensors
-        attached: Tensor = _Implicit.apply(at.image, at.point, self, explicit, at.report, inverse, *tensors)
+        explicit, tensors = at.explicit() if self.exact else (None, ())
+        # a backward pass visits all that this hangs below, even where it brings no gradient
+        used = [tensor if uses else tensor.detach() for tensor, uses in zip(tensors, computed_from(at.image, tensors))]
+        attached: Tensor = _Implicit.apply(at.image, at.point, self, explicit, at.report, inverse, *used)
         return attached.clone()  # which the caller may write to: the backward reads what it is a copy of
 
     @abstractmethod

@@ -33,8 +33,8 @@ class Evaluation:
     """The solution, as the policy's `point` made it."""
     image: Tensor
     """The tracked `f(point)`."""
-    explicit: Callable[[], Explicit]
-    """The map as a pure function."""
+    explicit: Callable[[], tuple[Explicit, tuple[Tensor, ...]]]
+    """The map as a pure function, and its tensors."""
     report: Report
     """To be called with the `Solution` of each backward solve."""
     solver: Solver
@@ -64,7 +64,12 @@ class Gradient(ABC):
         """Raise `TypeError` if the policy cannot work with this forward solver."""
 
     def point(self, value: Tensor, inputs: tuple[Tensor, ...]) -> Tensor:
-        """The solution as the tracked evaluation sees it; `inputs` are those arguments of f that have a history."""
+        """The solution as the tracked evaluation sees it.
+
+        Args:
+            value: the solution.
+            inputs: the arguments that f uses and that were computed with a graph.
+        """
         return value.detach()
 
     @abstractmethod

@@ -42,10 +42,10 @@ class ReversibleGradient(Gradient):
 
     def attach(self, at: Evaluation) -> Tensor:
         assert isinstance(at.solver, Reversible)
-        explicit = at.explicit()
+        explicit, tensors = at.explicit()
         steps = torch.from_numpy(at.outcome.books.steps).to(at.point.device)
         histories = at.outcome.histories
-        attached: Tensor = _Undo.apply(at.point, at.solver, explicit, histories, steps, at.start, *explicit.tensors)
+        attached: Tensor = _Undo.apply(at.point, at.solver, explicit, histories, steps, at.start, *tensors)
         return attached
 
 

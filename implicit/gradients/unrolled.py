@@ -38,10 +38,12 @@ class UnrolledGradient(Gradient):
     def attach(self, at: Evaluation) -> Tensor:
         if not self.checkpoint:
             return with_value(self._run(at.f, at.start, self.steps), at.point, twice=True)
-        explicit = at.explicit()  # the same weights when the steps are evaluated again, whatever has become of f
+        explicit, tensors = (
+            at.explicit()
+        )  # the same weights when the steps are evaluated again, whatever has become of f
 
         def f(z: Tensor) -> Tensor:
-            return explicit(z, *explicit.tensors)
+            return explicit(z, *tensors)
 
         z, left, segment = at.start, self.steps, math.isqrt(self.steps)
         while left:

@@ -2,6 +2,7 @@
 
 import copy
 import threading
+import weakref
 
 import pytest
 import torch
@@ -9,7 +10,16 @@ from torch import nn
 from torch.nn.utils.parametrizations import spectral_norm
 from torch.utils.checkpoint import checkpoint
 
-from implicit import Equilibrium, ImplicitGradient, PhantomGradient, UnrolledGradient, fixed_point, record
+from implicit import (
+    Equilibrium,
+    ImplicitGradient,
+    NeumannGradient,
+    PhantomGradient,
+    ShineGradient,
+    UnrolledGradient,
+    fixed_point,
+    record,
+)
 from solvers import GMRES, Anderson, Broyden, Monotone, NewtonKrylov, Picard
 
 from .cells import DIM, TIGHT, Cell, exact, inputs, tight_layer
@@ -187,6 +197,47 @@ def test_the_backward_solve_does_not_walk_through_what_came_before_the_layer():
         queue += [following for following, _ in node.next_functions if following is not None]
     assert z.requires_grad
     assert x.grad_fn in above
+
+
+@pytest.mark.parametrize("gradient", [ImplicitGradient(), NeumannGradient(), ShineGradient()], ids=repr)
+def test_what_f_detaches_is_no_part_of_the_backward_pass(gradient):
+    class Carrying(Cell):
+        def forward(self, z, x, carried):
+            return super().forward(z, x + 0.1 * carried.detach())
+
+    class Counted(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx, *grads):
+            calls.append(grads)
+            return grads[0]
+
+    calls, layer, weight = [], Equilibrium(Carrying(), gradient=gradient), torch.ones(3, DIM, dtype=torch.float64)
+    weight.requires_grad_()
+    carried = torch.zeros(3, DIM, dtype=torch.float64)
+    for _ in range(3):  # through time, where the graph of the last step is gone
+        carried = Counted.apply(layer(weight.sin(), carried))
+        carried.sum().backward()
+    assert len(calls) == 3
+    carried = weight.cos()
+    carried.register_hook(calls.append)
+    layer(weight.sin(), carried).sum().backward()
+    assert len(calls) == 3
+
+
+@pytest.mark.parametrize("gradient", [ImplicitGradient(), NeumannGradient(), PhantomGradient()], ids=repr)
+def test_an_output_keeps_no_input_alive_after_its_backward(gradient):
+    layer, x = Equilibrium(Cell(), gradient=gradient), inputs()
+    inside = x.sin()
+    known = weakref.ref(inside)
+    z = layer(inside)
+    z.sum().backward()
+    del inside
+    assert known() is None
+    assert z.requires_grad
 
 
 def test_a_parameter_used_upstream_too_gets_both_gradients():

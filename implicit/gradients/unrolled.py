@@ -38,9 +38,8 @@ class UnrolledGradient(Gradient):
     def attach(self, at: Evaluation) -> Tensor:
         if not self.checkpoint:
             return with_value(self._run(at.f, at.start, self.steps), at.point, twice=True)
-        explicit, tensors = (
-            at.explicit()
-        )  # the same weights when the steps are evaluated again, whatever has become of f
+        # the same weights when the steps are evaluated again, whatever has become of f
+        explicit, tensors = at.explicit()
 
         def f(z: Tensor) -> Tensor:
             return explicit(z, *tensors)

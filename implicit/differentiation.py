@@ -116,7 +116,7 @@ def _tracked(problem: Problem, gradient: Gradient, args: tuple[Any, ...], value:
     image = problem(point)
     if point.requires_grad and computed:
         used = tuple(compress(computed, computed_from(image, computed)))
-        if len(used) < len(computed):  # f ignores or detaches some: worth an evaluation that backward does not visit them
+        if len(used) < len(computed):  # it is worth an evaluation that no backward pass visits the others
             point = gradient.point(value, used)
             image = problem(point)
     return point, image

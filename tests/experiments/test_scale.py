@@ -4,6 +4,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -39,10 +40,10 @@ def weights(folder, name):
 
 
 @contextmanager
-def start(*arguments, cwd, launcher=("-m", "experiments.cli")):
+def start(*arguments, cwd, launcher=("-m", "experiments.cli"), **variables):
     """A process that, with those that it starts, ends with the block at the latest: one that hangs hangs no tests."""
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", **variables}
     command = [sys.executable, *launcher, *arguments]
     with subprocess.Popen(command, cwd=cwd, env=environment, start_new_session=True, **pipes) as process:
         try:
@@ -103,6 +104,23 @@ def test_two_processes_of_torchrun_train_as_one(strategy, single, pair):
             own = [float(table[1 + epoch].split(",")[2]) for table in tables]
             assert own[0] != own[1]  # each has seen rows of its own
             assert sum(own) / 2 == pytest.approx(mean, rel=1e-3)
+
+
+def test_two_machines_without_torchrun_train_as_one(single, tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+    arguments = [*SETTINGS, "--nodes", "2", "--out", "run"]
+    with (
+        start(*arguments, cwd=tmp_path, NODE_RANK="0", **meeting) as first,
+        start(*arguments, cwd=tmp_path, NODE_RANK="1", **meeting) as second,
+    ):
+        output, error = first.communicate(timeout=PATIENCE)
+        other, failure = second.communicate(timeout=PATIENCE)
+    assert (first.returncode, second.returncode) == (0, 0), error + failure
+    assert "report: run/report.html" in output
+    assert not other  # the leading process alone speaks
+    assert_alike(tmp_path / "run", single, 1e-5)
 
 
 def test_processes_that_were_killed_end_the_others_and_the_run_goes_on(pair, tmp_path):

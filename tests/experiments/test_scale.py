@@ -119,7 +119,9 @@ def test_two_machines_without_torchrun_train_as_one(single, tmp_path):
         other, failure = second.communicate(timeout=PATIENCE)
     assert (first.returncode, second.returncode) == (0, 0), error + failure
     assert "report: run/report.html" in output
-    assert not other  # the leading process alone speaks
+    assert "seed 0" in output
+    assert "seed 0" not in other  # the leading process alone speaks
+    assert "report" not in other
     assert_alike(tmp_path / "run", single, 1e-5)
 
 

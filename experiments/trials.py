@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -32,7 +32,7 @@ class Trials:
     folder: Path
     resume: bool
     console: Console
-    started: float = field(default_factory=time.perf_counter)
+    started: float
     """Reading of the clock; put back by what earlier runs have spent."""
 
     @property

@@ -26,7 +26,7 @@ class Averaging(WeightAveraging):
 
     def __init__(self, decay: float, device: str) -> None:
         def average(averaged: Tensor, current: Tensor, steps: Tensor | int) -> Tensor:
-            share = ((1 + torch.as_tensor(steps)) / (10 + steps)).clamp(max=decay)
+            share = ((1 + torch.as_tensor(steps, device=averaged.device)) / (10 + steps)).clamp(max=decay)
             return share * averaged + (1 - share) * current  # counters among the buffers rule out lerp
 
         super().__init__(device=device, avg_fn=average)

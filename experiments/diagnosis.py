@@ -7,6 +7,7 @@ import warnings
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -92,7 +93,7 @@ def diagnosed(network: nn.Module, inputs: Tensor) -> Diagnosis:
 def _spread(layers: list[str]) -> list[str]:
     """At most `SPECTRUM_LAYERS` of them, with the first and the last."""
     count = min(SPECTRUM_LAYERS, len(layers))
-    return [layers[round(place)] for place in torch.linspace(0, len(layers) - 1, count).tolist()]
+    return [layers[round(place)] for place in np.linspace(0, len(layers) - 1, count)]
 
 
 def _spectrum(call: Call) -> Tensor:

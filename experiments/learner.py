@@ -63,8 +63,8 @@ class Learner(lightning.LightningModule):
             shares = [entry.solution.converged.double().mean() for entry in (*forward, *backward)]
             for name, solves in (("forward_evaluations", forward), ("backward_evaluations", backward)):
                 evaluations = sum(entry.solution.evaluations.double().mean() for entry in solves)
-                self._note(name, torch.as_tensor(evaluations).float())
-            self._note("converged", torch.as_tensor(sum(shares) / len(shares)).float())
+                self._note(name, torch.as_tensor(evaluations, device=self.device).float())
+            self._note("converged", torch.as_tensor(sum(shares) / len(shares), device=self.device).float())
         self._log = None
 
     def validation_step(self, batch: tuple[Tensor, Tensor], index: int) -> None:

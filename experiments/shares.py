@@ -39,9 +39,10 @@ class Shares(Sampler[int]):
         indices = list(range(self.length))
         if self.order is not None:
             indices = list(RandomSampler(indices, generator=self.order))
-            after = torch.Generator()
+            after = torch.Generator("cpu")
             after.set_state(self.order.get_state())
-            lightning.seed_everything(int(torch.randint(2**31, (), generator=after)) + self.team.rank, verbose=False)
+            drawn = int(torch.randint(2**31, (), generator=after, device="cpu"))
+            lightning.seed_everything(drawn + self.team.rank, verbose=False)
         for start in range(0, self.length, self.batch):
             own = self._own(range(start, min(start + self.batch, self.length)))
             yield from indices[own.start : own.stop]

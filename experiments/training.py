@@ -80,7 +80,7 @@ def train(
     lightning.seed_everything(seed, verbose=False)
     for logger in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
         logging.getLogger(logger).setLevel(logging.ERROR)
-    shares = Shares(len(task.train), task.batch, team, torch.Generator().manual_seed(seed))  # type: ignore[arg-type]
+    shares = Shares(len(task.train), task.batch, team, torch.Generator("cpu").manual_seed(seed))  # type: ignore[arg-type]
     sharded = team.strategy == "fsdp"
     tested = Shares(len(task.test), test_share(team.size) * team.size, team)  # type: ignore[arg-type]
     learner = (ShardedLearner if sharded else Learner)(

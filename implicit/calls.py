@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.random import fork_rng
 
 from solvers import State
+from solvers.autocast import autocast_dtype
 from solvers.problem import mapped, select
 from solvers.state import Layout
 
@@ -134,8 +135,7 @@ def note_call(layer: Equilibrium, inputs: tuple[Any, ...], z0: State | None, max
     listeners = _listeners.get()
     if not listeners:
         return
-    device = Layout(layer._start(inputs, z0)).device.type
-    autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+    autocast = autocast_dtype(Layout(layer._start(inputs, z0)).device)
     inputs, z0 = mapped((inputs, z0), lambda value: value.detach().clone() if isinstance(value, Tensor) else value)
     for heard in listeners:
         heard.append(Call(layer_name(layer, layer.title), layer, inputs, z0, max_steps, autocast))

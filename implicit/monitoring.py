@@ -20,7 +20,7 @@ __all__ = ["Monitor", "MonitorWarning", "Sample", "read_samples"]
 
 
 class MonitorWarning(UserWarning):
-    """A sample lacks a figure; training goes on. Python's own warning filters decide how often it shows."""
+    """A sample lacks a figure; training goes on. A monitor says it once for each layer and figure."""
 
 
 class ScalarWriter(Protocol):
@@ -70,6 +70,8 @@ class Monitor:
         self.samples: Table[Sample] = Table()
         self.step = 0
         """Of the next block; set it where a training is resumed."""
+        self._told: set[tuple[str, str]] = set()
+        """Layer and figure, of each that was said to be missing."""
         self._open: tuple[ExitStack, Log, list[Call]] | None = None
         if self.path is not None and self.path.exists():
             read_samples(self.path)  # a foreign file is refused now, not after hours
@@ -92,9 +94,13 @@ class Monitor:
             return
         found = [sampled(step, call, log, self.rows) for call in first_of_each(calls)]
         self._keep([sample for sample, _ in found])
-        failures = [failure for _, failures in found for failure in failures]
-        for failure in failures or ([] if calls else [f"the monitor saw no Equilibrium called at step {step}"]):
-            warnings.warn(failure, MonitorWarning, stacklevel=2)
+        missing = {(sample.layer, name): why for sample, failures in found for name, why in failures.items()}
+        if not calls:
+            missing["", "call"] = f"the monitor saw no Equilibrium called at step {step}"
+        for what, why in missing.items():
+            if what not in self._told:
+                self._told.add(what)
+                warnings.warn(f"{why}; it is not said again", MonitorWarning, stacklevel=2)
 
     def _keep(self, samples: Sequence[Sample]) -> None:
         self.samples.extend(samples)

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import torch
 
-from solvers import ConvergenceError, Solution
+from solvers import Solution
+from solvers.state import Layout
 
 from .calls import Call, aside
 from .diagnostics import Line, Table, gradient_audit, spectral_radius
@@ -66,8 +67,8 @@ def read_samples(path: str | Path) -> Table[Sample]:
         return samples
 
 
-def sampled(step: int, call: Call, log: Log, rows: int) -> tuple[Sample, list[str]]:
-    """And what could not be found, in words."""
+def sampled(step: int, call: Call, log: Log, rows: int) -> tuple[Sample, dict[str, str]]:
+    """And, for each figure that could not be found, why."""
     forward, backward = (
         [entry.solution for entry in entries if entry.name == call.name] for entries in (log.forward, log.backward)
     )
@@ -85,18 +86,19 @@ def sampled(step: int, call: Call, log: Log, rows: int) -> tuple[Sample, list[st
     ), failures
 
 
-def _looked_at(call: Call, rows: int) -> tuple[list[float], list[str]]:
+def _looked_at(call: Call, rows: int) -> tuple[list[float], dict[str, str]]:
     """Radius and cosine, NaN where they are not found, and why: a training must not end for want of a figure."""
-    figures, failures = [], []
+    if not Layout(call.start).batch:
+        return [math.nan, math.nan], {}
+    figures: list[float] = []
+    failures: dict[str, str] = {}
     with aside(call.layer), call.conditions():
         for name, look in (("spectral radius", _largest_radius), ("gradient cosine", _cosine)):
             try:
                 figures.append(look(call.apart().of_rows(rows)))
-            except (ConvergenceError, ValueError):
-                figures.append(math.nan)  # there is none
-            except Exception as error:  # of the user's cell, under conditions that it was not written for
+            except Exception as error:  # of the user's cell too, under conditions that it was not written for
                 figures.append(math.nan)
-                failures.append(f"{call.name}: the monitor cannot find the {name} ({error})")
+                failures[name] = f"{call.name}: the monitor cannot find the {name} ({error})"
     return figures, failures
 
 
@@ -104,7 +106,10 @@ def _largest_radius(call: Call) -> float:
     z, (f, own) = call.layer.solve(*call.inputs, z0=call.z0).value, call.by_row()
     with one_weight(call.layer.cell):
         radii = spectral_radius(f, z, own).tolist()
-    return max((found for found in radii if not math.isnan(found)), default=math.nan)
+    finite = [found for found in radii if not math.isnan(found)]
+    if not finite:
+        raise ValueError("the Jacobian is not finite at any of the solutions looked at")
+    return max(finite)
 
 
 def _cosine(call: Call) -> float:

@@ -161,8 +161,8 @@ class _StackedBlock(nn.Module):
 def _linear(branches: int, inputs: int, outputs: int) -> tuple[nn.Parameter, nn.Parameter]:
     """Stacked weights, (branches, inputs, outputs), and biases, initialised as `nn.Linear` is."""
     bound = 1 / math.sqrt(inputs)
-    weight = torch.empty(branches, inputs, outputs).uniform_(-bound, bound)
-    return nn.Parameter(weight), nn.Parameter(torch.empty(branches, outputs).uniform_(-bound, bound))
+    weight = nn.Parameter(torch.empty(branches, inputs, outputs).uniform_(-bound, bound))
+    return weight, nn.Parameter(torch.empty(branches, outputs).uniform_(-bound, bound))
 
 
 def check_positive(name: str, value: Any) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .autocast import autocast_dtype, without_autocast
 from .books import Books
 from .compilation import as_one_graph
 from .ledger import Ledger
@@ -68,9 +69,9 @@ def iterate(
     """Solve, on flat (rows, dim) matrices; `image` is `f(z)` where it is known."""
     layout, max_steps = problem.layout, settings.max_steps
     z = z.to(layout.working_dtype)
-    if torch.is_autocast_enabled(layout.device.type):
+    if autocast_dtype(layout.device) is not None:
         # autocast is for f, which turns it on again; the solver's own products keep their digits
-        with torch.autocast(layout.device.type, enabled=False):
+        with without_autocast(layout.device):
             return iterate(problem, z, settings, image, keep)
     ledger = Ledger(layout.batch, settings.rtol, settings.atol, max_steps, problem.rounding)
     if not layout.batch:

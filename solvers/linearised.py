@@ -65,7 +65,7 @@ def first_way(problem: Problem, z: Tensor, image: Tensor, v: Tensor) -> tuple[in
         try:
             with warnings.catch_warnings():
                 # PyTorch's own, when it first differentiates forwards
-                warnings.filterwarnings("ignore", message=r".*torch\.jit\.script", category=FutureWarning)
+                warnings.filterwarnings("ignore", message=r".*torch\.jit\.script")
                 product = way(problem, z, image)(v)
         except torch.OutOfMemoryError:
             raise

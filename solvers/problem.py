@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from .autocast import autocast_dtype
 from .solver import Solver, check_positive_integer
 from .state import Layout, State
 
@@ -63,8 +64,7 @@ class Problem:
 
     def __init__(self, f: Callable[..., State], args: tuple[Any, ...], layout: Layout) -> None:
         self.f, self.args, self.layout, self.dropped = f, args, layout, False
-        device = layout.device.type
-        self.autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+        self.autocast = autocast_dtype(layout.device)
         """As the caller has it: the loop turns autocast off, for the solver's own products."""
         self.rounding = max(torch.finfo(dtype).eps for dtype in (layout.dtype, self.autocast) if dtype is not None)
         """Relative, of what f returns."""
@@ -103,6 +103,8 @@ def prepare(f: Any, z0: State, args: Any, compact: bool) -> Problem:
     if not isinstance(args, tuple):
         raise TypeError(f"args is a {type(args).__name__}: pass a tuple, args=(x,)")
     layout = Layout(z0)
+    if layout.device.type == "meta":
+        raise ValueError("z0 is on the meta device: there are no residuals to look at; pass tensors with values")
     if compact:
         _check_rows(args, layout.batch, "args")
     return Problem(f, args, layout)

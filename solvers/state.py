@@ -8,6 +8,8 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
+from .autocast import autocast_dtype
+
 State: TypeAlias = Tensor | tuple[Tensor, ...]
 """What `f` maps: a tensor, or a (named) tuple of tensors that share dim 0, the batch."""
 
@@ -93,7 +95,7 @@ class Layout:
                 )
             if all(part.dtype == self.dtype for part in parts):
                 return output
-            if torch.is_autocast_enabled(self.device.type):
+            if autocast_dtype(self.device) is not None:
                 cast = [part.to(self.dtype) for part in parts]
                 return cast[0] if self.container is None else self.container(cast)
             raise TypeError(f"f maps a state of dtype {self.dtype} to {[str(p.dtype) for p in parts]}: keep the dtype")

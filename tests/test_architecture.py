@@ -68,3 +68,49 @@ def test_no_python_file_outgrows_its_job():
     for room in PACKAGES:
         for path in (ROOT / room).rglob("*.py"):
             assert len(path.read_text().splitlines()) <= 250, path
+
+
+FACTORIES = {
+    *(
+        "zeros",
+        "ones",
+        "empty",
+        "full",
+        "eye",
+        "arange",
+        "linspace",
+        "logspace",
+        "tensor",
+        "as_tensor",
+        "scalar_tensor",
+    ),
+    *("rand", "randn", "randint", "randperm", "normal", "tril_indices", "triu_indices", "hann_window"),
+}
+
+
+def nameless(path):
+    """Lines on which a tensor is made on whatever the default device is; parameters and buffers are meant to be."""
+    tree = ast.parse(path.read_text())
+    meant = {
+        id(inner)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call) and ast.unparse(node.func).split(".")[-1] in ("Parameter", "register_buffer")
+        for inner in ast.walk(node)
+    }
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.Call) or id(node) in meant:
+            continue
+        room, _, name = ast.unparse(node.func).rpartition(".")
+        if room == "torch" and name in FACTORIES and "device" not in [keyword.arg for keyword in node.keywords]:
+            yield f"{path.name}:{node.lineno}: {ast.unparse(node)}"
+
+
+@pytest.mark.parametrize("room", PACKAGES)
+def test_every_new_tensor_names_its_device(room):
+    assert not [line for path in (ROOT / room).rglob("*.py") for line in nameless(path)]
+
+
+def test_a_tensor_without_a_device_is_found(tmp_path):
+    source = tmp_path / "made.py"
+    source.write_text("x = torch.zeros(3)\ny = torch.zeros(3, device=d)\nself.w = nn.Parameter(torch.zeros(3))\n")
+    assert list(nameless(source)) == ["made.py:1: torch.zeros(3)"]

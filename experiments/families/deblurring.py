@@ -51,11 +51,11 @@ class EdgeStep(nn.Module):
 
     def __init__(self, step: float) -> None:
         super().__init__()
-        filters = torch.zeros(2, 1, 3, 3)
-        filters[:, 0, 1, 1] = -1.0
-        filters[0, 0, 1, 2] = filters[1, 0, 2, 1] = 1.0
         scale = math.sqrt(step * WEIGHT) / KINK
-        self.filters = nn.Parameter(scale * filters)
+        self.filters = nn.Parameter(torch.zeros(2, 1, 3, 3))
+        with torch.no_grad():
+            self.filters[:, 0, 1, 1] = -scale
+            self.filters[0, 0, 1, 2] = self.filters[1, 0, 2, 1] = scale
         self.kink = scale * KINK
 
     def forward(self, z: Tensor, *inputs: Tensor) -> Tensor:
@@ -97,7 +97,7 @@ def optimum(y: Tensor, *, rtol: float = 1e-8) -> Tensor:
     """The classical restoration, (batch, 1, height, width), to a relative residual of `rtol`; worked in float64."""
     y64 = y.detach().double()
     with torch.no_grad():
-        data, edges = DataStep(EXPLICIT_STEP).double(), EdgeStep(EXPLICIT_STEP).double()
+        data, edges = (kind(EXPLICIT_STEP).to(y64) for kind in (DataStep, EdgeStep))
 
         def step(z: Tensor, y: Tensor) -> Tensor:
             return z + data(z, y) + edges(z)

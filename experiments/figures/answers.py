@@ -21,7 +21,7 @@ def boundaries(comparison: Comparison) -> Figure | None:
         return None
     figure, axes = _panels(comparison)
     reach = 1.15 * float(inputs.abs().max())
-    side = torch.linspace(-reach, reach, 161)
+    side = torch.linspace(-reach, reach, 161, device="cpu")
     grid, line = torch.cartesian_prod(side, side), side.numpy()
     for ax, row in zip(axes.flat, comparison.rows, strict=False):
         with torch.no_grad():

@@ -32,20 +32,21 @@ def deblur(source: Source) -> Task:
     from sklearn.datasets import load_sample_images
 
     needs_no_data("deblur", source)
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator("cpu").manual_seed(0)
     train, test = [], []
     for photograph in load_sample_images().images:
-        grey = torch.tensor(photograph).float().mean(dim=2) / 255
+        grey = torch.tensor(photograph, device="cpu").float().mean(dim=2) / 255
         split = 3 * grey.shape[0] // 4
         upper, lower = grey[:split], grey[split:]
-        corners = torch.rand(128, 2, generator=generator) * torch.tensor([split - SIDE, grey.shape[1] - SIDE])
+        reach = torch.tensor([split - SIDE, grey.shape[1] - SIDE], device="cpu")
+        corners = torch.rand(128, 2, generator=generator, device="cpu") * reach
         train += [upper[i : i + SIDE, j : j + SIDE] for i, j in corners.long().tolist()]
         tiles = lower.unfold(0, SIDE, SIDE).unfold(1, SIDE, SIDE)
         test += list(tiles.reshape(-1, SIDE, SIDE))
 
     def pairs(crops: list[Tensor]) -> TensorDataset:
         sharp = torch.stack(crops)[:, None]
-        noise = NOISE * torch.randn(sharp.shape, generator=generator)
+        noise = NOISE * torch.randn(sharp.shape, generator=generator, device="cpu")
         return TensorDataset(blur(sharp) + noise, sharp)
 
     return Task(

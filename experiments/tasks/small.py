@@ -45,9 +45,9 @@ def rings(source: Source) -> Task:
     needs_no_data("rings", source)
 
     def pairs(count: int, seed: int, repeats: int) -> TensorDataset:
-        generator = torch.Generator().manual_seed(seed)
-        labels = torch.arange(count) % 2
-        uniform, angle = torch.rand(2, count, generator=generator)
+        generator = torch.Generator("cpu").manual_seed(seed)
+        labels = torch.arange(count, device="cpu") % 2
+        uniform, angle = torch.rand(2, count, generator=generator, device="cpu")
         inner, gap, outer = RADII
         squared = torch.where(labels == 0, uniform * inner**2, gap**2 + uniform * (outer**2 - gap**2))
         angle = 2 * torch.pi * angle
@@ -73,7 +73,7 @@ DIMENSIONS = 8
 def parity(source: Source) -> Task:
     """Parity: all points of {−1, 1}⁸, the class is the sign of the product. All are trained on: approximation."""
     needs_no_data("parity", source)
-    points = torch.cartesian_prod(*[torch.tensor([-1.0, 1.0])] * DIMENSIONS)
+    points = torch.cartesian_prod(*[torch.tensor([-1.0, 1.0], device="cpu")] * DIMENSIONS)
     labels = (points.prod(dim=1) > 0).long()
     return Task(
         "parity",
@@ -106,13 +106,13 @@ def telgarsky(source: Source) -> Task:
     def pairs(x: Tensor) -> TensorDataset:
         return TensorDataset(2 * x[:, None] - 1, telgarsky_function(x)[:, None])
 
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator("cpu").manual_seed(0)
     return Task(
         "telgarsky",
         f"Telgarsky's function of {2 ** (FOLDS - 1)} teeth on an interval, scaled to [−1, 1]",
         Regression(),
-        pairs(torch.rand(4096, generator=generator)),
-        pairs(torch.linspace(0, 1, 2000)),
+        pairs(torch.rand(4096, generator=generator, device="cpu")),
+        pairs(torch.linspace(0, 1, 2000, device="cpu")),
         batch=128,
         learning_rate=1e-2,
         weight_decay=0.0,

@@ -21,6 +21,7 @@ from ..gradients import Gradient, ImplicitGradient
 from ..graph import refuse_hidden
 from ..parametrized import one_weight
 from ..recording import record
+from .draws import normal
 from .tables import Line, Table
 
 EXACT = 1e-12
@@ -194,5 +195,4 @@ def _gradient(
 
 def _direction(part: Tensor) -> Tensor:
     """The same random numbers whatever the dtype."""
-    generator = torch.Generator().manual_seed(0)
-    return torch.randn(part.shape, dtype=torch.float64, generator=generator).to(part)
+    return normal(part.shape, part)

@@ -70,7 +70,7 @@ class Look:
     def standing(self) -> Tensor:
         """(batch,) bool: rows that stand still, go round or run away above the dtype's floor."""
         solution = self.solution
-        still = torch.tensor([bool(tail.stalled or tail.period) for tail in self.tails], dtype=torch.bool)
+        still = torch.tensor([bool(tail.stalled or tail.period) for tail in self.tails], dtype=torch.bool, device="cpu")
         failed = (
             (solution.status == Status.STALLED) | (solution.status == Status.DIVERGED) | still.to(self.value.device)
         )

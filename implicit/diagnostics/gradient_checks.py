@@ -16,6 +16,7 @@ from ..graph import refuse_hidden
 from ..parametrized import one_weight
 from ..recording import record
 from .audit import as_double, compare_gradients, differentiable, exact_layer
+from .draws import normal
 from .findings import Finding, Look, name_rows
 
 LOOSE = 0.05
@@ -34,7 +35,7 @@ def backward(look: Look) -> Finding | None:
             return Finding("no gradient", str(hidden), "The layer can be solved, but not trained through")
     with torch.enable_grad(), record() as log:
         flat = look.problem.layout.flatten(look.layer(*inputs, z0=look.z0))
-        direction = torch.randn(flat.shape, generator=torch.Generator().manual_seed(0)).to(flat)
+        direction = normal(flat.shape, flat)
         found: Sequence[Tensor | None] = ()
         with suppress(ConvergenceError):  # of Unconverged.RAISE; the log has it
             found = torch.autograd.grad(flat, wanted, direction, allow_unused=True)

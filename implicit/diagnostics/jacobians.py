@@ -24,7 +24,7 @@ def tracked(problem: Problem, flat: Tensor) -> tuple[Tensor, Tensor]:
 
 def dense_jacobians(problem: Problem, flat: Tensor) -> NDArray[Any]:
     """(batch, dim, dim) Jacobians, a vector–Jacobian product of the whole batch for each of their rows."""
-    jacobians = torch.zeros(*flat.shape, flat.shape[1], dtype=torch.float64)
+    jacobians = torch.zeros(*flat.shape, flat.shape[1], dtype=torch.float64, device="cpu")
     point, image = tracked(problem, flat)
     for line in range(flat.shape[1] if image.requires_grad else 0):
         unit = torch.zeros_like(image)

@@ -14,6 +14,7 @@ from solvers.problem import prepare
 
 from ..calls import detached
 from ..parametrized import one_weight
+from .draws import normal
 
 
 def lyapunov_exponents(
@@ -43,10 +44,10 @@ def lyapunov_exponents(
             raise ValueError(f"lyapunov_exponents: {name}={value!r} must be an integer {allowed}")
     with torch.no_grad(), one_weight(f):
         flat = problem.layout.flatten(z).detach()
-        directions = torch.randn(len(flat), dim, k, generator=torch.Generator().manual_seed(0)).to(flat)
+        directions = normal((len(flat), dim, k), flat)
         directions = torch.linalg.qr(directions).Q
         way, _ = first_way(problem, flat, problem(flat), directions[:, :, 0])
-        total = torch.zeros(len(flat), k, dtype=torch.float64)
+        total = torch.zeros(len(flat), k, dtype=torch.float64, device="cpu")
         for step in range(discard + steps):
             image = problem(flat)
             product = WAYS[way](problem, flat, image)

@@ -13,6 +13,7 @@ from solvers import State
 from solvers.state import Layout
 
 from ..equilibrium import Equilibrium
+from .draws import normal
 from .tables import summary
 
 
@@ -72,10 +73,10 @@ def path_independence(
         reference = layout.flatten(own.value)
         scale = reference.square().mean(dim=1, keepdim=True).sqrt()
         scale = torch.where(scale > 0, scale, 1)
-        generator = torch.Generator().manual_seed(seed)
+        generator = torch.Generator("cpu").manual_seed(seed)
         others = []
         for _ in range(starts):
-            noise = torch.randn(reference.shape, generator=generator).to(reference)
+            noise = normal(reference.shape, reference, generator)
             others.append(layer.solve(*inputs, z0=layout.unflatten(scale * noise)))
     expected = reference.double()
     length = torch.linalg.vector_norm(expected, dim=1)

@@ -43,7 +43,7 @@ def convergence_rate(solution: Solution) -> Tensor:
     runs away. Of plain iteration it is the spectral radius of the Jacobian at the solution. NaN: a row of fewer than
     three residuals.
     """
-    return torch.tensor([tail.rate for tail in tails(solution)], dtype=torch.float64)
+    return torch.tensor([tail.rate for tail in tails(solution)], dtype=torch.float64, device="cpu")
 
 
 def tails(solution: Solution) -> Table[Tail]:

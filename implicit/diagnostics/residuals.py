@@ -11,6 +11,8 @@ from torch import Tensor
 
 from solvers import Solution
 
+from .arrays import as_array
+
 
 def residual_quantiles(solution: Solution | ArrayLike, quantiles: Sequence[float] = (0.1, 0.5, 0.9)) -> Tensor:
     """Quantiles over the rows of the relative residual at each step, (steps, quantiles), float64 on the CPU.
@@ -26,14 +28,14 @@ def residual_quantiles(solution: Solution | ArrayLike, quantiles: Sequence[float
         return trace.new_full((len(trace), len(quantiles)), torch.nan)
     for step in range(1, len(trace)):
         trace[step] = torch.where(trace[step].isnan(), trace[step - 1], trace[step])
-    return torch.nanquantile(trace, torch.tensor(quantiles, dtype=trace.dtype), dim=1).T
+    return torch.nanquantile(trace, torch.tensor(quantiles, dtype=trace.dtype, device="cpu"), dim=1).T
 
 
 def trace_of(solution: Solution | ArrayLike) -> Tensor:
     """(steps, rows) residuals of a solution, or of plain data, float64 on the CPU."""
     if isinstance(solution, Solution):
         return solution.trace.double().cpu()
-    trace = torch.as_tensor(np.asarray(solution, dtype=np.float64))
+    trace = torch.from_numpy(as_array(solution, np.float64))
     if trace.ndim not in (1, 2):
         raise ValueError(f"residuals of shape {tuple(trace.shape)} must be (steps,) or (steps, rows)")
     return trace if trace.ndim == 2 else trace[:, None]

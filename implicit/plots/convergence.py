@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from solvers import Solution
 
+from ..diagnostics.arrays import as_array
 from ..diagnostics.residuals import residual_quantiles, trace_of
 from .style import axes_or_new, by_title, logarithmic, looks
 
@@ -52,7 +53,7 @@ def plot_convergence(
         low, median, high = residual_quantiles(solution).numpy().T
         price = 1.0
         if times is not None:
-            price = times[name] / max(len(median), 1)
+            price = as_array(times[name]).item() / max(len(median), 1)
         elif evaluations:
             if not isinstance(solution, Solution):
                 raise ValueError(
@@ -67,7 +68,8 @@ def plot_convergence(
             label = label if named is not solutions else f"{name}: {label}"
             ax.plot(at, residuals, color=line.get_color(), linewidth=0.6, alpha=0.8, label=None if order else label)
     if rtol is not None:
-        ax.axhline(rtol, color="0.4", linewidth=1, linestyle=(0, (1, 1)), label=f"rtol = {rtol:g}")
+        level = as_array(rtol).item()
+        ax.axhline(level, color="0.4", linewidth=1, linestyle=(0, (1, 1)), label=f"rtol = {level:g}")
     logarithmic(ax, "y")
     ax.set(ylabel="relative residual ‖f(z) − z‖ / ‖f(z)‖")
     if times is None:
@@ -116,7 +118,7 @@ def plot_steps(
     ax = axes_or_new(ax)
     named: Mapping[str, Solution | ArrayLike] = by_title(solution, "rows")
     counts = {
-        name: np.sort(one.steps.cpu().numpy() if isinstance(one, Solution) else np.asarray(one))
+        name: np.sort(one.steps.cpu().numpy() if isinstance(one, Solution) else as_array(one))
         for name, one in named.items()
     }
     longest = max((int(steps.max(initial=1)) for steps in counts.values()), default=1)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import matplotlib.pyplot as plt
 
+from ..diagnostics.arrays import as_array
 from ..samples import Sample
 from .style import as_rows, logarithmic, looks
 
@@ -42,7 +43,8 @@ def plot_monitor(samples: Iterable[Sample | Mapping[str, Any]], *, ax: Sequence[
         raise ValueError("there are no samples to draw")
     for panel, (title, label, figure_of) in zip(ax, _PANELS, strict=True):
         for number, (layer, its) in enumerate(layers.items()):
-            panel.plot([sample.step for sample in its], list(map(figure_of, its)), **looks(number), label=layer)
+            steps, figures = as_array([sample.step for sample in its]), as_array(list(map(figure_of, its)))
+            panel.plot(steps, figures, **looks(number), label=layer)
         panel.set(title=title, ylabel=label, xlabel="training step")
     logarithmic(ax[0], "y")
     ax[1].set_ylim(bottom=0)

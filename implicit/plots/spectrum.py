@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import ArrayLike
 
+from ..diagnostics.arrays import as_array
 from .style import COLOURS, LINES, MARKERS, axes_or_new, by_title
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ def plot_eigenvalues(values: ArrayLike | Mapping[str, ArrayLike], *, ax: Axes | 
     angles = np.linspace(0, 2 * np.pi, 200)
     ax.plot(np.cos(angles), np.sin(angles), color="0.4", linewidth=1, linestyle=LINES[1], label="unit circle")
     for number, (name, one) in enumerate(by_title(values, "eigenvalues").items()):
-        points = np.asarray(one).ravel()
+        points = as_array(one).ravel()
         points = points[np.isfinite(points)]
         outside = int((np.abs(points) > 1).sum())
         ax.plot(

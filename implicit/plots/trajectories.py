@@ -70,7 +70,7 @@ def plot_trajectories(paths: Path | Mapping[str, Path], *, rows: int = 8, ax: Ax
 
 def _flat(path: Path) -> NDArray[np.float64]:
     """(steps, batch, dim), what is not finite as NaN."""
-    states = list(torch.as_tensor(path) if isinstance(path, np.ndarray) else path)
+    states = list(torch.from_numpy(path) if isinstance(path, np.ndarray) else path)
     if not states:
         raise ValueError("plot_trajectories: a path of no states cannot be drawn")
     layout = Layout(states[0], "a state")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from matplotlib.ticker import LogLocator, NullFormatter
 
 from ..diagnostics import GradientError, Work
+from ..diagnostics.arrays import as_array
 from .style import as_rows, axes_or_new, curves, logarithmic, looks
 
 if TYPE_CHECKING:
@@ -29,10 +30,10 @@ def plot_work_precision(
     ax = axes_or_new(ax)
     for number, (name, its) in enumerate(curves(as_rows(Work, rows)).items()):
         look = looks(number)
-        residuals = [row.residual for row in its]
-        work = [row.seconds if seconds else row.evaluations for row in its]
+        residuals = as_array([row.residual for row in its])
+        work = as_array([row.seconds if seconds else row.evaluations for row in its])
         ax.plot(residuals, work, **look, label=name)
-        failed = [(row.residual, y) for row, y in zip(its, work, strict=True) if row.converged < 1]
+        failed = [(x, y) for row, x, y in zip(its, residuals, work, strict=True) if row.converged < 1]
         if failed:
             ax.plot(*zip(*failed, strict=True), **(look | {"linestyle": ""}), markerfacecolor="white")
     ax.set(xlabel="largest relative residual reached")
@@ -60,8 +61,8 @@ def plot_gradient_error(
     """
     ax = axes_or_new(ax)
     for number, (name, its) in enumerate(curves(as_rows(GradientError, rows)).items()):
-        x = [row.seconds if seconds else row.rtol for row in its]
-        ax.plot(x, [row.relative_error for row in its], **looks(number), label=name)
+        x = as_array([row.seconds if seconds else row.rtol for row in its])
+        ax.plot(x, as_array([row.relative_error for row in its]), **looks(number), label=name)
     ax.set(ylabel="relative error of the gradient ‖g − g*‖ / ‖g*‖")
     logarithmic(ax, "x", "y")
     if seconds:

@@ -124,10 +124,10 @@ class Method(ABC):
         """The linear part alone: it must keep a constant, and its powers must stay bounded."""
         if not self.has_equilibrium:
             return  # the number of streams grows: its coefficients' domains must do
-        streams = self.start(torch.ones((), dtype=torch.float64))
-        if self.consistent and not torch.isclose(self._alone(streams, c)[0], torch.ones((), dtype=torch.float64)):
+        streams = self.start(torch.ones((), dtype=torch.float64, device="cpu"))
+        if self.consistent and not torch.isclose(self._alone(streams, c)[0], streams[0]):
             raise ValueError(f"{self}: with T = 0 a constant does not stay constant (consistency Σ a = 1)")
-        units = torch.eye(len(streams), dtype=torch.float64).unbind()
+        units = torch.eye(len(streams), dtype=torch.float64, device="cpu").unbind()
         matrix = torch.stack([torch.stack(self._alone(tuple(unit), c)) for unit in units], dim=1)
         half = torch.linalg.matrix_power(matrix, 2**19)
         if not torch.linalg.norm(half @ half) <= 1.5 * max(1.0, float(torch.linalg.norm(half))):

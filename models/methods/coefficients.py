@@ -76,10 +76,11 @@ class Coefficients(nn.Module):
                 check(method, name, rule(k) if callable(rule) else rule, k, f" in layer {k}") for k in range(depth)
             ]
             if isinstance(given, Learned):
-                raw = torch.zeros(depth) if domain.size(0) is None else torch.zeros(depth, depth)
+                raw = nn.Parameter(torch.zeros(depth if domain.size(0) is None else (depth, depth)))
                 for k, value in enumerate(values):
-                    _entry(raw, domain, k).copy_(domain.raw(torch.as_tensor(value, dtype=torch.float64)))
-                self.register_parameter(name, nn.Parameter(raw))
+                    start = domain.raw(torch.tensor(value, dtype=torch.float64, device="cpu"))
+                    _entry(raw.data, domain, k).copy_(start)
+                self.register_parameter(name, raw)
             else:
                 for k, value in enumerate(values):
                     self._fixed[k][name] = value
@@ -106,8 +107,14 @@ class Coefficients(nn.Module):
         """One of them in all layers, (depth,)."""
         raw = self._parameters.get(name)
         if raw is None:
-            return torch.tensor([layer[name] for layer in self._fixed], dtype=torch.float64, device=self.device)
+            # filled in place: a copy of numbers from the host would wait for a GPU
+            entries: list[Any] = [layer[name] for layer in self._fixed]
+            return torch.stack([torch.full((), entry, dtype=torch.float64, device=self.device) for entry in entries])
         return self._domains[name].value(raw).to(torch.float64)
+
+    def always(self, name: str, value: float) -> bool:
+        """Whether one of them is fixed to this value in all layers."""
+        return name not in self._parameters and all(layer[name] == value for layer in self._fixed)
 
 
 def _entry(raw: Tensor, domain: Domain, k: int) -> Tensor:

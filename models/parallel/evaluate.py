@@ -103,20 +103,27 @@ def check_sweeps(sweeps: Any, depth: int) -> None:
 
 def _batching_pays(z0: Tensor, depth: int) -> bool:
     """On a processor: where the work of a layer is less than its dispatch, and there are enough of them."""
-    if z0.is_meta:
-        return False  # it has no values to check
     return z0.device.type != "cpu" or (depth >= 16 and z0.numel() <= 8192)
 
 
 def _batched(net: OptDNN, z0: Tensor, inputs: tuple[Tensor, ...], sweeps: int, newton: bool) -> Tensor | None:
-    """None where something overflowed at a bad guess, and would spoil layers that do not depend on it."""
+    """None where something overflowed at a bad guess, and would spoil layers that do not depend on it.
+
+    Nothing is read from the device before the end, and nothing at all where it cannot be: there NaN takes the place of
+    what is spoilt.
+    """
     sweep = (NewtonSweep if newton else Sweep)(net, z0, inputs)
-    outputs, finite = None, None
+    outputs, checks = None, []
     for _ in range(sweeps):
         outputs = sweep(outputs)
-        checks = [part.detach().isfinite().all() for part in parts(outputs)]
-        finite = torch.stack([check for check in (*checks, finite) if check is not None]).all()
-    return sweep.trajectory.last(z0, outputs) if finite or newton else None
+        checks += [part.detach().isfinite().all() for part in parts(outputs)]
+    last = sweep.trajectory.last(z0, outputs)
+    if newton:
+        return last
+    finite = torch.stack(checks).all()
+    if z0.is_meta or (z0.is_cuda and torch.cuda.is_current_stream_capturing()):
+        return torch.where(finite, last, torch.nan)
+    return last if finite else None
 
 
 def _one_by_one(net: OptDNN, z0: Tensor, inputs: tuple[Tensor, ...], sweeps: int) -> Tensor:

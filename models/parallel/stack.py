@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -52,11 +53,20 @@ class Stack:
             with _LinearByRows():
                 return self._pure.twin(tensors)(point, *inputs)
 
-        stacks = tuple(tensors or self.tensors)
-        if parts(points)[0].is_cuda:
-            return torch.vmap(one, randomness="different")(stacks, points)
-        with sdpa_kernel(SDPBackend.MATH):  # the processor's own kernel for attention knows no vmap
-            return torch.vmap(one, randomness="different")(stacks, points)
+        with _kernels_for_vmap():
+            return torch.vmap(one, randomness="different")(tuple(tensors or self.tensors), points)
+
+
+@contextmanager
+def _kernels_for_vmap() -> Iterator[None]:
+    """Attention made of matrix products: of its fused kernels, vmap knows not all, and their backward passes fail."""
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
 
 
 class ProximalStack:

@@ -23,8 +23,8 @@ class Sweep:
         self.net, self.z0, self.inputs = net, z0, inputs
         self.trajectory = trajectory(net.method, net.coefficients, z0)
         self.transforms = stacked(list(net.transforms)) if batched else Loop(list(net.transforms))
-        steps = net.coefficients.column("step")
-        self._steps = None if not steps.requires_grad and bool((steps == 1).all()) else steps.to(z0)
+        unscaled = net.coefficients.always("step", 1.0)
+        self._steps = None if unscaled else net.coefficients.column("step").to(z0)
 
     def __call__(self, outputs: Any) -> Any:
         """(L, batch, …) outputs, or a pair of such; None for zeros."""

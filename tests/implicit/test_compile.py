@@ -15,7 +15,7 @@ from .cells import DIM, TIGHT, Cell, exact, inputs, tight_layer, unrolled
 
 # PyTorch's own, while it traces
 pytestmark = pytest.mark.filterwarnings(
-    "ignore:The .grad attribute", "ignore::DeprecationWarning:torch", "ignore:.*torch.jit.script:FutureWarning"
+    "ignore:The .grad attribute", "ignore::DeprecationWarning:torch", "ignore:.*torch.jit.script"
 )
 
 

@@ -2,6 +2,7 @@
 
 import csv
 import math
+import warnings
 
 import lightning
 import pytest
@@ -190,10 +191,20 @@ def test_what_has_no_exact_gradient_or_shares_inputs_is_sampled_all_the_same():
     wild = Equilibrium(Cell())
     with torch.no_grad():
         wild.cell.inner.weight.mul_(float("nan"))
-    with pytest.warns(UserWarning, match="NON_FINITE"), Monitor(wild) as monitor:
-        wild(torch.randn(4, 6))
-    assert monitor.samples[0].converged == 0
-    assert monitor.samples[0].gradient_cosine != monitor.samples[0].gradient_cosine
+    monitor = Monitor(wild, every=1)
+    for step in range(3):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            with monitor:
+                wild(torch.randn(4, 6))
+        told = [str(warning.message) for warning in caught if warning.category is MonitorWarning]
+        assert len(told) == (0 if step else 2)  # each missing figure once
+        if not step:
+            assert "cannot find the spectral radius (the Jacobian is not finite at any of the solutions" in told[0]
+            assert "cannot find the gradient cosine (the exact gradient cannot be found" in told[1]
+        assert monitor.samples[step].converged == 0
+        assert math.isnan(monitor.samples[step].gradient_cosine)
+        assert math.isnan(monitor.samples[step].spectral_radius)
 
 
 @pytest.mark.parametrize("option", ["every", "rows"])
@@ -259,7 +270,7 @@ def test_layers_are_sampled_under_the_autocast_of_their_call_and_from_starts_of_
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(6, 6), Equilibrium(Cell(), rtol=1e-2))
     with Monitor(model) as monitor:
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast(torch.get_default_device().type, torch.bfloat16):
             loss = model(torch.randn(5, 6)).float().sum()
         loss.backward()
     assert monitor.samples[0].gradient_cosine > 0.99

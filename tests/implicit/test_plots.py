@@ -23,12 +23,14 @@ from implicit.plots import (
 )
 from solvers import Anderson, NewtonKrylov, Picard, solve
 
-FACTORS = torch.tensor([[0.2], [0.5], [0.8]], dtype=torch.float64)
+
+def affine(z):
+    return torch.tensor([[0.2], [0.5], [0.8]], dtype=z.dtype) * z + 1
 
 
 @pytest.fixture
 def solution():
-    return solve(lambda z: FACTORS * z + 1, torch.zeros(3, 1, dtype=torch.float64), solver=Picard(), rtol=1e-6)
+    return solve(affine, torch.zeros(3, 1, dtype=torch.float64), solver=Picard(), rtol=1e-6)
 
 
 @pytest.fixture(autouse=True)
@@ -42,8 +44,8 @@ def test_quantiles_carry_stopped_rows_forward(solution):
     assert len(median) == solution.steps.max()
     # after the two fast rows have stopped the median is the last residual of the middle one
     middle = int(solution.steps[1])
-    torch.testing.assert_close(median[middle - 1 :], solution.residual[1].expand(len(median) - middle + 1))
-    torch.testing.assert_close(median[:3], solution.trace[:3].median(dim=1).values)
+    torch.testing.assert_close(median[middle - 1 :], solution.residual[1].cpu().expand(len(median) - middle + 1))
+    torch.testing.assert_close(median[:3], solution.trace[:3].median(dim=1).values.cpu())
 
 
 def test_convergence_picture_holds_the_median_and_the_tolerance(solution):
@@ -60,7 +62,7 @@ def test_the_worst_rows_are_drawn_by_themselves(solution):
     ax = plot_convergence(solution, worst=2)
     rows = [line for line in ax.get_lines() if line.get_linewidth() < 1]
     for line, row in zip(rows, (2, 1), strict=True):  # those that took longest
-        np.testing.assert_allclose(line.get_ydata(), solution.trace[:, row])
+        np.testing.assert_allclose(line.get_ydata(), solution.trace[:, row].cpu())
     assert "worst 2 rows" in {text.get_text() for text in ax.get_legend().get_texts()}
     with pytest.raises(ValueError, match="worst=-1"):
         plot_convergence(solution, worst=-1)
@@ -68,7 +70,7 @@ def test_the_worst_rows_are_drawn_by_themselves(solution):
 
 def test_residuals_are_drawn_against_evaluations_and_seconds_too(solution):
     z0 = torch.zeros(3, 1, dtype=torch.float64)
-    newton = solve(lambda z: FACTORS * z + 1, z0, solver=NewtonKrylov(), rtol=1e-6)
+    newton = solve(affine, z0, solver=NewtonKrylov(), rtol=1e-6)
     ax = plot_convergence({"plain": solution, "newton": newton}, evaluations=True)
     plain, products = ax.get_lines()
     assert plain.get_xdata().tolist() == list(range(1, len(solution.trace) + 1))  # one a step
@@ -105,9 +107,9 @@ def test_trajectories_in_the_plane_are_the_states_themselves():
     ax = plot_trajectories(path, rows=2)
     tracks = [line for line in ax.get_lines() if len(line.get_xdata()) == 5]
     assert len(tracks) == 2
-    np.testing.assert_allclose(np.stack([line.get_xydata() for line in tracks], axis=1), path[:, :2], rtol=1e-6)
+    np.testing.assert_allclose(np.stack([line.get_xydata() for line in tracks], axis=1), path[:, :2].cpu(), rtol=1e-6)
     stars = [line.get_xydata()[0] for line in ax.get_lines() if line.get_marker() == "*"]
-    np.testing.assert_allclose(stars, path[-1, :2], rtol=1e-6)
+    np.testing.assert_allclose(stars, path[-1, :2].cpu(), rtol=1e-6)
 
 
 def test_trajectories_of_long_states_lie_in_their_principal_plane():
@@ -171,7 +173,7 @@ def test_curves_are_told_apart_by_colour_and_without_it(solution):
 
 
 def test_steps_picture_ends_at_all_rows(solution):
-    fast = solve(lambda z: FACTORS * z + 1, torch.zeros(3, 1, dtype=torch.float64), solver=Anderson(), rtol=1e-6)
+    fast = solve(affine, torch.zeros(3, 1, dtype=torch.float64), solver=Anderson(), rtol=1e-6)
     ax = plot_steps({"naive": solution, "Anderson": fast})
     naive, anderson = ax.get_lines()
     assert naive.get_ydata()[-1] == anderson.get_ydata()[-1] == 100
@@ -261,3 +263,53 @@ def test_plain_data_are_drawn_too():
     assert plot_monitor([sample.to_dict()])[0].get_lines()[0].get_xydata().tolist() == [[3, 1e-5]]
     path = plot_trajectories(np.arange(12.0).reshape(3, 2, 2))
     np.testing.assert_allclose(path.get_lines()[0].get_xydata(), [[0, 1], [4, 5], [8, 9]])
+
+
+# --- whatever the numbers lie in ---------------------------------------------------------------------------------
+
+
+class OnAnotherDevice(torch.Tensor):
+    """What NumPy cannot read before it is on the processor, as a tensor on a GPU."""
+
+    def cpu(self):
+        return self.as_subclass(torch.Tensor)
+
+    def numpy(self, **options):
+        raise TypeError("can't convert cuda:0 device type tensor to numpy")
+
+    def __array__(self, *args, **options):
+        return self.numpy()
+
+    def __float__(self):
+        return float(self.cpu())
+
+
+KINDS = {
+    "here": lambda values: values,
+    "elsewhere": lambda values: values.as_subclass(OnAnotherDevice),
+    "with a graph": lambda values: 1 * values.requires_grad_(),
+    "half": lambda values: values.bfloat16() if values.is_floating_point() else values,
+    "a list": lambda values: list(values.as_subclass(OnAnotherDevice)),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_picture_takes_tensors_as_they_come(kind):
+    made = KINDS[kind]
+    trace = torch.tensor([[1.0, 2.0], [0.5, 1.0], [0.25, 0.5]])
+    median = plot_convergence(made(trace.clone()), rtol=made(torch.tensor([0.1]))[0], worst=1).get_lines()[0]
+    np.testing.assert_allclose(median.get_ydata(), [1.5, 0.75, 0.375])
+    plot_convergence({"one": made(trace.clone())}, seconds={"one": made(torch.tensor([2.0]))[0]})
+    steps = made(torch.tensor([2.0, 3.0]))
+    plot_steps(steps)
+    plot_steps({"one": steps}, histogram=True)
+    values = torch.tensor([[0.5 + 0.5j, 0.5 - 0.5j]])
+    line = plot_eigenvalues(made(values) if kind != "half" else values).get_lines()[1]
+    np.testing.assert_allclose(line.get_xydata(), [[0.5, 0.5], [0.5, -0.5]])
+    if kind != "a list":  # whose entries are states
+        path = plot_trajectories(made(torch.tensor([[[0.0, 1.0]], [[4.0, 5.0]]])))
+        np.testing.assert_allclose(path.get_lines()[0].get_xydata(), [[0, 1], [4, 5]])
+    one = made(torch.tensor([0.5]))[0]
+    plot_work_precision([Work("one", one, one, one, one, one)])
+    plot_gradient_error([GradientError("one", one, one, one, one, one)])
+    plot_monitor([Sample(0, "one", one, one, one, one, one, one)])

@@ -1,5 +1,6 @@
 """What the gradient policies beside the exact one promise."""
 
+import warnings
 from contextlib import nullcontext
 
 import pytest
@@ -200,7 +201,8 @@ def test_the_reversible_iteration_stores_no_iterates():
 def test_undoing_that_loses_its_digits_is_said():
     x = inputs().detach().float().requires_grad_()
     layer = Equilibrium(Cell().float(), solver=Reversible(0.9), gradient=ReversibleGradient(), rtol=0.0, max_steps=40)
-    with pytest.warns(ConvergenceWarning):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # the last bit may settle, or not
         z = layer(x)
     with pytest.warns(ConvergenceWarning, match="lost its digits"):
         z.sum().backward()

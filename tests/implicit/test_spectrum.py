@@ -1,6 +1,7 @@
 """Eigenvalues and norms of Jacobians that are known in closed form, or from dense linear algebra."""
 
 import math
+from functools import partial
 
 import numpy as np
 import pytest
@@ -10,6 +11,8 @@ from torch.nn.utils.parametrizations import spectral_norm as normalised
 
 from implicit.diagnostics import eigenvalues, spectral_norm, spectral_radius, spectrum
 from solvers import ConvergenceError
+
+close = partial(torch.testing.assert_close, check_device=False)  # figures are on the processor
 
 
 def rotation(modulus, angle=0.7, dtype=torch.float64):
@@ -35,9 +38,9 @@ def test_rotations_have_their_modulus_however_far_from_normal(modulus, skew):
     change = torch.tensor([[1.0, skew], [0.0, 1.0]], dtype=torch.float64)
     matrix = change @ rotation(modulus) @ torch.linalg.inv(change)
     z = torch.randn(3, 2, dtype=torch.float64)
-    torch.testing.assert_close(spectral_radius(linear(matrix), z), torch.full((3,), modulus, dtype=torch.float64))
+    close(spectral_radius(linear(matrix), z), torch.full((3,), modulus, dtype=torch.float64))
     angles = eigenvalues(linear(matrix), z, k=2).angle().abs()
-    torch.testing.assert_close(angles, torch.full((3, 2), 0.7, dtype=torch.float64))
+    close(angles, torch.full((3, 2), 0.7, dtype=torch.float64))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -47,10 +50,10 @@ def test_large_states_go_through_arnoldi_and_find_complex_pairs(modulus, dtype):
     expected = modulus * np.exp(1j * np.array([0.7, -0.7]))
     values = eigenvalues(linear(matrix), z, k=2)
     assert values.dtype == torch.complex128
-    for row in values.numpy():
+    for row in values.cpu().numpy():
         np.testing.assert_allclose(sorted(row, key=np.imag), sorted(expected, key=np.imag), rtol=1e-4)
     np.testing.assert_allclose(spectral_radius(linear(matrix), z), modulus, rtol=1e-4)
-    three = eigenvalues(linear(matrix), z, k=3)[0].numpy()
+    three = eigenvalues(linear(matrix), z, k=3)[0].cpu().numpy()
     np.testing.assert_allclose(abs(three), [modulus, modulus, 0.5], rtol=1e-3)
 
 
@@ -62,12 +65,12 @@ def test_gaussian_matrices_agree_with_dense_linear_algebra(dim):
     def f(z, matrix):
         return torch.einsum("bij,bj->bi", matrix, z)
 
-    exact = np.linalg.eigvals(matrices.numpy())
+    exact = np.linalg.eigvals(matrices.cpu().numpy())
     exact = np.take_along_axis(exact, np.argsort(-abs(exact), axis=1), axis=1)
-    np.testing.assert_allclose(abs(eigenvalues(f, z, (matrices,), k=5).numpy()), abs(exact[:, :5]), rtol=1e-5)
+    np.testing.assert_allclose(abs(eigenvalues(f, z, (matrices,), k=5).cpu().numpy()), abs(exact[:, :5]), rtol=1e-5)
     np.testing.assert_allclose(spectral_radius(f, z, (matrices,)), abs(exact[:, 0]), rtol=1e-5)
     np.testing.assert_allclose(
-        spectral_norm(f, z, (matrices,)), np.linalg.norm(matrices.numpy(), 2, axis=(1, 2)), rtol=1e-5
+        spectral_norm(f, z, (matrices,)), np.linalg.norm(matrices.cpu().numpy(), 2, axis=(1, 2)), rtol=1e-5
     )
 
 
@@ -77,8 +80,8 @@ def test_jacobians_are_taken_at_each_rows_own_point_and_images_keep_their_shape(
     slopes = (1 - torch.tanh(0.8 * z).square()).flatten(1) * 0.8
     expected = slopes.sort(dim=1, descending=True).values[:, :2]
     values = eigenvalues(lambda z: torch.tanh(0.8 * z), z, k=2)
-    torch.testing.assert_close(values.real, expected, rtol=1e-5, atol=0)
-    torch.testing.assert_close(spectral_norm(lambda z: torch.tanh(0.8 * z), z), expected[:, 0], rtol=1e-5, atol=0)
+    close(values.real, expected, rtol=1e-5, atol=0)
+    close(spectral_norm(lambda z: torch.tanh(0.8 * z), z), expected[:, 0], rtol=1e-5, atol=0)
 
 
 @pytest.mark.parametrize("dim", [4, 160])
@@ -87,7 +90,7 @@ def test_rows_that_are_not_finite_are_nan_and_leave_the_others_alone(dim):
     z[1, 0] = float("nan")
     radius = spectral_radius(lambda z: 0.5 * torch.sin(z), z)
     assert radius.isnan().tolist() == [False, True, False]
-    torch.testing.assert_close(radius[[0, 2]], torch.full((2,), 0.5, dtype=torch.float64), rtol=1e-5, atol=0)
+    close(radius[[0, 2]], torch.full((2,), 0.5, dtype=torch.float64), rtol=1e-5, atol=0)
     assert spectral_norm(lambda z: 0.5 * torch.sin(z), z).isnan().tolist() == [False, True, False]
 
 
@@ -109,7 +112,7 @@ def test_constant_maps_and_empty_batches(dim):
 def test_half_precision_and_tuples_and_modules_under_spectral_norm():
     z = (torch.zeros(2, 3, dtype=torch.float16), torch.zeros(2, 5, dtype=torch.float16))
     values = spectral_radius(lambda z: (0.5 * z[0], 0.25 * z[1]), z)
-    torch.testing.assert_close(values, torch.full((2,), 0.5, dtype=torch.float64))
+    close(values, torch.full((2,), 0.5, dtype=torch.float64))
     cell = normalised(nn.Linear(6, 6)).train()
     before = [buffer.clone() for buffer in cell.buffers()]
     with torch.no_grad():
@@ -133,10 +136,10 @@ def test_what_cannot_be_answered_is_refused_in_words(monkeypatch):
 
 def test_where_arnoldi_finds_nothing_the_dense_jacobian_is_looked_at():
     z = torch.zeros(2, 300, dtype=torch.float64)
-    torch.testing.assert_close(spectral_radius(lambda z: 0.7 * z.roll(1, 1), z), torch.full((2,), 0.7).double())
+    close(spectral_radius(lambda z: 0.7 * z.roll(1, 1), z), torch.full((2,), 0.7).double())
     orthogonal = torch.linalg.qr(torch.randn(300, 300, dtype=torch.float64)).Q
     moduli = eigenvalues(lambda z: 1.1 * z @ orthogonal, z, k=5).abs()
-    torch.testing.assert_close(moduli, torch.full((2, 5), 1.1).double())
+    close(moduli, torch.full((2, 5), 1.1).double())
     defective = 0.5 * torch.eye(200, dtype=torch.float64) + torch.diag(torch.ones(199).double(), 1)
     radius = spectral_radius(lambda z: z @ defective.T, torch.zeros(1, 200).double())
     assert 0.5 <= radius.item() < 1.6  # its pseudospectrum is the disc of radius 1 about 0.5
@@ -149,7 +152,7 @@ def test_inference_mode_changes_no_number(dim):
         z, x = torch.zeros(2, dim, dtype=torch.float64), torch.ones(2, dim, dtype=torch.float64)
         for measure in (spectral_radius, spectral_norm):
             found = measure(lambda z, x: factors * torch.sin(z) + x, z, (x,))
-            torch.testing.assert_close(found, torch.full((2,), 0.9).double(), rtol=1e-5, atol=0)
+            close(found, torch.full((2,), 0.9).double(), rtol=1e-5, atol=0)
 
 
 @pytest.mark.parametrize("dim", [6, 140])
@@ -158,7 +161,7 @@ def test_a_map_that_hides_its_derivative_is_refused(dim):
     def hidden(z):
         return 0.5 * z
 
-    for f in (hidden, lambda z: torch.from_numpy(0.5 * z.detach().numpy())):
+    for f in (hidden, lambda z: torch.from_numpy(0.5 * z.detach().cpu().numpy()).to(z)):
         with pytest.raises(ValueError, match="f depends on z, but its image has no graph"):
             spectral_radius(f, torch.ones(1, dim))
 

@@ -11,7 +11,7 @@ from implicit import ConvergenceWarning, PhantomGradient, fixed_point, record
 from .cells import DIM, TIGHT, Cell, exact, inputs, tight_layer, unrolled
 
 # PyTorch's own, when it first differentiates forwards
-pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.script:FutureWarning")
+pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.script")
 
 
 @pytest.fixture

@@ -163,7 +163,7 @@ def test_autocast_reaches_the_dtypes_floor_and_says_so(dtype):
     with torch.no_grad():
         exactly = Equilibrium(cell, rtol=1e-6)(x)
     layer = Equilibrium(cell, rtol=4 * torch.finfo(dtype).eps, gradient=ImplicitGradient(rtol=1e-2))
-    with torch.autocast("cpu", dtype=dtype):
+    with torch.autocast(torch.get_default_device().type, dtype=dtype):
         z = layer(x)
     assert (z - exactly).norm() < 20 * torch.finfo(dtype).eps * exactly.norm()
     reference = torch.autograd.grad(unrolled(cell, x).square().sum(), list(cell.parameters()))
@@ -171,7 +171,10 @@ def test_autocast_reaches_the_dtypes_floor_and_says_so(dtype):
     for one, other in zip(found, reference, strict=True):
         assert (one - other).norm() < 0.05 * other.norm()
     layer.rtol = 1e-7
-    with torch.autocast("cpu", dtype=dtype), pytest.warns(ConvergenceWarning, match="below what the dtype can resolve"):
+    with (
+        torch.autocast(torch.get_default_device().type, dtype=dtype),
+        pytest.warns(ConvergenceWarning, match="below what the dtype can resolve"),
+    ):
         layer(x)
 
 
@@ -179,7 +182,7 @@ def test_the_gradient_scaler_changes_nothing():
     cell, x = Cell().float(), inputs().detach().float()
     layer = Equilibrium(cell, rtol=1e-6, gradient=ImplicitGradient(rtol=1e-6))
     (expected,) = torch.autograd.grad(layer(x).square().mean(), cell.inner.weight)
-    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**16)
+    scaler = torch.amp.GradScaler(torch.get_default_device().type, init_scale=2.0**16)
     optimizer = torch.optim.SGD(layer.parameters(), lr=1.0)
     before = cell.inner.weight.detach().clone()
     scaler.scale(layer(x).square().mean()).backward()
@@ -192,7 +195,7 @@ def test_the_gradient_scaler_changes_nothing():
 @pytest.mark.filterwarnings("ignore::implicit.ConvergenceWarning")
 def test_the_gradient_scaler_sees_an_overflow():
     layer, x = Equilibrium(Cell().float()), inputs().detach().float()
-    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
+    scaler = torch.amp.GradScaler(torch.get_default_device().type, init_scale=2.0**10)
     optimizer = torch.optim.SGD(layer.parameters(), lr=1.0)
     before = [p.detach().clone() for p in layer.parameters()]
     (scaler.scale(layer(x).square().mean()) * float("inf")).backward()

@@ -48,6 +48,7 @@ def test_batched_and_loop_agree(form, batched):
     torch.testing.assert_close(model(x), expected, rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("device", ["cpu"])  # which alone has such a cache
 def test_groups_that_fit_the_cache_change_nothing():
     body, tokens = Branches(5, width=6, heads=2, hidden=4), torch.randn(ROWS_AT_ONCE // 20, 10, 6)
     assert [len(outputs) for outputs in body._runs(tokens, 5)] == [2, 2, 1]
@@ -185,6 +186,7 @@ def _on_two_ranks(rank, folder):
     torch.distributed.destroy_process_group()
 
 
+@pytest.mark.parametrize("device", ["cpu"])
 def test_two_ranks_are_one_process_forward_and_backward(tmp_path):
     model, x = build(branches=5)
     torch.save((model, x), tmp_path / "model.pt")
@@ -219,5 +221,6 @@ def _alone(rank, folder):
     torch.distributed.destroy_process_group()
 
 
+@pytest.mark.parametrize("device", ["cpu"])
 def test_sharded_branches_refuse_what_needs_them_all(tmp_path):
     torch.multiprocessing.spawn(_alone, (str(tmp_path),), nprocs=1)

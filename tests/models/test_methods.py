@@ -32,7 +32,7 @@ def exactly(net):
 
 
 def numbers(tensor):
-    return tensor.detach().numpy()
+    return tensor.detach().cpu().numpy()
 
 
 def textbook(momentum, move, depth=DEPTH):

@@ -71,7 +71,9 @@ def dense_reference(total, x):
 
     roots, adjoints = [], []
     for number, row in enumerate(x.detach()):
-        root = scipy.optimize.root(lambda z, row=row: function(z, row).detach().numpy(), np.zeros(WIDTH), tol=1e-14)
+        root = scipy.optimize.root(
+            lambda z, row=row: function(z, row).detach().cpu().numpy(), np.zeros(WIDTH), tol=1e-14
+        )
         z = torch.as_tensor(root.x)
         jacobian = torch.autograd.functional.jacobian(lambda z, row=row: function(z, row), z)
         weight = torch.arange(1.0, WIDTH + 1) + number * WIDTH

@@ -129,7 +129,7 @@ def test_solution_is_the_same_from_every_start(norm, activation):
 @by_norm
 def test_solution_agrees_with_scipy(norm, activation):
     transform, v = monotone(norm, activation), torch.randn(1, WIDTH)
-    weight, bias, target = (t.detach().numpy() for t in (transform.linear.weight, transform.linear.bias, v[0]))
+    weight, bias, target = (t.detach().cpu().numpy() for t in (transform.linear.weight, transform.linear.bias, v[0]))
     sigma = {
         nn.ReLU: lambda h: np.maximum(h, 0),
         nn.Tanh: np.tanh,
@@ -138,7 +138,7 @@ def test_solution_agrees_with_scipy(norm, activation):
     }[type(activation)]
     root = scipy.optimize.root(lambda z: z - target + weight.T @ sigma(weight @ z + bias), target, tol=1e-13)
     assert np.abs(root.fun).max() < 1e-12
-    np.testing.assert_allclose(solve(transform, norm, v, v)[0].numpy(), root.x, rtol=0, atol=1e-10)
+    np.testing.assert_allclose(solve(transform, norm, v, v)[0].cpu().numpy(), root.x, rtol=0, atol=1e-10)
 
 
 @by_activation

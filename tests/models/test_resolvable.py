@@ -36,7 +36,7 @@ def bias_of(transform):
 def jacobian(transform, z):
     """(dim, dim) at one point z without a batch."""
     matrix = torch.autograd.functional.jacobian(lambda z: transform(z[None])[0], z)
-    return matrix.reshape(z.numel(), z.numel()).numpy()
+    return matrix.reshape(z.numel(), z.numel()).cpu().numpy()
 
 
 def largest_norm(transform, shape):
@@ -106,7 +106,7 @@ def dense_convolution(kernel):
 
 
 def numbers(tensor):
-    return tensor.detach().numpy()
+    return tensor.detach().cpu().numpy()
 
 
 @pytest.mark.parametrize("kernel", [1, 3, 5])

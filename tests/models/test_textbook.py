@@ -41,7 +41,7 @@ STEEPEST = max(CURVATURE.values())
 
 
 def run(method, layers):
-    return OptDNN(method, layers)(torch.tensor(START)).detach().numpy()
+    return OptDNN(method, layers)(torch.tensor(START)).detach().cpu().numpy()
 
 
 def follows(method, layers, iterates, tolerance=1e-12):
@@ -288,5 +288,5 @@ def test_huber_regularisation_by_proximal_steps_reaches_scipys_minimum(method, g
     expected = scipy.optimize.minimize(loss, np.zeros(WIDTH), jac=slope, method="BFGS", options={"gtol": 1e-10}).x
     s = 1 / STEEPEST
     net = OptDNN(method, [(Step(gradient, s), HuberStep(s))] * 400, alpha=0.0, rtol=1e-10)
-    limit = net(torch.tensor(START)).detach().numpy()
+    limit = net(torch.tensor(START)).detach().cpu().numpy()
     np.testing.assert_allclose(limit, np.tile(expected, (ROWS, 1)), rtol=0, atol=1e-6)

@@ -10,7 +10,7 @@ from models import AttentionMLP, Conv, ConvNeXt, Dense, Fidelity, OptDNN, Sum
 
 
 def numbers(tensor):
-    return tensor.detach().numpy()
+    return tensor.detach().cpu().numpy()
 
 
 @pytest.mark.parametrize(

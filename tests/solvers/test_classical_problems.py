@@ -14,18 +14,19 @@ def scipy_root(problem, method):
     shape = problem.z0.shape
 
     def residual(flat):
-        z = torch.from_numpy(flat).view(shape)
-        return (problem.f(z) - z).flatten().numpy()
+        z = torch.tensor(flat).view(shape)
+        return (problem.f(z) - z).flatten().cpu().numpy()
 
     options = {"fatol": 1e-13, "maxiter": 400}
     try:
-        found = scipy.optimize.root(residual, problem.z0.flatten().numpy(), method=method, options=options)
+        found = scipy.optimize.root(residual, problem.z0.flatten().cpu().numpy(), method=method, options=options)
     except (ValueError, OverflowError, np.linalg.LinAlgError):  # non-finite on the way
         return None
     good = np.isfinite(found.x).all() and np.abs(residual(found.x)).max() < 1e-10
-    return torch.from_numpy(np.asarray(found.x)).view(shape) if good else None
+    return torch.tensor(found.x).view(shape) if good else None
 
 
+@pytest.mark.parametrize("device", ["cpu"])  # where the problems are made, once for all
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
 @pytest.mark.parametrize("name", PROBLEMS)
 def test_our_solutions_are_scipys(name):

@@ -31,10 +31,10 @@ def test_it_ends_after_as_many_products_as_dimensions(gain):
 
 def test_it_needs_what_scipys_gmres_needs():
     matrix, shift = system(60, rows=1, gain=0.8)
-    operator = np.eye(60) - matrix[0].numpy()
+    operator = np.eye(60) - matrix[0].cpu().numpy()
     residuals = []
     scipy.sparse.linalg.gmres(
-        operator, shift[0].numpy(), rtol=1e-8, restart=60, callback=residuals.append, callback_type="pr_norm"
+        operator, shift[0].cpu().numpy(), rtol=1e-8, restart=60, callback=residuals.append, callback_type="pr_norm"
     )
     solution = solve(affine, torch.zeros_like(shift), (matrix, shift), solver=GMRES(restart=60), rtol=1e-8, atol=0.0)
     assert solution.converged.all()

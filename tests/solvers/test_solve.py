@@ -50,8 +50,8 @@ def test_linear_problem_agrees_with_dense_algebra(solver):
     solution = solve(
         lambda z: z @ matrix.T + shift, torch.zeros_like(shift), solver=solver, rtol=1e-10, atol=0.0, max_steps=500
     ).check()
-    exact = np.linalg.solve(np.eye(16) - matrix.numpy(), shift.numpy().T).T
-    np.testing.assert_allclose(solution.value.numpy(), exact, rtol=1e-8, atol=1e-8)
+    exact = np.linalg.solve(np.eye(16) - matrix.cpu().numpy(), shift.cpu().numpy().T).T
+    np.testing.assert_allclose(solution.value.cpu().numpy(), exact, rtol=1e-8, atol=1e-8)
 
 
 @by_solver
@@ -66,9 +66,9 @@ def test_nonlinear_problem_agrees_with_scipy(solver):
 
     solution = solve(f, torch.ones(1, count, dtype=torch.float64), solver=solver, rtol=1e-12, atol=0.0).check()
     reference = scipy.optimize.root(
-        lambda h: f(torch.tensor(h)[None])[0].numpy() - h, np.ones(count), method="krylov", tol=1e-12
+        lambda h: f(torch.tensor(h)[None])[0].cpu().numpy() - h, np.ones(count), method="krylov", tol=1e-12
     )
-    np.testing.assert_allclose(solution.value[0].numpy(), reference.x, rtol=1e-9)
+    np.testing.assert_allclose(solution.value[0].cpu().numpy(), reference.x, rtol=1e-9)
 
 
 @settings(max_examples=25, deadline=None)
@@ -358,11 +358,11 @@ def test_autocast_stays_on_in_f_when_rows_are_dropped(solver):
     seen = set()
 
     def f(z, rate):
-        seen.add((len(z), torch.is_autocast_enabled("cpu")))
+        seen.add((len(z), torch.is_autocast_enabled(torch.get_default_device().type)))
         return rate * torch.tanh(z) + 1
 
     rate = torch.linspace(0.05, 0.9, 16)[:, None]
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with torch.autocast(torch.get_default_device().type, dtype=torch.bfloat16):
         solve(f, torch.zeros(16, 4), (rate,), solver=solver, compact=True)
     assert len({rows for rows, _ in seen}) > 1
     assert all(enabled for _, enabled in seen)
@@ -449,7 +449,7 @@ def test_half_precision_reaches_its_floor(solver, dtype):
 @ACCELERATED
 def test_autocast_leaves_the_solvers_own_digits_alone(solver):
     shift = torch.randn(8, 16)
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast(torch.get_default_device().type, torch.bfloat16):
         solution = solve(lambda z: torch.sin(z / 2) + shift, torch.zeros(8, 16), solver=solver, rtol=1e-6)
     assert solution.converged.all(), solution.summary()
 
@@ -574,7 +574,7 @@ def test_the_floor_of_autocast_is_a_stall(dtype, compact):
     weight = torch.randn(16, 16)
     weight *= 0.8 / torch.linalg.matrix_norm(weight, 2)
     x = torch.randn(64, 16)
-    with torch.autocast("cpu", dtype=dtype):
+    with torch.autocast(torch.get_default_device().type, dtype=dtype):
         solution = solve(lambda z, x: torch.tanh(z @ weight + x), torch.zeros_like(x), (x,), rtol=1e-7, compact=compact)
     assert solution.residual.max() < 4 * torch.finfo(dtype).eps
     assert (solution.status == Status.STALLED).any()

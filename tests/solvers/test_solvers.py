@@ -20,7 +20,7 @@ def iterates(f, solver, count, dim=12):
     seen = []
 
     def watched(z):
-        seen.append(z[0].clone().numpy())
+        seen.append(z[0].clone().cpu().numpy())
         return f(z)
 
     solve(watched, torch.zeros(1, dim, dtype=torch.float64), solver=solver, rtol=0.0, atol=0.0, max_steps=count)
@@ -28,7 +28,7 @@ def iterates(f, solver, count, dim=12):
 
 
 def value(f, z):
-    return f(torch.tensor(z)[None])[0].numpy()
+    return f(torch.tensor(z)[None])[0].cpu().numpy()
 
 
 def test_picard_is_the_damped_iteration():

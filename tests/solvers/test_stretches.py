@@ -12,8 +12,13 @@ SHIFT = torch.randn(6, 16, dtype=torch.float64, generator=torch.Generator().manu
 FACTOR = torch.linspace(0.05, 1.0, 6, dtype=torch.float64)[:, None]
 
 
+def arguments():
+    """Factors and shifts, where the test runs."""
+    return tuple(part.to(torch.get_default_device()) for part in (FACTOR, SHIFT))
+
+
 def f(z, factor, shift):
-    return torch.tanh(factor * (z @ MATRIX.T) + shift)
+    return torch.tanh(factor * (z @ MATRIX.to(z).T) + shift)
 
 
 def same(found, expected):
@@ -30,14 +35,21 @@ def same(found, expected):
 @pytest.mark.parametrize("solver", [Picard(), Anderson(memory=3), Broyden(memory=4)], ids=repr)
 def test_looking_less_often_finds_the_same(solver, check_every, compact):
     options = {"solver": solver, "rtol": 1e-9, "atol": 0.0, "compact": compact}
-    expected = solve(f, torch.zeros_like(SHIFT), (FACTOR, SHIFT), **options).check()
-    found = solve(f, torch.zeros_like(SHIFT), (FACTOR, SHIFT), check_every=check_every, **options)
+    expected = solve(f, torch.zeros(6, 16, dtype=torch.float64), arguments(), **options).check()
+    found = solve(f, torch.zeros(6, 16, dtype=torch.float64), arguments(), check_every=check_every, **options)
     same(found, expected)
 
 
 def test_max_steps_is_kept():
     solution = solve(
-        f, torch.zeros_like(SHIFT), (FACTOR, SHIFT), solver=Picard(), rtol=0.0, atol=0.0, max_steps=10, check_every=4
+        f,
+        torch.zeros(6, 16, dtype=torch.float64),
+        arguments(),
+        solver=Picard(),
+        rtol=0.0,
+        atol=0.0,
+        max_steps=10,
+        check_every=4,
     )
     assert solution.trace.shape == (10, 6)
     assert (solution.steps == 10).all()
@@ -66,8 +78,8 @@ def test_it_looks_as_seldom_as_asked(monkeypatch):
         return original(self, *arguments, **keywords)
 
     monkeypatch.setattr(torch.Tensor, "cpu", counted)
-    start = torch.zeros_like(SHIFT)
-    solve(lambda z: 0.999 * z + SHIFT, start, solver=Picard(), rtol=1e-9, atol=0.0, max_steps=25, check_every=8)
+    start = torch.zeros(6, 16, dtype=torch.float64)
+    solve(lambda z: 0.999 * z + SHIFT.to(z), start, solver=Picard(), rtol=1e-9, atol=0.0, max_steps=25, check_every=8)
     assert looks == 1 + 3
 
 
@@ -75,8 +87,8 @@ def test_it_looks_as_seldom_as_asked(monkeypatch):
 @pytest.mark.parametrize("solver", [Picard(), Anderson(memory=3)], ids=repr)
 def test_compiled_steps_find_the_same(solver):
     options = {"solver": solver, "rtol": 1e-6, "atol": 0.0, "max_steps": 9}
-    expected = solve(f, torch.zeros_like(SHIFT), (FACTOR, SHIFT), **options)
-    found = solve(f, torch.zeros_like(SHIFT), (FACTOR, SHIFT), check_every=4, compile=True, **options)
+    expected = solve(f, torch.zeros(6, 16, dtype=torch.float64), arguments(), **options)
+    found = solve(f, torch.zeros(6, 16, dtype=torch.float64), arguments(), check_every=4, compile=True, **options)
     same(found, expected)
 
 

@@ -1,0 +1,20 @@
+"""What people hand to plots and tables, as NumPy has it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+
+def as_array(values: Any, dtype: Any = None) -> NDArray[Any]:
+    """Numbers, tensors of any device, with or without a graph, or lists of such, as an array on the processor."""
+    if isinstance(values, Tensor):
+        alone = values.detach().cpu().resolve_conj().resolve_neg()
+        values = (alone.float() if alone.dtype == torch.bfloat16 else alone).numpy()
+    elif isinstance(values, (list, tuple)):
+        values = [as_array(value) for value in values]
+    return np.asarray(values, dtype=dtype)

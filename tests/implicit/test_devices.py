@@ -1,0 +1,49 @@
+"""Gradients on the meta device: no policy's backward pass mixes devices or waits for a number to be read."""
+
+from functools import partial
+
+import pytest
+import torch
+from torch import nn
+
+from implicit import NeumannGradient, PhantomGradient, ShineGradient, UnrolledGradient
+from implicit.explicit import Explicit
+from implicit.gradients.base import Evaluation
+from solvers import Anderson
+from solvers.iteration import History, Outcome
+from solvers.problem import Problem
+from solvers.state import Layout
+from solvers.sweep import advance, begin
+
+POLICIES = [
+    PhantomGradient(steps=3, damping=0.5),
+    UnrolledGradient(steps=4),
+    UnrolledGradient(steps=4, checkpoint=True),
+    NeumannGradient(steps=3),
+    ShineGradient(),
+]
+
+
+@pytest.mark.parametrize("policy", POLICIES, ids=repr)
+@pytest.mark.parametrize("batch", [1, 4])
+def test_backward_passes_stay_on_their_device_and_read_nothing(policy, batch):
+    cell = nn.Linear(6, 6, device="meta")
+    x = torch.randn(batch, 6, device="meta", requires_grad=True)
+    solver = Anderson(memory=3)
+
+    def f(z, x):
+        return torch.tanh(cell(z) + x)
+
+    problem = Problem(f, (x,), Layout(x.detach()))
+    with torch.no_grad():
+        stretch = advance(problem, solver, begin(problem, solver, torch.zeros_like(x), None), 5, None, None)
+    value = stretch.points[-1]
+    history = History(torch.arange(batch, device="meta"), 6, value, stretch.memory)
+    outcome = Outcome(value, None, False, [history] if policy.remembers else [], [])
+    point = policy.point(value, ())
+    evaluation = Evaluation(
+        problem, torch.zeros_like(x), point, problem(point), partial(Explicit.of, problem), None, solver, outcome
+    )
+    z = policy.attach(evaluation)
+    z.square().sum().backward()
+    assert z.device.type == x.grad.device.type == cell.weight.grad.device.type == "meta"

@@ -7,8 +7,7 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
-from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from .errors import InputError, Interrupted, TrainingError, require
 from .folder import read_settings
@@ -17,9 +16,12 @@ from .options import parser, settled, shipped
 from .tasks import Source
 from .team import launched
 
+if TYPE_CHECKING:
+    from .failures import Failure
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit code: 0, 1 for a failed process, 2 for bad input, 130 when interrupted."""
+    """Run the command line; returns the exit code: 0, 1 if something failed, 2 for bad input, 130 when interrupted."""
     code = _answered(list(sys.argv[1:] if arguments is None else arguments))
     if code and launched():
         for stream in filter(None, (sys.stdout, sys.stderr)):
@@ -64,14 +66,24 @@ def _say(message: str) -> None:
         print(f"implicit: {message}", file=sys.stderr)
 
 
-def _compare(options: argparse.Namespace, given: list[str]) -> int:
+def _settled(options: argparse.Namespace, given: list[str]) -> tuple[dict[str, Any], set[str]]:
+    """What the command is to do, a resumed run's own settings included; and the names of what was given."""
     chosen = vars(options)
     plain = parser(defaults=False).parse_args([shipped(argument) for argument in given])
     typed = {name for name, value in vars(plain).items() if value is not None}
-    resume: Path | None = chosen.get("resume")
-    if resume is not None:
-        chosen = settled(chosen, typed, read_settings(resume))
-    elif "task" not in typed:
+    if "resume" in chosen:
+        chosen = settled(chosen, typed - {"command", "resume"}, read_settings(chosen["resume"]))
+    return chosen, typed
+
+
+def _ended(failures: list[Failure]) -> int:
+    """The exit code."""
+    return 1 if failures else 0
+
+
+def _compare(options: argparse.Namespace, given: list[str]) -> int:
+    chosen, typed = _settled(options, given)
+    if "task" not in typed and "resume" not in typed:
         raise InputError("compare needs a task, or --resume RUN; see implicit compare --help")
     devices, nodes = chosen["devices"], chosen["nodes"]
     if not launched() and devices * nodes > 1:
@@ -82,20 +94,21 @@ def _compare(options: argparse.Namespace, given: list[str]) -> int:
     _require()
     from .compare import compare  # the libraries of training take seconds to import: not for --help
 
-    compare(
-        chosen["task"],
-        models=chosen["models"],
-        match=chosen["match"],
-        epochs=chosen.get("epochs"),
-        seeds=chosen["seeds"],
-        out=chosen.get("out"),
-        device=chosen["device"],
-        source=Source(chosen.get("data"), chosen["download"]),
-        precision=chosen["precision"],
-        strategy=chosen["strategy"],
-        resume=resume,
+    return _ended(
+        compare(
+            chosen["task"],
+            models=chosen["models"],
+            match=chosen["match"],
+            epochs=chosen.get("epochs"),
+            seeds=chosen["seeds"],
+            out=chosen.get("out"),
+            device=chosen["device"],
+            source=Source(chosen.get("data"), chosen["download"]),
+            precision=chosen["precision"],
+            strategy=chosen["strategy"],
+            resume=chosen.get("resume"),
+        )
     )
-    return 0
 
 
 def _require() -> None:
@@ -104,53 +117,34 @@ def _require() -> None:
     require("train", "torchmetrics", "sklearn", "jinja2", "rich", "lightning")
 
 
-def _alone(options: argparse.Namespace) -> None:
-    """The same for a command of one process."""
+def _alone(options: argparse.Namespace, given: list[str]) -> dict[str, Any]:
+    """The settings of a command of one process."""
     if launched():
         raise InputError(f"{options.command} runs in one process: start it without torchrun")
+    chosen, _ = _settled(options, given)
     _require()
+    return {"out": None, "resume": None, **{name: value for name, value in chosen.items() if name != "command"}}
 
 
 def _universality(options: argparse.Namespace, given: list[str]) -> int:
-    _alone(options)
+    chosen = {"epochs": None, **_alone(options, given)}
     from .universality import universality
 
-    universality(
-        models=options.models,
-        depths=options.depths,
-        epochs=getattr(options, "epochs", None),
-        seeds=options.seeds,
-        out=getattr(options, "out", None),
-        device=options.device,
-    )
-    return 0
+    return _ended(universality(**chosen))
 
 
 def _depth(options: argparse.Namespace, given: list[str]) -> int:
-    _alone(options)
+    chosen = _alone(options, given)
     from .depth import depth
 
-    depth(
-        widths=options.widths,
-        batches=options.batches,
-        depths=options.depths,
-        out=getattr(options, "out", None),
-        device=options.device,
-    )
-    return 0
+    return _ended(depth(**chosen))
 
 
 def _sweeps(options: argparse.Namespace, given: list[str]) -> int:
-    _alone(options)
+    chosen = {"epochs": None, **_alone(options, given)}
     from .sweeps import sweeps
 
-    sweeps(
-        epochs=getattr(options, "epochs", None),
-        seeds=options.seeds,
-        out=getattr(options, "out", None),
-        device=options.device,
-    )
-    return 0
+    return _ended(sweeps(**chosen))
 
 
 def _interrupt(number: int, frame: object) -> NoReturn:

@@ -10,12 +10,13 @@ from typing import Any
 
 from .circumstances import circumstances, command, place
 from .device import chosen_device
+from .failures import Failure, Failures
 from .families import FAMILIES, named
-from .folder import run_folder, write_results, write_settings
+from .folder import run_folder, tell_the_end, write_results, write_settings
 from .matching import matched_dials
 from .precision import check_precision
 from .report import write_report
-from .results import Comparison, Row
+from .results import Comparison, Row, Run
 from .shares import check_divides
 from .table import print_table, terminal
 from .tasks import TASKS, Source, Task
@@ -38,15 +39,17 @@ def compare(
     precision: str,
     strategy: str,
     resume: Path | None,
-) -> Path:
-    """Train and measure; returns the path of the report. All arguments are checked before anything is written.
+) -> list[Failure]:
+    """Train, measure, report; returns what failed. All arguments are checked before anything is written.
 
-    Where a launcher has started several processes, each calls it: all train, the leading one does all else.
+    What is known is written before the next thing starts, and what fails costs nothing else. Where a launcher has
+    started several processes, each calls it: all train, the leading one does all else.
     """
     device = chosen_device(device)
     check_precision(precision, device)
     with joined(device, strategy) as team, ExitStack() as stack:
         console = terminal(quiet=not team.leads)
+        failures = Failures(lambda line: console.print(f"    {line}", highlight=False, markup=False))
         terms = TERMS[match]
         started = time.perf_counter()
         data = _data(task, source, team)
@@ -57,8 +60,17 @@ def compare(
         names = usual if models == "all" else named(models, contestants)
         alike = _alike(terms, [contestants[name].fixed for name in names])
         epochs = data.epochs if epochs is None else epochs
-        folder, final = team.first(lambda: stack.enter_context(run_folder(out, task, resumable=True, resume=resume)))
-        given: dict[str, Any] = {"task": task, "models": models, "match": match, "epochs": epochs, "seeds": seeds}
+        folder, final = team.first(
+            lambda: stack.enter_context(run_folder(out, "compare", failures, name=task, resume=resume))
+        )
+        given: dict[str, Any] = {
+            "command": "compare",
+            "task": task,
+            "models": models,
+            "match": match,
+            "epochs": epochs,
+            "seeds": seeds,
+        }
         given |= {"device": device, "devices": team.size // team.nodes, "nodes": team.nodes}
         given |= {"precision": precision, "strategy": strategy}
         if team.leads:
@@ -69,34 +81,43 @@ def compare(
             f"{_count(epochs, 'epoch')}, {_count(seeds, 'seed')}, on {place(device, team, precision)}",
             highlight=False,
         )
-        dials = team.first(lambda: matched_dials(contestants, names, terms, data))
-        trials = Trials(data, epochs, device, precision, team, folder, resume is not None, console, started)
-        rows = []
+        dials = team.first(lambda: matched_dials(contestants, names, terms, data, failures))
+        trials = Trials(data, epochs, device, precision, team, folder, resume is not None, console, failures, started)
+        settings: dict[str, Any] = {
+            "command": command(given, source),
+            "terms": alike,
+            "epochs": epochs,
+            "seeds": list(range(seeds)),
+            **circumstances(device),
+        }
+        runs: dict[str, list[Run]] = {name: [] for name in names}
         for number, name in enumerate(names, start=1):
-            contestant, runs = contestants[name], []
+            contestant = contestants[name]
             for seed in range(seeds):
                 console.print(
                     f"({number}/{len(names)}) [bold]{name}[/], {contestant.description}, seed {seed}", highlight=False
                 )
-                runs.append(trials.run(name, contestant, dials[name], seed))
-            finished = [run for run in runs if run is not None]
-            if team.leads:
-                rows.append(Row(name, contestant, parameters(finished[0].network), dials[name], finished))
+                run = trials.run(name, contestant, dials[name], seed) if name in dials else None
+                runs[name] += [] if run is None else [run]
+                if team.leads:
+                    rows = [
+                        Row(name, contestants[name], parameters(found[0].network), dials[name], found)
+                        for name, found in runs.items()
+                        if found
+                    ]
+                    missing = [name for name, found in runs.items() if not found]
+                    settings["seconds"] = trials.seconds
+                    comparison = Comparison(data, rows, settings, missing, failures.found)
+                    write_results(folder, comparison.to_dict())
         if team.leads:
-            settings = {
-                "command": command(given, source),
-                "terms": alike,
-                "epochs": epochs,
-                "seeds": list(range(seeds)),
-                "seconds": trials.seconds,
-            }
-            comparison = Comparison(data, rows, {**settings, **circumstances(device)})
-            write_results(folder, comparison.to_dict())
-            write_report(comparison, folder)
-    if team.leads:
-        print_table(comparison, console)
-        console.print(f"report: {final / 'report.html'}", soft_wrap=True, highlight=False)
-    return final / "report.html"
+            failures.attempt("the table", lambda: print_table(comparison, console))
+            write_report(comparison, folder, failures)
+            if failures.found:
+                write_results(folder, comparison.to_dict())
+    if not team.leads:
+        return []  # the leading process speaks for all, also with its exit code
+    tell_the_end(final, "report.html", "report", "compare", failures, console)
+    return failures.found
 
 
 def _data(task: str, source: Source, team: Team) -> Task:

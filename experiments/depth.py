@@ -2,41 +2,49 @@
 
 from __future__ import annotations
 
+import itertools
 import statistics
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import matplotlib.pyplot as plt
 import torch
 from rich import box
+from rich.progress import track
 from rich.table import Table
 
-from .depth_times import HEADS, measure, swept
+from .depth_times import HEADS, measured, swept
 from .device import chosen_device
 from .errors import InputError
-from .figures import STYLE
+from .failures import Failure
 from .figures.depth import times_against_depth
-from .folder import run_folder, write_results
+from .pieces import in_pieces
 from .table import terminal
 
 
-def depth(*, widths: list[int], batches: list[int], depths: list[int], out: Path | None, device: str) -> Path:
-    """Measure and draw; returns the path of the figure."""
+def depth(
+    *, widths: list[int], batches: list[int], depths: list[int], out: Path | None, device: str, resume: Path | None
+) -> list[Failure]:
+    """Measure and draw; returns what failed."""
     console, device = terminal(), chosen_device(device)
     odd = [width for width in widths if width % HEADS]
     if odd:
         raise InputError(f"--widths {odd[0]} is not a multiple of the {HEADS} heads of the attention")
-    with run_folder(out, "depth") as (folder, final):
-        records = measure(widths, batches, depths, device)
-        with plt.rc_context(STYLE):  # type: ignore[arg-type]
-            figure = times_against_depth(records, device)
-            figure.savefig(folder / "depth.png", dpi=150)
-            plt.close(figure)
-        write_results(folder, {"device": device, "threads": torch.get_num_threads(), "records": records})
-    for record in records:
-        console.print(_table(record))
-    console.print(f"figure: {final / 'depth.png'}", soft_wrap=True, highlight=False)
-    return final / "depth.png"
+    settings = {"widths": widths, "batches": batches, "depths": depths, "device": device}
+    with in_pieces("depth", settings, out, resume, console) as run:
+        records: list[dict[str, Any]] = []
+        grid = list(itertools.product(widths, batches, depths))
+        for width, batch, layers in track(grid, "seconds against depth", console=console):
+            name = f"width-{width}-batch-{batch}-depth-{layers}"
+            what = f"the measurement of {layers} layers of width {width} at batch {batch}"
+            record = run.piece(name, what, partial(measured, width, batch, layers, device))
+            records += [] if record is None else [record]
+            run.results({"device": device, "threads": torch.get_num_threads(), "records": records})
+        if records:
+            run.figure("depth", lambda: times_against_depth(records, device))
+        for record in records:
+            console.print(_table(record))
+    return run.failures.found
 
 
 def _table(record: dict[str, Any]) -> Table:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import torch
-from rich.progress import track
 from torch import Tensor, nn
 
 from models import OptDNN, Parallel, lyapunov_exponent
@@ -16,7 +14,6 @@ from models.blocks import attention
 from models.branches import Branches
 from models.methods import METHODS
 
-from .table import terminal
 from .timing import Runs, by_turns
 
 TOKENS, HEADS = 17, 3
@@ -90,22 +87,9 @@ def sweep_errors(width: int, depth: int, device: str) -> tuple[dict[int, float],
     return errors, float(lyapunov_exponent(net, x).max())
 
 
-def measure(
-    widths: Sequence[int], batches: Sequence[int], depths: Sequence[int], device: str, repeats: int = REPEATS
-) -> list[dict[str, Any]]:
-    """A record for each width, batch and depth."""
-    grid = list(itertools.product(widths, batches, depths))
-    records = []
-    for width, batch, depth in track(grid, "seconds against depth", console=terminal()):
-        errors, exponent = sweep_errors(width, depth, device)
-        records.append(
-            {
-                "width": width,
-                "batch": batch,
-                "depth": depth,
-                "seconds": seconds_of(width, batch, depth, device, repeats),
-                "errors": errors,
-                "exponent": exponent,
-            }
-        )
-    return records
+def measured(width: int, batch: int, depth: int, device: str, repeats: int = REPEATS) -> dict[str, Any]:
+    """The record of one width, batch and depth."""
+    errors, exponent = sweep_errors(width, depth, device)
+    seconds = seconds_of(width, batch, depth, device, repeats)
+    sizes = {"width": width, "batch": batch, "depth": depth}
+    return {**sizes, "seconds": seconds, "errors": errors, "exponent": exponent}

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import time
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -16,12 +18,15 @@ from implicit.calls import Call, first_of_each, layer_calls
 from implicit.diagnostics import Finding, diagnose, eigenvalues
 from solvers import ConvergenceError, Status
 
+from .errors import first_line
+from .failures import Failures
+
+T = TypeVar("T")
+
 ROWS, LARGE, LARGE_ROWS = 16, 1024, 4
 """Test rows that the diagnosis looks at; of inputs of more numbers than `LARGE` fewer, whose Jacobians are dear."""
 SPECTRUM_SHARE, SPECTRUM_VALUES, SPECTRUM_LAYERS = 4, 6, 3
 """At one in so many of those rows, so many eigenvalues of largest modulus, of so many layers, the ends included."""
-EXPECTED = (ConvergenceError, TypeError, ValueError, torch.OutOfMemoryError)
-"""What a diagnosis may end with: the training that came before is not lost for it."""
 
 
 @dataclass(frozen=True)
@@ -64,30 +69,40 @@ class Diagnosis:
         }
 
 
-def diagnosed(network: nn.Module, inputs: Tensor) -> Diagnosis:
-    """Diagnose a network on the first rows of the inputs, (batch, …), in the mode that it is in."""
+def diagnosed(network: nn.Module, inputs: Tensor, failures: Failures) -> Diagnosis:
+    """Diagnose a network on the first rows of the inputs, (batch, …), in the mode that it is in.
+
+    What cannot be looked at is one of the failures; that an equation has no solution within reach is none.
+    """
     started = time.perf_counter()
     inputs = inputs[: ROWS if inputs[0].numel() <= LARGE else LARGE_ROWS]
-    findings: list[Finding] = []
-    failures: list[str] = []
-    try:
-        findings = list(diagnose(network, inputs))
-    except EXPECTED as error:
-        failures.append(f"the diagnosis ended with {_said(error)}")
+    unknown: list[str] = []
+
+    def attempt(what: str, make: Callable[[], T]) -> T | None:
+        def unless_unsolved() -> T | None:
+            try:
+                return make()
+            except ConvergenceError as error:
+                unknown.append(f"{what} ended with {type(error).__name__}: {first_line(error)}")
+                return None
+
+        before = len(failures.found)
+        found = failures.attempt(what, unless_unsolved)
+        unknown.extend(f"{what} ended with {failure.error}" for failure in failures.found[before:])
+        return found
+
+    findings = attempt("the diagnosis", lambda: list(diagnose(network, inputs)))
     with warnings.catch_warnings(), torch.no_grad(), layer_calls(network) as calls:
         warnings.simplefilter("ignore", ConvergenceWarning)  # the findings have it
         network(inputs)
     first = {call.name: call for call in first_of_each(calls)}
     layers, values = list(first), {}
     for name in _spread(layers):
-        try:
-            found = _spectrum(first[name].of_rows(-(-len(inputs) // SPECTRUM_SHARE)))
-        except EXPECTED as error:
-            failures.append(f"the eigenvalues of {name or 'the layer'} ended with {_said(error)}")
-            continue
-        if len(found):
+        call = first[name].of_rows(-(-len(inputs) // SPECTRUM_SHARE))
+        found = attempt(f"the eigenvalues of {name or 'the layer'}", partial(_spectrum, call))
+        if found is not None and len(found):
             values[name] = found
-    return Diagnosis(findings, layers, len(inputs), time.perf_counter() - started, values, failures)
+    return Diagnosis(findings or [], layers, len(inputs), time.perf_counter() - started, values, unknown)
 
 
 def _spread(layers: list[str]) -> list[str]:
@@ -105,7 +120,3 @@ def _spectrum(call: Call) -> Tensor:
     with one_weight(call.layer.cell):
         values = eigenvalues(f, z, own, k=min(SPECTRUM_VALUES, size))
     return values[finite & torch.view_as_real(values).isfinite().flatten(1).all(dim=1)]
-
-
-def _said(error: Exception) -> str:
-    return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}"

@@ -2,31 +2,41 @@
 
 from __future__ import annotations
 
+from functools import cache, partial
+
 import torch
 from torch import Tensor
 
 from .errors import InputError
-from .families import Contestants
+from .failures import Failures
+from .families import Contestant, Contestants
 from .tasks import Task
 from .terms import Build, Cost, Terms
 
 
-def matched_dials(contestants: Contestants, names: list[str], terms: Terms, data: Task) -> dict[str, int]:
-    """The dial of each of these contestants under the terms."""
-    dials = {name: contestants[name].dial for name in names}
+def matched_dials(
+    contestants: Contestants, names: list[str], terms: Terms, data: Task, failures: Failures
+) -> dict[str, int]:
+    """The dial of each of these contestants under the terms; without those that cannot be made, which are failures."""
     inputs, _ = data.sample(16)
-    targets: dict[str, float] = {}
-    for name in names:
-        contestant = contestants[name]
+
+    @cache
+    def target(baseline: str, dial: int) -> float:
+        assert terms.cost is not None
+        torch.manual_seed(0)
+        return terms.cost(contestants[baseline].build(dial).eval(), inputs)
+
+    def dial_of(contestant: Contestant) -> int:
         if terms.cost is None or contestant.fixed:
-            continue
-        if contestant.baseline not in targets:
-            torch.manual_seed(0)
-            baseline = contestants[contestant.baseline].build(contestant.dial)
-            targets[contestant.baseline] = terms.cost(baseline.eval(), inputs)
-        target = targets[contestant.baseline]
-        dials[name] = matched_dial(contestant.build, target, terms.cost, inputs, terms.tolerance)
-    return dials
+            return contestant.dial
+        wanted = target(contestant.baseline, contestant.dial)
+        return matched_dial(contestant.build, wanted, terms.cost, inputs, terms.tolerance)
+
+    found = {
+        name: failures.within(name, name).attempt("the matching of the size", partial(dial_of, contestants[name]))
+        for name in names
+    }
+    return {name: dial for name, dial in found.items() if dial is not None}
 
 
 def matched_dial(build: Build, target: float, cost: Cost, inputs: Tensor, tolerance: float) -> int:

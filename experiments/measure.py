@@ -6,7 +6,8 @@ import statistics
 import time
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from functools import cached_property, partial
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -19,6 +20,7 @@ from implicit import ConvergenceWarning, record
 from implicit.diagnostics import residual_quantiles
 from solvers import Solution
 
+from .failures import Failures
 from .goals import Classification, margins
 from .shares import TEST_BATCH
 from .tasks import Task
@@ -30,67 +32,94 @@ LATENCY_RUNS, LATENCY_SECONDS = 9, 1.0
 
 @dataclass(frozen=True)
 class Measurement:
-    """Figures of one trained network on the test part of its task."""
+    """Figures of one trained network on the test part of its task; None: it could not be found."""
 
-    score: float
+    score: float | None
     """On the whole test part."""
     margin: float | None
-    """Median first-order distance of test points to the decision boundary; None: no classification of vectors."""
-    flops: float
+    """Median first-order distance of test points to the decision boundary; None also: no classification of vectors."""
+    flops: float | None
     """Matmul and convolution FLOPs executed a sample, forward, the solver's own included."""
-    forward_evaluations: float
+    forward_evaluations: float | None
     """Evaluations of cells a row, summed over the network's solves; 0: it has none."""
-    backward_evaluations: float
+    backward_evaluations: float | None
     """The same for the backward solves, on the first 256 rows."""
-    converged: float
+    converged: float | None
     """Share of rows all of whose forward solves converged; 1 without solves."""
     latency: dict[int, float]
-    """Median seconds of a forward pass, for each batch size."""
+    """Median seconds of a forward pass, for each batch size at which it was found."""
     prefix_scores: list[float]
-    """On the test part, of the first 1 … B branches alone; empty: a network without branches."""
-    saved_bytes: int
+    """On the test part, of the first 1 … B branches alone; empty: a network without branches, or not found."""
+    saved_bytes: int | None
     """Bytes that autograd keeps between the forward and backward pass of a training batch, parameters left out."""
     solutions: list[Solution] = field(repr=False)
     """The forward solves of the first test rows, without their values."""
 
+    @cached_property
+    def residual_quantiles(self) -> list[list[list[float]]]:
+        """Of each solve the 10 %, 50 % and 90 % quantiles of the residuals at every step."""
+        return [residual_quantiles(solution).tolist() for solution in self.solutions]
+
     def to_dict(self) -> dict[str, Any]:
-        """The numbers, fit for JSON; of each solve the 10 %, 50 % and 90 % quantiles of the residuals at every step."""
-        numbers: dict[str, Any] = {key: value for key, value in vars(self).items() if key != "solutions"}
-        numbers["residual_quantiles"] = [residual_quantiles(solution).tolist() for solution in self.solutions]
-        return numbers
+        """The numbers, fit for JSON."""
+        names = [entry.name for entry in fields(self) if entry.name != "solutions"]
+        return {name: getattr(self, name) for name in (*names, "residual_quantiles")}
 
 
-def measure(network: nn.Module, task: Task, device: str) -> Measurement:
-    """Measure a trained network, costs and solves on the first test rows; it is left in evaluation mode."""
+def measure(network: nn.Module, task: Task, device: str, failures: Failures) -> Measurement:
+    """Measure a trained network, costs and solves on the first test rows; it is left in evaluation mode.
+
+    A figure that cannot be found is one of the failures, and costs no other.
+    """
     goal = task.goal
     inputs, targets = (part.to(device) for part in task.sample())
     network = network.to(device).eval()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)
+
+    def forward() -> tuple[list[Solution], float]:
         with torch.no_grad(), record() as log, FlopCounterMode(display=False) as counter:
             network(inputs)
-        solutions = [entry.solution for entry in log.forward]
+        return [entry.solution for entry in log.forward], counter.get_total_flops() / len(inputs)
+
+    def backward() -> list[Solution]:
         with record() as log:
             loss = goal.loss(network(inputs[:256]), targets[:256])
             if loss.requires_grad:  # there is something to learn
                 loss.backward()
+        return [entry.solution for entry in log.backward]
+
+    def margin() -> float:
+        return margins(network, inputs, targets).median().item()
+
+    def saved_bytes() -> int:
+        rows = min(task.batch, len(task.train))  # type: ignore[arg-type]
+        batch = default_collate([task.train[row] for row in range(rows)])
+        return _saved_bytes(network, lambda: goal.loss(network(batch[0].to(device)), batch[1].to(device)))
+
+    def latency_at(size: int) -> float:
+        return latency(network, _repeated(inputs, size))
+
+    attempt = failures.attempt
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        solves, flops = attempt("the forward pass", forward) or (None, None)
+        adjoints = attempt("the backward pass", backward)
         network.zero_grad()
-        backward = [entry.solution for entry in log.backward]
-        margin = None
-        if isinstance(goal, Classification) and inputs.ndim == 2:
-            margin = margins(network, inputs, targets).median().item()
-        batch = default_collate([task.train[i] for i in range(min(task.batch, len(task.train)))])  # type: ignore[arg-type]
+        vectors = isinstance(goal, Classification) and inputs.ndim == 2
+        times = {size: attempt(f"the latency at batch {size}", partial(latency_at, size)) for size in LATENCY_BATCHES}
+        prefixes = None
+        if isinstance(network, Branched):
+            prefixes = attempt("the scores of its branches", partial(prefix_scores, network, task, device))
         return Measurement(
-            score=score(network, task, device),
-            margin=margin,
-            flops=counter.get_total_flops() / len(inputs),
-            forward_evaluations=_mean_evaluations(solutions),
-            backward_evaluations=_mean_evaluations(backward),
-            converged=_share_converged(solutions),
-            latency={size: latency(network, _repeated(inputs, size)) for size in LATENCY_BATCHES},
-            prefix_scores=prefix_scores(network, task, device) if isinstance(network, Branched) else [],
-            saved_bytes=_saved_bytes(network, lambda: goal.loss(network(batch[0].to(device)), batch[1].to(device))),
-            solutions=solutions,
+            score=attempt("the score", lambda: score(network, task, device)),
+            margin=attempt("the margin", margin) if vectors else None,
+            flops=flops,
+            forward_evaluations=None if solves is None else _mean_evaluations(solves),
+            backward_evaluations=None if adjoints is None else _mean_evaluations(adjoints),
+            converged=None if solves is None else _share_converged(solves),
+            latency={size: seconds for size, seconds in times.items() if seconds is not None},
+            prefix_scores=prefixes or [],
+            saved_bytes=attempt("the saved bytes", saved_bytes),
+            solutions=solves or [],
         )
 
 
@@ -173,7 +202,9 @@ def _saved_bytes(network: nn.Module, loss: Callable[[], Tensor]) -> int:
         return tensor
 
     network.train()
-    with saved_tensors_hooks(pack, lambda tensor: tensor):
-        loss()
-    network.eval()
+    try:
+        with saved_tensors_hooks(pack, lambda tensor: tensor):
+            loss()
+    finally:
+        network.eval()
     return sum(sizes.values())

@@ -25,7 +25,10 @@ def settled(options: dict[str, Any], typed: set[str], recorded: dict[str, Any]) 
     """
     if "out" in typed:
         raise InputError("--resume names the folder of the run: leave out --out")
-    if recorded.get("task") not in TASKS:
+    command = recorded.get("command", "compare")
+    if command != options["command"]:
+        raise InputError(f"--resume: it is a run of implicit {command}, not of implicit {options['command']}")
+    if command == "compare" and recorded.get("task") not in TASKS:
         raise InputError("--resume: the run's settings name no task: remove its folder, and start anew")
     for name in typed & set(recorded) - set(WHERE):
         if options[name] != recorded[name]:
@@ -54,7 +57,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def parser(*, defaults: bool = True) -> argparse.ArgumentParser:
-    """Of all commands; without the defaults of `compare`, what is not None was given."""
+    """Of all commands; without the defaults, what is not None was given."""
     parser = _Parser(
         prog="implicit",
         description="Compare implicit, explicit and parallel networks.",
@@ -90,9 +93,6 @@ def parser(*, defaults: bool = True) -> argparse.ArgumentParser:
     _add_training(compare, epochs="the task's")
     _add_place(compare, "runs/TASK-1")
     _add_scale(compare)
-    if not defaults:
-        names = ("models", "match", "download", "seeds", "device", "devices", "nodes", "precision", "strategy")
-        compare.set_defaults(**dict.fromkeys(names))
     universality = _command(
         commands,
         "universality",
@@ -123,6 +123,9 @@ def parser(*, defaults: bool = True) -> argparse.ArgumentParser:
     )
     _add_training(sweeps, epochs="the task's")
     _add_place(sweeps, "runs/sweeps-1")
+    if not defaults:
+        for command in (compare, universality, depth, sweeps):
+            command.set_defaults(**{action.dest: None for action in command._actions if action.dest != "help"})
     return parser
 
 
@@ -158,6 +161,13 @@ def _add_place(parser: argparse.ArgumentParser, first: str) -> None:
         default=argparse.SUPPRESS,
     )
     parser.add_argument("--device", default="auto", help="cpu, cuda or auto: the GPU where there is one")
+    parser.add_argument(
+        "--resume",
+        type=Path,
+        metavar="RUN",
+        help="go on with a run that was killed or interrupted, or do what failed in it (default: a new run)",
+        default=argparse.SUPPRESS,
+    )
 
 
 def _add_scale(parser: argparse.ArgumentParser) -> None:
@@ -173,13 +183,6 @@ def _add_scale(parser: argparse.ArgumentParser) -> None:
         choices=("ddp", "fsdp"),
         default="ddp",
         help="ddp: each process holds the whole network; fsdp: its share of the weights",
-    )
-    parser.add_argument(
-        "--resume",
-        type=Path,
-        metavar="RUN",
-        help="go on with a run that was killed or interrupted, under its own settings (default: a new run)",
-        default=argparse.SUPPRESS,
     )
 
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import base64
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import jinja2
 import matplotlib.pyplot as plt
 
+from .failures import Failures
 from .figures import FIGURES, STYLE, in_words
 from .table import columns
 
@@ -30,22 +33,44 @@ class Picture:
     """PNG in base 64."""
 
 
-def write_report(comparison: Comparison, folder: Path) -> None:
-    """Write `report.html` and the figures, `NAME.png`, into `folder`."""
-    pictures = []
+@dataclass(frozen=True)
+class Gap:
+    """The place of a figure that could not be drawn."""
+
+    caption: str
+    error: str
+
+
+def write_report(comparison: Comparison, folder: Path, failures: Failures) -> None:
+    """Write `report.html` and the figures, `NAME.png`, into `folder`; what cannot be drawn is one of the failures."""
+    pictures: list[Picture | Gap] = []
     with plt.rc_context(STYLE):  # type: ignore[arg-type]
         for name, (caption, draw) in FIGURES.items():
-            figure = draw(comparison)
-            if figure is None:
-                continue
-            figure.savefig(folder / f"{name}.png", dpi=150)
-            plt.close(figure)
-            data = base64.b64encode((folder / f"{name}.png").read_bytes()).decode()
-            pictures.append(Picture(caption, in_words(figure), round(100 * figure.get_figwidth()), data))
-    (folder / "report.html").write_text(page(comparison, pictures), encoding="utf-8")
+            before = len(failures.found)
+            make = partial(_drawn, draw, comparison, caption, folder / f"{name}.png")
+            picture = failures.attempt(f"the figure {name}", make)
+            plt.close("all")
+            gaps = [Gap(caption, failure.error) for failure in failures.found[before:]]
+            pictures += gaps if picture is None else [picture]
+
+    def write() -> None:
+        (folder / "report.html").write_text(page(comparison, pictures), encoding="utf-8")
+
+    failures.attempt("the report", write)
 
 
-def page(comparison: Comparison, pictures: list[Picture]) -> str:
+def _drawn(draw: Callable[[Comparison], Any], comparison: Comparison, caption: str, path: Path) -> Picture | None:
+    """The figure in a file and for the page; None where the comparison has nothing to show."""
+    path.unlink(missing_ok=True)  # of a report before this one
+    figure = draw(comparison)
+    if figure is None:
+        return None
+    figure.savefig(path, dpi=150)
+    data = base64.b64encode(path.read_bytes()).decode()
+    return Picture(caption, in_words(figure), round(100 * figure.get_figwidth()), data)
+
+
+def page(comparison: Comparison, pictures: Sequence[Picture | Gap]) -> str:
     """The page, which needs nothing beside itself."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined
@@ -59,5 +84,7 @@ def page(comparison: Comparison, pictures: list[Picture]) -> str:
         columns=[(heading, meaning) for heading, (meaning, _) in shown.items()],
         diagnosed=[row for row in comparison.rows if row.diagnosis],
         others=[row for row in comparison.rows if not row.diagnosis],
+        failures=comparison.failures,
+        missing=comparison.missing,
         pictures=pictures,
     )

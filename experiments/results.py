@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import statistics
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import nn
 
 from .diagnosis import Diagnosis
+from .failures import Failure
 from .families import Contestant
 from .measure import Measurement
 from .statistics import Difference, paired_difference
@@ -40,16 +42,21 @@ class Row:
 
     @property
     def diagnosis(self) -> Diagnosis | None:
-        """Of the first run's network; None: it solves no equilibria."""
-        return self.runs[0].diagnosis
+        """Of the first seed's network; None: it solves no equilibria, or was not diagnosed."""
+        return next((run.diagnosis for run in self.runs if run.diagnosis is not None), None)
+
+    def values(self, figure: str) -> list[float]:
+        """A figure of the measurement for each seed, those left out for which it could not be found."""
+        found = [getattr(run.measurement, figure) for run in self.runs]
+        return [value for value in found if value is not None]
 
     def mean(self, figure: str) -> float:
-        """A figure of the measurement, averaged over the seeds."""
-        return statistics.mean(getattr(run.measurement, figure) for run in self.runs)
+        """A figure of the measurement, averaged over the seeds; NaN: it is not known for any."""
+        return statistics.mean(self.values(figure) or [math.nan])
 
     def deviation(self, figure: str) -> float:
         """Its standard deviation over the seeds; 0 for one seed."""
-        values = [getattr(run.measurement, figure) for run in self.runs]
+        values = self.values(figure)
         return statistics.stdev(values) if len(values) > 1 else 0.0
 
     @property
@@ -62,8 +69,9 @@ class Row:
         return statistics.median(seconds for run in self.runs for seconds in run.training.seconds_per_epoch)
 
     def latency(self, batch: int) -> float:
-        """Median over the seeds, in seconds."""
-        return statistics.median(run.measurement.latency[batch] for run in self.runs)
+        """Median over the seeds, in seconds; NaN: it is not known for any."""
+        found = [run.measurement.latency[batch] for run in self.runs if batch in run.measurement.latency]
+        return statistics.median(found or [math.nan])
 
     def to_dict(self) -> dict[str, Any]:
         """The numbers, fit for JSON."""
@@ -91,11 +99,16 @@ class Row:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A finished comparison."""
+    """What a comparison has come to."""
 
     task: Task
     rows: list[Row]
+    """Of the networks that were measured, with one seed at least."""
     settings: dict[str, Any]
+    missing: list[str] = field(default_factory=list)
+    """Networks that were not measured with any seed."""
+    failures: list[Failure] = field(default_factory=list)
+    """What went wrong."""
 
     @property
     def baseline(self) -> str | None:
@@ -104,12 +117,14 @@ class Comparison:
         return names.pop() if len(names) == 1 else None
 
     def difference(self, row: Row) -> Difference | None:
-        """Of the row's score to its baseline's, over the seeds; None for a baseline, and where it took no part."""
+        """Of the row's score to its baseline's, over the seeds; None for a baseline, and where it is not known."""
         baseline = next((other for other in self.rows if other.name == row.contestant.baseline), row)
         if baseline is row:
             return None
-        scores = [[run.measurement.score for run in other.runs] for other in (row, baseline)]
-        return paired_difference(*scores)
+        scores, others = ({run.seed: run.measurement.score for run in one.runs} for one in (row, baseline))
+        pairs = [(score, others.get(seed)) for seed, score in scores.items()]
+        known = [(score, other) for score, other in pairs if score is not None and other is not None]
+        return paired_difference(*zip(*known)) if known else None
 
     def to_dict(self) -> dict[str, Any]:
         """The numbers, fit for JSON."""
@@ -118,6 +133,8 @@ class Comparison:
             "description": self.task.description,
             **self.settings,
             "score": self.task.goal.score,
+            "missing": self.missing,
+            "failures": [vars(failure) for failure in self.failures],
             "models": {
                 row.name: {**row.to_dict(), "difference": vars(difference) if difference else None}
                 for row in self.rows

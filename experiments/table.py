@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -13,9 +14,23 @@ if TYPE_CHECKING:
     from .results import Comparison, Row
 
 
+def _mean(figure: str, form: str, scale: float = 1.0) -> Callable[[Row], str]:
+    """How a row shows the mean of a figure, where it is known."""
+    return lambda row: format(scale * row.mean(figure), form) if row.values(figure) else "–"
+
+
 def _evaluations(row: Row) -> str:
-    forward, backward = row.mean("forward_evaluations"), row.mean("backward_evaluations")
-    return f"{forward:.1f} / {backward:.1f}" if forward else "–"
+    if not row.mean("forward_evaluations"):
+        return "–"
+    return " / ".join(_mean(f"{direction}_evaluations", ".1f")(row) for direction in ("forward", "backward"))
+
+
+def _latency(batch: int, form: str) -> Callable[[Row], str]:
+    def show(row: Row) -> str:
+        seconds = row.latency(batch)
+        return "–" if math.isnan(seconds) else format(1e3 * seconds, form)
+
+    return show
 
 
 def columns(comparison: Comparison) -> dict[str, tuple[str, Callable[[Row], str]]]:
@@ -24,15 +39,16 @@ def columns(comparison: Comparison) -> dict[str, tuple[str, Callable[[Row], str]
     baseline = comparison.baseline or "its baseline"
 
     def score(row: Row) -> str:
-        spread = f" ± {goal.show(row.deviation('score'))}" if len(row.runs) > 1 else ""
-        return goal.show(row.mean("score")) + spread
+        count = len(row.values("score"))
+        spread = f" ± {goal.show(row.deviation('score'))}" if count > 1 else ""
+        return goal.show(row.mean("score")) + spread if count else "–"
 
     def difference(row: Row) -> str:
         found = comparison.difference(row)
         if found is None:
             return "–"
         mean, low, high = (("+" if value > 0 else "") + goal.show(value) for value in vars(found).values())
-        shown = f"{mean} [{low}, {high}]" if len(row.runs) > 1 else mean
+        shown = f"{mean} [{low}, {high}]" if math.isfinite(found.high - found.low) else mean
         return shown if comparison.baseline else f"{shown} to {row.contestant.baseline}"
 
     table: dict[str, tuple[str, Callable[[Row], str]]] = {
@@ -41,7 +57,7 @@ def columns(comparison: Comparison) -> dict[str, tuple[str, Callable[[Row], str]
         "parameters": ("trainable scalars", lambda row: f"{row.parameters:,}"),
         "MFLOPs": (
             "matmul and convolution FLOPs executed a sample, forward, in millions, the solver's own included",
-            lambda row: f"{row.mean('flops') / 1e6:.3g}",
+            _mean("flops", ".3g", 1e-6),
         ),
         goal.heading: ("on the test part, mean ± standard deviation over the seeds", score),
         f"– {baseline}": (
@@ -51,25 +67,25 @@ def columns(comparison: Comparison) -> dict[str, tuple[str, Callable[[Row], str]
         ),
         "margin": (
             "median distance of test points to the decision boundary, to first order, negative for wrong answers",
-            lambda row: f"{row.mean('margin'):.3f}",
+            _mean("margin", ".3f"),
         ),
         "evaluations": ("of the cells a row, forward / backward, all solves together", _evaluations),
         "converged %": (
             "test rows all of whose solves met the tolerance",
-            lambda row: f"{100 * row.mean('converged'):.1f}" if row.mean("forward_evaluations") else "–",
+            lambda row: _mean("converged", ".1f", 100)(row) if row.mean("forward_evaluations") else "–",
         ),
         "s / epoch": (
             "median seconds of training",
             lambda row: f"{row.seconds_per_epoch():.2f}" if row.trained else "–",
         ),
-        "ms at 1": ("median latency of a forward pass, batch 1", lambda row: f"{1e3 * row.latency(1):.2f}"),
-        "ms at 256": ("the same, batch 256", lambda row: f"{1e3 * row.latency(256):.1f}"),
+        "ms at 1": ("median latency of a forward pass, batch 1", _latency(1, ".2f")),
+        "ms at 256": ("the same, batch 256", _latency(256, ".1f")),
         "saved MiB": (
             f"activations that a training batch of {comparison.task.batch} keeps for its backward pass",
-            lambda row: f"{row.mean('saved_bytes') / 2**20:.2f}",
+            _mean("saved_bytes", ".2f", 2**-20),
         ),
     }
-    if comparison.rows[0].runs[0].measurement.margin is None:
+    if not any(row.values("margin") for row in comparison.rows):
         del table["margin"]
     return table
 
@@ -103,4 +119,6 @@ def _table(comparison: Comparison, headings: list[str]) -> Table:
         table.add_column(heading, justify="left" if heading in ("network", "reading") else "right", no_wrap=True)
     for row in comparison.rows:
         table.add_row(*(shown[heading][1](row) for heading in headings))
+    for name in comparison.missing:
+        table.add_row(name, *["–"] * (len(headings) - 1))
     return table

@@ -17,6 +17,8 @@ from torch import distributed
 from .errors import InputError
 
 T = TypeVar("T")
+STEP = timedelta(seconds=20)
+"""How far apart processes that fail alike may do so."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,8 @@ class Team:
     nodes: int = 1
     strategy: str = "ddp"
     """`ddp`: each process holds the whole network; `fsdp`: its share of the weights."""
+    agreement: Any = None
+    """The group in which processes ask each other whether they are in step; it does not wait for long."""
 
     @property
     def leads(self) -> bool:
@@ -48,6 +52,15 @@ class Team:
         if outcome[1] is not None:
             raise InputError(outcome[1])
         return outcome[0]
+
+    def agrees(self, line: str) -> bool:
+        """Whether every process has failed, and with this line: they are still in step then."""
+        lines: list[Any] = [None] * self.size
+        try:
+            distributed.all_gather_object(lines, line, group=self.agreement)
+        except RuntimeError:  # some have gone, or wait for one that has failed
+            return False
+        return len(set(lines)) == 1
 
 
 ALONE = Team()
@@ -76,7 +89,8 @@ def joined(device: str, strategy: str) -> Iterator[Team]:
     patience = timedelta(days=1)
     distributed.init_process_group("cpu:gloo,cuda:nccl" if device == "cuda" else "gloo", timeout=patience)
     threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
-    yield Team(rank, size, size // int(os.environ.get("LOCAL_WORLD_SIZE", size)), strategy)
+    agreement = distributed.new_group(backend="gloo", timeout=STEP)
+    yield Team(rank, size, size // int(os.environ.get("LOCAL_WORLD_SIZE", size)), strategy, agreement)
     distributed.destroy_process_group()
 
 

@@ -121,6 +121,8 @@ def train(
             log = folder / "logs" / f"rank-{team.rank}.log"
             log.parent.mkdir(parents=True, exist_ok=True)
             log.write_text(traceback.format_exc())
+            if team.agrees(first_line(error)):
+                raise  # it is the network's, and every process can go on to the next
             raise TrainingError(
                 f"process {team.rank} of {team.size} failed ({first_line(error)}); see {log}"
             ) from error

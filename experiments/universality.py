@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import statistics
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import matplotlib.pyplot as plt
 import torch
+from matplotlib.figure import Figure
 from rich import box
 from rich.table import Table
 from torch import nn
@@ -18,10 +22,11 @@ from models.readings import Reading
 
 from .device import chosen_device
 from .errors import InputError
+from .failures import Failure
 from .families import named, readings
-from .figures import COLOURS, STYLE
-from .folder import run_folder, write_results
+from .figures import COLOURS
 from .measure import score
+from .pieces import in_pieces
 from .statistics import Slope, fitted_slope
 from .table import terminal
 from .tasks import Source, telgarsky
@@ -39,9 +44,16 @@ def network(method: Method, reading: Reading, depth: int) -> nn.Module:
 
 
 def universality(
-    *, models: str, depths: list[int], epochs: int | None, seeds: int, out: Path | None, device: str
-) -> Path:
-    """Train every network at every depth on Telgarsky's function; returns the path of the figure."""
+    *,
+    models: str,
+    depths: list[int],
+    epochs: int | None,
+    seeds: int,
+    out: Path | None,
+    device: str,
+    resume: Path | None,
+) -> list[Failure]:
+    """Train every network at every depth on Telgarsky's function, draw; returns what failed."""
     console, device = terminal(), chosen_device(device)
     # an equilibrium has no depth
     known = {name: row for name, row in readings(network).items() if row.reading != "equilibrium"}
@@ -51,57 +63,61 @@ def universality(
     task = telgarsky(Source())
     epochs = EPOCHS if epochs is None else epochs
     errors: dict[str, dict[int, list[float]]] = {name: {depth: [] for depth in depths} for name in names}
-    with run_folder(out, "universality") as (folder, final):
-        for name in names:
-            for depth in depths:
-                for seed in range(seeds):
-                    console.print(f"[bold]{name}[/], {depth} layers of width {WIDTH}, seed {seed}", highlight=False)
-                    torch.manual_seed(seed)
-                    net = known[name].build(depth)
-                    run = f"{name}-{depth}"
-                    train(net, task, epochs=epochs, seed=seed, device=device, folder=folder, name=run)
-                    errors[name][depth].append(score(net.to(device).eval(), task, device))
-        slopes = {name: fitted_slope(errors[name]) for name in names}
-        _draw(errors, slopes, folder / "universality.png")
-        numbers = {
-            "task": task.description,
-            "width": WIDTH,
-            "epochs": epochs,
-            "mean squared error": errors,
-            "slopes": {name: vars(slope) for name, slope in slopes.items()},
-        }
-        write_results(folder, numbers)
-    table = Table(title="mean squared error against depth, median over the seeds", box=box.SIMPLE_HEAD)
-    for heading in ("network", *map(str, depths), "slope", "95 % interval"):
-        table.add_column(heading, justify="left" if heading == "network" else "right", no_wrap=True)
-    for name, slope in slopes.items():
-        medians = (f"{statistics.median(values):.1e}" for values in errors[name].values())
-        table.add_row(name, *medians, f"{slope.value:.2f}", f"[{slope.low:.2f}, {slope.high:.2f}]")
-    console.print(table)
-    console.print(f"figure: {final / 'universality.png'}", soft_wrap=True, highlight=False)
-    return final / "universality.png"
+    slopes: dict[str, Slope] = {}
+    settings = {"models": models, "depths": depths, "epochs": epochs, "seeds": seeds, "device": device}
+    with in_pieces("universality", settings, out, resume, console) as run:
+
+        def trained(name: str, depth: int, seed: int) -> float:
+            torch.manual_seed(seed)
+            net, place = known[name].build(depth), f"{name}-{depth}"
+            options: dict[str, Any] = {"epochs": epochs, "seed": seed, "device": device, "resume": resume is not None}
+            train(net, task, folder=run.folder, name=place, **options)
+            return score(net.to(device).eval(), task, device)
+
+        for name, depth, seed in itertools.product(names, depths, range(seeds)):
+            console.print(f"[bold]{name}[/], {depth} layers of width {WIDTH}, seed {seed}", highlight=False)
+            what = f"the training of {name}, {depth} layers, seed {seed}"
+            error = run.piece(f"{name}-{depth}-seed-{seed}", what, partial(trained, name, depth, seed))
+            errors[name][depth] += [] if error is None else [error]
+            slopes = {name: fitted_slope(errors[name]) for name in names}
+            run.results(
+                {
+                    "task": task.description,
+                    "width": WIDTH,
+                    "epochs": epochs,
+                    "mean squared error": errors,
+                    "slopes": {name: vars(slope) for name, slope in slopes.items()},
+                }
+            )
+        run.figure("universality", lambda: _drawn(errors, slopes))
+        table = Table(title="mean squared error against depth, median over the seeds", box=box.SIMPLE_HEAD)
+        for heading in ("network", *map(str, depths), "slope", "95 % interval"):
+            table.add_column(heading, justify="left" if heading == "network" else "right", no_wrap=True)
+        for name, slope in slopes.items():
+            medians = (f"{statistics.median(values):.1e}" if values else "–" for values in errors[name].values())
+            table.add_row(name, *medians, f"{slope.value:.2f}", f"[{slope.low:.2f}, {slope.high:.2f}]")
+        console.print(table)
+    return run.failures.found
 
 
-def _draw(errors: dict[str, dict[int, list[float]]], slopes: dict[str, Slope], path: Path) -> None:
-    with plt.rc_context(STYLE):  # type: ignore[arg-type]
-        figure, ax = plt.subplots(figsize=(7.5, 4.5), layout="constrained")
-        for number, (name, by_depth) in enumerate(errors.items()):
-            colour = COLOURS[number % len(COLOURS)]
-            depths = list(by_depth)
-            middle = [statistics.median(values) for values in by_depth.values()]
-            label = f"{name}: error ∝ depth^{slopes[name].value:.2f}"
-            ax.plot(depths, middle, LINES[number % len(LINES)], marker="o", color=colour, label=label)
-            for depth, values in by_depth.items():
-                ax.scatter([depth] * len(values), values, s=8, color=colour, alpha=0.5)
-        ax.set(
-            xlabel="layers",
-            ylabel="mean squared error",
-            xscale="log",
-            yscale="log",
-        )
-        figure.suptitle(f"Telgarsky's function by networks of width {WIDTH} (lines: median over the seeds)")
-        ax.set_xticks(depths, [str(depth) for depth in depths])
-        ax.minorticks_off()
-        ax.legend(loc="center left", bbox_to_anchor=(1.02, 0.5))
-        figure.savefig(path, dpi=150)
-        plt.close(figure)
+def _drawn(errors: dict[str, dict[int, list[float]]], slopes: dict[str, Slope]) -> Figure:
+    figure, ax = plt.subplots(figsize=(7.5, 4.5), layout="constrained")
+    for number, (name, by_depth) in enumerate(errors.items()):
+        colour = COLOURS[number % len(COLOURS)]
+        middle = {depth: statistics.median(values) for depth, values in by_depth.items() if values}
+        label = f"{name}: error ∝ depth^{slopes[name].value:.2f}"
+        ax.plot(*zip(*middle.items()), LINES[number % len(LINES)], marker="o", color=colour, label=label)
+        for depth, values in by_depth.items():
+            ax.scatter([depth] * len(values), values, s=8, color=colour, alpha=0.5)
+    ax.set(
+        xlabel="layers",
+        ylabel="mean squared error",
+        xscale="log",
+        yscale="log",
+    )
+    figure.suptitle(f"Telgarsky's function by networks of width {WIDTH} (lines: median over the seeds)")
+    depths = list(next(iter(errors.values())))
+    ax.set_xticks(depths, [str(depth) for depth in depths])
+    ax.minorticks_off()
+    ax.legend(loc="center left", bbox_to_anchor=(1.02, 0.5))
+    return figure

@@ -9,7 +9,7 @@ import matplotlib.pyplot as plt
 
 from implicit.plots import LINES, MARKERS
 
-from ..depth_times import TOKENS, measure
+from ..depth_times import TOKENS, measured
 from .style import COLOURS
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ def depth_of_readings(comparison: Comparison) -> Figure | None:
     if not any(row.contestant.reading == "parallel" for row in comparison.rows):
         return None
     device = "cpu" if comparison.settings["machine"]["device"] == "cpu" else "cuda"
-    return times_against_depth(measure([48], [1], [1, 4, 16], device, repeats=3), device)
+    return times_against_depth([measured(48, 1, depth, device, repeats=3) for depth in (1, 4, 16)], device)
 
 
 def times_against_depth(records: list[dict[str, Any]], device: str) -> Figure:

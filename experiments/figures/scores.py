@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -22,8 +23,10 @@ def differences(comparison: Comparison) -> Figure | None:
         (row.name if comparison.baseline else f"{row.name} – {row.contestant.baseline}", comparison.difference(row))
         for row in comparison.rows
     ]
-    shown = [(name, difference) for name, difference in found if difference is not None]
-    if not shown or len(comparison.rows[0].runs) < 2:
+    shown = [
+        (name, difference) for name, difference in found if difference is not None and math.isfinite(difference.high)
+    ]
+    if not shown:
         return None
     goal = comparison.task.goal
     figure, ax = plt.subplots(figsize=(8, 1.2 + 0.26 * len(shown)), layout="constrained")
@@ -50,8 +53,10 @@ def differences(comparison: Comparison) -> Figure | None:
     return figure
 
 
-def cost(comparison: Comparison) -> Figure:
+def cost(comparison: Comparison) -> Figure | None:
     """The score against FLOPs, seconds and memory."""
+    if not trained(comparison):
+        return None
     goal = comparison.task.goal
     height = max(3.8, 0.6 + 0.21 * len(comparison.rows))  # of the legend
     figure, axes = plt.subplots(1, 3, figsize=(11, height), layout="constrained", sharey=True)

@@ -19,8 +19,10 @@ if TYPE_CHECKING:
     from ..results import Comparison
 
 
-def training_curves(comparison: Comparison) -> Figure:
+def training_curves(comparison: Comparison) -> Figure | None:
     """Test score and training loss against epochs: the mean over the seeds."""
+    if not trained(comparison):
+        return None
     goal = comparison.task.goal
     figure, axes = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
     for ax, curve, scale, label in (
@@ -34,7 +36,7 @@ def training_curves(comparison: Comparison) -> Figure:
         ax.set(xlabel="epoch", ylabel=label)
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     if isinstance(goal, Classification):
-        lowest = min(100 * row.mean("score") for row in comparison.rows)
+        lowest = min((100 * score for row in comparison.rows for score in row.values("score")), default=0.0)
         axes[0].set_ylim(max(0, lowest - 15), 101)  # where they differ, not the climb
     elif not goal.higher_is_better:
         axes[0].set_yscale("log")

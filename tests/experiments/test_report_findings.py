@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from experiments.diagnosis import Diagnosis, diagnosed
+from experiments.failures import Failures
 from experiments.families import FAMILIES
 from experiments.measure import measure
 from experiments.report import page
@@ -31,7 +32,7 @@ def comparison():
         contestant = FAMILIES["rings"](task)[name]
         torch.manual_seed(0)
         network = contestant.build(4)
-        run = Run(0, Training([], []), measure(network, replace(task, measured=8), "cpu"), network)
+        run = Run(0, Training([], []), measure(network, replace(task, measured=8), "cpu", Failures()), network)
         rows.append(Row(name, contestant, 1, 4, [run]))
     settings = {
         "command": "implicit compare rings",
@@ -75,13 +76,13 @@ def section(tab):
 
 
 def test_a_planted_fault_is_found_and_shown_with_its_remedy(comparison, opened, tmp_path):
-    found = diagnosed(nn.Sequential(nn.Linear(2, 3), Equilibrium(Expanding())), torch.randn(20, 2))
+    found = diagnosed(nn.Sequential(nn.Linear(2, 3), Equilibrium(Expanding())), torch.randn(20, 2), Failures())
     assert found.rows == 16
     assert found.layers == list(found.eigenvalues) == ["1"]
     torch.testing.assert_close(found.eigenvalues["1"], torch.full((4, 3), -1.5 + 0j, dtype=torch.complex128))
     (finding,) = found.findings
     assert finding.name == "spectral radius above 1"
-    healthy = diagnosed(comparison.rows[1].runs[0].network, torch.randn(20, 2))
+    healthy = diagnosed(comparison.rows[1].runs[0].network, torch.randn(20, 2), Failures())
     assert healthy.healthy
     assert len(healthy.layers) == 6
     assert list(healthy.eigenvalues) == [healthy.layers[place] for place in (0, 2, 5)]
@@ -127,28 +128,31 @@ def test_a_diagnosis_that_ends_early_says_so_and_loses_nothing(comparison, opene
 
     network = comparison.rows[2].runs[0].network
     monkeypatch.setattr("experiments.diagnosis.diagnose", fail)
-    found = diagnosed(network, torch.randn(3, 2))
+    found = diagnosed(network, torch.randn(3, 2), Failures())
     assert found.failures == ["the diagnosis ended with ConvergenceError: no reference"]
     assert found.rows == 3
     assert found.eigenvalues
     text = section(opened(rendered(comparison, tmp_path, pgd_deq=found), DESK))
     assert "Not known: the diagnosis ended with ConvergenceError: no reference." in text
     monkeypatch.setattr("experiments.diagnosis.eigenvalues", fail)
-    assert "the eigenvalues of 1.equilibrium" in diagnosed(network, torch.randn(3, 2)).failures[1]
+    assert "the eigenvalues of 1.equilibrium" in diagnosed(network, torch.randn(3, 2), Failures()).failures[1]
     monkeypatch.setattr("experiments.diagnosis.diagnose", lambda *arguments: 1 / 0)
-    with pytest.raises(ZeroDivisionError):  # a fault of the toolkit is no finding
-        diagnosed(network, torch.randn(3, 2))
+    failures = Failures()
+    found = diagnosed(network, torch.randn(3, 2), failures)
+    assert found.failures[0] == "the diagnosis ended with ZeroDivisionError: division by zero"
+    # a fault of the toolkit is a failure of the run; that an equation has no solution within reach is none
+    assert [failure.what for failure in failures.found] == ["the diagnosis"]
 
 
 def test_of_large_pictures_fewer_are_looked_at():
-    found = diagnosed(Equilibrium(Expanding()), torch.randn(16, 3, 19, 19))
+    found = diagnosed(Equilibrium(Expanding()), torch.randn(16, 3, 19, 19), Failures())
     assert found.rows == 4
     (values,) = found.eigenvalues.values()
     assert values.shape == (1, 6)
 
 
 def test_rows_that_are_not_finite_are_found_and_have_no_eigenvalues():
-    found = diagnosed(Equilibrium(Expanding(exploding=True)), torch.randn(5, 2))
+    found = diagnosed(Equilibrium(Expanding(exploding=True)), torch.randn(5, 2), Failures())
     assert [finding.name for finding in found.findings] == ["rows that are not finite"]
     assert not found.eigenvalues
     json.dumps(found.to_dict(), allow_nan=False)
@@ -164,7 +168,7 @@ def test_a_network_that_cannot_be_copied_is_said_so_and_loses_nothing():
             super().__init__()
             self.lock = threading.Lock()
 
-    found = diagnosed(nn.Sequential(nn.Linear(2, 3), Equilibrium(Locked())), torch.randn(20, 2))
+    found = diagnosed(nn.Sequential(nn.Linear(2, 3), Equilibrium(Locked())), torch.randn(20, 2), Failures())
     assert found.findings == []
     assert "cannot be copied" in found.failures[0]
     assert found.layers == ["1"]

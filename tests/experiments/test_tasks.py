@@ -11,6 +11,7 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 from experiments.errors import InputError
+from experiments.failures import Failures
 from experiments.families import FAMILIES
 from experiments.figures.answers import functions
 from experiments.goals import Classification, margins
@@ -130,7 +131,7 @@ def test_equal_work_is_met():
 def test_flops_and_saved_bytes_are_those_of_a_linear_layer():
     inputs, labels = torch.randn(100, 20), torch.arange(100) % 3
     data = TensorDataset(inputs, labels)
-    numbers = measure(nn.Linear(20, 3, bias=False), Task("toy", "", Classification(3), data, data), "cpu")
+    numbers = measure(nn.Linear(20, 3, bias=False), Task("toy", "", Classification(3), data, data), "cpu", Failures())
     assert numbers.flops == 2 * 20 * 3
     assert numbers.converged == 1
     assert numbers.forward_evaluations == 0
@@ -153,7 +154,7 @@ def test_evaluations_of_all_solves_are_added():
             return self.scale * self.body(x)
 
     data = TensorDataset(torch.randn(50, 3), torch.arange(50) % 3)
-    numbers = measure(Head(), Task("toy", "", Classification(3), data, data, batch=8), "cpu")
+    numbers = measure(Head(), Task("toy", "", Classification(3), data, data, batch=8), "cpu", Failures())
     assert len(numbers.solutions) == 2
     expected = sum(solution.evaluations.double().mean().item() for solution in numbers.solutions)
     assert numbers.forward_evaluations == pytest.approx(expected)

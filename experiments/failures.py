@@ -1,0 +1,86 @@
+"""What goes wrong in a run that goes on: noted in one line, kept in full in its logs, and told at the end."""
+
+from __future__ import annotations
+
+import re
+import traceback
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from .errors import InputError, TrainingError, first_line
+
+T = TypeVar("T")
+_ENDING = (InputError, TrainingError, BrokenPipeError)
+"""Bad input, processes that have lost each other, a reader that has gone: the run itself ends with these."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Something that the run is to do and has not."""
+
+    what: str
+    """In words: the training of gd, seed 0."""
+    error: str
+    """Its class and the first line of its message."""
+    log: str
+    """Where the whole of it is, within the run's folder."""
+
+    def __str__(self) -> str:
+        return f"{self.what} failed ({self.error}); see {self.log}"
+
+
+class Failures:
+    """Those of a run, or of a part of it, in their order.
+
+    Args:
+        tell: prints a line; None: nothing is said until somebody asks.
+    """
+
+    def __init__(self, tell: Callable[[str], object] | None = None) -> None:
+        self.tell = tell
+        self.folder: Path | None = None
+        """Of the run; None: nothing is written."""
+        self.found: list[Failure] = []
+        self._whole: Failures | None = None
+        self._of, self._place = "", ""
+
+    def within(self, part: str, place: str) -> Failures:
+        """Those of a part of the run, which count as its own.
+
+        Args:
+            part: in words, after `of`.
+            place: of its logs, beneath those of the run.
+        """
+        inner = Failures(self.tell)
+        inner.folder, inner._whole, inner._of, inner._place = self.folder, self, f" of {part}", f"{place}/"
+        return inner
+
+    def attempt(self, what: str, make: Callable[[], T]) -> T | None:
+        """What `make` returns; None where it raises, which is noted. The log of an earlier attempt goes."""
+        log = f"logs/{self._place}{re.sub(r'[^A-Za-z0-9]+', '-', what.removeprefix('the ')).strip('-')}.log"
+        path = None if self.folder is None else self.folder / log
+        try:
+            value = make()
+        except _ENDING:
+            raise
+        except Exception as error:
+            with suppress(OSError):  # a disk that is full is told of by what failed
+                if path is not None:
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    path.write_text(traceback.format_exc(), encoding="utf-8")
+            kind, line = type(error).__name__, first_line(error)
+            self._note(Failure(what + self._of, kind if line == kind else f"{kind}: {line}", log))
+            return None
+        if path is not None:
+            path.unlink(missing_ok=True)
+        return value
+
+    def _note(self, failure: Failure) -> None:
+        self.found.append(failure)
+        if self._whole is not None:
+            self._whole._note(failure)
+        elif self.tell is not None:
+            self.tell(str(failure))

@@ -11,12 +11,13 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
-
-from rich.console import Console
+from typing import TYPE_CHECKING, Any
 
 from .errors import InputError, Interrupted, first_line
 from .failures import Failures
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 UNFINISHED = "unfinished"
 """What lies under this name in the folder of a run serves to go on with it, and goes when nothing is missing."""

@@ -20,10 +20,15 @@ class DrawnOnTheProcessor(TorchFunctionMode):
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = dict(kwargs or {})
+        if getattr(func, "__module__", "") == "torch.nn.init":  # within it this mode is off
+            tensor = kwargs.pop("tensor", None)
+            tensor, args = (args[0], args[1:]) if tensor is None else (tensor, ())
+            with torch.no_grad():
+                return tensor.copy_(func(torch.empty_like(tensor, device="cpu", requires_grad=False), *args, **kwargs))
         if func in (torch.rand, torch.randn, torch.randint, torch.randperm) and kwargs.get("device") is None:
             wanted = kwargs.pop("requires_grad", False)
             return func(*args, **kwargs, device="cpu").to(self.device).requires_grad_(wanted)
-        if func in (torch.randn_like, torch.rand_like):
+        if func in (torch.randn_like, torch.rand_like) and args[0].device.type == self.device:
             return func(args[0].cpu(), *args[1:], **kwargs).to(args[0].device)
         if func in (torch.Tensor.uniform_, torch.Tensor.normal_) and args[0].device.type == self.device:
             drawn = func(torch.empty_like(args[0], device="cpu", requires_grad=False), *args[1:], **kwargs)

@@ -60,7 +60,7 @@ def anchors(path):
 
 
 @pytest.mark.parametrize("path", [page for page in PAGES if any(blocks(page, "python"))], ids=called)
-def test_examples_run(path):
+def test_examples_run(path, default_device):
     namespace = {"__name__": "page"}
     for line, block in blocks(path, "python"):
         exec(compile("\n" * line + block, called(path), "exec"), namespace)  # errors name the page's own line

@@ -101,7 +101,7 @@ def test_one_equilibrium_is_reached_from_everywhere_and_two_are_told():
     assert single.converged.all()
     double = path_independence(Equilibrium(Polynomial(3.0), solver=Picard(), rtol=1e-8), x)
     assert double.alignment.min() < -0.9
-    assert double.spread.max() == pytest.approx(2, abs=0.1)
+    assert double.spread.max().item() == pytest.approx(2, abs=0.1)
     with pytest.raises(ValueError, match="starts=0"):
         path_independence(Equilibrium(Polynomial(0.7)), x, starts=0)
 

@@ -272,7 +272,7 @@ class OnAnotherDevice(torch.Tensor):
     """What NumPy cannot read before it is on the processor, as a tensor on a GPU."""
 
     def cpu(self):
-        return self.as_subclass(torch.Tensor)
+        return super().cpu().as_subclass(torch.Tensor)
 
     def numpy(self, **options):
         raise TypeError("can't convert cuda:0 device type tensor to numpy")

@@ -14,6 +14,7 @@ from models.blocks import attention, convnext, convolutional, dense
 from models.mdeq import MDEQ
 from models.mondeq import mondeq
 from models.parallel.sweeps import NewtonSweep, Sweep
+from tests.moving import left_behind
 
 SHAPES = {
     "dense": (lambda: dense(6, 8), (6,)),
@@ -249,22 +250,36 @@ def test_nor_do_newtons_sweeps(batch):
             parallel_evaluate(net, z, sweeps=2, newton=True).square().sum().backward()
 
 
+# --- on a GPU ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("device", ["cuda"])
+@pytest.mark.parametrize("name", ["gd", "nesterov", "pdhg"])
+@by_blocks
+@by_batch
+def test_sweeps_can_be_captured_in_a_graph(name, blocks, batch):
+    net, shape = network(name, blocks)
+    z = torch.randn(batch, *shape)
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.no_grad():
+        with torch.cuda.stream(side):
+            for _ in range(2):
+                parallel_evaluate(net, z, sweeps=DEPTH, batched=True)
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            output = parallel_evaluate(net, z, sweeps=DEPTH, batched=True)
+        z.copy_(torch.randn(batch, *shape))
+        graph.replay()
+        torch.testing.assert_close(output, net(z), rtol=1e-8, atol=1e-8)
+        z.fill_(torch.nan)  # what cannot be read is NaN, never a number that looks right
+        graph.replay()
+    assert output.isnan().all()
+
+
 # --- nothing stays behind ----------------------------------------------------------------------------------------
-
-
-def kept_aside(value, path):
-    """Tensors and modules that a module's `to` does not move: in plain attributes, containers, other objects."""
-    if isinstance(value, (torch.Tensor, nn.Module)):
-        yield path
-    elif isinstance(value, dict):
-        for key, part in value.items():
-            yield from kept_aside(part, f"{path}[{key!r}]")
-    elif isinstance(value, (list, tuple, set)):
-        for number, part in enumerate(value):
-            yield from kept_aside(part, f"{path}[{number}]")
-
-
-OWN = set(vars(nn.Module()))
 
 
 @pytest.mark.parametrize("blocks", SHAPES)
@@ -274,9 +289,7 @@ def test_networks_hold_all_their_tensors_where_they_are_moved(blocks, alpha):
     nets += [MDEQ(1, 3, fine=4, coarse=4, groups=1), mondeq(4, 3, width=5)]
     nets += [ParaFormer(image_size=8, patch_size=4, channels=1, classes=3, branches=2, width=6, heads=2, hidden=8)]
     for net in nets:
-        for name, module in net.named_modules():
-            aside = {key: value for key, value in vars(module).items() if key not in OWN}
-            assert not list(kept_aside(aside, name)), type(module)
+        assert not list(left_behind(net))
 
 
 # --- for real ----------------------------------------------------------------------------------------------------

@@ -246,8 +246,8 @@ def test_what_plain_steps_solve_quickly_is_solved(compact):
             assert solution.trace[steps:, row].isnan().all()
             if solution.converged[row]:
                 assert solution.trace[steps - 1, row] == solution.residual[row] <= 1e-4
-    # which rows, the last digits of the machine's products tell: 2 are missed on some, 3 on others
-    assert missed <= 4
+    # which rows, the last digits of products tell: 2 and 3 are missed on two processors, 5 on a GPU
+    assert missed <= 6
 
 
 @pytest.mark.parametrize("solver", [GMRES(), Broyden(), NewtonKrylov(), Monotone()], ids=repr)

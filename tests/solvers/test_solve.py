@@ -220,7 +220,7 @@ def nan_at_third_call():
     ],
 )
 def test_what_cannot_be_solved_says_so(f, start, solver, expected):
-    solution = solve(f, start, solver=solver, max_steps=1000)
+    solution = solve(f, start.to(torch.get_default_device()), solver=solver, max_steps=1000)
     assert Status(solution.status.item()).name in expected
     assert solution.steps.item() <= 300, "before the steps are burnt"
     assert solution.value.isfinite().all()
@@ -555,7 +555,7 @@ def test_an_f_that_overwrites_its_last_output_is_refused():
         return buffer.copy_(z / 2 + 1)
 
     with pytest.raises(ValueError, match="clone a static output"):
-        solve(f, START)
+        solve(f, torch.zeros(4, 3))
 
 
 def test_a_slow_contraction_in_half_precision_is_not_given_up():

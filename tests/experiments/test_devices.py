@@ -1,0 +1,47 @@
+"""Every command on every device at hand, and what belongs to a task on whatever device it is moved to."""
+
+import json
+import sys
+
+import pytest
+
+import experiments.sweeps
+from experiments.cli import main
+from experiments.families import FAMILIES
+from experiments.tasks import TASKS, Source
+from tests.moving import held, left_behind
+
+SMALL = ["--epochs", "1", "--seeds", "1"]
+COMMANDS = {
+    "compare rings": [*SMALL, "--models", "gd,pgd-implicit,pgd-deq,gd-parallel,mondeq"],
+    "compare parity": [*SMALL, "--models", "gd,nesterov-parallel"],
+    "compare telgarsky": [*SMALL, "--models", "gd,pdhg-parallel"],
+    "compare digits": [*SMALL, "--models", "gd,pgd-deq,gd-parallel,mdeq,paraformer,paraformer-progressive"],
+    "compare deblur": [*SMALL, "--models", "classical,pgd-explicit,pgd-implicit"],
+    "depth": ["--widths", "6", "--batches", "1,2", "--depths", "1,3"],
+    "sweeps": SMALL,
+    "universality": [*SMALL, "--models", "gd,pgd-implicit", "--depths", "1,2,3"],
+}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_ends_with_its_result(command, device, tmp_path, monkeypatch):
+    monkeypatch.setattr(experiments.sweeps, "TRAINED", (1, 2))
+    monkeypatch.setattr(experiments.sweeps, "DEPTH", 3)
+    monkeypatch.setattr(sys.modules["experiments.figures.restorations"], "DEPTHS", (1, 2))
+    monkeypatch.setattr("experiments.measure.LATENCY_SECONDS", 0.01)
+    folder = tmp_path / "run"
+    assert main([*command.split(), *COMMANDS[command], "--device", device, "--out", str(folder)]) == 0
+    assert json.loads((folder / "results.json").read_text())["failures"] == []
+    assert (folder / ("report.html" if command.startswith("compare") else f"{command}.png")).stat().st_size > 10_000
+
+
+@pytest.mark.parametrize("task", ["digits", "rings", "deblur"])
+def test_networks_and_goals_hold_their_tensors_where_they_are_moved(task):
+    data = TASKS[task](Source())
+    for name, contestant in FAMILIES[task](data).items():
+        network = contestant.build(contestant.dial).to("meta")
+        assert not list(left_behind(network)), name
+        tensors = [*network.parameters(), *network.buffers()]
+        assert all(tensor.is_meta for tensor in tensors), name
+    assert not list(held(vars(data.goal), "goal"))

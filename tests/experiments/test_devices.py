@@ -2,8 +2,10 @@
 
 import json
 import sys
+from dataclasses import replace
 
 import pytest
+from torch.utils.data import TensorDataset
 
 import experiments.sweeps
 from experiments.cli import main
@@ -24,8 +26,21 @@ COMMANDS = {
 }
 
 
+def few(task):
+    """A task on few of its data."""
+
+    def make(source):
+        whole = task(source)
+        train, test = (TensorDataset(*(part[:96] for part in data.tensors)) for data in (whole.train, whole.test))
+        return replace(whole, train=train, test=test, measured=32)
+
+    return make
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_ends_with_its_result(command, device, tmp_path, monkeypatch):
+    for task in ("rings", "parity", "telgarsky", "digits", "deblur"):
+        monkeypatch.setitem(TASKS, task, few(TASKS[task]))
     monkeypatch.setattr(experiments.sweeps, "TRAINED", (1, 2))
     monkeypatch.setattr(experiments.sweeps, "DEPTH", 3)
     monkeypatch.setattr(sys.modules["experiments.figures.restorations"], "DEPTHS", (1, 2))

@@ -22,14 +22,24 @@ class Failure:
     """Something that the run is to do and has not."""
 
     what: str
-    """In words: the training of gd, seed 0."""
+    """In words: the training."""
+    part: str
+    """Of which part of the run: gd, seed 0; empty: of the whole."""
     error: str
     """Its class and the first line of its message."""
     log: str
     """Where the whole of it is, within the run's folder."""
 
     def __str__(self) -> str:
-        return f"{self.what} failed ({self.error}); see {self.log}"
+        return f"{self.what}{f' of {self.part}' * bool(self.part)} failed ({self.error}); see {self.log}"
+
+
+def alike(failures: list[Failure]) -> list[list[Failure]]:
+    """Those of the same thing with the same error together, so that it is said once."""
+    groups: dict[tuple[str, str], list[Failure]] = {}
+    for failure in failures:
+        groups.setdefault((failure.what, failure.error), []).append(failure)
+    return list(groups.values())
 
 
 class Failures:
@@ -45,17 +55,17 @@ class Failures:
         """Of the run; None: nothing is written."""
         self.found: list[Failure] = []
         self._whole: Failures | None = None
-        self._of, self._place = "", ""
+        self._part, self._place = "", ""
 
     def within(self, part: str, place: str) -> Failures:
         """Those of a part of the run, which count as its own.
 
         Args:
-            part: in words, after `of`.
+            part: in words, as in `Failure`.
             place: of its logs, beneath those of the run.
         """
         inner = Failures(self.tell)
-        inner.folder, inner._whole, inner._of, inner._place = self.folder, self, f" of {part}", f"{place}/"
+        inner.folder, inner._whole, inner._part, inner._place = self.folder, self, part, f"{place}/"
         return inner
 
     def attempt(self, what: str, make: Callable[[], T]) -> T | None:
@@ -72,7 +82,7 @@ class Failures:
                     path.parent.mkdir(parents=True, exist_ok=True)
                     path.write_text(traceback.format_exc(), encoding="utf-8")
             kind, line = type(error).__name__, first_line(error)
-            self._note(Failure(what + self._of, kind if line == kind else f"{kind}: {line}", log))
+            self._note(Failure(what, self._part, kind if line == kind else f"{kind}: {line}", log))
             return None
         if path is not None:
             path.unlink(missing_ok=True)

@@ -8,12 +8,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 from rich.console import Console
 
 from .failures import Failures
-from .figures import STYLE
+from .figures import styled
 from .folder import run_folder, tell_the_end, write_results, write_settings
 from .unfinished import read, write
 
@@ -49,11 +48,10 @@ class Pieces:
         path.unlink(missing_ok=True)  # one of an earlier run may lack a piece
 
         def save() -> None:
-            with plt.rc_context(STYLE):  # type: ignore[arg-type]
+            with styled():
                 draw().savefig(path, dpi=150)
 
         self.failures.attempt(f"the figure {name}", save)
-        plt.close("all")
         self.results({})
 
 

@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jinja2
-import matplotlib.pyplot as plt
 
-from .failures import Failures
-from .figures import FIGURES, STYLE, in_words
+from .failures import Failures, alike
+from .figures import FIGURES, in_words, styled
 from .table import columns
 
 if TYPE_CHECKING:
@@ -44,14 +43,12 @@ class Gap:
 def write_report(comparison: Comparison, folder: Path, failures: Failures) -> None:
     """Write `report.html` and the figures, `NAME.png`, into `folder`; what cannot be drawn is one of the failures."""
     pictures: list[Picture | Gap] = []
-    with plt.rc_context(STYLE):  # type: ignore[arg-type]
-        for name, (caption, draw) in FIGURES.items():
-            before = len(failures.found)
-            make = partial(_drawn, draw, comparison, caption, folder / f"{name}.png")
-            picture = failures.attempt(f"the figure {name}", make)
-            plt.close("all")
-            gaps = [Gap(caption, failure.error) for failure in failures.found[before:]]
-            pictures += gaps if picture is None else [picture]
+    for name, (caption, draw) in FIGURES.items():
+        before = len(failures.found)
+        make = partial(_drawn, draw, comparison, caption, folder / f"{name}.png")
+        picture = failures.attempt(f"the figure {name}", make)
+        gaps = [Gap(caption, failure.error) for failure in failures.found[before:]]
+        pictures += gaps if picture is None else [picture]
 
     def write() -> None:
         (folder / "report.html").write_text(page(comparison, pictures), encoding="utf-8")
@@ -62,12 +59,13 @@ def write_report(comparison: Comparison, folder: Path, failures: Failures) -> No
 def _drawn(draw: Callable[[Comparison], Any], comparison: Comparison, caption: str, path: Path) -> Picture | None:
     """The figure in a file and for the page; None where the comparison has nothing to show."""
     path.unlink(missing_ok=True)  # of a report before this one
-    figure = draw(comparison)
-    if figure is None:
-        return None
-    figure.savefig(path, dpi=150)
-    data = base64.b64encode(path.read_bytes()).decode()
-    return Picture(caption, in_words(figure), round(100 * figure.get_figwidth()), data)
+    with styled():
+        figure = draw(comparison)
+        if figure is None:
+            return None
+        figure.savefig(path, dpi=150)
+        data = base64.b64encode(path.read_bytes()).decode()
+        return Picture(caption, in_words(figure), round(100 * figure.get_figwidth()), data)
 
 
 def page(comparison: Comparison, pictures: Sequence[Picture | Gap]) -> str:
@@ -84,7 +82,7 @@ def page(comparison: Comparison, pictures: Sequence[Picture | Gap]) -> str:
         columns=[(heading, meaning) for heading, (meaning, _) in shown.items()],
         diagnosed=[row for row in comparison.rows if row.diagnosis],
         others=[row for row in comparison.rows if not row.diagnosis],
-        failures=comparison.failures,
+        failures=alike(comparison.failures),
         missing=comparison.missing,
         pictures=pictures,
     )

@@ -100,7 +100,7 @@ class Monitor:
         for what, why in missing.items():
             if what not in self._told:
                 self._told.add(what)
-                warnings.warn(f"{why}; it is not said again", MonitorWarning, stacklevel=2)
+                warnings.warn(f"{why}; reported once", MonitorWarning, stacklevel=2)
 
     def _keep(self, samples: Sequence[Sample]) -> None:
         self.samples.extend(samples)

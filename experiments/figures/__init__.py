@@ -11,7 +11,7 @@ from .depth import depth_of_readings
 from .restorations import distances, restorations
 from .scores import cost, differences
 from .solves import evaluations, residuals, spectra, steps
-from .style import COLOURS, STYLE
+from .style import COLOURS, styled
 from .training import training_curves
 from .words import in_words
 
@@ -42,4 +42,4 @@ FIGURES: dict[str, tuple[str, Callable[[Comparison], Any]]] = {
 }
 """File name → (caption, how it is drawn; None where the comparison has nothing to show)."""
 
-__all__ = ["COLOURS", "FIGURES", "STYLE", "in_words"]
+__all__ = ["COLOURS", "FIGURES", "in_words", "styled"]

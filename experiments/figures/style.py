@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import matplotlib as mpl
@@ -30,6 +32,18 @@ STYLE = {
     "figure.dpi": 110,
     "font.size": 9,
 }
+
+
+@contextmanager
+def styled() -> Iterator[None]:
+    """Figures that are made within look alike, and are closed at its end, whatever happens; others are left alone."""
+    before = set(plt.get_fignums())
+    try:
+        with plt.rc_context(STYLE):  # type: ignore[arg-type]
+            yield
+    finally:
+        for number in set(plt.get_fignums()) - before:
+            plt.close(number)
 
 
 def score_label(goal: Goal) -> str:

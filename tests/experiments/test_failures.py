@@ -9,6 +9,7 @@ import sys
 from dataclasses import replace
 
 import lightning
+import matplotlib.pyplot as plt
 import pytest
 from torch import nn
 from torch.utils.data import TensorDataset
@@ -23,7 +24,8 @@ import experiments.trials
 import experiments.universality
 from experiments.cli import main
 from experiments.errors import InputError
-from experiments.failures import Failures
+from experiments.failures import Failures, alike
+from experiments.pieces import Pieces
 from experiments.tasks import TASKS, rings
 
 MODELS = ["gd", "pgd-deq", "heavy_ball"]
@@ -143,14 +145,19 @@ PLANTED = {  # where → the network that is missing, logs, words of the report,
     in_the_latency_of_one_row: (
         None,
         [f"{name}/seed-0/latency-at-batch-1.log" for name in MODELS],
-        "The latency at batch 1 of gd, seed 0: Planted: planted",
+        "The latency at batch 1 of gd, seed 0; pgd-deq, seed 0; heavy_ball, seed 0: Planted: planted",
         0,
     ),
-    in_the_score: (None, [f"{name}/seed-0/score.log" for name in MODELS], "The score of gd, seed 0: Planted", 0),
+    in_the_score: (
+        None,
+        [f"{name}/seed-0/score.log" for name in MODELS],
+        "The score of gd, seed 0; pgd-deq, seed 0; heavy_ball, seed 0: Planted",
+        0,
+    ),
     in_the_forward_pass: (
         None,
         [f"{name}/seed-0/forward-pass.log" for name in MODELS],
-        "The forward pass of gd, seed 0: Planted",
+        "The forward pass of gd, seed 0; pgd-deq, seed 0; heavy_ball, seed 0: Planted",
         0,
     ),
     in_the_diagnosis: (
@@ -424,6 +431,17 @@ def test_a_network_that_fails_in_every_process_costs_the_others_nothing(tmp_path
 # --- the notes ---------------------------------------------------------------------------------------------------
 
 
+def test_figures_that_are_drawn_or_fail_are_closed_and_those_of_the_caller_are_not(tmp_path):
+    own = plt.figure()
+    failures = Failures()
+    failures.folder = tmp_path
+    for draw in (plt.figure, lambda: fails(plt.figure())):
+        Pieces(tmp_path, failures).figure("picture", draw)
+    assert plt.get_fignums() == [own.number]
+    assert [failure.what for failure in failures.found] == ["the figure picture"]
+    plt.close(own)
+
+
 def test_failures_are_noted_where_they_belong(tmp_path):
     told = []
     failures = Failures(told.append)
@@ -437,6 +455,10 @@ def test_failures_are_noted_where_they_belong(tmp_path):
         "the score of gd, seed 3 failed (ZeroDivisionError: division by zero); see logs/gd/seed-3/score.log"
     )
     assert told == [str(failure)]
+    assert alike([failure, replace(failure, part="gd, seed 4"), replace(failure, error="another")]) == [
+        [failure, replace(failure, part="gd, seed 4")],
+        [replace(failure, error="another")],
+    ]
     assert "ZeroDivisionError" in (tmp_path / failure.log).read_text()
     part.attempt("the score", lambda: 3)
     assert not (tmp_path / failure.log).exists()

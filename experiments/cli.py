@@ -7,7 +7,10 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, NoReturn
+
+import torch
 
 from .errors import InputError, Interrupted, TrainingError, require
 from .folder import read_settings
@@ -41,7 +44,8 @@ def _answered(given: list[str]) -> int:
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), _interrupt)
     try:
-        return run(options, given)
+        with _default_device():
+            return run(options, given)
     except InputError as error:
         _say(str(error))
         return 2
@@ -58,6 +62,12 @@ def _answered(given: list[str]) -> int:
     except KeyboardInterrupt:
         _say("interrupted; nothing was kept")
         return 130
+
+
+def _default_device() -> AbstractContextManager[Any]:
+    """The processor, on which data are made, shuffled and loaded: a notebook may have another."""
+    # where it is the processor already, to say so would cost time at every call of PyTorch
+    return nullcontext() if torch.get_default_device().type == "cpu" else torch.device("cpu")
 
 
 def _say(message: str) -> None:

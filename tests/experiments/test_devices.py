@@ -5,6 +5,7 @@ import sys
 from dataclasses import replace
 
 import pytest
+import torch
 from torch.utils.data import TensorDataset
 
 import experiments.sweeps
@@ -49,6 +50,13 @@ def test_every_command_ends_with_its_result(command, device, tmp_path, monkeypat
     assert main([*command.split(), *COMMANDS[command], "--device", device, "--out", str(folder)]) == 0
     assert json.loads((folder / "results.json").read_text())["failures"] == []
     assert (folder / ("report.html" if command.startswith("compare") else f"{command}.png")).stat().st_size > 10_000
+
+
+def test_another_default_device_changes_nothing(device, tmp_path, monkeypatch):
+    monkeypatch.setitem(TASKS, "rings", few(TASKS["rings"]))
+    with torch.device("meta"):  # on which nothing has a value
+        arguments = [*SMALL, "--models", "gd,pgd-deq", "--device", device, "--out", str(tmp_path / "run")]
+        assert main(["compare", "rings", *arguments]) == 0
 
 
 @pytest.mark.parametrize("task", ["digits", "rings", "deblur"])

@@ -42,8 +42,8 @@ def _few(monkeypatch):
         return replace(whole, train=train, test=test, measured=64)
 
     monkeypatch.setitem(TASKS, "rings", few)
-    for name in set(experiments.figures.FIGURES) - {"training", "residuals", "cost"}:  # drawing takes seconds
-        monkeypatch.delitem(experiments.figures.FIGURES, name)
+    few_figures = {name: experiments.figures.FIGURES[name] for name in ("training", "residuals", "cost")}
+    monkeypatch.setattr(experiments.report, "FIGURES", few_figures)  # drawing takes seconds
 
 
 class Planted(Exception):
@@ -121,8 +121,8 @@ def in_all_of_the_diagnosis(patch):
 
 
 def in_a_figure(patch):
-    caption, _ = experiments.figures.FIGURES["training"]
-    patch.setitem(experiments.figures.FIGURES, "training", (caption, fails))
+    caption, _ = experiments.report.FIGURES["training"]
+    patch.setitem(experiments.report.FIGURES, "training", (caption, fails))
 
 
 def in_the_report(patch):
@@ -247,7 +247,7 @@ def test_a_run_goes_on_and_ends_with_a_report_and_resuming_it_does_what_is_missi
 
 def test_what_is_known_is_written_before_the_next_thing_starts(tmp_path, monkeypatch):
     folder, seen = tmp_path / "run.partial", {}
-    train, measure, drawn = experiments.trials.train, experiments.trials.measure, experiments.figures.FIGURES["cost"]
+    train, measure, drawn = experiments.trials.train, experiments.trials.measure, experiments.report.FIGURES["cost"]
 
     def look(name):
         results = folder / "results.json"
@@ -268,7 +268,7 @@ def test_what_is_known_is_written_before_the_next_thing_starts(tmp_path, monkeyp
 
     monkeypatch.setattr(experiments.trials, "train", trained)
     monkeypatch.setattr(experiments.trials, "measure", measured)
-    monkeypatch.setitem(experiments.figures.FIGURES, "cost", (drawn[0], draw))
+    monkeypatch.setitem(experiments.report.FIGURES, "cost", (drawn[0], draw))
     assert main([*SETTINGS[:-1], "gd,nesterov", "--out", str(tmp_path / "run")]) == 0
     assert seen == {
         "training gd": None,
@@ -432,12 +432,12 @@ def test_a_network_that_fails_in_every_process_costs_the_others_nothing(tmp_path
 
 
 def test_figures_that_are_drawn_or_fail_are_closed_and_those_of_the_caller_are_not(tmp_path):
-    own = plt.figure()
+    own, before = plt.figure(), plt.get_fignums()
     failures = Failures()
     failures.folder = tmp_path
     for draw in (plt.figure, lambda: fails(plt.figure())):
         Pieces(tmp_path, failures).figure("picture", draw)
-    assert plt.get_fignums() == [own.number]
+    assert plt.get_fignums() == before
     assert [failure.what for failure in failures.found] == ["the figure picture"]
     plt.close(own)
 

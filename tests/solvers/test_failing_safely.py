@@ -247,7 +247,7 @@ def test_what_plain_steps_solve_quickly_is_solved(compact):
             if solution.converged[row]:
                 assert solution.trace[steps - 1, row] == solution.residual[row] <= 1e-4
     # which rows, the last digits of products tell: 2 and 3 are missed on two processors, 5 on a GPU
-    assert missed <= 6
+    assert missed <= (4 if x.device.type == "cpu" else 5)
 
 
 @pytest.mark.parametrize("solver", [GMRES(), Broyden(), NewtonKrylov(), Monotone()], ids=repr)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from experiments.timing import Runs, by_turns
-from solvers import Anderson, Broyden, Picard, Solver, solve
+from solvers import Anderson, Broyden, Compiled, Picard, Solver, solve
 
 from .counting import Counted
 from .peers import installed, torchdeq_solver
@@ -94,7 +94,7 @@ def compiled(quick: bool, progress: Progress) -> Table:
 
         def run(solver: Solver = solver) -> object:
             return solve(
-                f.f, z0, solver=solver, rtol=1e-14, atol=0.0, max_steps=STEPS, check_every=STEPS - 1, compile=True
+                f.f, z0, solver=solver, rtol=1e-14, atol=0.0, max_steps=STEPS, loop=Compiled(STEPS - 1)
             )
 
         with _no_cache():

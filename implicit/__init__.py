@@ -1,7 +1,7 @@
 """Implicit layers: differentiate through a fixed point, and see how it converged."""
 
 from .dropout import LockedDropout
-from .equilibrium import Equilibrium, fixed_point
+from .equilibrium import Equilibrium, fixed_point, root
 from .gradients import (
     Gradient,
     ImplicitGradient,
@@ -30,4 +30,5 @@ __all__ = [
     "fixed_point",
     "one_weight",
     "record",
+    "root",
 ]

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -15,14 +15,12 @@ from torch.random import fork_rng
 
 from solvers import State
 from solvers.autocast import autocast_dtype
-from solvers.problem import mapped, select
-from solvers.state import Layout
+from solvers.problem import select
+from solvers.state import Layout, tree_map
 
+from .layer import Layer
 from .parametrized import one_weight
 from .recording import layer_name, unrecorded
-
-if TYPE_CHECKING:
-    from .equilibrium import Equilibrium
 
 
 class Call(NamedTuple):
@@ -30,7 +28,7 @@ class Call(NamedTuple):
 
     name: str
     """The layer's, as in a `record`."""
-    layer: Equilibrium
+    layer: Layer
     inputs: tuple[Any, ...]
     z0: State | None
     """The warm start, where one was given."""
@@ -42,7 +40,7 @@ class Call(NamedTuple):
     @property
     def start(self) -> State:
         """The first iterate."""
-        return self.layer._start(self.inputs, self.z0)
+        return self.layer.start(self.inputs, self.z0)
 
     def apart(self) -> Call:
         """The same call of a copy of the layer; `TypeError` where it cannot be copied."""
@@ -118,7 +116,7 @@ _listeners: ContextVar[tuple[list[Call], ...]] = ContextVar("implicit_calls", de
 
 @contextmanager
 def layer_calls(model: nn.Module) -> Iterator[list[Call]]:
-    """The calls of every `Equilibrium` in the model within the block, in their order; no cost outside it."""
+    """The calls of every implicit layer in the model within the block, in their order; no cost outside it."""
     heard: list[Call] = []
     calls: list[Call] = []
     token = _listeners.set((*_listeners.get(), heard))
@@ -130,13 +128,13 @@ def layer_calls(model: nn.Module) -> Iterator[list[Call]]:
         calls += [call._replace(name=names[id(call.layer)] or call.name) for call in heard if id(call.layer) in names]
 
 
-def note_call(layer: Equilibrium, inputs: tuple[Any, ...], z0: State | None, max_steps: int | None) -> None:
+def note_call(layer: Layer, inputs: tuple[Any, ...], z0: State | None, max_steps: int | None) -> None:
     """Tell whoever listens that the layer is called."""
     listeners = _listeners.get()
     if not listeners:
         return
-    autocast = autocast_dtype(Layout(layer._start(inputs, z0)).device)
-    inputs, z0 = mapped((inputs, z0), lambda value: value.detach().clone() if isinstance(value, Tensor) else value)
+    autocast = autocast_dtype(Layout(layer.start(inputs, z0)).device)
+    inputs, z0 = tree_map(lambda value: value.detach().clone() if isinstance(value, Tensor) else value, (inputs, z0))
     for heard in listeners:
         heard.append(Call(layer_name(layer, layer.title), layer, inputs, z0, max_steps, autocast))
 
@@ -165,4 +163,4 @@ def detached(values: Any) -> Any:
             return value
         return value.clone() if value.is_inference() and not torch.is_inference_mode_enabled() else value.detach()
 
-    return mapped(values, alone)
+    return tree_map(alone, values)

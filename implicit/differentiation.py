@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from itertools import compress
 from typing import Any
@@ -11,11 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from solvers import State
-from solvers.agreement import agrees
-from solvers.coupling import resolve, verified
-from solvers.iteration import Keep
-from solvers.problem import Problem, Settings, mapped, prepare
-from solvers.rescue import iterate_and_rescue
+from solvers.iterate import Keep, Outcome, iterate
+from solvers.problem import Problem
+from solvers.settings import Settings
+from solvers.state import tree_leaves
 
 from .explicit import Explicit
 from .gradients import Gradient
@@ -23,22 +22,20 @@ from .gradients.base import Evaluation, with_value
 from .gradients.root import followed, transformed
 from .graph import computed_from, leaves
 from .recording import Log, current_logs, report
-from .suitability import warn_of_chance, warn_of_unsuitable
+from .suitability import warn_of_chance, warn_of_coupling, warn_of_unsuitable
 
 
 def differentiable_solve(
     name: str,
-    f: Callable[..., State],
+    problem: Problem,
     z0: State,
-    args: tuple[Any, ...],
     gradient: Gradient,
     settings: Settings,
     at: tuple[int, ...] = (),
 ) -> tuple[State, ...]:
     """The iterates after so many steps, and the solution, in the graph as the policy says; `name` is for records."""
-    problem = prepare(f, z0, args, settings.compact)
-    if isinstance(f, nn.Module):
-        warn_of_unsuitable(f)
+    if isinstance(problem.f, nn.Module):
+        warn_of_unsuitable(problem.f)
     layout = problem.layout
     logs = current_logs()
     if transformed():
@@ -47,26 +44,19 @@ def differentiable_solve(
         return (layout.unflatten(_transformed_solve(problem, z0, gradient, settings, logs, name)),)
     tracked = torch.is_grad_enabled()
     keep = Keep(histories=tracked and gradient.remembers, iterates=at)
+    start = layout.flatten(z0)
     with torch.no_grad():
-        outcome = iterate_and_rescue(problem, layout.flatten(z0), settings, keep=keep)
+        outcome = iterate(problem, start, settings, keep=keep)
     if problem.autocast is not None:
         torch.clear_autocast_cache()  # weights that were cast without a graph must not stand in for tracked ones
-    start = layout.flatten(z0)  # afterwards, since a solve may have widened the working dtype
-    # the tracked evaluation doubles as the check that dropping rows was sound
-    point = image = outcome.value
-    evaluate = partial(_tracked, problem, gradient, args) if tracked else lambda value: (value, problem(value))
-    if tracked or outcome.dropped:
-        point, image = evaluate(outcome.value)
-        if not agrees(outcome, image.detach(), problem.rounding, settings):
-            if outcome.dropped:
-                with torch.no_grad():
-                    outcome = resolve(problem, start.detach(), settings, outcome, keep)
-                point, image = evaluate(outcome.value)
-            else:
-                warn_of_chance()
-    if logs or outcome.books.status.any():
-        report(logs, name, "forward", outcome.solution(layout))
-    if not tracked or not _depends_on_more(image, point, start, args, f):
+    if tracked:
+        point, image = _tracked(problem, gradient, outcome.value)
+        if not _holds(problem, outcome, image.detach(), settings):
+            outcome = _solved_again(problem, start, settings, keep, outcome, image.detach())
+            point, image = _tracked(problem, gradient, outcome.value)
+    if logs or outcome.rows.status.any():
+        report(logs, name, "forward", outcome.solution(problem, settings.solver))
+    if not tracked or not _depends_on_more(image, point, start, problem):
         return tuple(layout.unflatten(value.clone()) for value in (*outcome.iterates, outcome.value))
     evaluation = Evaluation(
         problem,
@@ -82,12 +72,32 @@ def differentiable_solve(
     return tuple(layout.unflatten(value) for value in (*early, gradient.attach(evaluation)))
 
 
+def _holds(problem: Problem, outcome: Outcome, image: Tensor, settings: Settings) -> bool:
+    """Whether the tracked evaluation at the solution has the residuals that were found."""
+    norms = settings.measure.on_host(image - outcome.value, image)
+    return bool(outcome.rule.holds(outcome.rows, *norms).all())
+
+
+def _solved_again(
+    problem: Problem, start: Tensor, settings: Settings, keep: Keep, outcome: Outcome, image: Tensor
+) -> Outcome:
+    """What to do where the solution, evaluated again, is none: say why, and solve the whole batch if rows couple."""
+    with torch.no_grad():
+        if not torch.equal(problem(outcome.value).nan_to_num(), image.nan_to_num()):
+            warn_of_chance()
+            return outcome
+        warn_of_coupling()
+        if not outcome.dropped:
+            return outcome
+        return iterate(problem, start.detach(), replace(settings, compact=False), keep=keep)
+
+
 def _transformed_solve(
     problem: Problem, z0: State, gradient: Gradient, settings: Settings, logs: tuple[Log, ...], name: str
 ) -> Tensor:
     """The same under a transform of torch.func or forward mode: everything that these follow is handed to `root`."""
-    layout, (explicit, known) = problem.layout, Explicit.of(problem)
-    start = layout.flatten(z0)
+    explicit, known = Explicit.of(problem)
+    start = problem.layout.flatten(z0)
     tensors = (start, *known)
     with torch.enable_grad():
         blank = (torch.zeros(tensor.shape, dtype=tensor.dtype, device=tensor.device) for tensor in tensors)
@@ -98,8 +108,8 @@ def _transformed_solve(
             )
 
     def find(start: Tensor, *tensors: Tensor) -> Tensor:
-        outcome = verified(explicit.at(*tensors), start, settings)
-        report(logs, name, "forward", outcome.solution(layout))
+        outcome = iterate(explicit.at(*tensors), start, settings)
+        report(logs, name, "forward", outcome.solution(problem, settings.solver))
         return outcome.value.clone()
 
     def f(z: Tensor, start: Tensor, *tensors: Tensor) -> Tensor:
@@ -108,10 +118,9 @@ def _transformed_solve(
     return gradient.root(f, find, partial(report, logs, name, "backward"), *tensors)
 
 
-def _tracked(problem: Problem, gradient: Gradient, args: tuple[Any, ...], value: Tensor) -> tuple[Tensor, Tensor]:
+def _tracked(problem: Problem, gradient: Gradient, value: Tensor) -> tuple[Tensor, Tensor]:
     """The solution as the policy has it, and its image with a graph."""
-    computed: list[Tensor] = []
-    mapped(args, lambda arg: computed.append(arg) if isinstance(arg, Tensor) and arg.grad_fn is not None else None)
+    computed = [arg for arg in tree_leaves(problem.args) if isinstance(arg, Tensor) and arg.grad_fn is not None]
     point = gradient.point(value, tuple(computed))
     image = problem(point)
     if point.requires_grad and computed:
@@ -122,12 +131,11 @@ def _tracked(problem: Problem, gradient: Gradient, args: tuple[Any, ...], value:
     return point, image
 
 
-def _depends_on_more(
-    image: Tensor, point: Tensor, start: Tensor, args: tuple[Any, ...], f: Callable[..., State]
-) -> bool:
+def _depends_on_more(image: Tensor, point: Tensor, start: Tensor, problem: Problem) -> bool:
     """Whether a gradient has anywhere to go: to an argument, a parameter, or a tensor that f captures."""
-    if start.requires_grad or any(isinstance(a, Tensor) and a.requires_grad for a in args):
-        return True
-    if isinstance(f, nn.Module) and any(p.requires_grad for p in f.parameters()):
+    given = [start, *tree_leaves(problem.args)]
+    if isinstance(problem.f, nn.Module):
+        given += problem.f.parameters()
+    if any(isinstance(each, Tensor) and each.requires_grad for each in given):
         return True
     return any(True for _ in leaves(image, point))

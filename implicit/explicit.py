@@ -6,7 +6,8 @@ import copy
 
 from torch import Tensor, nn
 
-from solvers.problem import Problem, mapped
+from solvers.problem import Problem
+from solvers.state import tree_map
 
 from .pure import Known, PureModule
 
@@ -27,7 +28,7 @@ class Explicit:
 
     def __init__(self, problem: Problem, known: Known) -> None:
         self.problem = copy.copy(problem)
-        self.problem.args = mapped(problem.args, known.placed)
+        self.problem.args = tree_map(known.placed, problem.args)
         self.module = PureModule(problem.f, known) if isinstance(problem.f, nn.Module) else None
 
     def __call__(self, z: Tensor, *tensors: Tensor) -> Tensor:
@@ -36,7 +37,7 @@ class Explicit:
     def at(self, *tensors: Tensor) -> Problem:
         """The problem with these tensors."""
         problem = copy.copy(self.problem)
-        problem.args = mapped(problem.args, Known.filling(tensors))
+        problem.args = tree_map(Known.filling(tensors), problem.args)
         if self.module is not None:
             problem.f = self.module.twin(tensors)
         return problem

@@ -82,7 +82,6 @@ def in_torchdeqs_form(solver: Solver) -> Callable[..., tuple[Tensor, list[Tensor
         start = x0.reshape(len(x0), -1)
         rtol, atol = (tol, 0.0) if relative else (0.0, tol)
         solution = solve(watched, start, solver=solver, rtol=rtol, atol=atol, max_steps=max_iter)
-        assert isinstance(solution.value, Tensor)
         value = solution.value.view(x0.shape)
         return value, seen or ([value] if wanted else []), _statistics(solution, func(value).reshape(len(x0), -1))
 

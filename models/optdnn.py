@@ -7,9 +7,11 @@ from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
+from typing_extensions import Unpack
 
 from implicit import Equilibrium, Gradient, ImplicitGradient, one_weight
-from solvers import Anderson, Solution, Solver, State
+from solvers import Anderson, Settings, Solution, SolveOptions, State
+from solvers.settings import takes_settings
 
 from .methods import Method, Streams, find_method
 from .proximal import ProximalStep
@@ -25,26 +27,23 @@ class OptDNN(nn.Module):
         transforms: one a layer: a module `T(z, *inputs)`, or a pair, `(smooth, proximal)` for `pgd` and `fista`,
             `(T1, T2)` for `ladmm` and `pdhg`. The same object in every place ties the weights.
         alpha: for `ppa`, `pgd`, `fista`: 1 evaluates the proximal transform explicitly, 0 implicitly.
-        solver, gradient, rtol, atol, max_steps, compact: of the equilibria of the proximal steps, as in `ProximalStep`.
+        gradient, **options: of the equilibria of the proximal steps, as in `ProximalStep`.
     """
 
+    @takes_settings()
     def __init__(
         self,
         method: Method | str,
         transforms: Sequence[Any],
         *,
         alpha: float = 1.0,
-        solver: Solver | None = None,
         gradient: Gradient = ImplicitGradient(),
-        rtol: float = 1e-4,
-        atol: float = 1e-8,
-        max_steps: int = 100,
-        compact: bool = True,
+        **options: Unpack[SolveOptions],
     ) -> None:
+        Settings.of("OptDNN", options)
         super().__init__()
         self.method = find_method(method)
-        settings: dict[str, Any] = {"rtol": rtol, "atol": atol, "max_steps": max_steps, "compact": compact}
-        proximal_step = partial(ProximalStep, alpha=alpha, solver=solver, gradient=gradient, **settings)
+        proximal_step = partial(ProximalStep, alpha=alpha, gradient=gradient, **options)
         if not isinstance(transforms, (list, tuple, nn.ModuleList)) or not len(transforms):
             raise TypeError(f"transforms={transforms!r}: pass a non-empty list, one transform a layer")
         built: dict[int, nn.Module] = {}
@@ -78,25 +77,22 @@ class OptDEQ(nn.Module):
             streams must not grow, so `dense` has no equilibrium.
         transform: a module `T(z, x)`, or a pair of them as in `OptDNN`.
         alpha: as in `OptDNN`.
-        solver, gradient, rtol, atol, max_steps, compact: as in `Equilibrium`; for alpha < 1 also of the solve within
-            each step.
+        gradient, **options: as in `Equilibrium`; for alpha < 1 also of the solve within each step.
         initial: `initial(x)` makes `z0`; None: zeros like x.
     """
 
+    @takes_settings()
     def __init__(
         self,
         method: Method | str,
         transform: Any,
         *,
         alpha: float = 1.0,
-        solver: Solver = Anderson(),
         gradient: Gradient = ImplicitGradient(),
-        rtol: float = 1e-4,
-        atol: float = 1e-8,
-        max_steps: int = 100,
-        compact: bool = True,
         initial: Callable[..., Tensor] | None = None,
+        **options: Unpack[SolveOptions],
     ) -> None:
+        Settings.of("OptDEQ", options)
         super().__init__()
         method = find_method(method)
         name = type(method).__name__
@@ -108,10 +104,10 @@ class OptDEQ(nn.Module):
                 f"{name}: {', '.join(changing)} changes from layer to layer, an equilibrium needs constants: "
                 f"{name}({changing[0]}=0.5)"
             )
-        settings: dict[str, Any] = {"rtol": rtol, "atol": atol, "max_steps": max_steps, "compact": compact}
-        proximal_step = partial(ProximalStep, alpha=alpha, solver=solver, gradient=gradient, **settings)
+        within = {"solver": Anderson(), **options}  # whatever the transform names
+        proximal_step = partial(ProximalStep, alpha=alpha, gradient=gradient, **within)
         cell = _TiedStep(method, method.transform(transform, alpha, proximal_step))
-        self.equilibrium = Equilibrium(cell, solver=solver, gradient=gradient, **settings)
+        self.equilibrium = Equilibrium(cell, gradient=gradient, **options)
         self.initial = initial
 
     def forward(self, x: Tensor, *, z0: State | None = None) -> Tensor:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from torch import Tensor, nn
+from typing_extensions import Unpack
 
 from implicit import Equilibrium, Gradient, ImplicitGradient
-from solvers import Anderson, Solver
+from solvers import Anderson, SolveOptions
+from solvers.settings import takes_settings
 
 
 class ProximalStep(nn.Module):
@@ -22,23 +24,19 @@ class ProximalStep(nn.Module):
         smooth: module `G(y, *inputs)`, or None for G = 0.
         proximal: module `P(z, *inputs)`; its parameters are the same for every alpha.
         alpha: in [0, 1].
-        solver: of the equilibrium inside; None: what P names as its `solver`, as the monotone transforms do, else
-            `Anderson()`.
-        gradient, rtol, atol, max_steps, compact: of the equilibrium inside; unused at alpha = 1.
+        gradient, **options: of the equilibrium inside, as in `Equilibrium`; unused at alpha = 1. Its solver is by
+            default what P names as its `solver`, as the monotone transforms do.
     """
 
+    @takes_settings()
     def __init__(
         self,
         smooth: nn.Module | None,
         proximal: nn.Module,
         *,
         alpha: float = 0.0,
-        solver: Solver | None = None,
         gradient: Gradient = ImplicitGradient(),
-        rtol: float = 1e-4,
-        atol: float = 1e-8,
-        max_steps: int = 100,
-        compact: bool = True,
+        **options: Unpack[SolveOptions],
     ) -> None:
         super().__init__()
         if isinstance(alpha, bool) or not isinstance(alpha, (int, float)) or not 0 <= alpha <= 1:
@@ -49,13 +47,9 @@ class ProximalStep(nn.Module):
         self.alpha, self.smooth = alpha, smooth
         self.resolvent = Equilibrium(
             _Resolvent(proximal, alpha),
-            solver=getattr(proximal, "solver", Anderson()) if solver is None else solver,
             gradient=gradient,
-            rtol=rtol,
-            atol=atol,
-            max_steps=max_steps,
-            compact=compact,
             initial=_from_v,
+            **{"solver": getattr(proximal, "solver", Anderson()), **options},
         )
 
     def forward(self, y: Tensor, *inputs: Tensor) -> Tensor:

@@ -54,10 +54,10 @@ class Implicit(Reading):
             method,
             [method.layer(blocks) for _ in range(depth)],
             alpha=self.alpha,
-            solver=self.solver,
             gradient=self.gradient,
             rtol=self.rtol,
             max_steps=self.max_steps,
+            **({} if self.solver is None else {"solver": self.solver}),
         )
 
 

@@ -1,31 +1,46 @@
-"""Batched fixed-point solvers: find `z* = f(z*, *args)` for every row of a batch, each on its own."""
+"""Batched fixed-point solvers: find `z* = f(z*, *args)`, or `F(z*, *args) = 0`, for every row of a batch."""
 
-from .anderson import Anderson
-from .broyden import Broyden
-from .gmres import GMRES
-from .monotone import Monotone
-from .newton import NewtonKrylov
-from .picard import Picard
-from .reversible import Reversible
+from .loops.compiled import Compiled
+from .loops.eager import Eager, Loop
+from .norms import Entrywise, Euclidean, Norm
+from .problem import Shared
+from .rules.anderson import Anderson
+from .rules.broyden import Broyden
+from .rules.gmres import GMRES
+from .rules.monotone import Monotone
+from .rules.newton import NewtonKrylov
+from .rules.picard import Picard
+from .rules.reversible import Reversible
+from .rules.rule import QuasiNewtonSolver, RestartingSolver, Solver
+from .settings import Settings, SolveOptions
 from .solution import ConvergenceError, Solution, Status
-from .solver import QuasiNewtonSolver, RestartingSolver, Solver
-from .solving import solve
+from .solve import root, solve
 from .state import State
 
 __all__ = [
     "GMRES",
     "Anderson",
     "Broyden",
+    "Compiled",
     "ConvergenceError",
+    "Eager",
+    "Entrywise",
+    "Euclidean",
+    "Loop",
     "Monotone",
     "NewtonKrylov",
+    "Norm",
     "Picard",
     "QuasiNewtonSolver",
     "RestartingSolver",
     "Reversible",
+    "Settings",
+    "Shared",
     "Solution",
+    "SolveOptions",
     "Solver",
     "State",
     "Status",
+    "root",
     "solve",
 ]

@@ -1,9 +1,9 @@
-"""What the rest needs of `torch.compile`, imported only by those who compile: that takes seconds."""
+"""A solve within a compiled caller."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache, wraps
+from functools import wraps
 from typing import ParamSpec, TypeVar
 
 import torch
@@ -15,7 +15,7 @@ R = TypeVar("R")
 
 def uncompiled(function: Callable[P, R]) -> Callable[P, R]:
     """The function, run as it is between the graphs of a compiled caller: a solve's length depends on its data."""
-    apart = _disable_dynamo(function)
+    apart = _disable_dynamo(function)  # which imports the compiler when first called: that takes seconds
 
     @wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -23,10 +23,3 @@ def uncompiled(function: Callable[P, R]) -> Callable[P, R]:
         return result
 
     return call
-
-
-@cache
-def as_one_graph(function: Callable[P, R]) -> Callable[P, R]:
-    """The function compiled, with fixed shapes and every tensor an input."""
-    compiled: Callable[P, R] = torch.compile(function, dynamic=False, fullgraph=True)
-    return compiled

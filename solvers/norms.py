@@ -1,33 +1,106 @@
-"""Row norms that neither overflow nor underflow while the result is representable."""
+"""How far an iterate is from a solution: the norms in which residuals are measured."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
+
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from .rows import Bools, Floats
-
+SMALL = 2**13
+"""Entries of a state up to which copying it costs less than calling one more operation."""
 _RANGE = {torch.float32: (1e-18, 1e18), torch.float64: (1e-150, 1e150)}
 
 
-def row_norms(x: Tensor) -> Floats:
-    """(rows,) 2-norms of a (rows, dim) matrix, on the host."""
-    x = x.detach()
-    if x.dtype == torch.float32:
-        return torch.linalg.vector_norm(x, dim=1, dtype=torch.float64).cpu().numpy()
-    largest = x.abs().amax(dim=1, keepdim=True) if x.shape[1] else x.new_zeros(x.shape[0], 1)
+class Norm(ABC):
+    """Of each row, one number for `f(z) − z` and one for `f(z)`."""
+
+    @abstractmethod
+    def measure(self, residual: Tensor, image: Tensor, rtol: float, atol: float, robust: bool) -> Tensor:
+        """(2, …, rows), of (…, rows, dim) residuals and images, without a look from the host.
+
+        Args:
+            residual, image: of one step or of several.
+            rtol, atol: the tolerances of the solve.
+            robust: squares stay in the range of the dtype, at the price of a slower pass.
+        """
+
+
+@dataclass(frozen=True)
+class Euclidean(Norm):
+    """The 2-norm over all entries of a row: `‖f(z) − z‖₂ ≤ atol + rtol·‖f(z)‖₂`.
+
+    The default. Large entries decide: prefer `Entrywise` where small ones matter as much.
+    """
+
+    def measure(self, residual: Tensor, image: Tensor, rtol: float, atol: float, robust: bool) -> Tensor:
+        norms = _robust_norms if robust else partial(torch.linalg.vector_norm, dim=-1)
+        if residual.numel() <= SMALL:
+            return norms(torch.stack((residual, image)))
+        return torch.stack((norms(residual), norms(image)))
+
+
+@dataclass(frozen=True)
+class Entrywise(Norm):
+    """Each entry meets its own tolerance: `|f(z) − z| ≤ atol + rtol·|f(z)|` in all entries of a row.
+
+    The two numbers are those of the entry that is furthest above its tolerance. Prefer it where entries differ by
+    orders of magnitude and the small ones matter: the far ends of a graph, fields that decay. With atol=0 an entry
+    whose solution is 0 must meet it exactly.
+    """
+
+    def measure(self, residual: Tensor, image: Tensor, rtol: float, atol: float, robust: bool) -> Tensor:
+        if not residual.shape[-1]:
+            return residual.new_zeros(2, *residual.shape[:-1])
+        size, scale = residual.abs(), image.abs()
+        excess = torch.where(size == 0, 0, size / (atol + rtol * scale))
+        worst = excess.argmax(dim=-1, keepdim=True)  # a NaN, where there is one
+        return torch.stack((size, scale)).gather(-1, worst.expand(2, *worst.shape)).squeeze(-1)
+
+
+class Measure(NamedTuple):
+    """A norm with the tolerances of a solve."""
+
+    norm: Norm
+    rtol: float
+    atol: float
+
+    def __call__(self, residual: Tensor, image: Tensor, robust: bool = False) -> Tensor:
+        return self.norm.measure(residual, image, self.rtol, self.atol, robust)
+
+    def on_host(self, residual: Tensor, image: Tensor) -> NDArray[np.float64]:
+        """(2, rows), of one step, neither over- nor underflowing while the result is representable."""
+        return self(residual.double(), image.double(), robust=True).cpu().numpy()
+
+
+def _robust_norms(x: Tensor) -> Tensor:
+    """Over the last dim."""
+    if x.dtype == torch.float32 or not x.shape[-1]:
+        return torch.linalg.vector_norm(x, dim=-1, dtype=torch.float64)
+    largest = torch.linalg.vector_norm(x, ord=torch.inf, dim=-1, keepdim=True)
     safe = torch.where((largest > 0) & largest.isfinite(), largest, 1)
-    norms = torch.linalg.vector_norm(x / safe, dim=1).double() * safe[:, 0].double()
-    return torch.where(largest[:, 0].isfinite(), norms, largest[:, 0].double()).cpu().numpy()
+    return torch.where(largest.isfinite(), torch.linalg.vector_norm(x / safe, dim=-1, keepdim=True) * safe, largest)[
+        ..., 0
+    ]
 
 
-def out_of_range(norms: Floats, dtype: torch.dtype) -> Bools:
+def row_norms(x: Tensor) -> NDArray[np.float64]:
+    """(rows,) 2-norms on the host, of (rows, dim)."""
+    return _robust_norms(x.detach()).double().cpu().numpy()
+
+
+def out_of_range(norms: NDArray[np.float64], dtype: torch.dtype) -> NDArray[np.bool_]:
     """Where squares may have left the dtype's range, so that a plain norm of 0, Inf or NaN may be an artefact."""
     small, large = _RANGE[dtype]
     return ~((norms > small) & (norms < large))
 
 
-def extreme(norms: Floats, dtype: torch.dtype) -> bool:
+def extreme(norms: NDArray[np.float64], dtype: torch.dtype) -> bool:
     """Whether any is."""
     small, large = _RANGE[dtype]
     return not (norms.min() > small and norms.max() < large)

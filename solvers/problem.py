@@ -1,12 +1,10 @@
-"""What is to be solved: `f` with its arguments, as a map of flat matrices, and the checks of what a caller passes."""
+"""What is to be solved: `f` with its arguments as a map of flat matrices, checked at each call."""
 
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from numbers import Real
 from typing import Any, ClassVar
 
 import numpy as np
@@ -15,44 +13,22 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .autocast import autocast_dtype
-from .solver import Solver, check_positive_integer
-from .state import Layout, State
+from .state import Layout, State, tree_leaves, tree_map
+
+_IN_PLACE = (
+    "f writes into its argument, or into what it returned before: return a fresh tensor (no in-place operations on z; "
+    "clone a static output)"
+)
 
 
 @dataclass(frozen=True)
-class Settings:
-    """How to solve: the keyword arguments of `solve`, checked."""
+class Shared:
+    """An argument that all rows share, although its dim 0 may be as long as the batch: `args=(x, Shared(mask))`.
 
-    solver: Solver
-    rtol: float
-    atol: float
-    max_steps: int
-    compact: bool = False
-    check_every: int = 1
-    compile: bool = False
+    `f` gets the value itself. Only needed where rows are dropped (`compact=True`).
+    """
 
-    title: ClassVar[str] = "solve"
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.solver, Solver):
-            raise TypeError(
-                f"solver={self.solver!r} is not a Solver: pass an object such as Anderson() or Picard(damping=0.5)"
-            )
-        for name, value in (("rtol", self.rtol), ("atol", self.atol)):
-            if not isinstance(value, Real) or isinstance(value, bool) or not 0 <= float(value) < math.inf:
-                raise ValueError(f"{name}={value!r} must be a finite number of at least 0")
-        check_positive_integer(self, "max_steps")
-        check_positive_integer(self, "check_every")
-        for name in ("compact", "compile"):
-            if not isinstance(getattr(self, name), bool):
-                raise TypeError(f"solve: {name}={getattr(self, name)!r} must be True or False")
-        if self.compile and self.compact:
-            raise ValueError("compile=True needs fixed shapes, compact=True drops rows: pass compact=False with it")
-        if self.compile and type(self.solver).bind is not Solver.bind:
-            raise ValueError(
-                f"compile=True needs a solver with a fixed cost a step, {type(self.solver).__name__} is none: use "
-                "Picard, Anderson or Broyden"
-            )
+    value: Any
 
 
 class DroppedRowsError(ValueError):
@@ -60,10 +36,27 @@ class DroppedRowsError(ValueError):
 
 
 class Problem:
-    """`f` as a map of (rows, dim) matrices, with the checks of what it returns."""
+    """`z = f(z, *args)` on (rows, dim) matrices."""
+
+    relative_to_start: ClassVar[bool] = False
+    """Whether residuals are compared with the first one rather than with the image."""
 
     def __init__(self, f: Callable[..., State], args: tuple[Any, ...], layout: Layout) -> None:
-        self.f, self.args, self.layout, self.dropped = f, args, layout, False
+        self.f, self.layout, self.dropped = f, layout, False
+        self.compact = False
+        """Whether rows that have stopped may be dropped."""
+        self.independent = False
+        """Whether f has said the same of some rows without the others."""
+        self.args = args
+        self._by_row: list[bool] | None = None  # which leaves of args have the batch in dim 0, once it is known
+        leaves = tree_leaves(args)
+        if any(isinstance(leaf, Shared) for leaf in leaves):
+            self.args = tree_map(lambda leaf: leaf.value if isinstance(leaf, Shared) else leaf, args)
+            self._by_row = [
+                False if isinstance(leaf, Shared) else _by_row(part, layout.batch)
+                for leaf in leaves
+                for part in (tree_leaves(leaf.value) if isinstance(leaf, Shared) else [leaf])
+            ]
         self.autocast = autocast_dtype(layout.device)
         """As the caller has it: the loop turns autocast off, for the solver's own products."""
         self.rounding = max(torch.finfo(dtype).eps for dtype in (layout.dtype, self.autocast) if dtype is not None)
@@ -71,32 +64,93 @@ class Problem:
         self.spent: NDArray[np.int64] | None = None
         """(rows,) evaluations that a solver made within its last step."""
 
+    @property
+    def spread(self) -> float:
+        """Relative length of finite differences."""
+        return float(torch.finfo(self.layout.dtype).eps) ** 0.5
+
     def __call__(self, flat: Tensor) -> Tensor:
-        try:
-            if self.autocast is None:
-                return self._evaluate(flat)
-            with torch.autocast(self.layout.device.type, dtype=self.autocast):
-                return self._evaluate(flat)
-        except (RuntimeError, ValueError, IndexError) as error:
-            if not self.dropped or isinstance(error, torch.OutOfMemoryError):
-                raise
-            raise DroppedRowsError(
-                f"f failed once rows that had stopped were dropped ({error}). If a tensor in its closure has the "
-                "batch's full size, pass it through args; otherwise pass compact=False"
-            ) from error
+        """`f(z)`."""
+        if self.autocast is None:
+            return self._evaluate(flat)
+        with torch.autocast(self.layout.device.type, dtype=self.autocast):
+            return self._evaluate(flat)
+
+    def residual(self, flat: Tensor) -> Tensor:
+        """`f(z) − z`."""
+        return self(flat) - flat
 
     def _evaluate(self, flat: Tensor) -> Tensor:
         layout = self.layout
-        return layout.flatten(layout.check(self.f(layout.unflatten(flat), *self.args), flat.shape[0]))
+        try:
+            output = self.f(layout.unflatten(flat), *self.args)
+            image = layout.flatten(layout.check(output, flat.shape[0]))
+        except Exception as error:
+            if not self.dropped or isinstance(error, torch.OutOfMemoryError):
+                raise
+            raise DroppedRowsError(str(error)) from error
+        # a cell may take gradients inside: without a graph of ours, its own must not grow from step to step
+        return image.detach() if image.requires_grad and not torch.is_grad_enabled() else image
+
+    def evaluate(self, z: Tensor, last: Tensor) -> tuple[Tensor, Tensor]:
+        """`f(z)` and `f(z) − z`; refused where f overwrites what it was given or returned before.
+
+        For iterates are kept by reference.
+        """
+        if torch.compiler.is_compiling() or z.is_inference() or last.is_inference():  # these carry no version
+            return self._pair(z)
+        before = z._version, last._version
+        pair = self._pair(z)
+        if (z._version, last._version) != before:
+            raise ValueError(_IN_PLACE)
+        return pair
+
+    def first(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """`evaluate` at the first iterate."""
+        copy = z.clone() if z.is_inference() else z
+        pair = self.evaluate(z, z)
+        if z.is_inference() and not torch.equal(copy.nan_to_num(), z.nan_to_num()):
+            raise ValueError(_IN_PLACE)
+        return pair
+
+    def _pair(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        image = self(z)
+        return image, image - z
 
     def take(self, rows: Tensor) -> Problem:
-        """The problem of the rows at these positions."""
+        """The problem of the rows at these positions: of those arguments, too, that have the batch in dim 0."""
         taken = copy.copy(self)
-        taken.args, taken.dropped, taken.spent = select(self.args, rows), True, None
+        taken.dropped, taken.spent = True, None
+        if taken._by_row is None:  # once and for all: fewer rows may be as many as a shared tensor is long
+            taken._by_row = [_by_row(leaf, self.layout.batch) for leaf in tree_leaves(self.args)]
+        chosen = iter(taken._by_row)
+        taken.args = tree_map(lambda leaf: leaf.index_select(0, rows) if next(chosen) else leaf, self.args)
         return taken
 
+    def widened(self) -> Problem:
+        """The same in double precision."""
+        wide = copy.copy(self)
+        wide.layout = self.layout.widened()
+        return wide
 
-def prepare(f: Any, z0: State, args: Any, compact: bool) -> Problem:
+
+class RootProblem(Problem):
+    """`F(z, *args) = 0`, as the fixed point of `z − F(z)`; the residual is exactly `−F(z)`."""
+
+    relative_to_start = True
+
+    def __call__(self, flat: Tensor) -> Tensor:
+        return flat + self.residual(flat)
+
+    def residual(self, flat: Tensor) -> Tensor:
+        return -super().__call__(flat)
+
+    def _pair(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        residual = self.residual(z)
+        return z + residual, residual
+
+
+def prepare(f: Any, z0: State, args: Any, kind: type[Problem] = Problem) -> Problem:
     """Check what is to be solved, and flatten it."""
     if not callable(f):
         raise TypeError(f"f is a {type(f).__name__}: pass a callable f(z, *args)")
@@ -105,32 +159,13 @@ def prepare(f: Any, z0: State, args: Any, compact: bool) -> Problem:
     layout = Layout(z0)
     if layout.device.type == "meta":
         raise ValueError("z0 is on the meta device: there are no residuals to look at; pass tensors with values")
-    if compact:
-        _check_rows(args, layout.batch, "args")
-    return Problem(f, args, layout)
-
-
-def mapped(values: Any, change: Callable[[Any], Any]) -> Any:
-    """Nested (named) tuples with every other value changed."""
-    if isinstance(values, tuple):
-        parts = [mapped(part, change) for part in values]
-        kind: Any = type(values)
-        return kind._make(parts) if hasattr(kind, "_make") else tuple(parts)
-    return change(values)
+    return kind(f, args, layout)
 
 
 def select(values: Any, rows: Tensor) -> Any:
-    """The rows of every tensor in nested (named) tuples; other values as they are."""
-    return mapped(values, lambda value: value.index_select(0, rows) if isinstance(value, Tensor) else value)
+    """The rows of every tensor in nested containers; other values as they are."""
+    return tree_map(lambda value: value.index_select(0, rows) if isinstance(value, Tensor) else value, values)
 
 
-def _check_rows(values: tuple[Any, ...], batch: int, name: str) -> None:
-    for position, value in enumerate(values):
-        here = f"{name}[{position}]"
-        if isinstance(value, tuple):
-            _check_rows(value, batch, here)
-        elif isinstance(value, Tensor) and (value.ndim == 0 or value.shape[0] != batch):
-            raise ValueError(
-                f"{here} has shape {tuple(value.shape)}, z0 a batch of {batch}: compact=True drops rows of every "
-                "tensor in args; put shared tensors into the closure or the module, or pass compact=False"
-            )
+def _by_row(value: Any, batch: int) -> bool:
+    return isinstance(value, Tensor) and value.ndim > 0 and len(value) == batch

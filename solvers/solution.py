@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import Any
+from typing import Any, Generic
 
 import torch
 from torch import Tensor
 
 from .pages import sparkline, table
-from .state import State
+from .rules.rule import Solver
+from .state import S
 
 
 class Status(IntEnum):
@@ -31,16 +32,15 @@ class Status(IntEnum):
 
 _MESSAGES = {
     Status.CONVERGED: "the residual met the tolerance",
-    Status.MAX_STEPS: (
-        "still improving when the steps ran out: raise max_steps, loosen rtol, or use Anderson or Broyden"
-    ),
+    Status.MAX_STEPS: "the steps ran out: raise max_steps, loosen rtol, or try another solver",
     Status.STALLED: (
         "the residual stopped falling: rtol may lie below what the dtype can resolve (loosen it or use float64), "
-        "or f cycles or has no fixed point (lower the solver's damping, make f contractive), or the solver was caught "
-        "where the residual is least (try another, such as Picard)"
+        "or f cycles, wanders or has no fixed point (lower the solver's damping, make f contractive), or the solver was "
+        "caught where the residual is least (try another solver)"
     ),
     Status.DIVERGED: (
-        "the iterates ran away: f may expand or have no fixed point (normalise its weights, lower the solver's damping)"
+        "the iterates grew out of bounds: f may expand or have no fixed point (normalise its weights, lower the "
+        "solver's damping)"
     ),
     Status.NON_FINITE: "f returned NaN or Inf: check the inputs and weights of these rows, or use a wider dtype",
 }
@@ -51,16 +51,16 @@ class ConvergenceError(RuntimeError):
 
 
 @dataclass(frozen=True)
-class Solution:
+class Solution(Generic[S]):
     """The result of `solve`, row by row.
 
     A converged row holds the iterate that met the test; any other row its best iterate by absolute residual.
     """
 
-    value: State = field(repr=False)
+    value: S = field(repr=False)
     """Like `z0`: the solution of each row."""
     residual: Tensor = field(repr=False)
-    """(batch,) relative residual `‖f(z) − z‖ / ‖f(z)‖` of exactly that value."""
+    """(batch,) relative residual `‖f(z) − z‖ / ‖f(z)‖` of exactly that value; of `root`, `‖F(z)‖ / ‖F(z0)‖`."""
     status: Tensor = field(repr=False)
     """(batch,) int64, each a `Status`."""
     steps: Tensor = field(repr=False)
@@ -69,13 +69,17 @@ class Solution:
     """(batch,) evaluations of `f` spent on the row until it stopped."""
     trace: Tensor = field(repr=False)
     """(steps, batch) relative residual of the k-th iterate, `z0` first; NaN once a row has stopped."""
+    absolute: Tensor = field(repr=False)
+    """(steps, batch) the same, `‖f(z) − z‖`: what rates are measured on."""
+    solver: Solver | None = field(default=None, repr=False)
+    """The solver that ran, for the advice in `summary`."""
 
     @property
     def converged(self) -> Tensor:
         """(batch,) bool: the row met its tolerance."""
         return self.status == Status.CONVERGED
 
-    def check(self) -> Solution:
+    def check(self) -> Solution[S]:
         """Return self, or raise `ConvergenceError` naming how many rows failed, which, why, and what to try."""
         if not bool(self.converged.all()):
             raise ConvergenceError(self.summary())
@@ -93,9 +97,14 @@ class Solution:
             worst = self.residual[torch.tensor(rows, device=self.residual.device)].max().item()
             status = Status(code)
             lines.append(
-                f"{count} {status.name} (rows {shown}; largest relative residual {worst:.1e}): {status.message}"
+                f"{count} {status.name} (rows {shown}; largest relative residual {worst:.1e}): {self._advice(status)}"
             )
         return "\n".join(lines)
+
+    def _advice(self, status: Status) -> str:
+        if self.solver is None:
+            return status.message
+        return status.message.replace("another solver", self.solver.alternatives)
 
     def to_dict(self) -> dict[str, list[Any]]:
         """What became of each row, in plain numbers and words; the value and the trace are left out.

@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from solvers import Anderson, ConvergenceError, NewtonKrylov, State
-from solvers.problem import mapped, prepare
+from solvers import Anderson, ConvergenceError, Eager, NewtonKrylov, State
+from solvers.problem import prepare
+from solvers.state import tree_map
 
 from ..calls import Call
 from ..equilibrium import Equilibrium
@@ -101,7 +102,7 @@ def exact_layer(layer: Equilibrium, inputs: tuple[Any, ...], z0: State | None) -
     """
     exact = copy.deepcopy(layer).double()
     exact.gradient, exact.rtol, exact.atol = ImplicitGradient(rtol=EXACT, max_steps=1000), EXACT, 0.0
-    exact.max_steps, exact.compile_solve = max(1000, layer.max_steps), False
+    exact.max_steps, exact.loop = 1000, Eager()
     doubled, start = _doubled(layer, inputs, z0)
     _refuse_hidden(exact, doubled, start)
     for exact.solver in (layer.solver, Anderson(), NewtonKrylov()):
@@ -120,14 +121,14 @@ def exact_layer(layer: Equilibrium, inputs: tuple[Any, ...], z0: State | None) -
 
 
 def _refuse_hidden(layer: Equilibrium, inputs: tuple[Any, ...], start: State) -> None:
-    problem = prepare(layer.cell, start, inputs, compact=False)
+    problem = prepare(layer.cell, start, inputs)
     with torch.enable_grad(), one_weight(layer.cell), suppress(RuntimeError, TypeError):  # a failure is told later
         point = problem.layout.flatten(start).detach().requires_grad_()
         refuse_hidden("the gradient", problem, point, problem(point))
 
 
 def _doubled(layer: Equilibrium, inputs: tuple[Any, ...], z0: State | None) -> tuple[tuple[Any, ...], State]:
-    doubled, start = as_double((inputs, layer._start(inputs, z0)))
+    doubled, start = as_double((inputs, layer.start(inputs, z0)))
     return doubled, start
 
 
@@ -154,7 +155,7 @@ def _compared(
 
 def as_double(values: Any) -> Any:
     """Nested tuples with every real tensor in float64."""
-    return mapped(values, lambda value: value.double() if _is_real(value) else value)
+    return tree_map(lambda value: value.double() if _is_real(value) else value, values)
 
 
 def _is_real(value: Any) -> bool:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from solvers import GMRES, State, solve
-from solvers.linearised import WAYS, first_way
+from solvers.rules.jacobian_products import WAYS, first_way
 from solvers.problem import prepare
 
 from ..calls import detached
@@ -62,7 +62,7 @@ def error_bound(
     if torch.is_inference_mode_enabled():
         with torch.inference_mode(False):
             return error_bound(f, *detached((z, args)), monotonicity=monotonicity)
-    problem = prepare(f, z, args, compact=False)
+    problem = prepare(f, z, args)
     with torch.no_grad(), one_weight(f):
         flat = problem.layout.flatten(z).detach()
         residual = problem(flat) - flat
@@ -71,8 +71,8 @@ def error_bound(
             length = torch.linalg.vector_norm(residual.double(), dim=1) + rounding
             return ErrorBound(length / monotonicity, True, f"z − f(z) is {monotonicity:g}-strongly monotone, as given")
 
-        way, _ = first_way(problem, flat, flat + residual, residual)
-        product = WAYS[way](problem, flat, flat + residual)
+        way, _ = first_way(problem, flat, flat + residual, problem.spread, residual)
+        product = WAYS[way](problem, flat, flat + residual, problem.spread)
         newton = solve(
             lambda step: product(step) + residual,
             torch.zeros_like(flat),
@@ -81,7 +81,7 @@ def error_bound(
             atol=0,
             max_steps=500,
         )
-        step: Tensor = newton.value  # type: ignore[assignment]
+        step = newton.value
         moved = flat + step
         after = problem(moved)
     length, left, before, scale = (

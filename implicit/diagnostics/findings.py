@@ -43,7 +43,7 @@ class Look:
     def __init__(self, call: Call) -> None:
         self.layer, self.inputs, self.z0 = call.layer, call.inputs, call.z0
         self.f, self.own = call.by_row()
-        self.problem = prepare(self.f, call.start, self.own, compact=True)
+        self.problem = prepare(self.f, call.start, self.own)
 
     @cached_property
     def solution(self) -> Solution:

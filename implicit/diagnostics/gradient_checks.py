@@ -72,7 +72,7 @@ def loose(look: Look) -> Finding | None:
     if not bool(look.solution.converged.all()):
         return None
     # in float64, so that rounding is not laid to the tolerance
-    start, inputs = as_double((look.layer._start(look.inputs, look.z0), look.inputs))
+    start, inputs = as_double((look.layer.start(look.inputs, look.z0), look.inputs))
     layer = copy.deepcopy(look.layer).double()
     exact = {"exact": ImplicitGradient(rtol=1e-10, max_steps=1000)}
     try:

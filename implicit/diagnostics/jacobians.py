@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from scipy.sparse.linalg import LinearOperator
 from torch import Tensor
 
-from solvers.linearised import WAYS, first_way
+from solvers.rules.jacobian_products import WAYS, first_way
 from solvers.problem import Problem
 
 
@@ -58,8 +58,9 @@ class Transposed(LinearOperator):  # type: ignore[misc]
         if not self._image.requires_grad:
             return np.zeros(self.shape[0])
         if self._forward is None:
-            way, _ = first_way(self._problem, self._flat, self._image.detach(), self._tensor(v))
-            self._forward = WAYS[way](self._problem, self._flat, self._image.detach())
+            at = self._problem, self._flat, self._image.detach(), self._problem.spread
+            way, _ = first_way(*at, self._tensor(v))
+            self._forward = WAYS[way](*at)
         return self._array(self._forward(self._tensor(v)))
 
     def _tensor(self, v: NDArray[Any]) -> Tensor:

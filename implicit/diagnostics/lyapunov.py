@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from solvers import State
-from solvers.linearised import WAYS, first_way
+from solvers.rules.jacobian_products import WAYS, first_way
 from solvers.problem import prepare
 
 from ..calls import detached
@@ -36,7 +36,7 @@ def lyapunov_exponents(
     if torch.is_inference_mode_enabled():
         with torch.inference_mode(False):
             return lyapunov_exponents(f, *detached((z, args)), k=k, steps=steps, discard=discard)
-    problem = prepare(f, z, args, compact=False)
+    problem = prepare(f, z, args)
     dim = sum(problem.layout.sizes)
     for name, value, least, most in (("k", k, 1, dim), ("steps", steps, 1, None), ("discard", discard, 0, None)):
         if not isinstance(value, int) or isinstance(value, bool) or value < least or (most and value > most):
@@ -46,11 +46,11 @@ def lyapunov_exponents(
         flat = problem.layout.flatten(z).detach()
         directions = normal((len(flat), dim, k), flat)
         directions = torch.linalg.qr(directions).Q
-        way, _ = first_way(problem, flat, problem(flat), directions[:, :, 0])
+        way, _ = first_way(problem, flat, problem(flat), problem.spread, directions[:, :, 0])
         total = torch.zeros(len(flat), k, dtype=torch.float64, device="cpu")
         for step in range(discard + steps):
             image = problem(flat)
-            product = WAYS[way](problem, flat, image)
+            product = WAYS[way](problem, flat, image, problem.spread)
             columns = [product(directions[:, :, column]) for column in range(k)]
             directions, triangle = torch.linalg.qr(torch.stack(columns, dim=2))
             flat = image

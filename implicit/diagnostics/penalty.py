@@ -36,7 +36,7 @@ def jacobian_penalty(f: Callable[..., State], z: State, args: tuple[Any, ...] = 
     if torch.is_inference_mode_enabled():
         with torch.inference_mode(False), torch.no_grad():
             return jacobian_penalty(f, *detached((z, args)), samples=samples)
-    problem = prepare(f, z, args, compact=False)
+    problem = prepare(f, z, args)
     tracked = torch.is_grad_enabled()
     with torch.enable_grad(), one_weight(f):
         flat = problem.layout.flatten(z)

@@ -36,7 +36,7 @@ class Tail(Line):
 
 
 def convergence_rate(solution: Solution) -> Tensor:
-    """`(batch,)` float64: the factor by which each row's relative residual falls a step at the end of its trace.
+    """`(batch,)` float64: the factor by which each row's residual `‖f(z) − z‖` falls a step at the end of its trace.
 
     The slope of a line fitted to the logarithm of the last half of its residuals; of a cycle, from period to period.
     Below 1 it converges, the smaller the faster; about 1 it stands still or goes round (`tails` says which); above 1 it
@@ -48,15 +48,18 @@ def convergence_rate(solution: Solution) -> Tensor:
 
 def tails(solution: Solution) -> Table[Tail]:
     """For each row, how its residuals end: rate, standstill and cycles."""
-    return Table(_tail(column) for column in solution.trace.double().cpu().numpy().T)
+    absolute, relative = (trace.double().cpu().numpy().T for trace in (solution.absolute, solution.trace))
+    return Table(map(_tail, absolute, relative))
 
 
-def _tail(residuals: NDArray[np.float64]) -> Tail:
+def _tail(residuals: NDArray[np.float64], relative: NDArray[np.float64]) -> Tail:
+    """Rates are those of the residual; a turn about a point is told by its image, whose norm goes round."""
     steps = np.flatnonzero(~np.isnan(residuals) & (residuals > 0))
     if len(steps) < SHORTEST:
         return Tail(rate=float("nan"), stalled=False, period=0)
-    logs = np.log(np.minimum(residuals[steps], GONE))
-    period = _period(logs) if steps[-1] - steps[0] == len(steps) - 1 else 0
+    logs = np.log(np.minimum(residuals[steps], np.finfo(np.float64).max))
+    turning = np.log(np.clip(relative[steps], np.finfo(np.float64).tiny, GONE))
+    period = _period(turning) if steps[-1] - steps[0] == len(steps) - 1 else 0
     if period:
         return Tail(rate=float(np.exp((logs[-1] - logs[-1 - period]) / period)), stalled=False, period=period)
     known = steps[np.isfinite(residuals[steps])]

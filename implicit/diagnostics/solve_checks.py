@@ -134,7 +134,7 @@ def short(look: Look) -> Finding | None:
     longer: Any = replace(look.layer.solver, memory=more_memory)  # type: ignore[type-var]
     settings = replace(look.layer._settings(None), solver=longer)
     with torch.no_grad(), one_weight(look.layer.cell):
-        other = solve(look.layer.cell, look.layer._start(look.inputs, look.z0), look.inputs, **vars(settings))
+        other = solve(look.layer.cell, look.layer.start(look.inputs, look.z0), look.inputs, **settings.options())
     both = [solution.evaluations.double().mean().item() for solution in (look.solution, other)]
     more = other.converged.sum() > look.solution.converged.sum()
     if not more and not both[1] < SAVED * both[0]:

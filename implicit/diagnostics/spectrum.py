@@ -105,7 +105,7 @@ def _by_row(
     """(batch, k): of each row what `dense` makes of its Jacobian, or `krylov` of its transposed as an operator."""
     with torch.inference_mode(False):  # in which nothing could be differentiated
         z, args = detached((z, args))
-        return _rows(name, prepare(f, z, args, compact=True), z, k, dtype, dense, krylov)
+        return _rows(name, prepare(f, z, args), z, k, dtype, dense, krylov)
 
 
 def _rows(

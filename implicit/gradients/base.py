@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from solvers import QuasiNewtonSolver, Solution, Solver
-from solvers.iteration import Outcome
+from solvers.iterate import Outcome
 
 from ..explicit import Explicit
 

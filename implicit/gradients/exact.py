@@ -9,8 +9,7 @@ from enum import Enum, auto
 import torch
 from torch import Tensor
 
-from solvers import GMRES, Solver, solve
-from solvers.problem import Settings
+from solvers import GMRES, Eager, Loop, Settings, Solver, solve
 
 from .adjoint import AdjointGradient
 from .base import Map, Report, require_quasi_newton, unit_rows
@@ -51,11 +50,13 @@ class ImplicitGradient(AdjointGradient):
     unconverged: Unconverged = Unconverged.KEEP
     """What to do with rows that miss the tolerance."""
 
+    loop: Loop = Eager()
+    """What runs its steps."""
     reuse: bool = False
     """Start from the inverse that the forward solver, `Anderson`, has learned, rather than from `g`."""
 
     def __post_init__(self) -> None:
-        Settings(self.solver, self.rtol, 0.0, self.max_steps)
+        Settings(self.solver, self.rtol, 0.0, max_steps=self.max_steps, loop=self.loop)
         if not isinstance(self.reuse, bool):
             raise TypeError(f"reuse={self.reuse!r} must be True or False")
         if not isinstance(self.unconverged, Unconverged):
@@ -86,10 +87,10 @@ class ImplicitGradient(AdjointGradient):
             rtol=self.rtol,
             atol=0.0,
             max_steps=self.max_steps,
+            loop=self.loop,
         )
         report(solution)
         value = solution.value
-        assert isinstance(value, Tensor)
         if self.unconverged is Unconverged.RAISE:
             solution.check()
         elif self.unconverged is Unconverged.PHANTOM:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from solvers import Solver
-from solvers.solver import check_damping, check_positive_integer
+from solvers.checks import check_damping, check_positive_integer
 
 from .adjoint import AdjointGradient
 from .base import Map, Report, require_quasi_newton

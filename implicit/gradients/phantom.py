@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from solvers.solver import check_damping, check_positive_integer
+from solvers.checks import check_damping, check_positive_integer
 
 from .base import Evaluation, Gradient, naive_step, with_value
 

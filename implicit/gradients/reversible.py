@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from solvers import Reversible, Solver
-from solvers.iteration import History
+from solvers.iterate import History
 
 from ..explicit import Explicit
 from ..recording import ConvergenceWarning
@@ -43,7 +43,7 @@ class ReversibleGradient(Gradient):
     def attach(self, at: Evaluation) -> Tensor:
         assert isinstance(at.solver, Reversible)
         explicit, tensors = at.explicit()
-        steps = torch.from_numpy(at.outcome.books.steps).to(at.point.device)
+        steps = torch.from_numpy(at.outcome.rows.steps).to(at.point.device)
         histories = at.outcome.histories
         attached: Tensor = _Undo.apply(at.point, at.solver, explicit, histories, steps, at.start, *tensors)
         return attached

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from solvers.solver import check_damping, check_positive_integer
+from solvers.checks import check_damping, check_positive_integer
 
 from .base import Evaluation, Gradient, Map, naive_step, with_value
 

@@ -32,7 +32,7 @@ def parallel_evaluate(
     max_sweeps: int | None = ...,
     newton: bool = ...,
     batched: bool | None = ...,
-) -> Solution: ...
+) -> Solution[Any]: ...
 def parallel_evaluate(
     net: OptDNN,
     z0: Tensor,
@@ -148,7 +148,7 @@ def _solved(
     max_sweeps: int | None,
     newton: bool,
     batched: bool | None,
-) -> Solution:
+) -> Solution[Any]:
     """The outputs of all layers as a fixed point, (batch, L, …), and `z_L` from them."""
     depth, kind = len(net.transforms), NewtonSweep if newton else Sweep
     try:
@@ -162,13 +162,17 @@ def _solved(
         swapped = tuple(part.movedim(0, 1) for part in parts(outputs))
         return swapped if isinstance(outputs, tuple) else swapped[0]
 
+    # until then they need not come any closer
+    exact = Picard(exact_after=depth)
+    if solver == Picard():
+        solver = exact
     nothing = scaled(sweep.trajectory.points(z0.detach(), None), 0.0)
     with record() as log:
         outputs = fixed_point(
             lambda outputs: swap(sweep(swap(outputs))),
             swap(nothing),
             solver=solver,
-            gradient=ImplicitGradient(Picard(), rtol=min(rtol, 1e-6), max_steps=depth + 1),
+            gradient=ImplicitGradient(exact, rtol=min(rtol, 1e-6), max_steps=depth + 1),
             rtol=rtol,
             atol=0.0,
             max_steps=depth + 1 if max_sweeps is None else max_sweeps,

@@ -98,13 +98,9 @@ class ProximalStack:
             cell,
             rows.detach(),
             (rows, points.flatten(0, 1), *tensors, *inputs),
-            solver=resolvent.solver,
             gradient=resolvent.gradient,
-            rtol=resolvent.rtol,
-            atol=resolvent.atol,
-            max_steps=resolvent.max_steps,
+            **resolvent.settings.options(),
         )
-        assert isinstance(z, Tensor)
         return z.view_as(points) - points
 
 

@@ -9,11 +9,11 @@ from torch import nn
 from implicit import NeumannGradient, PhantomGradient, ShineGradient, UnrolledGradient
 from implicit.explicit import Explicit
 from implicit.gradients.base import Evaluation
-from solvers import Anderson
-from solvers.iteration import History, Outcome
+from solvers import Anderson, Settings
+from solvers.iterate import History, Outcome
+from solvers.loops.eager import Hold, advance, begin
 from solvers.problem import Problem
 from solvers.state import Layout
-from solvers.sweep import advance, begin
 
 POLICIES = [
     PhantomGradient(steps=3, damping=0.5),
@@ -36,10 +36,11 @@ def test_backward_passes_stay_on_their_device_and_read_nothing(policy, batch):
 
     problem = Problem(f, (x,), Layout(x.detach()))
     with torch.no_grad():
-        stretch = advance(problem, solver, begin(problem, solver, torch.zeros_like(x), None), 5, None, None)
+        stretch = begin(problem, solver, Settings().measure, torch.zeros_like(x), None)
+        stretch = advance(problem, solver, Settings().measure, stretch, 5, Hold(None, x, None))
     value = stretch.points[-1]
     history = History(torch.arange(batch, device="meta"), 6, value, stretch.memory)
-    outcome = Outcome(value, None, False, [history] if policy.remembers else [], [])
+    outcome = Outcome(value, None, None, None, False, [history] if policy.remembers else [], [])
     point = policy.point(value, ())
     evaluation = Evaluation(
         problem, torch.zeros_like(x), point, problem(point), partial(Explicit.of, problem), None, solver, outcome

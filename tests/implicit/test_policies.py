@@ -21,7 +21,7 @@ from implicit import (
     fixed_point,
     record,
 )
-from solvers import GMRES, Anderson, Broyden, ConvergenceError, Picard, Reversible
+from solvers import GMRES, Anderson, Broyden, ConvergenceError, Eager, Picard, Reversible
 
 from .cells import DIM, TIGHT, Cell, exact, inputs, tight_layer
 
@@ -167,7 +167,7 @@ def test_the_reversible_gradient_is_that_of_the_iteration(steps):
     agree(found, expected, rtol=1e-8, atol=1e-9)
 
 
-@pytest.mark.parametrize("options", [{}, {"compact": False}, {"compact": False, "check_every": 3}])
+@pytest.mark.parametrize("options", [{}, {"compact": False}, {"compact": False, "loop": Eager(3)}])
 def test_rows_that_stopped_at_different_steps_are_undone_each_on_its_own(options):
     cell, x = Cell(), inputs(8)
     start = torch.zeros(8, DIM, dtype=torch.float64)

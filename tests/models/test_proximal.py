@@ -186,15 +186,14 @@ def test_what_is_no_module_or_number_is_refused(build, error, match):
         build()
 
 
-def test_an_input_shared_by_the_batch_needs_compact_off():
+@pytest.mark.parametrize("compact", [None, True, False])
+def test_an_input_may_be_shared_by_the_batch(compact):
     class Shifted(nn.Module):
         def forward(self, z, shift):
             return -0.5 * z + shift
 
     y, shift = torch.randn(4, 3), torch.randn(3)
-    with pytest.raises(ValueError, match="pass compact=False"):
-        OptDNN("ppa", [Shifted()], alpha=0.0)(y, shift)
-    z = OptDNN("ppa", [Shifted()], alpha=0.0, rtol=1e-12, atol=0.0, compact=False)(y, shift)
+    z = OptDNN("ppa", [Shifted()], alpha=0.0, rtol=1e-12, atol=0.0, compact=compact)(y, shift)
     torch.testing.assert_close(z, (y + shift) / 1.5, rtol=1e-9, atol=1e-9)
 
 

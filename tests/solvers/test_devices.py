@@ -5,10 +5,10 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from solvers import GMRES, Anderson, Broyden, Monotone, NewtonKrylov, Picard, Reversible, Solver, solve
+from solvers import GMRES, Anderson, Broyden, Monotone, NewtonKrylov, Picard, Reversible, Settings, solve
+from solvers.loops.eager import Hold, advance, begin
 from solvers.problem import Problem
 from solvers.state import Layout
-from solvers.sweep import advance, begin
 
 SOLVERS = [
     Picard(),
@@ -25,14 +25,14 @@ by_solver = pytest.mark.parametrize("solver", SOLVERS, ids=repr)
 def stretches(solver, f, z0, *args):
     """Stretches that fill the solver's memory and go round, with rows held, and with rows that forget."""
     problem = Problem(f, args, Layout(z0))
-    assert type(solver).bind is Solver.bind  # it evaluates f nowhere but in the loop
-    flat = problem.layout.flatten(z0)
+    assert solver.fixed_cost  # it evaluates f nowhere but in the loop
+    flat, measure = problem.layout.flatten(z0), Settings().measure
     none = torch.zeros(len(flat), dtype=torch.bool, device=flat.device)
     with torch.no_grad():
-        stretch = begin(problem, solver, flat, None)
+        stretch = begin(problem, solver, measure, flat, None)
         for steps in (1, 2, 6):
-            stretch = advance(problem, solver, stretch, steps, None, None)
-        stretch = advance(problem, solver, stretch, 2, (none, flat), none)
+            stretch = advance(problem, solver, measure, stretch, steps, Hold(None, flat, None))
+        stretch = advance(problem, solver, measure, stretch, 2, Hold(none, flat, none))
     assert stretch.norms.shape == (4, len(flat))
     assert stretch.norms.device == stretch.points[-1].device == flat.device
 
@@ -75,7 +75,7 @@ def test_nor_does_one_of_a_state_in_parts(solver):
 
 def test_newton_krylov_alone_solves_within_its_steps():
     """Its inner solves look at residuals, as its docstring says."""
-    assert type(NewtonKrylov()).bind is not Solver.bind
+    assert not NewtonKrylov().fixed_cost
 
 
 def test_a_solve_without_values_is_refused_in_words():

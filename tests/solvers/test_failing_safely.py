@@ -5,8 +5,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from solvers import GMRES, Anderson, Broyden, Monotone, NewtonKrylov, Picard, Status, solve
-from solvers.solver import RestartingSolver
+from solvers import GMRES, Anderson, Broyden, Eager, Monotone, NewtonKrylov, Picard, RestartingSolver, Status, solve
 
 SOLVERS = [
     Picard(),
@@ -64,6 +63,8 @@ def test_what_has_no_fixed_point_is_reported(family, solver):
         start = torch.zeros(ROWS, 4, dtype=dtype) if seed == 0 else b.to(dtype)
         solution = solve(make(b), start, solver=solver, rtol=1e-6, max_steps=200)
         found = {Status(code) for code in solution.status.tolist()}
+        if isinstance(solver, GMRES):  # which evaluates such an f where it stays small, and nobody takes over
+            expected = expected | {Status.STALLED}
         assert found <= expected, (seed, solution)
         assert solution.value.isfinite().all()
         if not isinstance(solver, NewtonKrylov | Monotone):  # these creep towards a least residual
@@ -71,7 +72,7 @@ def test_what_has_no_fixed_point_is_reported(family, solver):
 
 
 @pytest.mark.parametrize("compact", [False, True])
-def test_finding_out_that_f_runs_away_is_booked_and_only_for_rows_that_are_stuck(compact):
+def test_finding_out_that_f_runs_away_is_booked_and_within_the_budget(compact):
     calls = []
 
     def f(z, b):
@@ -81,10 +82,10 @@ def test_finding_out_that_f_runs_away_is_booked_and_only_for_rows_that_are_stuck
     b = torch.tensor([[0.1], [1.0]], dtype=torch.float64)
     solution = solve(f, torch.ones_like(b), (b,), solver=Monotone(), rtol=1e-9, atol=0.0, compact=compact)
     assert solution.status.tolist() == [Status.CONVERGED, Status.DIVERGED]
-    assert solution.evaluations[0] == solution.steps[0]
-    assert solution.steps[1] < solution.evaluations[1] <= solution.steps[1] + 124
-    # both rows in the last check; compact: the row that converged once more before it is dropped anew
-    assert sum(calls) == (solution.evaluations.sum() + 1 if compact else 2 * solution.evaluations[1]) + 2
+    assert torch.equal(solution.evaluations, solution.steps)
+    assert 31 < solution.steps[1] <= 100
+    # compact: the row that is left once more, to see that it does not depend on the other; else both in the last check
+    assert sum(calls) == (solution.evaluations.sum() + 1 if compact else 2 * solution.evaluations[1] + 2)
 
 
 def test_steps_that_ran_out_early_cost_no_more():
@@ -161,7 +162,7 @@ def test_a_solver_that_leaps_out_of_range_is_brought_back(leap, check_every):
         return (z / 2).cosh() / 2 + z / 4  # overflows where |z| > 1420
 
     solver = Leaping(leap, at=4)
-    solution = solve(f, torch.zeros(2, 3, dtype=torch.float64), solver=solver, rtol=1e-9, check_every=check_every)
+    solution = solve(f, torch.zeros(2, 3, dtype=torch.float64), solver=solver, rtol=1e-9, loop=Eager(check_every))
     assert solution.converged.all(), solution.summary()
     torch.testing.assert_close(f(solution.value), solution.value, rtol=1e-8, atol=1e-8)
 
@@ -246,8 +247,8 @@ def test_what_plain_steps_solve_quickly_is_solved(compact):
             assert solution.trace[steps:, row].isnan().all()
             if solution.converged[row]:
                 assert solution.trace[steps - 1, row] == solution.residual[row] <= 1e-4
-    # which rows, the last digits of products tell: 2 and 3 are missed on two processors, 5 on a GPU
-    assert missed <= (4 if x.device.type == "cpu" else 5)
+    # which rows, the last digits of products tell: none here
+    assert missed <= 2
 
 
 @pytest.mark.parametrize("solver", [GMRES(), Broyden(), NewtonKrylov(), Monotone()], ids=repr)

@@ -238,7 +238,9 @@ def test_a_translation_never_converges(solver):
 @by_affine_solver
 def test_norms_that_overflow_are_no_convergence(solver):
     solution = solve(lambda z: -3 * z + 1, torch.full((1, 4), 2e30), solver=solver, max_steps=3)
-    assert not solution.converged.any()
+    if not isinstance(solver, NewtonKrylov):  # to which an affine map is one step
+        assert not solution.converged.any()
+    assert (solution.value[solution.converged] - 0.25).abs().sum() < 1e-3
     assert solution.residual.isfinite().all()
 
 
@@ -402,10 +404,12 @@ def test_coupled_rows_converge_together_or_not_at_all():
     assert (recomputed(f, solution.value) <= 1.02e-5).all()
 
 
-def test_closure_that_cannot_follow_dropped_rows_is_named():
+def test_closure_that_cannot_follow_dropped_rows_is_named_and_solved():
     factor = torch.linspace(0.1, 0.9, 16)[:, None]
-    with pytest.raises(ValueError, match=r"pass it through args.*compact=False"):
-        solve(lambda z: factor * z + 1, torch.zeros(16, 1), solver=Picard(), compact=True, max_steps=300)
+    with pytest.warns(RuntimeWarning, match=r"compact=False.*pass tensors through args") as heard:
+        solution = solve(lambda z: factor * z + 1, torch.zeros(16, 1), solver=Picard(), compact=True, max_steps=300)
+    assert len(heard) == 1
+    assert solution.converged.all()
 
 
 # --- states ------------------------------------------------------------------------------------------------------
@@ -484,7 +488,11 @@ START = torch.zeros(4, 3)
     ("call", "error", "match"),
     [
         (lambda: solve(3, START), TypeError, "f is a int"),
-        (lambda: solve(torch.cos, [1.0]), TypeError, "z0 is a list"),
+        (lambda: solve(torch.cos, [1.0]), TypeError, "z0 is a list of float"),
+        (lambda: solve(torch.cos, {}), TypeError, "z0 is a dict of nothing"),
+        (lambda: solve(torch.cos, None), TypeError, "z0 is a NoneType"),
+        (lambda: solve(torch.cos, (START, None)), TypeError, "z0 is a tuple of Tensor, NoneType"),
+        (lambda: solve(torch.cos, torch.tensor(0.5)), ValueError, r"dim 0 is the batch.*z0\[None\]"),
         (lambda: solve(torch.cos, torch.zeros(4)), ValueError, r"z0 has shape \(4,\).*z0\[:, None\]"),
         (lambda: solve(torch.cos, torch.zeros(4, 3, dtype=torch.int64)), TypeError, "dtype torch.int64"),
         (lambda: solve(torch.cos, (START, torch.zeros(5, 3))), ValueError, "differ in batch"),
@@ -500,14 +508,18 @@ START = torch.zeros(4, 3)
         (lambda: solve(lambda z: None, START), TypeError, "f returned a NoneType"),
         (lambda: solve(lambda z: (z[0], None), (START, START)), TypeError, "tuple of Tensor, NoneType"),
         (lambda: solve(lambda z: z.mul_(0.5), START), ValueError, "writes into its argument"),
-        (lambda: solve(lambda z, x: z, START, (torch.zeros(3),), compact=True), ValueError, r"args\[0\].*\(3,\)"),
-        (lambda: solve(lambda z, x: z, START, ((torch.zeros(3),),), compact=True), ValueError, r"args\[0\]\[0\]"),
         (lambda: Anderson(memory=0), ValueError, "memory=0 must be an integer of at least 1"),
         (lambda: Anderson(damping=float("nan")), ValueError, "damping=nan"),
         (lambda: Anderson(ridge=-1e-3), ValueError, "ridge=-0.001"),
         (lambda: Anderson(ridge="x"), ValueError, "ridge='x' must be a finite number"),
-        (lambda: solve(torch.cos, START, compact="no"), TypeError, "compact='no' must be True or False"),
-        (lambda: solve(torch.cos, START, max_steps=0), ValueError, "^solve: max_steps=0"),
+        (lambda: solve(torch.cos, START, compact="no"), TypeError, "compact='no' must be True, False or None"),
+        (lambda: solve(torch.cos, START, max_steps=2.5), ValueError, "max_steps=2.5"),
+        (lambda: solve(torch.cos, START, max_steps=torch.tensor([3, 0, 1, 2])), ValueError, "at least 1"),
+        (lambda: solve(torch.cos, START, max_steps=torch.ones(3, dtype=torch.long)), ValueError, "batch of 4"),
+        (lambda: solve(torch.cos, START, min_steps=-1), ValueError, "min_steps=-1"),
+        (lambda: solve(torch.cos, START, norm="max"), TypeError, r"norm='max'.*Entrywise\(\)"),
+        (lambda: solve(torch.cos, START, loop=3), TypeError, r"loop=3.*Eager\(\)"),
+        (lambda: solve(torch.cos, START, tol=1e-3), TypeError, r"^solve\(\) got .*'tol': it takes solver, rtol"),
         (lambda: Picard(damping=0), ValueError, r"damping=0 .*\(0, 2\]"),
         (lambda: Broyden(memory=2.5), ValueError, "memory=2.5"),
         (lambda: GMRES(restart=0), ValueError, "restart=0 must be an integer of at least 1"),

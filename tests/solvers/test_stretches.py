@@ -5,7 +5,7 @@ import shutil
 import pytest
 import torch
 
-from solvers import Anderson, Broyden, NewtonKrylov, Picard, solve
+from solvers import Anderson, Broyden, Compiled, Eager, NewtonKrylov, Picard, solve
 
 MATRIX = 0.2 * torch.randn(16, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 SHIFT = torch.randn(6, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
@@ -36,7 +36,7 @@ def same(found, expected):
 def test_looking_less_often_finds_the_same(solver, check_every, compact):
     options = {"solver": solver, "rtol": 1e-9, "atol": 0.0, "compact": compact}
     expected = solve(f, torch.zeros(6, 16, dtype=torch.float64), arguments(), **options).check()
-    found = solve(f, torch.zeros(6, 16, dtype=torch.float64), arguments(), check_every=check_every, **options)
+    found = solve(f, torch.zeros(6, 16, dtype=torch.float64), arguments(), loop=Eager(check_every), **options)
     same(found, expected)
 
 
@@ -49,7 +49,7 @@ def test_max_steps_is_kept():
         rtol=0.0,
         atol=0.0,
         max_steps=10,
-        check_every=4,
+        loop=Eager(4),
     )
     assert solution.trace.shape == (10, 6)
     assert (solution.steps == 10).all()
@@ -62,7 +62,7 @@ def test_failures_are_told_apart_between_looks():
         image = z / 2 + 1
         return torch.where(torch.tensor([[next(calls) >= 5], [False]]), torch.nan, image)
 
-    solution = solve(breaking, torch.zeros(2, 1), solver=Picard(), rtol=1e-5, check_every=8)
+    solution = solve(breaking, torch.zeros(2, 1), solver=Picard(), rtol=1e-5, loop=Eager(8))
     assert [solution.status[0].item(), solution.status[1].item()] == [4, 0]
     assert solution.steps[0].item() == 6
     assert solution.value.isfinite().all()
@@ -80,7 +80,7 @@ def test_it_looks_as_seldom_as_asked(monkeypatch):
 
     monkeypatch.setattr(torch.Tensor, "cpu", counted)
     start = torch.zeros(6, 16, dtype=torch.float64)
-    solve(lambda z: 0.999 * z + SHIFT.to(z), start, solver=Picard(), rtol=1e-9, atol=0.0, max_steps=25, check_every=8)
+    solve(lambda z: 0.999 * z + SHIFT.to(z), start, solver=Picard(), rtol=1e-9, atol=0.0, max_steps=25, loop=Eager(8))
     assert looks == 1 + 3
 
 
@@ -89,17 +89,17 @@ def test_it_looks_as_seldom_as_asked(monkeypatch):
 def test_compiled_steps_find_the_same(solver):
     options = {"solver": solver, "rtol": 1e-6, "atol": 0.0, "max_steps": 9}
     expected = solve(f, torch.zeros(6, 16, dtype=torch.float64), arguments(), **options)
-    found = solve(f, torch.zeros(6, 16, dtype=torch.float64), arguments(), check_every=4, compile=True, **options)
+    found = solve(f, torch.zeros(6, 16, dtype=torch.float64), arguments(), loop=Compiled(4), **options)
     same(found, expected)
 
 
 def test_what_cannot_be_compiled_is_named():
-    with pytest.raises(ValueError, match=r"compile=True needs fixed shapes.*compact=False"):
-        solve(torch.cos, torch.zeros(2, 1), compact=True, compile=True)
+    with pytest.raises(ValueError, match=r"Compiled.* needs fixed shapes.*compact=False"):
+        solve(torch.cos, torch.zeros(2, 1), compact=True, loop=Compiled())
     with pytest.raises(ValueError, match="NewtonKrylov is none"):
-        solve(torch.cos, torch.zeros(2, 1), solver=NewtonKrylov(), compile=True)
+        solve(torch.cos, torch.zeros(2, 1), solver=NewtonKrylov(), loop=Compiled())
     with pytest.raises(ValueError, match="check_every=0 must be an integer of at least 1"):
-        solve(torch.cos, torch.zeros(2, 1), check_every=0)
+        solve(torch.cos, torch.zeros(2, 1), loop=Eager(0))
 
 
 @pytest.mark.parametrize("exponent", [-170, -200, 170, 200])
@@ -114,7 +114,7 @@ def test_norms_that_leave_float64_are_still_right(check_every, exponent):
         rtol=1e-8,
         atol=0.0,
         max_steps=300,
-        check_every=check_every,
+        loop=Eager(check_every),
     ).check()
     exact = torch.linalg.solve(torch.eye(4, dtype=torch.float64) - matrix, shift / 10.0**exponent, left=False)
     torch.testing.assert_close(solution.value / 10.0**exponent, exact, rtol=1e-6, atol=1e-6)
@@ -130,7 +130,7 @@ def test_rows_that_see_each_other_converge_together_or_not_at_all(solver, check_
         return 0.3 * rate * torch.cos(z) + 0.5 * z.mean(0, keepdim=True) + shift
 
     start = torch.zeros(8, 5, dtype=torch.float64)
-    solution = solve(coupled, start, solver=solver, rtol=1e-6, atol=0.0, check_every=check_every, max_steps=400)
+    solution = solve(coupled, start, solver=solver, rtol=1e-6, atol=0.0, loop=Eager(check_every), max_steps=400)
     image = coupled(solution.value)
     relative = (image - solution.value).norm(dim=1) / image.norm(dim=1)
     assert (relative[solution.converged] <= 1.02e-6).all()
@@ -148,7 +148,7 @@ def test_a_neighbour_that_forgets_its_history_changes_no_other_row(solver):
     def f(z, a, b):
         return a * z * (1 - z * z / 3) + b
 
-    options = {"solver": solver, "rtol": 1e-8, "atol": 0.0, "check_every": 3}
+    options = {"solver": solver, "rtol": 1e-8, "atol": 0.0, "loop": Eager(3)}
     together = solve(f, start, (a, b), **options)
     for row in range(40):
         alone = solve(f, start[row : row + 1], (a[row : row + 1], b[row : row + 1]), **options)

@@ -7,7 +7,7 @@ from typing import ClassVar, NamedTuple
 
 from torch import Tensor
 
-from .solver import Solver
+from .rule import Solver
 
 
 class ReversibleMemory(NamedTuple):
@@ -27,7 +27,8 @@ class Reversible(Solver):
     damping: float = 0.5
     """In (0, 1): the weight of the new image."""
 
-    strays: ClassVar[bool] = False
+    may_be_caught: ClassVar[bool] = False
+    alternatives: ClassVar[str] = "Anderson with another gradient"
 
     def __post_init__(self) -> None:
         value = self.damping

@@ -7,7 +7,8 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from .solver import Solver, check_damping
+from ..checks import check_damping, check_positive_integer
+from .rule import PATIENCE, Solver
 
 
 @dataclass(frozen=True)
@@ -20,11 +21,21 @@ class Picard(Solver):
 
     damping: float = 1.0
     """In (0, 2]; below 1 it tames maps whose Jacobian has eigenvalues far left of zero."""
+    exact_after: int | None = None
+    """Steps that reach the fixed point by the structure of f, whatever the residuals until then: n for a network of
+    depth n as a map of all its states."""
 
-    strays: ClassVar[bool] = False
+    may_be_caught: ClassVar[bool] = False
+
+    alternatives: ClassVar[str] = "Anderson or Broyden"
 
     def __post_init__(self) -> None:
         check_damping(self)
+        if self.exact_after is not None:
+            check_positive_integer(self, "exact_after")
+
+    def patience(self, dim: int) -> int:
+        return max(PATIENCE, self.exact_after or 0)
 
     def init(self, z: Tensor) -> tuple[()]:
         return ()

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
-from .solver import Solver, check_positive_integer, difference_into
+from ..checks import check_positive_integer
+from .rule import Solver, difference_into
 
 _RIDGE = 1e-4
 
@@ -45,6 +46,9 @@ class Monotone(Solver):
 
     memory: int = 20
     """Differences kept; two (batch, memory, dim) buffers."""
+
+    backtracks: ClassVar[bool] = True
+    alternatives: ClassVar[str] = "NewtonKrylov"
 
     def __post_init__(self) -> None:
         check_positive_integer(self, "memory")

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
-from .solver import QuasiNewtonSolver, check_damping, check_positive_integer, difference_into
+from ..checks import check_damping, check_positive_integer
+from .rule import QuasiNewtonSolver, difference_into
 
 _FLOOR = 1e-300
 
@@ -46,6 +47,8 @@ class Anderson(QuasiNewtonSolver):
     """At least 0, relative to the diagonal of the Gram matrix, so to its trace where columns are alike, and to each
     column's share where they shrink by orders of magnitude; None: 10 times the rounding unit of the working dtype,
     where the digits of its entries end."""
+
+    alternatives: ClassVar[str] = "Broyden, or NewtonKrylov"
 
     def __post_init__(self) -> None:
         check_positive_integer(self, "memory")

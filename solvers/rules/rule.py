@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from numbers import Integral
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from .problem import Problem, Settings
+from ..problem import Problem
+
+PATIENCE = 30
+"""Steps without progress after which a solver is stuck, unless it knows better."""
 
 
 class Solver(ABC):
@@ -29,8 +30,21 @@ class Solver(ABC):
                 return z + residual / 2, memory
     """
 
-    strays: ClassVar[bool] = True
-    """Whether its iterates may stay where plain steps of f would run away."""
+    may_be_caught: ClassVar[bool] = True
+    """Whether it may be stuck where another solver is not: then Broyden's method and plain steps of f take over."""
+    backtracks: ClassVar[bool] = False
+    """Whether it takes back a step after which f is not finite."""
+    fixed_cost: ClassVar[bool] = True
+    """Whether a step evaluates f nowhere but in the loop, so that it can be compiled."""
+    alternatives: ClassVar[str] = "another solver"
+    """What to try where it does not converge."""
+
+    exact_after: int | None = None
+    """Steps that reach a fixed point by the structure of f; None: none are known to."""
+
+    def patience(self, dim: int) -> int:
+        """Steps without progress after which a row of so many entries is stuck, at least."""
+        return PATIENCE
 
     @abstractmethod
     def init(self, z: Tensor) -> Any:
@@ -43,8 +57,8 @@ class Solver(ABC):
         A step may write into its memory, never into `z`, `fz` or `residual`.
         """
 
-    def bind(self, problem: Problem, settings: Settings) -> Solver:
-        """The solver for the rows of this problem: itself, unless its steps evaluate `f` or Jacobian products."""
+    def bind(self, problem: Problem, rtol: float, atol: float) -> Solver:
+        """The solver for the rows of this problem, to these tolerances: itself, unless its steps evaluate `f`."""
         return self
 
 
@@ -66,23 +80,6 @@ class QuasiNewtonSolver(RestartingSolver):
     @abstractmethod
     def transposed_inverse(self, memory: Any, v: Tensor) -> Tensor:
         """The estimate of `(I − Jᵀ)⁻¹ v`, (rows, dim)."""
-
-
-def check_positive_integer(owner: Any, name: str) -> None:
-    value = getattr(owner, name)
-    if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"{_title(owner)}: {name}={value!r} must be an integer of at least 1")
-
-
-def _title(owner: Any) -> str:
-    """How the user knows the thing whose argument is wrong."""
-    return getattr(owner, "title", type(owner).__name__)
-
-
-def check_damping(owner: Any) -> None:
-    value = owner.damping
-    if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 < value <= 2:
-        raise ValueError(f"{type(owner).__name__}: damping={value!r} must be a number in (0, 2]; 1 is the full step")
 
 
 def difference_into(slot: Tensor, first: Tensor, second: Tensor) -> Tensor:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
-from .solver import RestartingSolver, check_positive_integer, product_into
+from ..checks import check_positive_integer
+from .rule import RestartingSolver, product_into
 
 _LARGEST_STRETCH = 1e8  # a contraction of factor ρ needs 1/(1 − ρ); beyond this the secant is rounding noise
 
@@ -35,6 +36,8 @@ class Broyden(RestartingSolver):
 
     memory: int = 12
     """Steps kept before a restart; one (batch, memory, dim) buffer."""
+
+    alternatives: ClassVar[str] = "Anderson, or NewtonKrylov"
 
     def __post_init__(self) -> None:
         check_positive_integer(self, "memory")

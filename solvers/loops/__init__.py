@@ -1,0 +1,1 @@
+"""What runs the steps between two looks at the residuals."""

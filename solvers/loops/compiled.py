@@ -1,0 +1,53 @@
+"""Steps as one graph of `torch.compile`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from typing import ClassVar
+
+import torch
+
+from ..checks import check_positive_integer
+from ..norms import Measure
+from ..problem import Problem
+from ..rules.rule import Solver
+from .eager import Hold, Loop, Stretch, advance
+
+
+@dataclass(frozen=True)
+class Compiled(Loop):
+    """`torch.compile` makes one graph of each stretch of `check_every` steps, `f` included.
+
+    Pays for tiny states, whose time goes into calling small operations, once the compilation (a minute or so for ten
+    steps of Anderson) is spread over many solves. Needs fixed shapes, so compact=False, and a solver with a fixed cost
+    a step.
+    """
+
+    check_every: int = 12
+    """Steps between two looks; a multiple of the solver's memory compiles fewest graphs."""
+
+    fixed_shapes: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        check_positive_integer(self, "check_every")
+
+    def run(self, problem: Problem, solver: Solver, measure: Measure, start: Stretch, room: int, hold: Hold) -> Stretch:
+        if hold.restart is not None or room == 1 or not solver.fixed_cost:
+            # as many steps as otherwise, so that the looks at the other rows fall where they would
+            return advance(problem, solver, measure, start, min(self.check_every, room), hold)
+        if hold.rows is None:
+            none = torch.zeros(len(hold.best), dtype=torch.bool, device=hold.best.device)
+            hold = hold._replace(rows=none)
+        # one length, one graph: the last stretch runs past the last step, and what it finds there is cut off; each
+        # fill of the solver's memory has a graph of its own
+        start = start._replace(fresh=False)
+        return _as_one_graph(advance)(problem, solver, measure, start, self.check_every, hold).first(room)
+
+
+@cache
+def _as_one_graph(function: Callable[..., Stretch]) -> Callable[..., Stretch]:
+    """The function compiled, with fixed shapes and every tensor an input."""
+    compiled: Callable[..., Stretch] = torch.compile(function, dynamic=False, fullgraph=True)
+    return compiled

@@ -1,0 +1,156 @@
+"""Steps run one after the other, and what a loop is."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ..checks import check_positive_integer
+from ..norms import SMALL, Measure, extreme, out_of_range
+from ..problem import Problem, select
+from ..rules.rule import RestartingSolver, Solver
+from ..state import tree_leaves
+
+Floats = NDArray[np.float64]
+
+
+class Stretch(NamedTuple):
+    """What some steps leave: the points at which `f` was evaluated, the norms there, and where the next step starts."""
+
+    points: list[Tensor]
+    norms: Tensor  # (2·points, rows): ‖f(z) − z‖ and ‖f(z)‖ of each
+    image: Tensor  # of the last point
+    residual: Tensor  # likewise
+    memory: Any
+    fresh: bool = False  # no step has been taken yet
+
+    def first(self, count: int) -> Stretch:
+        """Without the points after so many; it then serves to read them, no longer to go on."""
+        if len(self.points) <= count:
+            return self
+        return self._replace(points=self.points[:count], norms=self.norms[: 2 * count])
+
+    def take(self, rows: Tensor) -> Stretch:
+        """The last point of the rows at these positions."""
+        last = [self.points[-1].index_select(0, rows)]
+        return Stretch(last, self.norms, *select((self.image, self.residual, self.memory), rows))
+
+    def exact_norms(self, found: Tensor, measure: Measure) -> Floats:
+        """Its norms, `found` on the host, anew where squares have left the range of the dtype."""
+        norms, dtype = found.double().numpy(), self.residual.dtype
+        if len(self.points) > 1 or not extreme(norms, dtype):
+            return norms
+        return np.where(out_of_range(norms, dtype), measure.on_host(self.residual, self.image), norms)
+
+
+class Hold(NamedTuple):
+    """What the host has decided about rows for the next stretch; None: nothing."""
+
+    rows: Tensor | None  # (rows,) bool: those that do not move
+    best: Tensor  # (rows, dim): where they are held
+    restart: Tensor | None  # (rows,) bool: those whose history is dropped in the first step
+
+
+class Loop(ABC):
+    """How the steps between two looks at the residuals are run. It changes how often the host waits, not the result."""
+
+    check_every: int
+    fixed_shapes: ClassVar[bool] = False
+    """Whether it needs as many rows in each step."""
+
+    @abstractmethod
+    def run(self, problem: Problem, solver: Solver, measure: Measure, start: Stretch, room: int, hold: Hold) -> Stretch:
+        """The next steps, at most `room` of them."""
+
+
+@dataclass(frozen=True)
+class Eager(Loop):
+    """Each operation is called in its turn. The default."""
+
+    check_every: int = 1
+    """Look at the residuals, which on a GPU waits for it, once in so many steps. A row that converges gets the same
+    result, after up to check_every evaluations in vain; one that is made to forget its history does so later."""
+
+    def __post_init__(self) -> None:
+        check_positive_integer(self, "check_every")
+
+    def run(self, problem: Problem, solver: Solver, measure: Measure, start: Stretch, room: int, hold: Hold) -> Stretch:
+        return advance(problem, solver, measure, start, min(self.check_every, room), hold)
+
+
+def begin(problem: Problem, solver: Solver, measure: Measure, z: Tensor, pair: tuple[Tensor, Tensor] | None) -> Stretch:
+    """The first evaluation, unless its result is known, and the first memory.
+
+    Args:
+        z: is handed to `f` and to the solver, and so must not be the caller's.
+        pair: the image and the residual, where they are known.
+    """
+    image, residual = pair or problem.first(z)
+    return Stretch([z], measure(residual, image), image, residual, solver.init(z), fresh=True)
+
+
+def advance(problem: Problem, solver: Solver, measure: Measure, start: Stretch, steps: int, hold: Hold) -> Stretch:
+    """`steps` times a step of the solver and an evaluation."""
+    points, residuals, images = [], [], []
+    z, image, residual, memory = start.points[-1], start.image, start.residual, start.memory
+    gather = steps > 1 and image.numel() <= SMALL
+    for count in range(steps):
+        if start.fresh and count == 0 and not torch.compiler.is_compiling():
+            proposal, memory = _checked_step(solver, memory, z, image, residual)
+        else:
+            proposal, memory = solver.step(memory, z, image, residual)
+        if count == 0 and hold.restart is not None and isinstance(solver, RestartingSolver):
+            memory = solver.restart(memory, hold.restart)
+            proposal = torch.where(hold.restart[:, None], image, proposal)
+        if hold.rows is not None:
+            proposal = torch.where(hold.rows[:, None], hold.best, proposal)
+        z = problem.layout.representable(proposal)
+        image, residual = problem.evaluate(z, image)
+        points.append(z)
+        if gather:
+            residuals.append(residual)
+            images.append(image)
+        else:
+            residuals.append(measure(residual, image, steps > 1))
+    if gather:
+        norms = measure(torch.stack(residuals), torch.stack(images), robust=True).transpose(0, 1).flatten(0, 1)
+    else:
+        norms = residuals[0] if steps == 1 else torch.cat(residuals)
+    return Stretch(points, norms, image, residual, memory)
+
+
+def _checked_step(
+    solver: Solver, memory: Any, z: Tensor, image: Tensor, residual: Tensor
+) -> tuple[Tensor, Any]:
+    """`solver.step`, which may be a user's, looked at as `f` is."""
+    given, name = (z, image, residual), f"{type(solver).__name__}.step"
+    inference = z.is_inference()
+    before = [x.clone() for x in given] if inference else [x._version for x in given]
+    result: Any = solver.step(memory, z, image, residual)
+    if not (isinstance(result, tuple) and len(result) == 2 and isinstance(result[0], Tensor)):
+        raise TypeError(f"{name} returned a {type(result).__name__}: return the next iterate and the memory")
+    proposal, memory = result
+    if (
+        not all(torch.equal(x.nan_to_num(), y.nan_to_num()) for x, y in zip(given, before))
+        if inference
+        else before != [x._version for x in given]
+    ):
+        raise ValueError(f"{name} writes into z, fz or residual: it may write into its memory only")
+    if (proposal.shape, proposal.dtype, proposal.device) != (z.shape, z.dtype, z.device):
+        raise ValueError(
+            f"{name} proposes {tuple(proposal.shape)} {proposal.dtype} on {proposal.device} for a state of "
+            f"{tuple(z.shape)} {z.dtype} on {z.device}: keep shape, dtype and device"
+        )
+    for leaf in tree_leaves(memory):
+        if isinstance(leaf, Tensor) and (leaf.ndim == 0 or len(leaf) != len(z)):
+            raise ValueError(
+                f"{name} remembers a tensor of shape {tuple(leaf.shape)} for {len(z)} rows: each tensor of the memory "
+                "has the rows in dim 0, numbers are plain numbers"
+            )
+    return proposal, memory

@@ -1,0 +1,173 @@
+"""The progress of a solve: the norms of every step, and what the rule makes of them."""
+
+from __future__ import annotations
+
+from dataclasses import fields, replace
+
+import numpy as np
+from torch import Tensor
+
+from .judge import SLACK, Bools, Floats, Integers, Rows, Rule, Verdict, judge
+from .solution import Status
+
+FEW = 128
+"""Norms up to which Python compares one by one faster than NumPy calls its operations."""
+
+Line = Floats | list[float]
+
+
+class Progress:
+    """What is known of the current rows of a solve.
+
+    While every running row has a lower residual at each step, and none has met its tolerance or used up its patience or
+    its steps, nothing changes but the residuals: such steps are collected, and the rule is not asked.
+    """
+
+    def __init__(self, rule: Rule, rows: Rows) -> None:
+        self.rule, self._rows = rule, rows
+        self._pending: list[Line] = []  # norms of the collected steps
+        self._limit = int(rows.limit.max(initial=0))
+        self._step = 0  # the last that `_rows` knows
+        self._deadline = self._next_deadline()
+        self._lines: list[Floats] = []  # norms of the steps that `_rows` knows, since rows were last dropped
+        self._dropped: list[tuple[Rows, Floats]] = []  # the rows, and the norms until then, each time some were
+
+    @property
+    def step(self) -> int:
+        """The last."""
+        return self._step + len(self._pending) // 2
+
+    @property
+    def limit(self) -> int:
+        """The last step that any row may take."""
+        return self._limit
+
+    @property
+    def quiet(self) -> bool:
+        """Whether the last steps needed no rule: no row has stopped."""
+        return bool(self._pending)
+
+    @property
+    def rows(self) -> Rows:
+        """What is known after the last step."""
+        if self._pending:
+            norms = np.array(self._pending, dtype=np.float64)
+            self._rows = passed(self.rule, self._rows, self._step + 1, norms)
+            self._pending = []
+            self._note(norms, self._rows.running)
+        return self._rows
+
+    def uneventful(self, norms: Tensor) -> bool:
+        """Whether the next steps, (2·steps, rows) norms, need no rule; they are then collected."""
+        if self.step + len(norms) // 2 >= self._deadline:
+            return False
+        before = self._pending[-2] if self._pending else self._rows.best
+        few = norms.numel() <= FEW
+        lines: list[Line] = [*(norms.tolist() if few else norms.double().numpy())]
+        fits = self._each_fits(lines, before) if few else self._fit(lines, before)
+        if fits:
+            self._pending += lines
+        return fits
+
+    def _each_fits(self, lines: list[Line], before: Line) -> bool:
+        rtol, atol, falling, rows = self.rule.rtol, self.rule.atol, self.rule.falling, self._rows
+        running, everyone = rows.running.tolist(), rows.running.all()
+        references = rows.first.tolist() if self.rule.relative_to_start else None
+        for residuals, scales in zip(lines[::2], lines[1::2]):
+            for row, (residual, scale, least) in enumerate(zip(residuals, references or scales, before)):
+                if everyone or running[row]:
+                    if not rtol * scale + atol < residual < falling * least:
+                        return False
+                elif rows.status[row] == Status.CONVERGED and not residual <= SLACK * (rtol * scale + atol):
+                    return False
+            before = residuals
+        return True
+
+    def _fit(self, lines: list[Line], before: Line) -> bool:
+        rows, least = self._rows, np.asarray(before)
+        free = ~rows.running & (rows.status != Status.CONVERGED)
+        for residual, scale in zip(map(np.asarray, lines[::2]), map(np.asarray, lines[1::2])):
+            tolerance = self.rule.tolerance(self.rule.reference(rows, scale))
+            fits = (tolerance < residual) & (residual < self.rule.falling * least)
+            if not (fits.all() or np.where(rows.running, fits, free | (residual <= SLACK * tolerance)).all()):
+                return False
+            least = residual
+        return True
+
+    def judged(self, norms: Floats) -> Verdict:
+        """What the rule makes of the next steps."""
+        before, step = self.rows, self._step + 1
+        verdict = judge(self.rule, before, step, norms)
+        self._rows = verdict.rows
+        stopped = np.arange(step, step + len(norms) // 2)[:, None] > np.where(self._rows.running, np.inf, self._rows.steps)
+        stopped &= before.running
+        self._note(np.where(stopped.repeat(2, 0), np.nan, norms), before.running | self._rows.running)
+        return verdict
+
+    def _note(self, norms: Floats, running: Bools) -> None:
+        self._lines.append(norms if running.all() else np.where(running, norms, np.nan))
+        self._step += len(norms) // 2
+        self._deadline = self._next_deadline()
+
+    def _next_deadline(self) -> int:
+        """The next step at which the rule must be asked whatever the norms; 0: at once, since rows are recovering."""
+        rows = self._rows
+        if rows.recovering.any() or not rows.running.any():
+            return 0
+        return int(np.minimum(rows.limit, rows.mark_at + rows.patience)[rows.running].min())
+
+    def spend(self, evaluations: Integers) -> None:
+        """Book evaluations beyond one a step."""
+        rows = self.rows
+        self._rows = replace(rows, spent=rows.spent + np.where(rows.running, evaluations, 0))
+
+    def drop(self) -> Integers:
+        """Go on without the rows that have stopped; returns the positions of those that stay."""
+        self._file()
+        stay = np.flatnonzero(self._rows.running)
+        self._rows = self._rows.take(stay)
+        self._deadline = self._next_deadline()
+        return stay
+
+    def _file(self) -> None:
+        rows = self.rows
+        empty = np.empty((0, len(rows.index)))
+        self._dropped.append((rows, np.concatenate(self._lines) if self._lines else empty))
+        self._lines = []
+
+    def close(self) -> tuple[Rows, Floats]:
+        """All rows in the order of the batch, and (2·steps, batch) norms, NaN once a row has stopped."""
+        self._file()
+        (everyone, norms), *later = self._dropped
+        if later:
+            everyone = everyone.take(everyone.index)  # copies
+            norms = np.concatenate((norms, np.full((2 * self._step - len(norms), len(everyone.index)), np.nan)))
+            line = len(self._dropped[0][1])
+            for rows, block in later:
+                for field in fields(Rows):
+                    getattr(everyone, field.name)[rows.index] = getattr(rows, field.name)
+                norms[line : line + len(block), rows.index] = block
+                line += len(block)
+        return everyone, norms[: 2 * everyone.steps.max(initial=0)]
+
+
+def passed(rule: Rule, rows: Rows, step: int, norms: Floats) -> Rows:
+    """What `judge` makes of steps that need no rule, the first of them `step`."""
+    running = rows.running
+    if step == 1:
+        rows = replace(rows, first=norms[0], first_scale=norms[1])
+    mark, mark_at = rows.mark, rows.mark_at
+    for number, residual in enumerate(norms[::2]):
+        progressed = running & (residual < rule.progress * mark)
+        mark, mark_at = np.where(progressed, residual, mark), np.where(progressed, step + number, mark_at)
+    best, scale = norms[-2:]
+    return replace(
+        rows,
+        best=np.where(running, best, rows.best),
+        best_scale=np.where(running, scale, rows.best_scale),
+        last_scale=np.where(running, scale, rows.last_scale),
+        mark=mark,
+        mark_at=mark_at,
+        peaks=np.where(running[:, None], 0, rows.peaks),
+    )
+

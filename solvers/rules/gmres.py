@@ -1,0 +1,115 @@
+"""GMRES, for affine maps."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..checks import check_positive_integer
+from .rule import PATIENCE, Solver
+
+_ROOM = 16
+"""Directions for which there is room at first; doubled as they fill it."""
+_TURN = 0.1
+"""Last fall of the residual, relative to what is left, below which r hardly leads out of the space searched."""
+_CANCELLED = 0.2
+"""Share left by a projection below which its rounding errors need another."""
+
+
+class GMRESMemory(NamedTuple):
+    history: Tensor  # (rows, room, 2·dim): p_j beside −A p_j, by which it changes the residual; those orthonormal
+    last: Tensor  # (rows, 2, dim): the point evaluated before, and its residual
+    least: Tensor  # (rows, 1): the least residual in the space searched until then
+    filled: int | None  # None: start anew
+
+
+@dataclass(frozen=True)
+class GMRES(Solver):
+    """Restarted GMRES for affine maps `f(z) = M z + b`, that is for `A z = b` with `A = I − M`.
+
+    The residual is least over `z_0 + span{r, A r, …}`, in the form of generalised conjugate residuals, which needs no
+    small system: with `q = A p` orthonormal, `z ← z + Σ (qᵀr) p` and `r ← r − Σ (qᵀr) q`. The next p comes from
+    `v = r`, or from `v = ‖r‖ q`, as in Arnoldi's process, where r hardly fell and holds little that is new. Products
+    are read off the evaluations: each step evaluates f at `z + τ v`, which is an iterate in its own right, and both
+    the product and the next z start from evaluated points, so that errors do not add up; τ changes r by its own size,
+    as far as the last product tells of ‖A‖.
+
+    Prefer it for linear problems: the backward pass of an equilibrium, an inner Newton step. Not for nonlinear
+    maps, whose changes it mistakes for products. Source: Saad, Schultz, SIAM J. Sci. Stat. Comput. 7 (1986);
+    Eisenstat, Elman, Schultz, SIAM J. Numer. Anal. 20 (1983); Jiránek, Rozložník, Numer. Algorithms 53 (2010).
+    """
+
+    restart: int = 50
+    """Directions kept before starting anew; one (batch, restart, 2·dim) buffer, which grows as it fills. Fewer save
+    memory, and cost evaluations where many are needed."""
+
+    may_be_caught: ClassVar[bool] = False
+    alternatives: ClassVar[str] = "GMRES with a longer restart, or Anderson where f is not affine"
+
+    def __post_init__(self) -> None:
+        check_positive_integer(self, "restart")
+
+    def patience(self, dim: int) -> int:
+        return max(PATIENCE, min(self.restart, dim) + 2)  # a plateau may be as long as the search space is wide
+
+    def init(self, z: Tensor) -> GMRESMemory:
+        rows, dim = z.shape
+        history = z.new_empty(rows, min(_ROOM, self.restart, dim), 2 * dim)
+        return GMRESMemory(history, z.new_empty(rows, 2, dim), z.new_empty(rows, 1), filled=None)
+
+    def step(self, memory: GMRESMemory, z: Tensor, fz: Tensor, residual: Tensor) -> tuple[Tensor, GMRESMemory]:
+        history, last, least, filled = memory
+        rows, dim = z.shape
+        most = min(self.restart, dim)  # more directions than dimensions are dependent
+        here = torch.stack((z, residual), dim=1)
+        if filled is None or filled == most:
+            return fz, GMRESMemory(history, here, torch.linalg.vector_norm(residual, dim=1, keepdim=True), 0)
+        if filled == history.shape[1]:
+            history = _with_room(history, min(filled, most - filled))
+
+        # between two evaluated points, so that what is known of A is exact, whatever became of the search
+        change = here - last
+        length = torch.linalg.vector_norm(change[:, 1], dim=1, keepdim=True)
+        if filled:
+            change, length = _without(history[:, :filled], change, length)
+        pair = change.mul_(length.clamp_(min=torch.finfo(z.dtype).tiny).reciprocal_().unsqueeze(2))
+        history[:, filled] = pair.view(rows, 2 * dim)
+        stride = torch.linalg.vector_norm(pair[:, 0], dim=1, keepdim=True)
+
+        # the least residual, from here: its error does not add up from step to step
+        best, size = _without(history[:, : filled + 1], here.clone(), torch.linalg.vector_norm(residual, dim=1, keepdim=True))
+        point, lower = best.unbind(1)
+        following = torch.where(least.square() - size.square() > _TURN * size.square(), lower, size * pair[:, 1])
+        proposal = torch.addcmul(point, stride, following)
+        return proposal, GMRESMemory(history, here, size, filled + 1)
+
+
+def _without(pairs: Tensor, pair: Tensor, length: Tensor) -> tuple[Tensor, Tensor]:
+    """A pair whose second half is orthogonal to those of the pairs, and its length, which was `length`.
+
+    Projected once, or twice: that is enough for working precision (Kahan, Parlett). Overwrites the pair.
+    """
+    rows, _, dim = pair.shape
+    row, directions = pair.view(rows, 1, 2 * dim), pairs[:, :, dim:].mT
+    row.baddbmm_(torch.bmm(pair[:, 1:], directions), pairs, alpha=-1)
+    left = torch.linalg.vector_norm(pair[:, 1], dim=1, keepdim=True)
+    cancelled = left < _CANCELLED * length
+    if _unseen(cancelled) or cancelled.any():
+        row.baddbmm_(torch.bmm(pair[:, 1:], directions).mul_(cancelled.unsqueeze(2)), pairs, alpha=-1)  # rows stay apart
+        left = torch.linalg.vector_norm(pair[:, 1], dim=1, keepdim=True)
+    return pair, left
+
+
+def _unseen(x: Tensor) -> bool:
+    """Whether a look at values would wait for a GPU, or end a graph."""
+    return x.device.type != "cpu" or torch.compiler.is_compiling()
+
+
+def _with_room(x: Tensor, more: int) -> Tensor:
+    rows, room, width = x.shape
+    larger = x.new_empty(rows, room + more, width)
+    larger[:, :room] = x
+    return larger

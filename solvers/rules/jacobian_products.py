@@ -1,0 +1,124 @@
+"""Products with the Jacobian of a map, and the linear equation of Newton's step, itself a problem."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..problem import DroppedRowsError, Problem
+from ..state import Layout
+
+Map = Callable[[Tensor], Tensor]
+"""Of (rows, dim) matrices."""
+Way = Callable[[Map, Tensor, Tensor, float], Map]
+"""From a map, a point, its image there and the spread of finite differences to the products `v ↦ J v`."""
+
+
+def forward_mode(f: Map, z: Tensor, image: Tensor, spread: float) -> Map:
+    """By `torch.func.jvp`: exact, one evaluation of f a product."""
+    return lambda v: torch.func.jvp(f, (z,), (v,))[1]
+
+
+def double_reverse_mode(f: Map, z: Tensor, image: Tensor, spread: float) -> Map:
+    """By the derivative of uᵀJ in u: exact, for what reverse mode differentiates twice; one evaluation of f in all."""
+    with torch.enable_grad():
+        point = z.detach().requires_grad_()
+        tracked = f(point)
+        u = torch.zeros_like(tracked, requires_grad=True)
+        (transposed,) = torch.autograd.grad(tracked, point, u, create_graph=True)
+
+    def product(v: Tensor) -> Tensor:
+        (result,) = torch.autograd.grad(transposed, u, v, retain_graph=True)
+        return result
+
+    return product
+
+
+def finite_differences(f: Map, z: Tensor, image: Tensor, spread: float) -> Map:
+    """By `(f(z + εv) − f(z)) / ε`: half the digits, for any f; one evaluation of f a product."""
+    size = 1 + torch.linalg.vector_norm(z, dim=1, keepdim=True)
+
+    def product(v: Tensor) -> Tensor:
+        length = torch.linalg.vector_norm(v, dim=1, keepdim=True)
+        step = torch.where(length > 0, spread * size / length, 1)
+        return (f(z + step * v) - image) / step
+
+    return product
+
+
+WAYS: tuple[Way, ...] = (forward_mode, double_reverse_mode, finite_differences)
+
+
+HIDDEN = 1e-2
+"""Change of f, relative to that of z, which shows that products of 0 are no derivative; less at a critical point."""
+
+
+def first_way(f: Map, z: Tensor, image: Tensor, spread: float, v: Tensor) -> tuple[int, int]:
+    """The position in `WAYS` of the first that f allows, and the evaluations of f that it took to find out."""
+    tried = 0
+    for position, way in enumerate(WAYS[:-1]):
+        tried += 1
+        try:
+            with warnings.catch_warnings():
+                # PyTorch's own, when it first differentiates forwards
+                warnings.filterwarnings("ignore", message=r".*torch\.jit\.script")
+                product = way(f, z, image, spread)(v)
+        except torch.OutOfMemoryError:
+            raise
+        except (RuntimeError, DroppedRowsError):  # how PyTorch says that an operation lacks that derivative
+            continue
+        tried += 1  # always, so that a row's count does not depend on the others
+        change = torch.linalg.vector_norm(finite_differences(f, z, image, spread)(v), dim=1)
+        if product.any() or not (change > HIDDEN * torch.linalg.vector_norm(v, dim=1)).any():
+            return position, tried
+        break  # f hides its derivative: it detaches z, or computes without gradients
+    return len(WAYS) - 1, tried
+
+
+class NewtonEquation(Problem):
+    """`g′(z) δ + shift = 0` for g the residual of a problem, as the fixed point of `δ + g′(z) δ + shift`."""
+
+    def __init__(self, problem: Problem, way: int, z: Tensor, residual: Tensor, shift: Tensor) -> None:
+        self.problem = problem
+        super().__init__(problem.f, (), Layout(shift))
+        self.compact = problem.compact
+        self.way, self.z, self.at_z, self.shift = way, z, residual, shift
+        self.product = WAYS[way](problem.residual, z, residual, problem.spread)
+        if WAYS[way] is double_reverse_mode:
+            self.spent = np.ones(len(z), dtype=np.int64)  # by its one evaluation of f
+
+    @property
+    def independent(self) -> bool:  # type: ignore[override]
+        """As the problem's rows are."""
+        return self.problem.independent
+
+    @independent.setter
+    def independent(self, value: bool) -> None:
+        if value:
+            self.problem.independent = value
+
+    def residual(self, flat: Tensor) -> Tensor:
+        return (self.product(flat.to(self.z.dtype)) + self.shift).to(self.layout.working_dtype)
+
+    def __call__(self, flat: Tensor) -> Tensor:
+        return flat + self.residual(flat)
+
+    def _pair(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        residual = self.residual(z)
+        return z + residual, residual
+
+    def take(self, rows: Tensor) -> NewtonEquation:
+        """The equation of the rows at these positions."""
+        z, residual, shift = self.z[rows], self.at_z[rows], self.shift[rows]
+        taken = NewtonEquation(self.problem.take(rows), self.way, z, residual, shift)
+        taken.dropped = True
+        return taken
+
+    def widened(self) -> NewtonEquation:
+        wide = super().widened()
+        assert isinstance(wide, NewtonEquation)
+        return wide

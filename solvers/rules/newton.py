@@ -1,0 +1,127 @@
+"""Newton's method with Krylov inner solves."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..checks import check_positive_integer
+from ..iterate import iterate
+from ..problem import Problem
+from ..settings import Settings
+from .gmres import GMRES
+from .jacobian_products import NewtonEquation, first_way
+from .rule import Solver
+
+_SUFFICIENT = 1e-4
+_SHORTEST = 2.0**-10
+_LOOSEST, _TIGHTEST = 0.5, 1e-4
+_REFUSED = 0.5
+"""Length whose refusal sends a row to roam: full steps whatever the residual, until it is below that at `point`."""
+_ROAMS = 12
+"""Steps after which a row is back at `point` and at shorter steps; well within the patience of the loop."""
+
+
+class NewtonMemory(NamedTuple):
+    point: Tensor  # (rows, dim): from which the last step was taken
+    direction: Tensor  # (rows, dim): of the last step
+    size: Tensor  # (rows, 1): ‖f(z) − z‖ at `point`
+    length: Tensor  # (rows, 1): of the last step, in (0, 1]
+    forcing: Tensor  # (rows, 1): relative tolerance of the inner solve at `point`
+    roamed: Tensor  # (rows, 1): steps since the row left `point`; −1 when it came back without success
+    way: int  # how products with the Jacobian are made, a position in WAYS; −1 before it is known
+
+
+@dataclass(frozen=True)
+class NewtonKrylov(Solver):
+    """Inexact Newton on `g(z) = f(z) − z`: `z⁺ = z + λ δ` with `(I − J) δ = g(z)` solved by GMRES, matrix-free.
+
+    Products with `J = ∂f/∂z` are exact, by forward mode or twice reverse mode, or finite differences where f cannot be
+    differentiated; for a piecewise smooth f (ReLU) the step is the semismooth Newton step. The inner tolerance tightens
+    as the residual falls (Eisenstat, Walker); λ is halved until the residual falls. Where half a step is refused a row
+    first takes some full steps that may raise the residual, as a watchdog allows, since least residuals need not be
+    roots.
+
+    Prefer it for many digits, for stiff problems, and where f expands (see also `Monotone`); `evaluations` counts f
+    and Jacobian products alike. Each step waits for its inner solve: not for GPUs and tiny states. Source: Knoll,
+    Keyes, J. Comput. Phys. 193 (2004); Eisenstat, Walker, SIAM J. Sci. Comput. 17 (1996); Chamberlain,
+    Powell, Lemarechal, Pedersen, Math. Prog. Study 16 (1982).
+    """
+
+    inner_steps: int = 30
+    """Largest number of products a step; two (batch, inner_steps, dim) buffers, touched as they fill."""
+
+    backtracks: ClassVar[bool] = True
+    fixed_cost: ClassVar[bool] = False
+    alternatives: ClassVar[str] = "another start, more inner_steps, or Monotone where z − f(z) is monotone"
+
+    _problem: ClassVar[Problem | None] = None
+    _tolerances: ClassVar[tuple[float, float]] = (0.0, 0.0)
+
+    def __post_init__(self) -> None:
+        check_positive_integer(self, "inner_steps")
+
+    def bind(self, problem: Problem, rtol: float, atol: float) -> NewtonKrylov:
+        bound = copy.copy(self)
+        object.__setattr__(bound, "_problem", problem)
+        object.__setattr__(bound, "_tolerances", (rtol, atol))
+        return bound
+
+    def init(self, z: Tensor) -> NewtonMemory:
+        ones = z.new_ones(len(z), 1)
+        return NewtonMemory(z, torch.zeros_like(z), torch.inf * ones, ones, _LOOSEST * ones, 0 * ones, way=-1)
+
+    def step(self, memory: NewtonMemory, z: Tensor, fz: Tensor, residual: Tensor) -> tuple[Tensor, NewtonMemory]:
+        size = torch.linalg.vector_norm(residual, dim=1, keepdim=True)
+        finite, roamed, length = size.isfinite(), memory.roamed, memory.length
+        fallen = size <= (1 - _SUFFICIENT * length) * memory.size
+        accepted = fallen | (finite & (length <= _SHORTEST) & (roamed <= 0))
+        away = ~accepted & (roamed > 0)
+        leaving = ~accepted & (roamed == 0) & (length <= _REFUSED)
+        roaming = finite & (leaving | (away & (roamed < _ROAMS)))
+        ratio = torch.where(memory.size.isfinite(), size / memory.size, 1)
+        # as the residual fell, but no tighter at once than the last tolerance allows
+        forcing = torch.maximum(0.9 * ratio**2, torch.where(memory.forcing**2 > 0.1, memory.forcing**2, 0))
+        # a step that had to be short may have been too inexact
+        forcing = torch.where(length < 1, forcing.minimum(memory.forcing / 2), forcing)
+        forcing = forcing.clamp(_TIGHTEST, _LOOSEST)
+        way, direction = self._newton_step(memory.way, z, fz, residual, size, accepted | roaming, forcing)
+        length = torch.where(away, length, length / 2)
+        memory = NewtonMemory(
+            point=torch.where(accepted, z, memory.point),
+            direction=torch.where(accepted, direction, memory.direction),
+            size=torch.where(accepted, size, memory.size),
+            length=torch.where(accepted, 1, length),
+            forcing=torch.where(accepted, forcing, memory.forcing),
+            roamed=torch.where(accepted, 0, torch.where(roaming, roamed + 1, torch.where(away, -1, roamed))),
+            way=way,
+        )
+        back = torch.addcmul(memory.point, memory.length, memory.direction)
+        return torch.where(roaming, z + direction, back), memory
+
+    def _newton_step(
+        self, way: int, z: Tensor, fz: Tensor, residual: Tensor, size: Tensor, going: Tensor, forcing: Tensor
+    ) -> tuple[int, Tensor]:
+        """The inner solve, of the rows that go on from z; the others' right-hand side is 0 and costs nothing."""
+        problem, (rtol, atol) = self._problem, self._tolerances
+        if problem is None:
+            raise RuntimeError("NewtonKrylov evaluates f within its steps: run it through solve, which binds it to f")
+        scale = torch.linalg.vector_norm(fz, dim=1, keepdim=True)
+        # solving to more than half of what the outer tolerance asks would be wasted
+        enough = 0.5 * (rtol * scale + atol)
+        tolerance = torch.maximum(forcing * size, enough.minimum(_LOOSEST * size))
+        tried = 0
+        if way < 0:
+            g, at_z = (problem.residual, residual) if problem.relative_to_start else (problem, fz)
+            way, tried = first_way(g, z, at_z, problem.spread, residual)
+        # in units of its tolerance each row has the same one
+        shift = torch.where(going & (size > 0), residual / tolerance, 0)
+        equation = NewtonEquation(problem, way, z, residual, shift)
+        inner = Settings(GMRES(self.inner_steps), rtol=0.0, atol=1.0, max_steps=self.inner_steps + 1, compact=problem.compact)
+        outcome = iterate(equation, torch.zeros_like(z), inner, start=(shift, shift))
+        problem.spent = outcome.rows.steps + outcome.rows.spent - 1 + tried
+        return way, outcome.value * tolerance

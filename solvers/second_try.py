@@ -1,0 +1,72 @@
+"""What goes on with rows on which a solver is stuck, within their budget.
+
+Anderson's mixing, `Monotone` and `NewtonKrylov` seek small residuals, and may be caught where the residual is least
+without a fixed point. Broyden's method is not, so it takes over. Where no solver gets on, plain steps do what f does:
+they find a fixed point that attracts, or show that f runs away.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .judge import Integers
+from .problem import Problem
+from .rules.broyden import Broyden, BroydenMemory
+from .rules.rule import RestartingSolver, Solver
+
+
+class SecondTryMemory(NamedTuple):
+    own: Any  # the first solver's; None: no row has need of it
+    broyden: BroydenMemory | None
+    turn: Tensor  # (rows, 1): 0 the first solver's, 1 that of Broyden's method, 2 that of plain steps
+
+
+@dataclass(frozen=True)
+class SecondTry(RestartingSolver):
+    """A solver, and those that take over: each row follows the one whose turn it is."""
+
+    solver: Solver
+
+    fixed_cost: ClassVar[bool] = False
+    broyden: ClassVar[Broyden] = Broyden(memory=20)
+
+    def bind(self, problem: Problem, rtol: float, atol: float) -> SecondTry:
+        return SecondTry(self.solver.bind(problem, rtol, atol))
+
+    def init(self, z: Tensor) -> SecondTryMemory:
+        return SecondTryMemory(self.solver.init(z), None, z.new_zeros(len(z), 1, dtype=torch.long))
+
+    def after(self, memory: Any, z: Tensor, turns: Integers, step: int, wanted: set[int]) -> SecondTryMemory:
+        """The memory once turns have changed, after this step; `wanted` are those of rows that run."""
+        own, broyden = memory[:2] if isinstance(memory, SecondTryMemory) else (memory, None)
+        if 1 in wanted and broyden is None:
+            # its history ends for all rows at once: at the same steps whenever it began, so that rows stay independent
+            filled = step % self.broyden.memory
+            broyden = self.broyden.init(z)._replace(filled=filled)
+            broyden.history[:, :filled] = 0
+        turn = torch.from_numpy(turns).to(z.device)[:, None]
+        return SecondTryMemory(own if 0 in wanted else None, broyden if 1 in wanted else None, turn)
+
+    def step(self, memory: SecondTryMemory, z: Tensor, fz: Tensor, residual: Tensor) -> tuple[Tensor, SecondTryMemory]:
+        own, broyden, turn = memory
+        proposal = fz
+        if broyden is not None:
+            found, broyden = self.broyden.step(broyden, z, fz, residual)
+            proposal = torch.where(turn == 1, found, proposal)
+        if own is not None:
+            # what needs no step costs no evaluation within one
+            found, own = self.solver.step(own, z, fz, torch.where(turn == 0, residual, 0))
+            proposal = torch.where(turn == 0, found, proposal)
+        return proposal, SecondTryMemory(own, broyden, turn)
+
+    def restart(self, memory: SecondTryMemory, rows: Tensor) -> SecondTryMemory:
+        own, broyden, turn = memory
+        if own is not None and isinstance(self.solver, RestartingSolver):
+            own = self.solver.restart(own, rows)
+        if broyden is not None:
+            broyden = self.broyden.restart(broyden, rows)
+        return SecondTryMemory(own, broyden, turn)

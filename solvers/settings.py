@@ -1,0 +1,140 @@
+"""How to solve: the keyword arguments of `solve`, of `root`, and of all that hands them on."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from numbers import Integral, Real
+from typing import Any, TypedDict, TypeVar
+
+import torch
+from torch import Tensor
+
+from .loops.eager import Eager, Loop
+from .norms import Entrywise, Euclidean, Measure, Norm
+from .rules.anderson import Anderson
+from .rules.rule import Solver
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class SolveOptions(TypedDict, total=False):
+    """The types of the keyword arguments; `Settings` says what they mean."""
+
+    solver: Solver
+    rtol: float
+    atol: float | None
+    min_steps: int
+    max_steps: int | Tensor
+    norm: Norm
+    compact: bool | None
+    loop: Loop
+
+
+@dataclass(frozen=True, eq=False)
+class Settings:
+    """The keyword arguments, checked."""
+
+    solver: Solver = Anderson()
+    """The rule that proposes iterates."""
+    rtol: float = 1e-4
+    """Tolerance relative to `‖f(z)‖`, of `root` relative to `‖F(z0)‖`; at least 0."""
+    atol: float | None = None
+    """Absolute tolerance, at least 0; None: 1e-4·rtol."""
+    min_steps: int = 0
+    """Steps that are taken whatever the residual."""
+    max_steps: int | Tensor = 100
+    """The budget: a step costs one evaluation of f (of `NewtonKrylov`, at most inner_steps + 2), and no row costs more
+    than so many steps and one evaluation. A (batch,) tensor of integers gives each row its own."""
+    norm: Norm = Euclidean()
+    """What must be small: the residual of a row, or, with `Entrywise()`, of each of its entries."""
+    compact: bool | None = None
+    """Drop rows that have stopped from further evaluations: from z, and from every tensor in args with the batch in
+    dim 0 (wrap one that rows share in `Shared`). Pays where rows differ much and f is costly. Where f cannot follow, or
+    couples the rows, the whole batch is solved, with a `RuntimeWarning`. None: no, but in an `Equilibrium`."""
+    loop: Loop = Eager()
+    """What runs the steps."""
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.solver, Solver):
+            raise TypeError(
+                f"solver={self.solver!r} is not a Solver: pass an object such as Anderson() or Picard(damping=0.5)"
+            )
+        if not isinstance(self.norm, Norm):
+            raise TypeError(f"norm={self.norm!r} is not a Norm: pass Euclidean() or Entrywise()")
+        if not isinstance(self.loop, Loop):
+            raise TypeError(f"loop={self.loop!r} is not a Loop: pass Eager() or Compiled()")
+        for name, value in (("rtol", self.rtol), ("atol", 0.0 if self.atol is None else self.atol)):
+            if not isinstance(value, Real) or isinstance(value, bool) or not 0 <= float(value) < math.inf:
+                raise ValueError(f"{name}={value!r} must be a finite number of at least 0")
+        if not isinstance(self.min_steps, Integral) or isinstance(self.min_steps, bool) or self.min_steps < 0:
+            raise ValueError(f"min_steps={self.min_steps!r} must be an integer of at least 0")
+        if not self._steps_fit():
+            raise ValueError(
+                f"max_steps={self.max_steps!r} must be an integer of at least 1, or a (batch,) tensor of such"
+            )
+        if self.compact not in (None, True, False) or isinstance(self.compact, int) and self.compact is not bool(self.compact):
+            raise TypeError(f"compact={self.compact!r} must be True, False or None")
+        if self.loop.fixed_shapes and self.compact:
+            raise ValueError(f"loop={self.loop!r} needs fixed shapes, compact=True drops rows: pass compact=False")
+        if self.loop.fixed_shapes and not self.solver.fixed_cost:
+            raise ValueError(
+                f"loop={self.loop!r} needs a solver with a fixed cost a step, {type(self.solver).__name__} is none: "
+                "use Picard, Anderson or Broyden"
+            )
+
+    def _steps_fit(self) -> bool:
+        steps = self.max_steps
+        if isinstance(steps, Tensor):
+            whole = not (steps.is_floating_point() or steps.is_complex() or steps.dtype == torch.bool)
+            return steps.ndim == 1 and whole and bool((steps >= 1).all())
+        return isinstance(steps, Integral) and not isinstance(steps, bool) and steps >= 1
+
+    @classmethod
+    def of(cls, title: str, options: Mapping[str, Any], **defaults: Any) -> Settings:
+        """From the keyword arguments of a function, so called, with defaults of its own."""
+        known = [field.name for field in fields(cls)]
+        unknown = [name for name in options if name not in known]
+        if unknown:
+            raise TypeError(f"{title}() got an unexpected keyword argument {unknown[0]!r}: it takes {', '.join(known)}")
+        return cls(**{**defaults, **options})
+
+    @property
+    def absolute_tolerance(self) -> float:
+        """The absolute tolerance, whatever `atol` says."""
+        return 1e-4 * self.rtol if self.atol is None else self.atol
+
+    @property
+    def measure(self) -> Measure:
+        """The norm with its tolerances."""
+        return Measure(self.norm, float(self.rtol), float(self.absolute_tolerance))
+
+    def options(self) -> SolveOptions:
+        """As keyword arguments again."""
+        return SolveOptions(**{field.name: getattr(self, field.name) for field in fields(self)})  # type: ignore[typeddict-item]
+
+
+def takes_settings(**defaults: Any) -> Callable[[F], F]:
+    """Show the settings in a function's signature in place of `**options`, with these defaults of its own."""
+
+    def shown(function: F) -> F:
+        signature = inspect.signature(function)
+        own = [p for p in signature.parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
+        settings = [
+            inspect.Parameter(
+                field.name,
+                inspect.Parameter.KEYWORD_ONLY,
+                default=defaults.get(field.name, field.default),
+                annotation=field.type,
+            )
+            for field in fields(Settings)
+        ]
+        function.__signature__ = signature.replace(parameters=[*own, *settings])  # type: ignore[attr-defined]
+        return function
+
+    return shown
+
+
+__all__ = ["Entrywise", "Euclidean", "Settings", "SolveOptions", "takes_settings"]

@@ -1,0 +1,82 @@
+"""`solve` and `root`, the ways in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from typing_extensions import Unpack
+
+from .compilation import uncompiled
+from .iterate import iterate
+from .norms import Entrywise
+from .problem import Problem, RootProblem, prepare
+from .rules.newton import NewtonKrylov
+from .settings import Settings, SolveOptions, takes_settings
+from .solution import Solution
+from .state import S
+
+
+@takes_settings()
+@uncompiled
+def solve(
+    f: Callable[..., S], z0: S, args: tuple[Any, ...] = (), **options: Unpack[SolveOptions]
+) -> Solution[S]:
+    """Find `z* = f(z*, *args)` for every row of a batch, each on its own.
+
+    A row has converged when `‖f(z) − z‖ ≤ atol + rtol·‖f(z)‖`, unless it meets that only because ‖z‖ grew. A row
+    that cannot converge says so in its status; nothing raises because of it. No gradient is recorded: for that use
+    `implicit.fixed_point`.
+
+    Args:
+        f: maps a state to a state of the same shapes and dtype; must not write into its arguments.
+        z0: first iterate: a tensor, or nested (named) tuples, lists and dicts of tensors, (batch, …) with at least one
+            more dim.
+        args: further arguments of `f`, nested likewise.
+        **options: those of `Settings`.
+
+    Raises:
+        TypeError, ValueError: an argument, or what `f` or a solver's `step` returns, is not of the form above.
+    """
+    settings = Settings.of("solve", options)
+    return solve_prepared(prepare(f, z0, args), z0, settings)
+
+
+@takes_settings(solver=NewtonKrylov(), rtol=1e-6)
+@uncompiled
+def root(
+    F: Callable[..., S], z0: S, args: tuple[Any, ...] = (), **options: Unpack[SolveOptions]
+) -> Solution[S]:
+    """Find `F(z*, *args) = 0` for every row of a batch, each on its own.
+
+    A row has converged when `‖F(z)‖ ≤ atol + rtol·‖F(z0)‖`, so that a scaled F has the same answer; the solution's
+    residuals are those of F, relative to `‖F(z0)‖`. Any solver runs, on `z − F(z)`; those other than `NewtonKrylov`
+    need F scaled such that this is about a contraction.
+
+    Args:
+        F: maps a state to a state of the same shapes and dtype; must not write into its arguments.
+        z0: the start, as in `solve`.
+        args: further arguments of `F`.
+        **options: those of `Settings`, with defaults of its own: solver=NewtonKrylov(), rtol=1e-6.
+
+    Raises:
+        TypeError, ValueError: as in `solve`.
+    """
+    settings = root_settings("root", options)
+    return solve_prepared(prepare(F, z0, args, RootProblem), z0, settings)
+
+
+def root_settings(title: str, options: SolveOptions) -> Settings:
+    """Those of a root problem."""
+    settings = Settings.of(title, options, solver=NewtonKrylov(), rtol=1e-6)
+    if isinstance(settings.norm, Entrywise):
+        raise ValueError(f"{title}: norm=Entrywise() compares with f(z), and a root has none: pass norm=Euclidean()")
+    return settings
+
+
+def solve_prepared(problem: Problem, z0: S, settings: Settings) -> Solution[S]:
+    """`solve`, of what has been checked."""
+    with torch.no_grad():
+        outcome = iterate(problem, problem.layout.flatten(z0), settings)
+        return outcome.solution(problem, settings.solver)

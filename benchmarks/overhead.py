@@ -93,9 +93,7 @@ def compiled(quick: bool, progress: Progress) -> Table:
         runs = _runs(f, z0, solver, method)
 
         def run(solver: Solver = solver) -> object:
-            return solve(
-                f.f, z0, solver=solver, rtol=1e-14, atol=0.0, max_steps=STEPS, loop=Compiled(STEPS - 1)
-            )
+            return solve(f.f, z0, solver=solver, rtol=1e-14, atol=0.0, max_steps=STEPS, loop=Compiled(STEPS - 1))
 
         with _no_cache():
             start = time.perf_counter()

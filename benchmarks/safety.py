@@ -133,7 +133,7 @@ def failed_safely(quick: bool, progress: Progress) -> Table:
     rows += [_row("Picard", Picard(), family, each) for family in RUNAWAYS]
     notes = [
         "one row each, seeded, dims 1 to 32, float16 to float64, the solve's defaults. as expected: STALLED or "
-        "DIVERGED for z + b and for what explodes, or NON_FINITE for that, NON_FINITE for NaN, DIVERGED for what expands, "
+        "DIVERGED for z + b, these or NON_FINITE for what explodes, NON_FINITE for NaN, DIVERGED for what expands, "
         "STALLED for what cycles.",
     ]
     return Table("Failed safely: problems without a fixed point, or that plain iteration misses", rows, notes)

@@ -28,7 +28,8 @@ class Call(NamedTuple):
 
     name: str
     """The layer's, as in a `record`."""
-    layer: Layer
+    layer: Any
+    """The `Layer` itself."""
     inputs: tuple[Any, ...]
     z0: State | None
     """The warm start, where one was given."""

@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import partial
 from itertools import compress
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from solvers import State
-from solvers.iterate import Keep, Outcome, iterate
+from solvers.iterate import iterate
+from solvers.outcome import Keep, Outcome
 from solvers.problem import Problem
 from solvers.settings import Settings
 from solvers.state import tree_leaves

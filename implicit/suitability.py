@@ -46,8 +46,8 @@ def warn_of_coupling() -> None:
     """A `RuntimeWarning` for a cell whose rows depend on each other, found by an evaluation of all at their values."""
     warnings.warn(
         "the rows of the cell depend on each other: at the values that were found one by one they no longer all hold. "
-        "What is one problem must be one row: a graph, whose nodes are no rows, is z0[None] or x[None]; use LayerNorm or "
-        "GroupNorm in place of batch statistics",
+        "What is one problem must be one row: a graph, whose nodes are no rows, is z0[None] or x[None]; use LayerNorm "
+        "or GroupNorm in place of batch statistics",
         RuntimeWarning,
         stacklevel=level_of_caller(),
     )

@@ -104,7 +104,8 @@ class OptDEQ(nn.Module):
                 f"{name}: {', '.join(changing)} changes from layer to layer, an equilibrium needs constants: "
                 f"{name}({changing[0]}=0.5)"
             )
-        within = {"solver": Anderson(), **options}  # whatever the transform names
+        within = options.copy()
+        within.setdefault("solver", Anderson())  # whatever the transform names
         proximal_step = partial(ProximalStep, alpha=alpha, gradient=gradient, **within)
         cell = _TiedStep(method, method.transform(transform, alpha, proximal_step))
         self.equilibrium = Equilibrium(cell, gradient=gradient, **options)

@@ -45,11 +45,12 @@ class ProximalStep(nn.Module):
             if not isinstance(module, nn.Module) and not (module is None and name == "smooth"):
                 raise TypeError(f"{name} is a {type(module).__name__}: pass an nn.Module")
         self.alpha, self.smooth = alpha, smooth
+        options.setdefault("solver", getattr(proximal, "solver", Anderson()))
         self.resolvent = Equilibrium(
             _Resolvent(proximal, alpha),
             gradient=gradient,
             initial=_from_v,
-            **{"solver": getattr(proximal, "solver", Anderson()), **options},
+            **options,
         )
 
     def forward(self, y: Tensor, *inputs: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from implicit import Gradient, ImplicitGradient
-from solvers import Anderson, Solver
+from solvers import Anderson, SolveOptions, Solver
 
 from .blocks import Blocks
 from .methods import Method, find_method
@@ -50,14 +50,15 @@ class Implicit(Reading):
 
     def body(self, method: Method | str, blocks: Blocks, depth: int) -> nn.Module:
         method = find_method(method)
+        options = SolveOptions(rtol=self.rtol, max_steps=self.max_steps)
+        if self.solver is not None:
+            options["solver"] = self.solver
         return OptDNN(
             method,
             [method.layer(blocks) for _ in range(depth)],
             alpha=self.alpha,
             gradient=self.gradient,
-            rtol=self.rtol,
-            max_steps=self.max_steps,
-            **({} if self.solver is None else {"solver": self.solver}),
+            **options,
         )
 
 

@@ -112,7 +112,9 @@ class Rows:
     last_scale: Floats  # ‖f(z)‖ at the last step at which it was finite
     mark: Floats  # residual at the last progress
     mark_at: Integers  # step of the last progress
-    peaks: Floats  # (rows, 3): largest ‖f(z)‖ or ‖f(z) − z‖ in each third of the patience, since the last lower residual
+    peaks: (
+        Floats  # (rows, 3): largest ‖f(z)‖ or ‖f(z) − z‖ in each third of the patience, since the last lower residual
+    )
     turn: Integers  # whose turn it is: 0 the solver, 1 and 2 the second ones
     recovering: Bools  # to be held at its best iterate for the next steps, and to go on from there without history
 
@@ -151,6 +153,7 @@ class Verdict(NamedTuple):
     rows: Rows
     keep: Integers  # for each row the last of the steps whose iterate is to be kept, −1 for none of them
     restart: Bools  # rows whose history is to be forgotten
+    coupled: bool  # rows that were held have changed
 
 
 def judge(rule: Rule, rows: Rows, step: int, norms: Floats) -> Verdict:
@@ -164,8 +167,8 @@ def judge(rule: Rule, rows: Rows, step: int, norms: Floats) -> Verdict:
     | f(z) not finite, and not because the solver leapt | NON_FINITE; DIVERGED, if it had grown out of bounds |
     | the tolerance is met, and not only because ‖z‖ grew | CONVERGED |
 
-    A row that has stopped is held at its value from the next look on. If f couples the rows, its residual may change;
-    one that had converged and no longer holds runs again.
+    A row that has stopped is held at its value from the next look on. If its residual changes all the same, f couples
+    the rows.
 
     Args:
         rule, rows: what is known before.
@@ -175,24 +178,21 @@ def judge(rule: Rule, rows: Rows, step: int, norms: Floats) -> Verdict:
     held = ~rows.running
     count = len(norms) // 2
     keep = np.where(held, count - 1, -1)
-    restart = np.zeros_like(held)
+    restart, coupled = np.zeros_like(held), False
     with np.errstate(invalid="ignore", over="ignore"):
         for number in range(count):
-            rows, kept, again = _judge(rule, rows, step + number, *norms[2 * number : 2 * number + 2], held)
+            residual, scale = norms[2 * number : 2 * number + 2]
+            coupled |= bool((held & ~rule.holds(rows, residual, scale)).any())
+            rows, kept, again = _judge(rule, rows, step + number, residual, scale)
             keep[kept] = number
             restart |= again
-    return Verdict(rows, keep, restart & rows.running)
+    return Verdict(rows, keep, restart & rows.running, coupled)
 
 
-def _judge(
-    rule: Rule, rows: Rows, step: int, residual: Floats, scale: Floats, held: Bools
-) -> tuple[Rows, Bools, Bools]:
+def _judge(rule: Rule, rows: Rows, step: int, residual: Floats, scale: Floats) -> tuple[Rows, Bools, Bools]:
     if step == 1:
         rows = replace(rows, first=residual, first_scale=scale)
     tolerance = rule.tolerance(rule.reference(rows, scale))
-    lapsed = held & (rows.status == Status.CONVERGED) & ~(residual <= SLACK * tolerance)
-    if lapsed.any():
-        rows = _again(rows, lapsed, step)
     running, best, turn = rows.running, rows.best, rows.turn
 
     finite = np.isfinite(residual) & np.isfinite(scale)
@@ -206,7 +206,8 @@ def _judge(
     progressed = running & (residual < rule.progress * rows.mark)
     since = step - rows.mark_at
     third = np.minimum(3 * (since - 1) // rows.patience, 2)[:, None] == np.arange(3)
-    peaks = np.where(third & running[:, None], np.fmax(rows.peaks, np.where(finite, np.maximum(scale, residual), np.inf)[:, None]), rows.peaks)
+    size = np.where(finite, np.maximum(scale, residual), np.inf)[:, None]
+    peaks = np.where(third & running[:, None], np.maximum(rows.peaks, size), rows.peaks)
     peaks = np.where((running & (residual < rule.falling * rows.best))[:, None], 0, peaks)
 
     # at its best iterate f was finite: if it is no longer so, it was not the solver that leapt
@@ -220,12 +221,13 @@ def _judge(
     if stuck.any():
         floored = (best <= FLOOR * rule.rounding * best_scale) & rule.genuine(rows, step, best, best_scale)
         following = _following(rule, rows, best, step)
-        steadily = (peaks[:, 1:] > STEADY * peaks[:, :-1]).all(1) & (peaks[:, 0] > 0) & (peaks[:, 2] > bound) & np.isfinite(peaks[:, 2])
+        early, middle, late = peaks.T
+        steadily = (early > 0) & (middle > STEADY * early) & (late > STEADY * middle) & (late > bound)
         beyond = (2 * rule.rounding * best_scale >= rows.first) & (best_scale > bound)
-        grown = (steadily | beyond) & ~floored
-        leaps = np.isinf(peaks).any(1)
-        passed_on = stuck & ~floored & ~grown & (following > turn) & ~met & ~broken
-        status = np.where(stuck, np.where(leaps, Status.NON_FINITE, np.where(grown, Status.DIVERGED, Status.STALLED)), status)
+        grown, leaps = (steadily | beyond) & ~floored, np.isinf(peaks).any(1)
+        passed_on = stuck & ~floored & ~(grown & ~leaps) & (following > turn) & ~met & ~broken
+        ending = np.where(leaps, Status.NON_FINITE, np.where(grown, Status.DIVERGED, Status.STALLED))
+        status = np.where(stuck, ending, status)
         turn = np.where(passed_on, following, turn)
         stuck = stuck & ~passed_on
     spent_up = running & (step >= rows.limit)
@@ -254,18 +256,6 @@ def _judge(
         ),
         keep,
         restart,
-    )
-
-
-def _again(rows: Rows, which: Bools, step: int) -> Rows:
-    """These rows, which had stopped, run again, as from this step."""
-    return replace(
-        rows,
-        status=np.where(which, RUNNING, rows.status),
-        running=rows.running | which,
-        best=np.where(which, np.inf, rows.best),
-        mark=np.where(which, np.inf, rows.mark),
-        mark_at=np.where(which, step, rows.mark_at),
     )
 
 

@@ -41,12 +41,17 @@ class Problem:
     relative_to_start: ClassVar[bool] = False
     """Whether residuals are compared with the first one rather than with the image."""
 
+    told: ClassVar[bool] = True
+    """Whether the caller is told of rows that depend on each other."""
+
     def __init__(self, f: Callable[..., State], args: tuple[Any, ...], layout: Layout) -> None:
         self.f, self.layout, self.dropped = f, layout, False
         self.compact = False
         """Whether rows that have stopped may be dropped."""
         self.independent = False
         """Whether f has said the same of some rows without the others."""
+        self.coupled = False
+        """Whether rows have been seen to depend on each other."""
         self.args = args
         self._by_row: list[bool] | None = None  # which leaves of args have the batch in dim 0, once it is known
         leaves = tree_leaves(args)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import fields, replace
+from math import inf
 
 import numpy as np
 from torch import Tensor
 
-from .judge import SLACK, Bools, Floats, Integers, Rows, Rule, Verdict, judge
-from .solution import Status
+from .judge import Bools, Floats, Integers, Rows, Rule, Verdict, judge
 
 FEW = 128
 """Norms up to which Python compares one by one faster than NumPy calls its operations."""
@@ -71,35 +71,45 @@ class Progress:
 
     def _each_fits(self, lines: list[Line], before: Line) -> bool:
         rtol, atol, falling, rows = self.rule.rtol, self.rule.atol, self.rule.falling, self._rows
-        running, everyone = rows.running.tolist(), rows.running.all()
+        running = rows.running.tolist()
+        if not all(running) and not self._held_hold(lines):
+            return False
         references = rows.first.tolist() if self.rule.relative_to_start else None
+        if references and not all(scale < inf for scales in lines[1::2] for scale in scales):
+            return False
         for residuals, scales in zip(lines[::2], lines[1::2]):
-            for row, (residual, scale, least) in enumerate(zip(residuals, references or scales, before)):
-                if everyone or running[row]:
-                    if not rtol * scale + atol < residual < falling * least:
-                        return False
-                elif rows.status[row] == Status.CONVERGED and not residual <= SLACK * (rtol * scale + atol):
+            for runs, residual, scale, least in zip(running, residuals, references or scales, before):
+                if runs and not rtol * scale + atol < residual < falling * least:
                     return False
             before = residuals
         return True
 
     def _fit(self, lines: list[Line], before: Line) -> bool:
         rows, least = self._rows, np.asarray(before)
-        free = ~rows.running & (rows.status != Status.CONVERGED)
+        if not rows.running.all() and not self._held_hold(lines):
+            return False
         for residual, scale in zip(map(np.asarray, lines[::2]), map(np.asarray, lines[1::2])):
             tolerance = self.rule.tolerance(self.rule.reference(rows, scale))
-            fits = (tolerance < residual) & (residual < self.rule.falling * least)
-            if not (fits.all() or np.where(rows.running, fits, free | (residual <= SLACK * tolerance)).all()):
+            fits = (tolerance < residual) & (residual < self.rule.falling * least) & np.isfinite(scale)
+            if not (fits | ~rows.running).all():
                 return False
             least = residual
         return True
+
+    def _held_hold(self, lines: list[Line]) -> bool:
+        """Whether rows that are held are where they were."""
+        rows = self._rows
+        pairs = zip(map(np.asarray, lines[::2]), map(np.asarray, lines[1::2]))
+        return all((rows.running | self.rule.holds(rows, *pair)).all() for pair in pairs)
 
     def judged(self, norms: Floats) -> Verdict:
         """What the rule makes of the next steps."""
         before, step = self.rows, self._step + 1
         verdict = judge(self.rule, before, step, norms)
         self._rows = verdict.rows
-        stopped = np.arange(step, step + len(norms) // 2)[:, None] > np.where(self._rows.running, np.inf, self._rows.steps)
+        stopped = np.arange(step, step + len(norms) // 2)[:, None] > np.where(
+            self._rows.running, np.inf, self._rows.steps
+        )
         stopped &= before.running
         self._note(np.where(stopped.repeat(2, 0), np.nan, norms), before.running | self._rows.running)
         return verdict
@@ -170,4 +180,3 @@ def passed(rule: Rule, rows: Rows, step: int, norms: Floats) -> Rows:
         mark_at=mark_at,
         peaks=np.where(running[:, None], 0, rows.peaks),
     )
-

@@ -63,10 +63,10 @@ class SecondTry(RestartingSolver):
             proposal = torch.where(turn == 0, found, proposal)
         return proposal, SecondTryMemory(own, broyden, turn)
 
-    def restart(self, memory: SecondTryMemory, rows: Tensor) -> SecondTryMemory:
+    def forget(self, memory: SecondTryMemory, rows: Tensor) -> SecondTryMemory:
         own, broyden, turn = memory
         if own is not None and isinstance(self.solver, RestartingSolver):
-            own = self.solver.restart(own, rows)
+            own = self.solver.forget(own, rows)
         if broyden is not None:
-            broyden = self.broyden.restart(broyden, rows)
+            broyden = self.broyden.forget(broyden, rows)
         return SecondTryMemory(own, broyden, turn)

@@ -75,7 +75,9 @@ class Settings:
             raise ValueError(
                 f"max_steps={self.max_steps!r} must be an integer of at least 1, or a (batch,) tensor of such"
             )
-        if self.compact not in (None, True, False) or isinstance(self.compact, int) and self.compact is not bool(self.compact):
+        if self.compact not in (None, True, False) or (
+            isinstance(self.compact, int) and self.compact is not bool(self.compact)
+        ):
             raise TypeError(f"compact={self.compact!r} must be True, False or None")
         if self.loop.fixed_shapes and self.compact:
             raise ValueError(f"loop={self.loop!r} needs fixed shapes, compact=True drops rows: pass compact=False")

@@ -35,8 +35,8 @@ _MESSAGES = {
     Status.MAX_STEPS: "the steps ran out: raise max_steps, loosen rtol, or try another solver",
     Status.STALLED: (
         "the residual stopped falling: rtol may lie below what the dtype can resolve (loosen it or use float64), "
-        "or f cycles, wanders or has no fixed point (lower the solver's damping, make f contractive), or the solver was "
-        "caught where the residual is least (try another solver)"
+        "or f cycles, wanders or has no fixed point (lower the solver's damping, make f contractive), or the solver "
+        "was caught where the residual is least (try another solver)"
     ),
     Status.DIVERGED: (
         "the iterates grew out of bounds: f may expand or have no fixed point (normalise its weights, lower the "
@@ -71,7 +71,7 @@ class Solution(Generic[S]):
     """(steps, batch) relative residual of the k-th iterate, `z0` first; NaN once a row has stopped."""
     absolute: Tensor = field(repr=False)
     """(steps, batch) the same, `‖f(z) − z‖`: what rates are measured on."""
-    solver: Solver | None = field(default=None, repr=False)
+    solver: Solver | None = field(default=None, repr=False, kw_only=True)
     """The solver that ran, for the advice in `summary`."""
 
     @property

@@ -20,9 +20,7 @@ from .state import S
 
 @takes_settings()
 @uncompiled
-def solve(
-    f: Callable[..., S], z0: S, args: tuple[Any, ...] = (), **options: Unpack[SolveOptions]
-) -> Solution[S]:
+def solve(f: Callable[..., S], z0: S, args: tuple[Any, ...] = (), **options: Unpack[SolveOptions]) -> Solution[S]:
     """Find `z* = f(z*, *args)` for every row of a batch, each on its own.
 
     A row has converged when `‖f(z) − z‖ ≤ atol + rtol·‖f(z)‖`, unless it meets that only because ‖z‖ grew. A row
@@ -45,9 +43,7 @@ def solve(
 
 @takes_settings(solver=NewtonKrylov(), rtol=1e-6)
 @uncompiled
-def root(
-    F: Callable[..., S], z0: S, args: tuple[Any, ...] = (), **options: Unpack[SolveOptions]
-) -> Solution[S]:
+def root(F: Callable[..., S], z0: S, args: tuple[Any, ...] = (), **options: Unpack[SolveOptions]) -> Solution[S]:
     """Find `F(z*, *args) = 0` for every row of a batch, each on its own.
 
     A row has converged when `‖F(z)‖ ≤ atol + rtol·‖F(z0)‖`, so that a scaled F has the same answer; the solution's

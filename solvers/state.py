@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, TypeAlias
 
 import optree
 import torch
 from torch import Tensor
+from typing_extensions import TypeVar
 
 from .autocast import autocast_dtype
 
 State: TypeAlias = Any
 """What `f` maps: a tensor, or nested tuples, named tuples, lists and dicts of tensors that share dim 0, the batch."""
-S = TypeVar("S")
+S = TypeVar("S", default=State)
 
 _HALF = (torch.float16, torch.bfloat16)
 
@@ -110,8 +111,8 @@ class Layout:
 
 def tree_map(change: Callable[..., Any], values: S, *others: Any) -> S:
     """Nested containers with every leaf changed; None is a leaf."""
-    changed: S = optree.tree_map(change, values, *others, none_is_leaf=True)  # type: ignore[arg-type]
-    return changed
+    changed: Any = optree.tree_map(change, values, *others, none_is_leaf=True)  # type: ignore[arg-type]
+    return changed  # type: ignore[no-any-return]
 
 
 def tree_leaves(values: Any) -> list[Any]:

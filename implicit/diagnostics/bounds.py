@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from solvers import GMRES, State, solve
-from solvers.rules.jacobian_products import WAYS, first_way
 from solvers.problem import prepare
+from solvers.rules.jacobian_products import WAYS, first_way
 
 from ..calls import detached
 from ..parametrized import one_weight

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from scipy.sparse.linalg import LinearOperator
 from torch import Tensor
 
-from solvers.rules.jacobian_products import WAYS, first_way
 from solvers.problem import Problem
+from solvers.rules.jacobian_products import WAYS, first_way
 
 
 def tracked(problem: Problem, flat: Tensor) -> tuple[Tensor, Tensor]:

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from solvers import State
-from solvers.rules.jacobian_products import WAYS, first_way
 from solvers.problem import prepare
+from solvers.rules.jacobian_products import WAYS, first_way
 
 from ..calls import detached
 from ..parametrized import one_weight

@@ -106,7 +106,7 @@ def advance(problem: Problem, solver: Solver, measure: Measure, start: Stretch, 
         else:
             proposal, memory = solver.step(memory, z, image, residual)
         if count == 0 and hold.restart is not None and isinstance(solver, RestartingSolver):
-            memory = solver.restart(memory, hold.restart)
+            memory = solver.forget(memory, hold.restart)
             proposal = torch.where(hold.restart[:, None], image, proposal)
         if hold.rows is not None:
             proposal = torch.where(hold.rows[:, None], hold.best, proposal)
@@ -125,13 +125,11 @@ def advance(problem: Problem, solver: Solver, measure: Measure, start: Stretch, 
     return Stretch(points, norms, image, residual, memory)
 
 
-def _checked_step(
-    solver: Solver, memory: Any, z: Tensor, image: Tensor, residual: Tensor
-) -> tuple[Tensor, Any]:
+def _checked_step(solver: Solver, memory: Any, z: Tensor, image: Tensor, residual: Tensor) -> tuple[Tensor, Any]:
     """`solver.step`, which may be a user's, looked at as `f` is."""
     given, name = (z, image, residual), f"{type(solver).__name__}.step"
     inference = z.is_inference()
-    before = [x.clone() for x in given] if inference else [x._version for x in given]
+    before: list[Any] = [x.clone() for x in given] if inference else [x._version for x in given]
     result: Any = solver.step(memory, z, image, residual)
     if not (isinstance(result, tuple) and len(result) == 2 and isinstance(result[0], Tensor)):
         raise TypeError(f"{name} returned a {type(result).__name__}: return the next iterate and the memory")

@@ -100,7 +100,7 @@ class Anderson(QuasiNewtonSolver):
             mixed = mixed.add(mixed_residual, alpha=self.damping - 1)
         return mixed, AndersonMemory(*memory[:5], residual, fz, filled, slot=(slot + 1) % size)
 
-    def restart(self, memory: AndersonMemory, rows: Tensor) -> AndersonMemory:
+    def forget(self, memory: AndersonMemory, rows: Tensor) -> AndersonMemory:
         for history in memory[:2]:
             history[:, : memory.filled].masked_fill_(rows[:, None, None], 0)
         identity = torch.eye(memory.gram.shape[1], dtype=torch.float64, device=rows.device)

@@ -76,7 +76,7 @@ class Broyden(RestartingSolver):
             product_into(coupling[:, filled, :filled], row[:, 1:], inverse_squares[:, :filled]).neg_()
         return z + newest, BroydenMemory(history, coupling, inverse_squares, filled + 1)
 
-    def restart(self, memory: BroydenMemory, rows: Tensor) -> BroydenMemory:
+    def forget(self, memory: BroydenMemory, rows: Tensor) -> BroydenMemory:
         memory.history[:, : memory.filled].masked_fill_(rows[:, None, None], 0)
         for small in (memory.coupling, memory.inverse_squares):
             small[rows] = 0

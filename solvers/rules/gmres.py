@@ -73,14 +73,20 @@ class GMRES(Solver):
         # between two evaluated points, so that what is known of A is exact, whatever became of the search
         change = here - last
         length = torch.linalg.vector_norm(change[:, 1], dim=1, keepdim=True)
+        here_size, rounding = torch.linalg.vector_norm(residual, dim=1, keepdim=True), torch.finfo(z.dtype).eps
         if filled:
+            lost = here_size * rounding**0.5 > least  # among directions that are rounding errors: begin anew
+            if _unseen(lost) or lost.any():
+                history[:, :filled].masked_fill_(lost.unsqueeze(2), 0)
             change, length = _without(history[:, :filled], change, length)
-        pair = change.mul_(length.clamp_(min=torch.finfo(z.dtype).tiny).reciprocal_().unsqueeze(2))
+        # less than the rounding of what it is the difference of is no direction
+        known = length > rounding * here_size
+        pair = change.mul_(torch.where(known, length.reciprocal(), 0).unsqueeze(2))
         history[:, filled] = pair.view(rows, 2 * dim)
-        stride = torch.linalg.vector_norm(pair[:, 0], dim=1, keepdim=True)
+        stride = torch.where(known, torch.linalg.vector_norm(pair[:, 0], dim=1, keepdim=True), 1)
 
         # the least residual, from here: its error does not add up from step to step
-        best, size = _without(history[:, : filled + 1], here.clone(), torch.linalg.vector_norm(residual, dim=1, keepdim=True))
+        best, size = _without(history[:, : filled + 1], here.clone(), here_size)
         point, lower = best.unbind(1)
         following = torch.where(least.square() - size.square() > _TURN * size.square(), lower, size * pair[:, 1])
         proposal = torch.addcmul(point, stride, following)
@@ -98,7 +104,9 @@ def _without(pairs: Tensor, pair: Tensor, length: Tensor) -> tuple[Tensor, Tenso
     left = torch.linalg.vector_norm(pair[:, 1], dim=1, keepdim=True)
     cancelled = left < _CANCELLED * length
     if _unseen(cancelled) or cancelled.any():
-        row.baddbmm_(torch.bmm(pair[:, 1:], directions).mul_(cancelled.unsqueeze(2)), pairs, alpha=-1)  # rows stay apart
+        row.baddbmm_(
+            torch.bmm(pair[:, 1:], directions).mul_(cancelled.unsqueeze(2)), pairs, alpha=-1
+        )  # rows stay apart
         left = torch.linalg.vector_norm(pair[:, 1], dim=1, keepdim=True)
     return pair, left
 

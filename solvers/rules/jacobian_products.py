@@ -82,6 +82,8 @@ def first_way(f: Map, z: Tensor, image: Tensor, spread: float, v: Tensor) -> tup
 class NewtonEquation(Problem):
     """`g′(z) δ + shift = 0` for g the residual of a problem, as the fixed point of `δ + g′(z) δ + shift`."""
 
+    told = False
+
     def __init__(self, problem: Problem, way: int, z: Tensor, residual: Tensor, shift: Tensor) -> None:
         self.problem = problem
         super().__init__(problem.f, (), Layout(shift))
@@ -90,6 +92,15 @@ class NewtonEquation(Problem):
         self.product = WAYS[way](problem.residual, z, residual, problem.spread)
         if WAYS[way] is double_reverse_mode:
             self.spent = np.ones(len(z), dtype=np.int64)  # by its one evaluation of f
+
+    @property
+    def coupled(self) -> bool:  # type: ignore[override]
+        """As the problem's rows are."""
+        return self.problem.coupled
+
+    @coupled.setter
+    def coupled(self, value: bool) -> None:
+        self.problem.coupled |= value
 
     @property
     def independent(self) -> bool:  # type: ignore[override]

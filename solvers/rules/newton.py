@@ -19,10 +19,10 @@ from .rule import Solver
 
 _SUFFICIENT = 1e-4
 _SHORTEST = 2.0**-10
-_LOOSEST, _TIGHTEST = 0.5, 1e-4
+_LOOSEST, _TIGHTEST = 0.1, 1e-4
 _REFUSED = 0.5
 """Length whose refusal sends a row to roam: full steps whatever the residual, until it is below that at `point`."""
-_ROAMS = 12
+_ROAMS = 20
 """Steps after which a row is back at `point` and at shorter steps; well within the patience of the loop."""
 
 
@@ -121,7 +121,9 @@ class NewtonKrylov(Solver):
         # in units of its tolerance each row has the same one
         shift = torch.where(going & (size > 0), residual / tolerance, 0)
         equation = NewtonEquation(problem, way, z, residual, shift)
-        inner = Settings(GMRES(self.inner_steps), rtol=0.0, atol=1.0, max_steps=self.inner_steps + 1, compact=problem.compact)
+        inner = Settings(
+            GMRES(self.inner_steps), rtol=0.0, atol=1.0, max_steps=self.inner_steps + 1, compact=problem.compact
+        )
         outcome = iterate(equation, torch.zeros_like(z), inner, start=(shift, shift))
         problem.spent = outcome.rows.steps + outcome.rows.spent - 1 + tried
         return way, outcome.value * tolerance

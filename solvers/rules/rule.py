@@ -70,7 +70,7 @@ class RestartingSolver(Solver):
     """
 
     @abstractmethod
-    def restart(self, memory: Any, rows: Tensor) -> Any:
+    def forget(self, memory: Any, rows: Tensor) -> Any:
         """The memory with the history of the rows marked in `rows`, (rows,) bool, forgotten."""
 
 

@@ -10,8 +10,8 @@ from implicit import NeumannGradient, PhantomGradient, ShineGradient, UnrolledGr
 from implicit.explicit import Explicit
 from implicit.gradients.base import Evaluation
 from solvers import Anderson, Settings
-from solvers.iterate import History, Outcome
 from solvers.loops.eager import Hold, advance, begin
+from solvers.outcome import History, Outcome
 from solvers.problem import Problem
 from solvers.state import Layout
 

@@ -17,7 +17,9 @@ def trace_of(*columns):
     padded = [[*column, *[math.nan] * (steps - len(column))] for column in columns]
     trace = torch.tensor(padded, dtype=torch.float64).T
     rows = torch.zeros(len(columns), dtype=torch.int64)
-    return Solution(value=(), residual=trace[-1], status=rows, steps=rows, evaluations=rows, trace=trace, absolute=trace)
+    return Solution(
+        value=(), residual=trace[-1], status=rows, steps=rows, evaluations=rows, trace=trace, absolute=trace
+    )
 
 
 def test_the_rate_of_plain_iteration_is_the_modulus_of_the_largest_eigenvalue():

@@ -68,7 +68,8 @@ def test_what_has_no_fixed_point_is_reported(family, solver):
         assert found <= expected, (seed, solution)
         assert solution.value.isfinite().all()
         if not isinstance(solver, NewtonKrylov | Monotone):  # these creep towards a least residual
-            assert solution.steps.max() <= 160, "before the steps are burnt"
+            # those who take over once a solver is stuck live on the same steps
+            assert solution.steps.max() <= 190, "before the steps are burnt"
 
 
 @pytest.mark.parametrize("compact", [False, True])
@@ -151,7 +152,7 @@ class Leaping(RestartingSolver):
         count = memory[0] + 1
         return torch.where(count == self.at, self.leap, fz), (count,)
 
-    def restart(self, memory, rows):
+    def forget(self, memory, rows):
         return memory
 
 

@@ -71,9 +71,7 @@ RATE = torch.linspace(0.1, 0.9, 8)[:, None]
 def test_tensors_without_the_batch_are_shared(shared):
     solution = solve(lambda z, r, b: r * z + b, torch.zeros(8, 5), (RATE, shared), compact=True, solver=Picard())
     assert solution.converged.all()
-    inside = solve(
-        lambda z, x: x["r"] * z + x["b"][0], torch.zeros(8, 5), ({"r": RATE, "b": [shared]},), compact=True
-    )
+    inside = solve(lambda z, x: x["r"] * z + x["b"][0], torch.zeros(8, 5), ({"r": RATE, "b": [shared]},), compact=True)
     assert inside.converged.all()
 
 

@@ -120,6 +120,7 @@ def test_norms_that_leave_float64_are_still_right(check_every, exponent):
     torch.testing.assert_close(solution.value / 10.0**exponent, exact, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.filterwarnings("ignore:the rows depend on each other:RuntimeWarning")
 @pytest.mark.parametrize("check_every", [1, 3, 10])
 @pytest.mark.parametrize("solver", [Picard(), Anderson(), Broyden(), NewtonKrylov()], ids=repr)
 def test_rows_that_see_each_other_converge_together_or_not_at_all(solver, check_every):
@@ -134,8 +135,7 @@ def test_rows_that_see_each_other_converge_together_or_not_at_all(solver, check_
     image = coupled(solution.value)
     relative = (image - solution.value).norm(dim=1) / image.norm(dim=1)
     assert (relative[solution.converged] <= 1.02e-6).all()
-    if solver == Picard():
-        assert solution.converged.all()
+    assert solution.converged.all(), solution.summary()
 
 
 @pytest.mark.parametrize("solver", [Anderson(), Broyden(memory=4)], ids=repr)

@@ -10,13 +10,14 @@ from torch import Tensor
 
 from .autocast import without_autocast
 from .coupled import JointProblem, WorstRow, warn_of_coupling
-from .judge import SLACK, Floats
+from .dropping import warn_of_dropping
 from .loops.eager import Eager
 from .norms import row_norms
 from .outcome import Keep, Outcome
 from .problem import DroppedRowsError, Problem
 from .progress import Progress
-from .run import Run, fresh_rows, rule_of, warn_of_dropping
+from .rows import SLACK, Floats
+from .run import Run, fresh_rows, rule_of
 from .settings import Settings
 from .solution import Status
 

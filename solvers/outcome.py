@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .judge import Floats, Rows, Rule
 from .problem import Problem
+from .rows import Floats, Rows, Rule
 from .rules.rule import Solver
 from .solution import Solution
 

@@ -8,7 +8,8 @@ from math import inf
 import numpy as np
 from torch import Tensor
 
-from .judge import Bools, Floats, Integers, Rows, Rule, Verdict, judge
+from .judge import Verdict, judge
+from .rows import Bools, Floats, Integers, Rows, Rule
 
 FEW = 128
 """Norms up to which Python compares one by one faster than NumPy calls its operations."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import replace
 from typing import Any
 
@@ -10,12 +9,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .judge import Bools, Integers, Rows, Rule
-from .loops.eager import Hold, Stretch, begin
-from .norms import extreme, row_norms
+from .dropping import can_follow
+from .loops.eager import Hold, begin
+from .norms import extreme
 from .outcome import History, Keep, Outcome
-from .problem import DroppedRowsError, Problem, select
+from .problem import Problem, select
 from .progress import Progress
+from .rows import Bools, Integers, Rows, Rule
 from .rules.broyden import Broyden
 from .second_try import SecondTry, SecondTryMemory
 from .settings import Settings
@@ -23,8 +23,6 @@ from .solution import Status
 
 DROP_SHARE = 1 / 8
 """Share of the current rows that must have stopped before they are dropped: dropping copies the solver's history."""
-NEGLIGIBLE, ALIKE = 0.1, 100
-"""Share of a row's tolerance, and rounding units of its image, by which that may change when others are dropped."""
 
 
 class Run:
@@ -119,7 +117,7 @@ class Run:
             return
         positions = _on_device(np.flatnonzero(running), self.best)
         fewer, stretch = self.problem.take(positions), self.stretch.take(positions)
-        if not (self.problem.independent or self._can_follow(fewer, stretch)):
+        if not (self.problem.independent or can_follow(fewer, stretch, self.measure)):
             self.problem.compact, self.warned = False, True
             return
         self.problem.independent = fewer.independent = True
@@ -129,20 +127,6 @@ class Run:
         self.problem, self.stretch, self.best = fewer, stretch, self.best.index_select(0, positions)
         self.held = None if self.held is None or not self.progress.rows.recovering.any() else self.held[positions]
         self._bind()
-
-    def _can_follow(self, fewer: Problem, stretch: Stretch) -> bool:
-        """Whether f without the rows that have stopped says the same of the others; costs one evaluation of these."""
-        try:
-            image, _ = fewer.evaluate(stretch.points[-1], stretch.image)
-        except DroppedRowsError as error:
-            warn_of_dropping(f"f failed without them: {error}")
-            return False
-        change, scale = row_norms(image - stretch.image), row_norms(stretch.image)
-        allowed = NEGLIGIBLE * (self.measure.atol + self.measure.rtol * scale)
-        if (change <= allowed + ALIKE * self.problem.rounding * scale).all():
-            return True
-        warn_of_dropping("f returned something else for the others without them")
-        return False
 
     def go_on(self) -> None:
         """The next steps."""
@@ -236,18 +220,6 @@ def fresh_rows(z: Tensor, settings: Settings) -> Rows:
         )
     limit = steps.cpu().numpy().astype(np.int64) if isinstance(steps, Tensor) else np.full(len(z), int(steps))
     return Rows.fresh(limit, settings.solver.patience(z.shape[1]))
-
-
-def warn_of_dropping(what: str) -> None:
-    warnings.warn(
-        f"rows that had stopped were dropped, and {what}. The whole batch is solved instead. f couples the rows (batch "
-        "statistics, attention across the batch), draws random numbers, or uses a tensor of the batch's size that is "
-        "not in args, or one in args that the rows share although it is as long as the batch. Pass compact=False; "
-        "replace BatchNorm by GroupNorm or LayerNorm; pass tensors through args, shared ones as solvers.Shared("
-        "tensor); make a graph, whose nodes are no rows, one row: z0[None]",
-        RuntimeWarning,
-        stacklevel=6,
-    )
 
 
 def _chosen(keep: Integers, points: list[Tensor], best: Tensor) -> Tensor:

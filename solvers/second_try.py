@@ -13,8 +13,8 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from .judge import Integers
 from .problem import Problem
+from .rows import Integers
 from .rules.broyden import Broyden, BroydenMemory
 from .rules.rule import RestartingSolver, Solver
 

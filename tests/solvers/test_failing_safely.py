@@ -64,10 +64,10 @@ def test_what_has_no_fixed_point_is_reported(family, solver):
         solution = solve(make(b), start, solver=solver, rtol=1e-6, max_steps=200)
         found = {Status(code) for code in solution.status.tolist()}
         if isinstance(solver, GMRES):  # which evaluates such an f where it stays small, and nobody takes over
-            expected = expected | {Status.STALLED}
+            expected = FAILED
         assert found <= expected, (seed, solution)
         assert solution.value.isfinite().all()
-        if not isinstance(solver, NewtonKrylov | Monotone):  # these creep towards a least residual
+        if not isinstance(solver, NewtonKrylov | Monotone | GMRES):  # these creep towards a least residual
             # those who take over once a solver is stuck live on the same steps
             assert solution.steps.max() <= 190, "before the steps are burnt"
 

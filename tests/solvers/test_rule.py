@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from solvers import Status
-from solvers.judge import RUNNING, Rows, Rule, judge
+from solvers.judge import judge
 from solvers.progress import Progress
+from solvers.rows import RUNNING, Rows, Rule
 
 LEVELS = [0.0, 1e-300, 1e-12, 1e-6, 0.4, 0.5, 0.74, 0.76, 1.0, 1.0 - 1e-9, 2.0, 40.0, 1e5, 1e30, np.inf, np.nan]
 residuals = st.one_of(st.sampled_from(LEVELS), st.floats(1e-9, 1e3))

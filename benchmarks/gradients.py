@@ -13,6 +13,7 @@ from .proximal import proximal_gradients, proximal_seconds
 from .report import Progress, Table
 from .run import Measurement, run
 from .second_derivatives import second_derivatives
+from .splitting import splitting
 from .training_step import training_step
 
 PEERS = ("torchdeq", "scipy", "deepinv")
@@ -31,7 +32,8 @@ def compare(quick: bool, folder: Path) -> None:
 def _tables(quick: bool, progress: Progress) -> Iterator[tuple[str, Table]]:
     yield "training_step", training_step(quick, progress)
     yield "proximal_seconds", proximal_seconds(quick, progress)
-    torch.set_num_threads(1)  # from here on nothing is timed, and small problems are fastest so
+    torch.set_num_threads(1)  # small problems are fastest so
+    yield "splitting", splitting(quick, progress)
     yield from backward(quick, progress)
     for name, measure in MEASUREMENTS.items():
         yield name, measure(quick, progress)

@@ -9,11 +9,13 @@ from .gradients import (
     PhantomGradient,
     ReversibleGradient,
     ShineGradient,
+    SplittingGradient,
     Unconverged,
     UnrolledGradient,
 )
 from .parametrized import one_weight
 from .recording import ConvergenceWarning, record
+from .split_cell import SplitCell
 
 __all__ = [
     "ConvergenceWarning",
@@ -25,6 +27,8 @@ __all__ = [
     "PhantomGradient",
     "ReversibleGradient",
     "ShineGradient",
+    "SplitCell",
+    "SplittingGradient",
     "Unconverged",
     "UnrolledGradient",
     "fixed_point",

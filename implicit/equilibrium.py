@@ -10,9 +10,9 @@ import torch
 from torch import nn
 from typing_extensions import Unpack
 
-from solvers import NewtonKrylov, Settings, Solution, SolveOptions, State
+from solvers import NewtonKrylov, PeacemanRachford, Settings, Solution, SolveOptions, State
 from solvers.compilation import uncompiled
-from solvers.problem import RootProblem, prepare
+from solvers.problem import Problem, RootProblem, prepare
 from solvers.settings import takes_settings
 from solvers.solve import root_settings, solve_prepared
 from solvers.state import S
@@ -23,6 +23,7 @@ from .gradients import Gradient, ImplicitGradient
 from .layer import Layer
 from .parametrized import one_weight
 from .recording import layer_name
+from .split_cell import SplitCell, SplitMap
 from .suitability import warn_of_unsuitable
 
 
@@ -118,19 +119,32 @@ class Equilibrium(Layer):
         """
         if not isinstance(at, tuple) or not all(isinstance(step, int) and step >= 0 for step in at):
             raise ValueError(f"at={at!r} must be a tuple of numbers of steps, each at least 0")
-        settings, start = self._settings(max_steps), self.start(inputs, z0)
         name = layer_name(self, self.title)
         note_call(self, inputs, z0, max_steps)
         with one_weight(self.cell):
-            return differentiable_solve(name, prepare(self.cell, start, inputs), start, self.gradient, settings, at)
+            problem, start, settings = self._problem(inputs, z0, max_steps)
+            return differentiable_solve(name, problem, start, self.gradient, settings, at)
 
     @uncompiled
     def solve(self, *inputs: Any, z0: State | None = None, max_steps: int | None = None) -> Solution[Any]:
         """The `Solution` for `inputs`: status, residual and trace of every row, no graph."""
-        settings, start = self._settings(max_steps), self.start(inputs, z0)
         warn_of_unsuitable(self.cell)
         with one_weight(self.cell), torch.no_grad():
-            return solve_prepared(prepare(self.cell, start, inputs), start, settings)
+            return solve_prepared(*self._problem(inputs, z0, max_steps))
+
+    def _problem(
+        self, inputs: tuple[Any, ...], z0: State | None, max_steps: int | None
+    ) -> tuple[Problem, State, Settings]:
+        """What is solved, from where, and how: the cell, or what is left of it once its linear part is known."""
+        settings = self._settings(max_steps)
+        if not (isinstance(self.cell, SplitCell) and isinstance(self.solver, PeacemanRachford)):
+            start = self.start(inputs, z0)
+            return prepare(self.cell, start, inputs), start, settings
+        parts = self.cell.split(*inputs)
+        start = torch.zeros_like(parts.shift) if z0 is None and self.initial is None else self.start(inputs, z0)
+        # all rows share W, and what is left costs little
+        problem = prepare(SplitMap(self.cell), start, (parts.shift, parts.weight))
+        return problem, start, replace(settings, compact=False)
 
     def _settings(self, max_steps: int | None) -> Settings:
         settings = self.settings

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from solvers import Loop, Norm, Settings, Solution, Solver, State
 
+from .split_cell import SplitCell
+
 
 class Layer(nn.Module, ABC):
     """A module around a cell `(z, *inputs) → z`, that starts at `initial(*inputs)` or at zeros like the first input."""
@@ -53,6 +55,8 @@ class Layer(nn.Module, ABC):
             return z0
         if self.initial is not None:
             return self.initial(*inputs)
+        if isinstance(self.cell, SplitCell):
+            return torch.zeros_like(self.cell.shift(*inputs))
         if not inputs or not isinstance(inputs[0], Tensor):
             raise TypeError("the default start is zeros like the first input, which is no tensor: pass initial= or z0=")
         return torch.zeros_like(inputs[0])

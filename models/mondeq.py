@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from implicit import Equilibrium
-from solvers import Monotone, Solver
+from implicit import Equilibrium, Gradient, ImplicitGradient, SplitCell, SplittingGradient
+from solvers import PeacemanRachford, Solver
 
 
-class MonotoneCell(nn.Module):
+class MonotoneCell(SplitCell):
     """`z ↦ ReLU(W z + U x + b)` with `W = (1 − m) I − AᵀA + B − Bᵀ`, so that I − W is strongly monotone.
 
     Its equilibrium exists and is unique for all A and B, and z − f(z) need not be monotone in the usual sense: the cell
@@ -24,25 +23,30 @@ class MonotoneCell(nn.Module):
     """
 
     def __init__(self, width: int, inputs: int, *, margin: float = 0.5) -> None:
-        super().__init__()
         if not 0 < margin <= 1:
             raise ValueError(f"margin={margin!r} must lie in (0, 1]")
-        self.margin = margin
+        super().__init__(margin=margin)
         self.symmetric, self.skew = (nn.Parameter(torch.empty(width, width)) for _ in range(2))
         self.injection = nn.Linear(inputs, width)
         for weight in (self.symmetric, self.skew):
             nn.init.normal_(weight, std=0.5 / width**0.5)
 
-    def forward(self, z: Tensor, x: Tensor) -> Tensor:
-        """(batch, width), from (batch, width) and (batch, inputs)."""
-        within = F.linear(F.linear(z, self.symmetric), self.symmetric.T)
-        turned = F.linear(z, self.skew - self.skew.T)
-        output: Tensor = torch.relu((1 - self.margin) * z - within + turned + self.injection(x))
-        return output
+    def weight(self) -> Tensor:
+        """W, (width, width)."""
+        turning = self.skew - self.skew.mT
+        identity = torch.eye(len(turning), dtype=turning.dtype, device=turning.device)
+        return torch.addmm((1 - self.margin) * identity + turning, self.symmetric.mT, self.symmetric, alpha=-1)
+
+    def shift(self, x: Tensor) -> Tensor:
+        """U x + b, (batch, width), from (batch, inputs)."""
+        shift: Tensor = self.injection(x)
+        return shift
 
 
-def mondeq(inputs: int, outputs: int, *, width: int = 64, solver: Solver = Monotone()) -> nn.Module:
+def mondeq(inputs: int, outputs: int, *, width: int = 64, solver: Solver = PeacemanRachford()) -> nn.Module:
     """(batch, inputs) → (batch, outputs): the equilibrium of a `MonotoneCell`, read out linearly."""
-    cell = MonotoneCell(width, inputs)
-    layer = Equilibrium(cell, solver=solver, initial=lambda x: x.new_zeros(len(x), width))
-    return nn.Sequential(layer, nn.Linear(width, outputs))
+    split = isinstance(solver, PeacemanRachford)
+    gradient: Gradient = SplittingGradient() if split else ImplicitGradient()
+    return nn.Sequential(
+        Equilibrium(MonotoneCell(width, inputs), solver=solver, gradient=gradient), nn.Linear(width, outputs)
+    )

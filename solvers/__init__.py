@@ -9,6 +9,7 @@ from .rules.broyden import Broyden
 from .rules.gmres import GMRES
 from .rules.monotone import Monotone
 from .rules.newton import NewtonKrylov
+from .rules.peaceman_rachford import PeacemanRachford
 from .rules.picard import Picard
 from .rules.reversible import Reversible
 from .rules.rule import QuasiNewtonSolver, RestartingSolver, Solver
@@ -30,6 +31,7 @@ __all__ = [
     "Monotone",
     "NewtonKrylov",
     "Norm",
+    "PeacemanRachford",
     "Picard",
     "QuasiNewtonSolver",
     "RestartingSolver",

@@ -5,6 +5,7 @@ from .exact import ImplicitGradient, Unconverged
 from .inexact import NeumannGradient, ShineGradient
 from .phantom import PhantomGradient
 from .reversible import ReversibleGradient
+from .splitting import SplittingGradient
 from .unrolled import UnrolledGradient
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "PhantomGradient",
     "ReversibleGradient",
     "ShineGradient",
+    "SplittingGradient",
     "Unconverged",
     "UnrolledGradient",
 ]

@@ -24,12 +24,16 @@ class AdjointGradient(Gradient):
         return anchored(value, *inputs)
 
     def attach(self, at: Evaluation) -> Tensor:
-        inverse = inverse_estimate(at) if self.remembers else None
+        inverse = self.inverse(at)
         explicit, tensors = at.explicit() if self.exact else (None, ())
         # a backward pass visits all that this hangs below, even where it brings no gradient
         used = [tensor if uses else tensor.detach() for tensor, uses in zip(tensors, computed_from(at.image, tensors))]
         attached: Tensor = _Implicit.apply(at.image, at.point, self, explicit, at.report, inverse, *used)
         return attached.clone()  # which the caller may write to: the backward reads what it is a copy of
+
+    def inverse(self, at: Evaluation) -> Map | None:
+        """What the forward solve knows of `v ↦ (I − Jᵀ)⁻¹ v`, for the first derivative's equation."""
+        return inverse_estimate(at) if self.remembers else None
 
     @abstractmethod
     def linear(self, product: Map, shift: Tensor, report: Report, inverse: Map | None) -> Tensor:

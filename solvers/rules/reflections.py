@@ -1,0 +1,152 @@
+"""Reflections at σ and at a linear operator by turns: what a Peaceman–Rachford splitting does within a step."""
+
+from __future__ import annotations
+
+import weakref
+from abc import abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..problem import Problem
+from .rule import Solver
+
+Activation = Callable[[Tensor], Tensor]
+
+_SHARE = 0.1  # of rtol, that rounding in single precision may take before sweeps are made in double
+
+
+class Parts(NamedTuple):
+    """`z ↦ σ(W z + c)` in parts, as `split(*args)` of such a map returns them."""
+
+    weight: Tensor  # W, (dim, dim), of the flat state
+    shift: Tensor  # c, (batch, …) like z
+    activation: Activation  # σ, entry by entry, nondecreasing and 1-Lipschitz
+    margin: float  # m > 0: the symmetric part of I − W is at least m
+    formed: dict[Any, Any] | None = None  # where K is kept for as long as its weight is the same; None: nowhere
+
+    @property
+    def rectified(self) -> bool:
+        """Whether σ is the ReLU, a projection and so a proximal operator at every step size."""
+        return self.activation in (torch.relu, F.relu) or isinstance(self.activation, nn.ReLU)
+
+
+class Cayley(NamedTuple):
+    """W and `K = 2 (I + α(I − W))⁻¹ − I`, transposed, so that rows are multiplied from the left."""
+
+    weight: Tensor
+    reflection: Tensor
+    alpha: float
+
+    @classmethod
+    def of(cls, parts: Parts, alpha: float | None, rtol: float) -> Cayley:
+        """That of a map, as formed before where nothing has changed since."""
+        weight = parts.weight
+        if parts.formed is None or weight.is_inference():  # which carries no version
+            return cls.form(parts, alpha, rtol)
+        known, version, least, found = parts.formed.get(alpha, (None, 0, 0.0, None))
+        if known is None or known() is not weight or version != weight._version or rtol < least:
+            found = cls.form(parts, alpha, rtol)
+            parts.formed[alpha] = weakref.ref(weight), weight._version, rtol, found
+        return found
+
+    @classmethod
+    def form(cls, parts: Parts, alpha: float | None, rtol: float) -> Cayley:
+        weight = parts.weight.detach().to(torch.promote_types(parts.weight.dtype, torch.float32))
+        identity = torch.eye(len(weight), dtype=weight.dtype, device=weight.device)
+        operator = identity - weight
+        total = torch.linalg.matrix_norm(operator)
+        # the largest singular value is more, but not by much
+        largest = float(torch.linalg.matrix_norm(operator @ operator.mT) / total)
+        spread = max(float(total) / len(weight) ** 0.5, parts.margin)
+        if alpha is None:
+            alpha = parts.margin**-0.25 * spread**-0.75 if parts.rectified else 1.0
+        elif alpha != 1 and not parts.rectified:
+            raise ValueError(f"PeacemanRachford: step_size={alpha!r} needs the ReLU: leave it out")
+        if torch.finfo(weight.dtype).eps * largest > _SHARE * rtol:
+            weight, identity = weight.double(), identity.double()
+        # weights that have run away are for the residuals to tell, not for an exception
+        inverse, _ = torch.linalg.inv_ex((1 + alpha) * identity - alpha * weight)
+        return cls(weight.mT, (2 * inverse - identity).mT, alpha)
+
+    def transposed(self) -> Cayley:
+        return Cayley(self.weight.mT, self.reflection.mT, self.alpha)
+
+    def offset(self, shift: Tensor) -> Tensor:
+        """`α (K + I) c`."""
+        return torch.addmm(shift, shift, self.reflection).mul_(self.alpha)
+
+
+class _Memory(NamedTuple):
+    reflected: Tensor  # (rows, dim): u
+    offset: Tensor  # (rows, dim): α (K + I) c
+    shift: Tensor | None = None  # (rows, dim): c, where it is needed
+    sign: Tensor | None = None  # (rows, dim): 2D − 1, where σ has the slope D
+
+
+@dataclass(frozen=True, eq=False)
+class _Bound(Solver):
+    """Sweeps for one problem; what they work on may be of more digits than the iterates."""
+
+    problem: Problem | None  # where sweeps are booked
+    cayley: Cayley
+    sweeps: int
+
+    fixed_cost: ClassVar[bool] = False
+
+    def bind(self, problem: Problem, rtol: float, atol: float) -> Solver:
+        return replace(self, problem=problem)
+
+    def _swept(self, memory: _Memory) -> tuple[Tensor, _Memory]:
+        """The iterate after some sweeps."""
+        u, offset = memory.reflected, memory.offset
+        for _ in range(self.sweeps):
+            u = torch.addmm(offset, w := self._reflect(u, memory), self.cayley.reflection)
+        if self.problem is not None:
+            self.problem.spent = np.full(len(u), self.sweeps)
+        return torch.add(w, u).mul_(0.5), memory._replace(reflected=u)
+
+    @abstractmethod
+    def _reflect(self, u: Tensor, memory: _Memory) -> Tensor:
+        """`2σ(u) − u`."""
+
+
+@dataclass(frozen=True, eq=False)
+class Forward(_Bound):
+    parts: Parts
+
+    def init(self, z: Tensor) -> _Memory:
+        weight, _, alpha = self.cayley
+        z, shift = z.to(weight.dtype), self.parts.shift.to(weight.dtype)
+        return _Memory(torch.lerp(z, torch.addmm(shift, z, weight), alpha), self.cayley.offset(shift))
+
+    def step(self, memory: _Memory, z: Tensor, fz: Tensor, residual: Tensor) -> tuple[Tensor, _Memory]:
+        z_new, memory = self._swept(memory)
+        return z_new.to(z.dtype), memory
+
+    def _reflect(self, u: Tensor, memory: _Memory) -> Tensor:
+        return u.abs() if self.parts.rectified else self.parts.activation(u).mul(2).sub_(u)
+
+
+@dataclass(frozen=True, eq=False)
+class Adjoint(_Bound):
+    """`u = Wᵀ D u + g` by way of `q = D(Wᵀ q + g)`, whose form is the forward one with the slope D for σ."""
+
+    slope: Tensor
+
+    def init(self, z: Tensor) -> _Memory:
+        shift = z.to(self.cayley.weight.dtype)
+        return _Memory(self.cayley.alpha * shift, self.cayley.offset(shift), shift, 2 * self.slope.to(shift.dtype) - 1)
+
+    def step(self, memory: _Memory, z: Tensor, fz: Tensor, residual: Tensor) -> tuple[Tensor, _Memory]:
+        q, memory = self._swept(memory)
+        assert memory.shift is not None
+        return torch.addmm(memory.shift, q, self.cayley.weight).to(z.dtype), memory
+
+    def _reflect(self, u: Tensor, memory: _Memory) -> Tensor:
+        return u if memory.sign is None else u * memory.sign

@@ -49,7 +49,7 @@ def _run(problem: Problem, z: Tensor, settings: Settings, start: Any, keep: Keep
     run = Run(problem, z if start else z.clone(), settings, start, keep)
     while True:
         run.look()
-        if problem.coupled and not isinstance(problem, JointProblem):
+        if problem.coupled and not isinstance(problem, JointProblem) and run.repeatable:
             return _solved_jointly(problem, z, run)
         if run.finished:
             return run.outcome()

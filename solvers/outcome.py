@@ -58,7 +58,7 @@ class Outcome:
             for array in (relative, rows.status, rows.steps, rows.steps + rows.spent, trace, absolute)
         )
         value = problem.layout.unflatten(self.value.clone())
-        return Solution(value, *tensors, solver=solver)
+        return Solution(value, *tensors, alternatives=solver.alternatives)
 
 
 def _relative(residual: Floats, reference: Floats) -> Floats:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -82,6 +83,12 @@ class Run:
                 self.iterates[wanted] = self._all(points[wanted - first])
         if self.keep.histories:
             self._remember(~self.progress.rows.running)
+
+    @cached_property
+    def repeatable(self) -> bool:
+        """Whether f says the same when it is evaluated again; else what changed says nothing about the rows."""
+        image, last = self.problem(self.stretch.points[-1]), self.stretch.image
+        return torch.equal(image.nan_to_num(), last.nan_to_num())
 
     @property
     def finished(self) -> bool:

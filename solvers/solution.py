@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from .pages import sparkline, table
-from .rules.rule import Solver
 from .state import S
 
 
@@ -71,8 +70,8 @@ class Solution(Generic[S]):
     """(steps, batch) relative residual of the k-th iterate, `z0` first; NaN once a row has stopped."""
     absolute: Tensor = field(repr=False)
     """(steps, batch) the same, `‖f(z) − z‖`: what rates are measured on."""
-    solver: Solver | None = field(default=None, repr=False, kw_only=True)
-    """The solver that ran, for the advice in `summary`."""
+    alternatives: str = field(default="another solver", repr=False, kw_only=True)
+    """What to try where rows fail, as the solver that ran knows it."""
 
     @property
     def converged(self) -> Tensor:
@@ -102,9 +101,7 @@ class Solution(Generic[S]):
         return "\n".join(lines)
 
     def _advice(self, status: Status) -> str:
-        if self.solver is None:
-            return status.message
-        return status.message.replace("another solver", self.solver.alternatives)
+        return status.message.replace("another solver", self.alternatives)
 
     def to_dict(self) -> dict[str, list[Any]]:
         """What became of each row, in plain numbers and words; the value and the trace are left out.

@@ -131,6 +131,6 @@ print(json.dumps([sorted(loaded), said]))
     result = run(python, "-I", "-c", script, json.dumps(list(MISSING)), cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     loaded, said = json.loads(result.stdout)
-    assert set(loaded) <= {"implicit", "solvers", "models", "numpy"}
+    assert set(loaded) <= {"implicit", "solvers", "models", "numpy", "optree"}
     for code, message in MISSING.items():
         assert message in said[code], said[code]

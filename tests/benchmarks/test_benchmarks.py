@@ -84,7 +84,15 @@ def test_a_quick_run_of_gradients_prints_and_writes_every_table(tmp_path):
     assert result.returncode == 0, result.stderr
     tables = json.loads((tmp_path / "gradients.json").read_text())["tables"]
     cases = {f"backward {name}" for name in QUICK}
-    others = {"training_step", "proximal_seconds", "proximal_gradients", "products", "second_derivatives", "loss_scale"}
+    others = {
+        "training_step",
+        "splitting",
+        "proximal_seconds",
+        "proximal_gradients",
+        "products",
+        "second_derivatives",
+        "loss_scale",
+    }
     assert set(tables) == others | cases
     for table in tables.values():
         assert table["title"] in result.stdout

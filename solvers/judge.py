@@ -57,11 +57,11 @@ def judge(rule: Rule, rows: Rows, step: int, norms: Floats) -> Verdict:
     held = ~rows.running
     count = len(norms) // 2
     keep = np.where(held, count - 1, -1)
-    restart, coupled = np.zeros_like(held), False
+    restart, coupled, watched = np.zeros_like(held), False, bool(held.any())
     with np.errstate(invalid="ignore", over="ignore"):
         for number in range(count):
             residual, scale = norms[2 * number : 2 * number + 2]
-            coupled |= bool((held & np.isfinite(residual) & ~rule.holds(rows, residual, scale)).any())
+            coupled |= watched and bool((held & np.isfinite(residual) & ~rule.holds(rows, residual, scale)).any())
             rows, kept, again = _judge(rule, rows, step + number, residual, scale)
             keep[kept] = number
             restart |= again

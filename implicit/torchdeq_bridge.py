@@ -73,7 +73,7 @@ def in_torchdeqs_form(solver: Solver) -> Callable[..., tuple[Tensor, list[Tensor
         def watched(z: Tensor) -> Tensor:
             nonlocal calls
             calls += 1
-            image = func(z.view(x0.shape)).view_as(z)
+            image = func(z.view(x0.shape)).reshape(z.shape)
             if calls in wanted:
                 seen.append(image.view(x0.shape))
             return image

@@ -100,3 +100,18 @@ def test_it_agrees_with_our_own_layer():
     z, _, _ = run(cell, x, f_solver="implicit_broyden", b_solver="implicit_gmres", f_tol=1e-11, b_tol=1e-11)
     layer = Equilibrium(cell, rtol=1e-11, atol=0.0)
     torch.testing.assert_close(z, layer(x).detach(), rtol=1e-8, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", ["implicit_anderson", "implicit_broyden", "implicit_picard"])
+def test_images_need_not_be_contiguous_and_max_iter_is_kept(name):
+    torchdeq_bridge.register()
+    generator, calls = torch.Generator().manual_seed(0), []
+    weight = 0.3 * torch.randn(3, 3, generator=generator)
+
+    def f(z):
+        calls.append(1)
+        return torch.sin(4 * z.transpose(1, 2) @ weight + 1).transpose(1, 2)
+
+    (z,), _ = torchdeq.get_deq(f_solver=name, f_max_iter=20, f_tol=1e-12)(f, torch.zeros(2, 3, 4))[:2]
+    assert z.shape == (2, 3, 4)
+    assert len(calls) <= 23

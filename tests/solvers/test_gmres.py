@@ -1,5 +1,7 @@
 """GMRES for affine maps, against dense algebra and SciPy."""
 
+import math
+
 import numpy as np
 import pytest
 import scipy.sparse.linalg
@@ -84,3 +86,59 @@ def test_a_nonlinear_map_is_never_taken_for_solved():
     image = torch.tanh(3 * solution.value + 1)
     relative = (image - solution.value).norm(dim=1) / image.norm(dim=1)
     assert (relative[solution.status == Status.CONVERGED] <= 1.01e-5).all()
+
+
+def textbook(matrix, b):
+    """The least residual over the whole Krylov space: Arnoldi by modified Gram–Schmidt, twice, and least squares."""
+    dim, basis = len(b), [b / b.norm()]
+    hessenberg = torch.zeros(dim + 1, dim, dtype=b.dtype)
+    for k in range(dim):
+        w = matrix @ basis[k]
+        for _ in range(2):
+            for j, q in enumerate(basis):
+                hessenberg[j, k] += q @ w
+                w = w - (q @ w) * q
+        hessenberg[k + 1, k] = w.norm()
+        basis.append(w / w.norm())
+    target = torch.zeros(dim + 1, 1, dtype=b.dtype)
+    target[0] = b.norm()
+    coefficients = torch.linalg.lstsq(hessenberg, target).solution
+    return b - matrix @ (torch.stack(basis[:dim], 1) @ coefficients)[:, 0]
+
+
+def conditioned(dim, condition):
+    left, _, right = torch.linalg.svd(torch.randn(dim, dim, dtype=torch.float64))
+    return left * torch.logspace(0, -math.log10(condition), dim, dtype=torch.float64) @ right
+
+
+PLATEAUS = {
+    "gaussian": lambda dim: torch.randn(dim, dim, dtype=torch.float64) / dim**0.5,
+    "shift": lambda dim: torch.eye(dim, dtype=torch.float64).roll(1, 0),
+    "expanding shift": lambda dim: torch.eye(dim, dtype=torch.float64) - 1.5 * torch.eye(dim).double().roll(1, 0),
+    "rotation": lambda dim: torch.eye(dim, dtype=torch.float64) - 1.05 * torch.linalg.qr(conditioned(dim, 1.0))[0],
+    "condition 10": lambda dim: conditioned(dim, 10.0),
+    "condition 1000": lambda dim: conditioned(dim, 1000.0),
+}
+
+
+@pytest.mark.parametrize("device", ["cpu"])
+@pytest.mark.parametrize("dim", [10, 60])
+@pytest.mark.parametrize("name", PLATEAUS)
+def test_it_ends_within_dim_steps_as_accurate_as_the_textbook(name, dim):
+    """Where the residual stands still until the space is exhausted, each of four rows with a matrix of its own."""
+    matrices = torch.stack([PLATEAUS[name](dim) for _ in range(4)])
+    b = torch.randn(4, dim, dtype=torch.float64)
+
+    def f(z):
+        return z - torch.einsum("bij,bj->bi", matrices, z) + b
+
+    # one evaluation for the start, one for each direction, one at the solution
+    solution = solve(f, torch.zeros_like(b), solver=GMRES(restart=dim), rtol=0.0, atol=0.0, max_steps=dim + 2)
+    found = b - torch.einsum("bij,bj->bi", matrices, solution.value)
+    expected = torch.stack([textbook(matrix, row) for matrix, row in zip(matrices, b)])
+    floor = 1e-16 * torch.linalg.cond(matrices).max() * b.norm(dim=1).max()
+    assert found.norm(dim=1).max() <= 100 * (expected.norm(dim=1).max() + floor)
+    scipy_x, info = scipy.sparse.linalg.gmres(matrices[0].numpy(), b[0].numpy(), rtol=1e-10, restart=dim, maxiter=1)
+    assert info == 0
+    assert found[0].norm() <= 1e-8 * b[0].norm()
+    torch.testing.assert_close(solution.value[0], torch.from_numpy(scipy_x), rtol=1e-5, atol=1e-5)

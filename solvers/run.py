@@ -163,8 +163,8 @@ class Run:
             kept = select((point, memory), _on_device(places, point))
             self.histories.append(History(_on_device(rows.index[places], point), self.progress.step, *kept))
 
-    def outcome(self) -> Outcome:
-        """When no row runs."""
+    def outcome(self, verified: bool = True) -> Outcome:
+        """What has been found; `verified`: rows that converged hold beside those that failed."""
         dropped, value = self.problem.dropped, self._all(self.best).to(self.original_dtype)
         rows, norms = self.progress.close()
         outcome = Outcome(
@@ -176,7 +176,7 @@ class Run:
             self.histories,
             [self.iterates.get(wanted, value).to(self.original_dtype) for wanted in self.keep.iterates],
         )
-        return outcome if dropped or self.together else self._withdrawn(outcome)
+        return self._withdrawn(outcome) if verified and not (dropped or self.together) else outcome
 
     def _withdrawn(self, outcome: Outcome) -> Outcome:
         """Where f couples the rows, those that failed may have moved on after others had converged: these fail, too.

@@ -24,6 +24,7 @@ class AndersonMemory(NamedTuple):
     image: Tensor  # (rows, dim) of the previous step
     filled: int
     slot: int | None  # the next to be written; None before the first difference
+    unmixed: int  # steps since the last mixing: their differences are not in the Gram matrix yet
 
 
 @dataclass(frozen=True)
@@ -32,15 +33,19 @@ class Anderson(QuasiNewtonSolver):
 
     With residuals `g_k = f(z_k) − z_k`, differences `ΔF, ΔG` of the last `memory` images and residuals:
     `γ = argmin ‖g_k − ΔG γ‖² + ridge·‖D γ‖²` (D the lengths of ΔG's columns) and
-    `z_{k+1} = z_k + damping·g_k − (ΔF − (1 − damping)·ΔG) γ`, each row with its own γ.
+    `z_{k+1} = z_k + damping·g_k − (ΔF − (1 − damping)·ΔG) γ`, each row with its own γ. Between two such steps,
+    `period − 1` plain ones `z_{k+1} = z_k + damping·g_k` are taken, which cost little and widen the space as well.
 
     The default: it needs few evaluations on most cells at a modest cost a step. Prefer `Broyden` for the last digits
     of ill-conditioned problems, `Picard` where `f` is very cheap, `Monotone` where `z − f(z)` is monotone and `f`
-    expands. Source: Anderson (1965); Walker, Ni, SIAM J. Numer. Anal. 49 (2011).
+    expands. Source: Anderson (1965); Walker, Ni, SIAM J. Numer. Anal. 49 (2011); for the period Pratapa, Suryanarayana,
+    Pask, J. Comput. Phys. 306 (2016).
     """
 
     memory: int = 12
     """Differences kept; two (batch, memory, dim) buffers."""
+    period: int = 2
+    """Mix in every so many steps. 3 suits linear maps, 1 those that expand much."""
     damping: float = 1.0
     """In (0, 2]: weight of the mixed residual."""
     ridge: float | None = None
@@ -52,6 +57,7 @@ class Anderson(QuasiNewtonSolver):
 
     def __post_init__(self) -> None:
         check_positive_integer(self, "memory")
+        check_positive_integer(self, "period")
         check_damping(self)
         if self.ridge is not None and not (isinstance(self.ridge, (int, float)) and 0 <= self.ridge < float("inf")):
             raise ValueError(f"Anderson: ridge={self.ridge!r} must be a finite number of at least 0, or None")
@@ -71,34 +77,31 @@ class Anderson(QuasiNewtonSolver):
             image=z,
             filled=0,
             slot=None,
+            unmixed=0,
         )
 
     def step(self, memory: AndersonMemory, z: Tensor, fz: Tensor, residual: Tensor) -> tuple[Tensor, AndersonMemory]:
-        differences, images, gram, raised, floor, last_residual, last_image, filled, slot = memory
+        filled, slot, size = memory.filled, memory.slot, memory.gram.shape[1]
+        plain = fz if self.damping == 1 else z.add(residual, alpha=self.damping)
         if slot is None:
-            plain = fz if self.damping == 1 else z.add(residual, alpha=self.damping)
-            return plain, AndersonMemory(*memory[:5], residual, fz, filled, slot=0)
-        newest = difference_into(differences.select(1, slot), residual, last_residual)
-        difference_into(images.select(1, slot), fz, last_image)
-        size = gram.shape[1]
-        if filled < size:
-            filled += 1
-            differences, images = differences.narrow(1, 0, filled), images.narrow(1, 0, filled)
-            gram, raised, floor = (x[:, :filled, :filled] for x in (gram, raised, floor))
-        # one row times a matrix is the product that BLAS does fastest. The products with the residual would also follow
-        # from those of the last step, but lose their digits as the residual falls
-        columns = differences.mT
-        products = torch.bmm(newest.unsqueeze(1), columns).squeeze(1)
-        against = torch.bmm(residual.unsqueeze(1), columns).mT.double()
-        gram.select(1, slot).copy_(products)
-        gram.select(2, slot).copy_(products)
-        system = torch.addcmul(floor, gram, raised)
-        weights = _solve(system, against).mT.to(z.dtype)
+            return plain, memory._replace(residual=residual, image=fz, slot=0)
+        difference_into(memory.residual_differences.select(1, slot), residual, memory.residual)
+        difference_into(memory.image_differences.select(1, slot), fz, memory.image)
+        slot, unmixed = (slot + 1) % size, memory.unmixed + 1
+        first, filled = filled == 0, min(filled + 1, size)
+        memory = AndersonMemory(*memory[:5], residual, fz, filled, slot, unmixed)
+        if unmixed < self.period and not first:
+            return plain, memory
+        memory = _multiplied(memory)
+        differences, images = memory.residual_differences[:, :filled], memory.image_differences[:, :filled]
+        # the products with the residual would also follow from those of the last step, but lose their digits as it falls
+        against = torch.bmm(residual.unsqueeze(1), differences.mT).mT.double()
+        weights = _solve(_system(memory), against).mT.to(z.dtype)
         mixed = torch.baddbmm(fz.unsqueeze(1), weights, images, alpha=-1).squeeze(1)
         if self.damping != 1:
             mixed_residual = torch.baddbmm(residual.unsqueeze(1), weights, differences, alpha=-1).squeeze(1)
             mixed = mixed.add(mixed_residual, alpha=self.damping - 1)
-        return mixed, AndersonMemory(*memory[:5], residual, fz, filled, slot=(slot + 1) % size)
+        return mixed, memory
 
     def forget(self, memory: AndersonMemory, rows: Tensor) -> AndersonMemory:
         for history in memory[:2]:
@@ -113,10 +116,28 @@ class Anderson(QuasiNewtonSolver):
         if not filled:
             return v
         differences, images = memory.residual_differences[:, :filled], memory.image_differences[:, :filled]
-        gram, raised, floor = (x[:, :filled, :filled] for x in (memory.gram, memory.raised, memory.floor))
         against = torch.bmm(images, v.unsqueeze(2)).double()
-        weights = _solve(torch.addcmul(floor, gram, raised), against).mT.to(v.dtype)
+        weights = _solve(_system(_multiplied(memory)), against).mT.to(v.dtype)
         return torch.baddbmm(v.unsqueeze(1), weights, differences, alpha=-1).squeeze(1)
+
+
+def _multiplied(memory: AndersonMemory) -> AndersonMemory:
+    """With all inner products in the Gram matrix, which is written into."""
+    filled, stop = memory.filled, memory.slot or memory.filled
+    start = stop - min(memory.unmixed, filled)
+    differences, gram = memory.residual_differences[:, :filled], memory.gram[:, :filled, :filled]
+    # a few rows times a matrix is the product that BLAS does fastest
+    for new in [slice(max(start, 0), stop)] + [slice(start, None)] * (start < 0):
+        products = torch.bmm(differences[:, new], differences.mT)
+        gram[:, new] = products
+        gram[:, :, new] = products.mT
+    return memory._replace(unmixed=0)
+
+
+def _system(memory: AndersonMemory) -> Tensor:
+    filled = memory.filled
+    gram, raised, floor = (x[:, :filled, :filled] for x in (memory.gram, memory.raised, memory.floor))
+    return torch.addcmul(floor, gram, raised)
 
 
 def _solve(system: Tensor, against: Tensor) -> Tensor:

@@ -203,7 +203,8 @@ def bottleneck(dim=1, gap=1e-3):
 @pytest.mark.parametrize("compact", [False, True])
 def test_where_anderson_is_caught_broyden_goes_on(compact):
     f, start = bottleneck()
-    solution = solve(f, start, solver=Anderson(), rtol=1e-8, atol=0.0, compact=compact)
+    caught = Anderson(period=1)
+    solution = solve(f, start, solver=caught, rtol=1e-8, atol=0.0, compact=compact)
     assert solution.converged.all(), solution.summary()
     torch.testing.assert_close(solution.value, torch.ones_like(start), rtol=1e-6, atol=0.0)
     assert solution.steps.max() <= 100
@@ -212,7 +213,7 @@ def test_where_anderson_is_caught_broyden_goes_on(compact):
         assert solution.trace[steps - 1, row] == solution.residual[row] <= 1e-8
         assert solution.trace[:steps, row].isfinite().all()
         assert solution.trace[steps:, row].isnan().all()
-        alone = solve(f, start[row : row + 1], solver=Anderson(), rtol=1e-8, atol=0.0)
+        alone = solve(f, start[row : row + 1], solver=caught, rtol=1e-8, atol=0.0)
         assert alone.evaluations[0] == solution.evaluations[row]
         torch.testing.assert_close(alone.value[0], solution.value[row], rtol=1e-9, atol=0.0)
     assert (solution.steps > 35).any(), "some were handed on"

@@ -40,21 +40,23 @@ def test_picard_is_the_damped_iteration():
 
 
 @pytest.mark.parametrize("damping", [1.0, 0.5])
-@pytest.mark.parametrize("memory", [1, 3])
-def test_anderson_is_the_constrained_least_squares_mixing(memory, damping):
+@pytest.mark.parametrize("memory", [1, 3, 4])
+@pytest.mark.parametrize("period", [1, 2, 3, 5])
+def test_anderson_is_the_constrained_least_squares_mixing(memory, damping, period):
     # the form of Walker and Ni: weights that sum to 1 and minimise the mixed residual
     f, points, images, expected = problem(), [np.zeros(12)], [], []
-    for _ in range(9):
+    for step in range(14):
         z = points[-1]
         expected.append(z)
         images.append(value(f, z))
-        window = slice(max(0, len(points) - memory - 1), None)
+        mixes = step > 0 and (step - 1) % period == 0  # the first difference is used at once
+        window = slice(max(0, len(points) - memory - 1) if mixes else step, None)
         residuals = np.array(images[window]) - np.array(points[window])
         count = len(residuals)
         system = np.block([[residuals @ residuals.T, np.ones((count, 1))], [np.ones((1, count)), np.zeros((1, 1))]])
         weights = np.linalg.solve(system, np.append(np.zeros(count), 1.0))[:count]
         points.append(weights @ np.array(points[window]) + damping * weights @ residuals)
-    found = iterates(f, Anderson(memory=memory, damping=damping, ridge=0.0), 9)
+    found = iterates(f, Anderson(memory=memory, period=period, damping=damping, ridge=0.0), 14)
     np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-8)
 
 

@@ -26,7 +26,7 @@ from .report import Cell, Progress, Table
 SOLVERS: dict[str, Solver] = {
     "GMRES()": GMRES(),
     "GMRES(restart=100)": GMRES(restart=100),
-    "Anderson()": Anderson(),
+    "Anderson(period=3)": Anderson(period=3),
     "Broyden()": Broyden(),
     "Picard()": Picard(),
 }
@@ -35,7 +35,7 @@ GRADIENTS: dict[str, Layer] = {
     **{
         f"ImplicitGradient({name})": ours(ImplicitGradient(solver, max_steps=LIMIT)) for name, solver in SOLVERS.items()
     },
-    f"ImplicitGradient({REUSE})": ours(ImplicitGradient(reuse=True)),
+    f"ImplicitGradient({REUSE})": ours(ImplicitGradient(GMRES(), reuse=True)),
     **{f"NeumannGradient({steps})": ours(NeumannGradient(steps)) for steps in (2, 5, 10)},
     **{f"PhantomGradient({steps})": ours(PhantomGradient(steps)) for steps in (1, 5)},
     "ShineGradient()": ours(ShineGradient()),

@@ -64,8 +64,8 @@ def gradient_memory(quick: bool, progress: Progress) -> Table:
         rows,
         [
             "resident memory of a process of its own, over that after one evaluation of the cell and its backward. "
-            "steps: the most forward, and products backward. n: so many, too. Anderson and GMRES fill their buffers of "
-            "24 and 100 states first."
+            "steps: the most forward, and products backward. n: so many, too. Anderson fills its buffers of "
+            "24 states first, forward and backward."
         ],
     )
 

@@ -30,7 +30,7 @@ SMALL, LARGE = (8, 60, 40), (64, 512, 256)
 """Rows, equations, unknowns."""
 READING = (
     f"DEQ: to {RTOL:g} relative forward and backward, ours in every row, deepinv in the mean of the rows; Anderson: "
-    "the defaults of both, ours with GMRES backward."
+    "the defaults of both."
 )
 OWN: dict[str, Solver] = {"Anderson": Anderson(), "Broyden": Broyden()}
 Make = Callable[[Lasso, Seen], Network]
@@ -110,7 +110,7 @@ NETWORKS: dict[str, tuple[Make, Make]] = {
     f"FISTA, {DEPTH} layers": (partial(_unrolled, "FISTA", DEPTH), partial(_deepinv, "FISTA", None)),
     "PGD, DEQ, plain": (partial(_equilibrium, Picard(), Picard(), RTOL), partial(_deepinv, "PGD", RTOL)),
     "PGD, DEQ, Anderson": (
-        partial(_equilibrium, Anderson(), GMRES(), RTOL),
+        partial(_equilibrium, Anderson(), Anderson(period=3), RTOL),
         partial(_deepinv, "PGD", RTOL, anderson=True),
     ),
 }

@@ -34,8 +34,8 @@ SEEDS = 3
 Solved = Callable[[nn.Module, Tensor], Tensor]
 """(cell, x) → its equilibrium, differentiable."""
 OURS: dict[str, tuple[Solver, Gradient]] = {
+    "ours, default": (Anderson(), ImplicitGradient(rtol=RTOL, max_steps=STEPS)),
     "ours, plain": (Picard(), ImplicitGradient(Picard(), rtol=RTOL, max_steps=STEPS)),
-    "ours, Anderson": (Anderson(), ImplicitGradient(Anderson(), rtol=RTOL, max_steps=STEPS)),
     "ours, Broyden": (Broyden(), ImplicitGradient(Broyden(), rtol=RTOL, max_steps=STEPS)),
     "ours, Anderson and GMRES": (Anderson(), ImplicitGradient(GMRES(), rtol=RTOL, max_steps=STEPS)),
     "ours, PhantomGradient(1)": (Anderson(), PhantomGradient(1)),

@@ -38,8 +38,8 @@ def _implicit(solver: Solver) -> Gradient:
 
 
 OURS: dict[str, tuple[Solver, Gradient]] = {
+    "default": (Anderson(), ImplicitGradient(rtol=RTOL, max_steps=STEPS)),
     "Picard": (Picard(), _implicit(Picard())),
-    "Anderson": (Anderson(), _implicit(Anderson())),
     "Broyden": (Broyden(), _implicit(Broyden())),
     "Anderson, GMRES": (Anderson(), _implicit(GMRES())),
 }
@@ -48,7 +48,7 @@ CHEAP: dict[str, tuple[Solver, Gradient]] = {
     "Anderson, ShineGradient()": (Anderson(), ShineGradient()),
     "Anderson, NeumannGradient(5)": (Anderson(), NeumannGradient(5)),
 }
-"""Forward solver and gradient; the backward solver is the forward one where none is named."""
+"""Forward solver and gradient; the backward solver is the second one named, or the forward one."""
 Forward = Callable[[nn.Module, Tensor], Tensor]
 """(cell, x) → its equilibrium, differentiable."""
 

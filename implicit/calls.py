@@ -14,9 +14,8 @@ from torch import Tensor, nn
 from torch.random import fork_rng
 
 from solvers import State
-from solvers.autocast import autocast_dtype
 from solvers.problem import select
-from solvers.state import Layout, tree_map
+from solvers.state import Layout, autocast_dtype, tree_map
 
 from .layer import Layer
 from .parametrized import one_weight

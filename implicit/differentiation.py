@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from solvers import State
-from solvers.iterate import iterate
-from solvers.outcome import Keep, Outcome
+from solvers.iterate import Keep, iterate
 from solvers.problem import Problem
 from solvers.settings import Settings
+from solvers.solution import Outcome
 from solvers.state import tree_leaves
 
 from .explicit import Explicit

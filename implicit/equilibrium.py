@@ -11,10 +11,9 @@ from torch import nn
 from typing_extensions import Unpack
 
 from solvers import NewtonKrylov, PeacemanRachford, Settings, Solution, SolveOptions, State
-from solvers.compilation import uncompiled
 from solvers.problem import Problem, RootProblem, prepare
 from solvers.settings import takes_settings
-from solvers.solve import root_settings, solve_prepared
+from solvers.solve import root_settings, solve_prepared, uncompiled
 from solvers.state import S
 
 from .calls import note_call

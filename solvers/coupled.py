@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from .norms import Norm
+from .loops.eager import Eager
+from .norms import Measure, Norm, row_norms
 from .problem import Problem
+from .rows import SLACK, Floats
+from .settings import Settings
+from .solution import Outcome, Status
 from .state import Layout
+
+if TYPE_CHECKING:
+    from .iterate import Run
 
 
 class JointProblem(Problem):
@@ -53,7 +63,75 @@ class WorstRow(Norm):
         return norms.gather(-1, worst.expand(2, *worst.shape))
 
 
-def warn_of_coupling() -> None:
+def solved_jointly(
+    problem: Problem, z: Tensor, run: Run, loop: Callable[[Problem, Tensor, Settings], Outcome]
+) -> Outcome:
+    """The batch as one problem, with the steps that are left, from where the rows are if that is nearer.
+
+    Args:
+        problem, z: as they were given.
+        run: the solve of row by row, until now.
+        loop: solves a problem.
+    """
+    if not run.warned and problem.told:
+        _warn()
+    first = run.outcome(verified=False)  # each row is measured anew at the end
+    rows, done = first.rows, run.progress.step
+    point, residual = run.stretch.points[-1].to(z.dtype), run.stretch.residual
+    start = point if row_norms(residual).max() < rows.first.max() else z
+    left = run.progress.limit - done
+    joint, norms = start, first.norms
+    if left > 0:
+        joint_settings = replace(
+            run.settings, max_steps=left, compact=False, norm=WorstRow(run.settings.norm, len(z)), loop=Eager()
+        )
+        found = loop(JointProblem(problem), start.reshape(1, -1), joint_settings)
+        joint, norms = found.value.view_as(z), np.concatenate((_padded(norms, done), found.norms.repeat(len(z), 1)))
+        done += int(found.rows.steps[0])
+        rows = replace(rows, spent=rows.spent + found.rows.spent, status=found.rows.status.repeat(len(z)))
+    image, residual = problem.evaluate(joint, joint)
+    best, scale = run.measure.on_host(residual, image)
+    met = best <= SLACK * first.rule.tolerance(first.rule.reference(rows, scale))
+    failed = np.where(rows.status == Status.CONVERGED, Status.MAX_STEPS, rows.status)
+    rows = replace(
+        rows,
+        status=np.where(met, Status.CONVERGED, failed),
+        steps=np.full(len(z), done),
+        best=best,
+        best_scale=scale,
+    )
+    return replace(first, value=joint, rows=rows, norms=norms, dropped=False)
+
+
+def _padded(norms: Floats, steps: int) -> Floats:
+    """With as many lines as so many steps have."""
+    return np.concatenate((norms, np.full((2 * steps - len(norms), norms.shape[1]), np.nan)))
+
+
+def withdrawn(outcome: Outcome, problem: Problem, measure: Measure) -> Outcome:
+    """Where f couples the rows, those that failed may have moved on after others had converged: these fail, too.
+
+    Costs one evaluation, where some rows failed and others did not.
+    """
+    rows = outcome.rows
+    converged = rows.status == Status.CONVERGED
+    if not converged.any() or converged.all():
+        return outcome
+    image, residual = problem.evaluate(outcome.value, outcome.value)
+    norms = measure.on_host(residual, image)
+    lapsed = converged & ~outcome.rule.holds(rows, *norms)
+    return replace(
+        outcome,
+        rows=replace(
+            rows,
+            status=np.where(lapsed, Status.MAX_STEPS, rows.status),
+            best=np.where(lapsed, norms[0], rows.best),
+            best_scale=np.where(lapsed, norms[1], rows.best_scale),
+        ),
+    )
+
+
+def _warn() -> None:
     """What is done about it, and what to do."""
     warnings.warn(
         "the rows depend on each other: some that were held changed while others moved on. The batch is solved as one "

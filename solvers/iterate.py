@@ -3,23 +3,35 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from functools import cached_property
+from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from torch import Tensor
 
-from .autocast import without_autocast
-from .coupled import JointProblem, WorstRow, warn_of_coupling
-from .dropping import warn_of_dropping
-from .loops.eager import Eager
-from .norms import row_norms
-from .outcome import Keep, Outcome
-from .problem import DroppedRowsError, Problem
+from .coupled import JointProblem, solved_jointly, withdrawn
+from .dropping import can_follow, warn_of_dropping
+from .loops.eager import Hold, begin
+from .norms import extreme
+from .problem import DroppedRowsError, Problem, select
 from .progress import Progress
-from .rows import SLACK, Floats
-from .run import Run, fresh_rows, rule_of
+from .rows import Bools, Integers
+from .second_try import SecondTry, SecondTryMemory
 from .settings import Settings
-from .solution import Status
+from .solution import History, Outcome, Status
+from .state import without_autocast
+
+DROP_SHARE = 1 / 8
+"""Share of the current rows that must have stopped before they are dropped: dropping copies the solver's history."""
+
+
+class Keep(NamedTuple):
+    """What the loop is to keep beyond the solution."""
+
+    histories: bool = False
+    iterates: tuple[int, ...] = ()
+    """Numbers of steps after which the iterate is wanted; 0 is the start."""
 
 
 def iterate(
@@ -41,16 +53,16 @@ def iterate(
             return _run(problem, z, replace(settings, compact=False), start, keep)
 
 
-def _run(problem: Problem, z: Tensor, settings: Settings, start: Any, keep: Keep) -> Outcome:
+def _run(problem: Problem, z: Tensor, settings: Settings, start: Any = None, keep: Keep = Keep()) -> Outcome:
     z = z.to(problem.layout.working_dtype)
     if not len(z):
-        nobody = Progress(rule_of(problem, settings), fresh_rows(z, settings)).close()
-        return Outcome(z, *nobody, rule_of(problem, settings), False, [], [z for _ in keep.iterates])
+        nobody = Progress.begin(problem, settings, z)
+        return Outcome(z, *nobody.close(), nobody.rule, False, [], [z for _ in keep.iterates])
     run = Run(problem, z if start else z.clone(), settings, start, keep)
     while True:
         run.look()
         if problem.coupled and not isinstance(problem, JointProblem) and run.repeatable:
-            return _solved_jointly(problem, z, run)
+            return solved_jointly(problem, z, run, _run)
         if run.finished:
             return run.outcome()
         run.pass_on()
@@ -58,38 +70,171 @@ def _run(problem: Problem, z: Tensor, settings: Settings, start: Any, keep: Keep
         run.go_on()
 
 
-def _solved_jointly(problem: Problem, z: Tensor, run: Run) -> Outcome:
-    """The batch as one problem, with the steps that are left, from where the rows are if that is nearer."""
-    if not run.warned and problem.told:
-        warn_of_coupling()
-    first = run.outcome(verified=False)  # each row is measured anew at the end
-    rows, done = first.rows, run.progress.step
-    point, residual = run.stretch.points[-1].to(z.dtype), run.stretch.residual
-    start = point if row_norms(residual).max() < rows.first.max() else z
-    left = run.progress.limit - done
-    joint, norms = start, first.norms
-    if left > 0:
-        joint_settings = replace(
-            run.settings, max_steps=left, compact=False, norm=WorstRow(run.settings.norm, len(z)), loop=Eager()
+class Run:
+    """A solve under way: the rows that are in it, and what is known of them."""
+
+    def __init__(self, problem: Problem, z: Tensor, settings: Settings, start: Any, keep: Keep) -> None:
+        self.settings, self.measure, self.keep = settings, settings.measure, keep
+        self.original_dtype, self.template = z.dtype, settings.solver
+        problem.compact = bool(settings.compact)
+        self.problem = problem
+        self._bind()
+        self.stretch = begin(problem, self.solver, self.measure, z, start)
+        self.norms = self.stretch.norms.cpu()
+        norms = self.stretch.exact_norms(self.norms, self.measure)
+        told = norms[np.isfinite(norms) & (norms != 0)]
+        if z.dtype == torch.float32 and told.size and extreme(told, z.dtype):
+            # squares leave single precision: from here on the solver works in double
+            z, self.problem = z.double(), problem.widened()
+            self._bind()
+            pair = self.stretch.image.double(), self.stretch.residual.double()
+            self.stretch = begin(self.problem, self.solver, self.measure, z, pair)
+            self.norms = self.stretch.norms.cpu()
+        self.progress = Progress.begin(problem, settings, z)
+        self.best = z  # of the current rows, what is kept
+        self.value = z  # of all rows, likewise; known once rows have been dropped
+        self.held: Tensor | None = None  # rows that do not move
+        self.restart: Bools | None = None
+        self.warned = False
+        self.together = True  # what is kept of all rows has been evaluated at once
+        self.histories: list[History] = []
+        self.iterates: dict[int, Tensor] = {}
+        self.remembered = np.zeros(len(z), dtype=bool)
+
+    def _bind(self) -> None:
+        tolerances = (0.0 if self.problem.relative_to_start else self.measure.rtol), self.measure.atol
+        self.solver = self.template.bind(self.problem, *tolerances)
+
+    def look(self) -> None:
+        """What the last steps say."""
+        points, first, norms = self.stretch.points, self.progress.step, self.norms
+        if self.problem.spent is not None:
+            self.progress.spend(self.problem.spent)
+            self.problem.spent = None
+        self.restart, self.together = None, True
+        if self.progress.uneventful(norms):
+            self.best = points[-1]
+        else:
+            verdict = self.progress.judged(self.stretch.exact_norms(norms, self.measure))
+            self.best = _chosen(verdict.keep, points, self.best)
+            self.restart = verdict.restart if verdict.restart.any() else None
+            held = ~verdict.rows.running | verdict.rows.recovering
+            self.held = _on_device(held, self.best) if held.any() else None
+            self.problem.coupled |= verdict.coupled and not self.problem.dropped
+            self.together = bool((verdict.keep == len(points) - 1).all())
+        for wanted in self.keep.iterates:
+            if first <= wanted < first + len(points):
+                self.iterates[wanted] = self._all(points[wanted - first])
+        if self.keep.histories:
+            self._remember(~self.progress.rows.running)
+
+    @cached_property
+    def repeatable(self) -> bool:
+        """Whether f says the same when it is evaluated again; else what changed says nothing about the rows."""
+        image, last = self.problem(self.stretch.points[-1]), self.stretch.image
+        return torch.equal(image.nan_to_num(), last.nan_to_num())
+
+    @property
+    def finished(self) -> bool:
+        """No row runs; rows that have not been evaluated at once are looked at once more: f may couple them."""
+        if self.progress.quiet or self.progress.rows.running.any():
+            return False
+        rows = self.progress.rows
+        alone = self.problem.dropped or len(rows.status) == 1 or self.together
+        return alone or not (rows.status == Status.CONVERGED).any() or self.progress.step >= rows.limit.max()
+
+    def pass_on(self) -> None:
+        """Let second solvers take over the rows on which the first is stuck."""
+        if self.progress.quiet:
+            return
+        rows = self.progress.rows
+        if not rows.turn.any():
+            return
+        if not isinstance(self.template, SecondTry):
+            self.template = SecondTry(self.template)
+            self._bind()
+        assert isinstance(self.solver, SecondTry)
+        memory = self.solver.after(
+            self.stretch.memory, self.best, rows.turn, self.progress.step, set(rows.turn[rows.running].tolist())
         )
-        found = _run(JointProblem(problem), start.reshape(1, -1), joint_settings, None, Keep())
-        joint, norms = found.value.view_as(z), np.concatenate((_padded(norms, done), found.norms.repeat(len(z), 1)))
-        done += int(found.rows.steps[0])
-        rows = replace(rows, spent=rows.spent + found.rows.spent, status=found.rows.status.repeat(len(z)))
-    image, residual = problem.evaluate(joint, joint)
-    best, scale = run.measure.on_host(residual, image)
-    met = best <= SLACK * first.rule.tolerance(first.rule.reference(rows, scale))
-    failed = np.where(rows.status == Status.CONVERGED, Status.MAX_STEPS, rows.status)
-    rows = replace(
-        rows,
-        status=np.where(met, Status.CONVERGED, failed),
-        steps=np.full(len(z), done),
-        best=best,
-        best_scale=scale,
-    )
-    return replace(first, value=joint, rows=rows, norms=norms, dropped=False)
+        self.stretch = self.stretch._replace(memory=memory)
+
+    def drop(self) -> None:
+        """Go on without the rows that have stopped, if they are many enough and f can follow."""
+        if not self.problem.compact or self.progress.quiet:
+            return
+        running = self.progress.rows.running
+        if not running.any() or (~running).mean() < DROP_SHARE:
+            return
+        positions = _on_device(np.flatnonzero(running), self.best)
+        fewer, stretch = self.problem.take(positions), self.stretch.take(positions)
+        if not (self.problem.independent or can_follow(fewer, stretch, self.measure)):
+            self.problem.compact, self.warned = False, True
+            return
+        self.problem.independent = fewer.independent = True
+        self.value = self._all(self.best)
+        stay = self.progress.drop()
+        self.restart = None if self.restart is None else self.restart[stay]
+        self.problem, self.stretch, self.best = fewer, stretch, self.best.index_select(0, positions)
+        self.held = None if self.held is None or not self.progress.rows.recovering.any() else self.held[positions]
+        self._bind()
+
+    def go_on(self) -> None:
+        """The next steps."""
+        restart = None if self.restart is None else _on_device(self.restart, self.best)
+        room = max(self.progress.limit - self.progress.step, 1)
+        loop, start = self.settings.loop, self.stretch
+        hold = Hold(self.held, self.best, restart)
+        self.stretch = loop.run(self.problem, self.solver, self.measure, start, room, hold)
+        self.norms = self.stretch.norms.cpu()  # the one synchronisation of a stretch
+
+    def _all(self, current: Tensor) -> Tensor:
+        """Of all rows, given this of the current ones."""
+        if not self.problem.dropped:
+            return current
+        return self.value.index_copy(0, _on_device(self.progress.rows.index, self.value), current)
+
+    def _remember(self, which: Bools) -> None:
+        """Keep the history of these of the current rows, of those whose history is not kept yet."""
+        rows = self.progress.rows
+        self.remembered[rows.index[rows.running]] = False
+        places = np.flatnonzero(which & ~self.remembered[rows.index])
+        if len(places):
+            self.remembered[rows.index[places]] = True
+            point, memory = self.stretch.points[-1], self.stretch.memory
+            if isinstance(memory, SecondTryMemory):
+                memory = memory.own
+            kept = select((point, memory), _on_device(places, point))
+            self.histories.append(History(_on_device(rows.index[places], point), self.progress.step, *kept))
+
+    def outcome(self, verified: bool = True) -> Outcome:
+        """What has been found; `verified`: rows that converged hold beside those that failed."""
+        dropped, value = self.problem.dropped, self._all(self.best).to(self.original_dtype)
+        rows, norms = self.progress.close()
+        outcome = Outcome(
+            value,
+            rows,
+            norms,
+            self.progress.rule,
+            dropped,
+            self.histories,
+            [self.iterates.get(wanted, value).to(self.original_dtype) for wanted in self.keep.iterates],
+        )
+        return (
+            withdrawn(outcome, self.problem, self.measure) if verified and not (dropped or self.together) else outcome
+        )
 
 
-def _padded(norms: Floats, steps: int) -> Floats:
-    """With as many lines as so many steps have."""
-    return np.concatenate((norms, np.full((2 * steps - len(norms), norms.shape[1]), np.nan)))
+def _chosen(keep: Integers, points: list[Tensor], best: Tensor) -> Tensor:
+    """For each row the point to keep, or what was the best before."""
+    if (keep == len(points) - 1).all():
+        return points[-1]
+    for number, point in enumerate(points):
+        mask = keep == number
+        if mask.any():
+            best = torch.where(_on_device(mask, point)[:, None], point, best)
+    return best
+
+
+def _on_device(array: Any, like: Tensor) -> Tensor:
+    return torch.from_numpy(array).to(like.device)

@@ -12,8 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .autocast import autocast_dtype
-from .state import Layout, State, tree_leaves, tree_map
+from .state import Layout, State, autocast_dtype, tree_leaves, tree_map
 
 _IN_PLACE = (
     "f writes into its argument, or into what it returned before: return a fresh tensor (no in-place operations on z; "

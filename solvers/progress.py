@@ -9,7 +9,10 @@ import numpy as np
 from torch import Tensor
 
 from .judge import Verdict, judge
+from .problem import Problem
 from .rows import Bools, Floats, Integers, Rows, Rule
+from .rules.broyden import Broyden
+from .settings import Settings
 
 FEW = 128
 """Norms up to which Python compares one by one faster than NumPy calls its operations."""
@@ -23,6 +26,31 @@ class Progress:
     While every running row has a lower residual at each step, and none has met its tolerance or used up its patience or
     its steps, nothing changes but the residuals: such steps are collected, and the rule is not asked.
     """
+
+    @classmethod
+    def begin(cls, problem: Problem, settings: Settings, z: Tensor) -> Progress:
+        """Before the first step, from the (rows, dim) iterate z."""
+        measure, solver, steps = settings.measure, settings.solver, settings.max_steps
+        turns: tuple[int, ...] = ()
+        if solver.may_be_caught:
+            turns = (() if isinstance(solver, Broyden) else (1,)) + (() if problem.relative_to_start else (2,))
+        rule = Rule(
+            measure.rtol,
+            measure.atol,
+            problem.rounding,
+            int(settings.min_steps),
+            solver.may_be_caught,
+            solver.backtracks,
+            turns,
+            inf if solver.exact_after is None else solver.exact_after,
+            problem.relative_to_start,
+        )
+        if isinstance(steps, Tensor) and steps.shape != z.shape[:1]:
+            raise ValueError(
+                f"max_steps has shape {tuple(steps.shape)} for a batch of {len(z)}: pass one number for each row"
+            )
+        limit = steps.cpu().numpy().astype(np.int64) if isinstance(steps, Tensor) else np.full(len(z), int(steps))
+        return cls(rule, Rows.fresh(limit, solver.patience(z.shape[1])))
 
     def __init__(self, rule: Rule, rows: Rows) -> None:
         self.rule, self._rows = rule, rows

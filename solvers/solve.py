@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar
 
 import torch
+from torch._compile import _disable_dynamo
 from typing_extensions import Unpack
 
-from .compilation import uncompiled
 from .iterate import iterate
 from .norms import Entrywise
 from .problem import Problem, RootProblem, prepare
@@ -16,6 +17,21 @@ from .rules.newton import NewtonKrylov
 from .settings import Settings, SolveOptions, takes_settings
 from .solution import Solution
 from .state import S
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def uncompiled(function: Callable[P, R]) -> Callable[P, R]:
+    """The function, run as it is between the graphs of a compiled caller: a solve's length depends on its data."""
+    apart = _disable_dynamo(function)  # which imports the compiler when first called: that takes seconds
+
+    @wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        result: R = (apart if torch.compiler.is_compiling() else function)(*args, **kwargs)
+        return result
+
+    return call
 
 
 @takes_settings()

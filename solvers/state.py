@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeAlias
 
 import optree
 import torch
 from torch import Tensor
 from typing_extensions import TypeVar
-
-from .autocast import autocast_dtype
 
 State: TypeAlias = Any
 """What `f` maps: a tensor, or nested tuples, named tuples, lists and dicts of tensors that share dim 0, the batch."""
@@ -107,6 +106,19 @@ class Layout:
         if autocast_dtype(self.device) is not None:
             return self._container([part.to(self.dtype) for part in parts])
         raise TypeError(f"f maps a state of dtype {self.dtype} to {[str(p.dtype) for p in parts]}: keep the dtype")
+
+
+def autocast_dtype(device: torch.device) -> torch.dtype | None:
+    """To what autocast casts on this device; None where it is off, and on devices that have none, as meta."""
+    kind = device.type
+    if not torch.amp.is_autocast_available(kind) or not torch.is_autocast_enabled(kind):
+        return None
+    return torch.get_autocast_dtype(kind)
+
+
+def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
+    """Products keep the digits of their tensors."""
+    return nullcontext() if autocast_dtype(device) is None else torch.autocast(device.type, enabled=False)
 
 
 def tree_map(change: Callable[..., Any], values: S, *others: Any) -> S:

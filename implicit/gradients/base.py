@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from solvers import QuasiNewtonSolver, Solution, Solver
-from solvers.outcome import Outcome
+from solvers.solution import Outcome
 
 from ..explicit import Explicit
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from solvers import Reversible, Solver
-from solvers.outcome import History
+from solvers.solution import History
 
 from ..explicit import Explicit
 from ..recording import ConvergenceWarning

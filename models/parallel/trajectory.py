@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from solvers.autocast import without_autocast
+from solvers.state import without_autocast
 
 from ..methods import Method
 from ..methods.base import Point

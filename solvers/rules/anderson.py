@@ -94,7 +94,7 @@ class Anderson(QuasiNewtonSolver):
             return plain, memory
         memory = _multiplied(memory)
         differences, images = memory.residual_differences[:, :filled], memory.image_differences[:, :filled]
-        # the products with the residual would also follow from those of the last step, but lose their digits as it falls
+        # these products would also follow from those of the last step, but lose their digits as the residual falls
         against = torch.bmm(residual.unsqueeze(1), differences.mT).mT.double()
         weights = _solve(_system(memory), against).mT.to(z.dtype)
         mixed = torch.baddbmm(fz.unsqueeze(1), weights, images, alpha=-1).squeeze(1)

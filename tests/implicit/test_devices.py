@@ -11,8 +11,8 @@ from implicit.explicit import Explicit
 from implicit.gradients.base import Evaluation
 from solvers import Anderson, Settings
 from solvers.loops.eager import Hold, advance, begin
-from solvers.outcome import History, Outcome
 from solvers.problem import Problem
+from solvers.solution import History, Outcome
 from solvers.state import Layout
 
 POLICIES = [

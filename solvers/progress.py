@@ -196,7 +196,8 @@ def passed(rule: Rule, rows: Rows, step: int, norms: Floats) -> Rows:
     if step == 1:
         rows = replace(rows, first=norms[0], first_scale=norms[1])
     mark, mark_at = rows.mark, rows.mark_at
-    for number, residual in enumerate(norms[::2]):
+    # where every fall counts as progress, the last step was some
+    for number, residual in list(enumerate(norms[::2]))[-1 if rule.progress == rule.falling else 0 :]:
         progressed = running & (residual < rule.progress * mark)
         mark, mark_at = np.where(progressed, residual, mark), np.where(progressed, step + number, mark_at)
     best, scale = norms[-2:]

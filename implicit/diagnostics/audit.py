@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from solvers import Anderson, ConvergenceError, Eager, NewtonKrylov, State
+from solvers import GMRES, Anderson, ConvergenceError, Eager, NewtonKrylov, State
 from solvers.problem import prepare
 from solvers.state import tree_map
 
@@ -101,7 +101,7 @@ def exact_layer(layer: Equilibrium, inputs: tuple[Any, ...], z0: State | None) -
         TypeError: the cell fails in float64.
     """
     exact = copy.deepcopy(layer).double()
-    exact.gradient, exact.rtol, exact.atol = ImplicitGradient(rtol=EXACT, max_steps=1000), EXACT, 0.0
+    exact.gradient, exact.rtol, exact.atol = ImplicitGradient(GMRES(), rtol=EXACT, max_steps=1000), EXACT, 0.0
     exact.max_steps, exact.loop = 1000, Eager()
     doubled, start = _doubled(layer, inputs, z0)
     _refuse_hidden(exact, doubled, start)

@@ -63,6 +63,10 @@ class Gradient(ABC):
     def check_solver(self, solver: Solver) -> None:  # noqa: B027, most policies work with any
         """Raise `TypeError` if the policy cannot work with this forward solver."""
 
+    def for_solver(self, solver: Solver) -> Gradient:
+        """The policy, with what it leaves to this forward solver."""
+        return self
+
     def point(self, value: Tensor, inputs: tuple[Tensor, ...]) -> Tensor:
         """The solution as the tracked evaluation sees it.
 

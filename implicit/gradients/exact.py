@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum, auto
 
 import torch
 from torch import Tensor
 
-from solvers import Anderson, Eager, Loop, Settings, Solver, solve
+from solvers import GMRES, Anderson, Broyden, Eager, Loop, Picard, Settings, Solver, solve
 
 from .adjoint import AdjointGradient
-from .base import Map, Report, require_quasi_newton, unit_rows
+from .base import Gradient, Map, Report, require_quasi_newton, unit_rows
 from .root import root
 
 
@@ -41,9 +41,9 @@ class ImplicitGradient(AdjointGradient):
     NeurIPS 2019.
     """
 
-    solver: Solver = Anderson(period=3)
-    """Any solver. The equation is linear: where this one is slow, as at Jacobians of large norm, `GMRES` needs fewer
-    products, each at a higher cost."""
+    solver: Solver | None = None
+    """None: behind Anderson, Broyden or Picard `Anderson(period=3)`, for what these solve it solves backward, too, at
+    little cost a product; else `GMRES()`, which suits J of any norm."""
     rtol: float = 1e-4
     """Tolerance relative to ‖u‖."""
     max_steps: int = 100
@@ -57,12 +57,21 @@ class ImplicitGradient(AdjointGradient):
     """Start from the inverse that the forward solver, `Anderson`, has learned, rather than from `g`."""
 
     def __post_init__(self) -> None:
-        Settings(self.solver, self.rtol, 0.0, max_steps=self.max_steps, loop=self.loop)
+        Settings(self._solver, self.rtol, 0.0, max_steps=self.max_steps, loop=self.loop)
         if not isinstance(self.reuse, bool):
             raise TypeError(f"reuse={self.reuse!r} must be True or False")
         if not isinstance(self.unconverged, Unconverged):
             allowed = ", ".join(map(str, Unconverged))
             raise TypeError(f"unconverged={self.unconverged!r} must be one of {allowed}")
+
+    @property
+    def _solver(self) -> Solver:
+        return GMRES() if self.solver is None else self.solver
+
+    def for_solver(self, solver: Solver) -> Gradient:
+        if self.solver is None and isinstance(solver, (Anderson, Broyden, Picard)):
+            return replace(self, solver=Anderson(period=3))
+        return self
 
     @property
     def exact(self) -> bool:
@@ -84,7 +93,7 @@ class ImplicitGradient(AdjointGradient):
         solution = solve(
             lambda u: product(u) + unit,
             unit if inverse is None else inverse(unit),
-            solver=self.solver,
+            solver=self._solver,
             rtol=self.rtol,
             atol=0.0,
             max_steps=self.max_steps,

@@ -70,7 +70,12 @@ def assert_alike(found, expected, tolerance):
         for mine, its in zip(one["curves"], other["curves"], strict=True):
             assert its == pytest.approx(mine, rel=1e-3, abs=tolerance)
         for key, value in weights(expected, name).items():
-            torch.testing.assert_close(weights(found, name)[key], value, rtol=tolerance, atol=10 * tolerance)
+            other_value = weights(found, name)[key]
+            if name.endswith("deq"):
+                # an equilibrium is known to 1e-4, and Adam takes a step of full length wherever a gradient is not zero
+                assert (other_value - value).norm() <= 5e-3 * value.norm()
+            else:
+                torch.testing.assert_close(other_value, value, rtol=tolerance, atol=10 * tolerance)
 
 
 @pytest.fixture(scope="module")

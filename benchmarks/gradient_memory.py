@@ -65,7 +65,7 @@ def gradient_memory(quick: bool, progress: Progress) -> Table:
         [
             "resident memory of a process of its own, over that after one evaluation of the cell and its backward. "
             "steps: the most forward, and products backward. n: so many, too. Anderson fills its buffers of "
-            "24 states first, forward and backward."
+            "16 states first, forward and backward."
         ],
     )
 

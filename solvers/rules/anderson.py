@@ -42,7 +42,7 @@ class Anderson(QuasiNewtonSolver):
     Pask, J. Comput. Phys. 306 (2016).
     """
 
-    memory: int = 12
+    memory: int = 8
     """Differences kept; two (batch, memory, dim) buffers."""
     period: int = 2
     """Mix in every so many steps. 3 suits linear maps, 1 those that expand much."""

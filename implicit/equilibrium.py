@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,12 +12,14 @@ from torch import nn
 from typing_extensions import Unpack
 
 from solvers import NewtonKrylov, PeacemanRachford, Settings, Solution, SolveOptions, State
+from solvers.loops.captured import Captures
 from solvers.problem import Problem, RootProblem, prepare
 from solvers.settings import takes_settings
 from solvers.solve import root_settings, solve_prepared, uncompiled
 from solvers.state import S
 
 from .calls import note_call
+from .capture import forward_source
 from .differentiation import differentiable_solve
 from .gradients import Gradient, ImplicitGradient
 from .layer import Layer
@@ -99,6 +102,7 @@ class Equilibrium(Layer):
         super().__init__(cell, settings, initial)
         _check_gradient(gradient, settings)
         self.gradient = gradient
+        self._captures = Captures()
 
     def forward(self, *inputs: Any, z0: State | None = None, max_steps: int | None = None) -> State:
         """The equilibrium for `inputs`, from the warm start `z0` where one is given."""
@@ -138,7 +142,9 @@ class Equilibrium(Layer):
         settings = self._settings(max_steps)
         if not (isinstance(self.cell, SplitCell) and isinstance(self.solver, PeacemanRachford)):
             start = self.start(inputs, z0)
-            return prepare(self.cell, start, inputs), start, settings
+            problem = prepare(self.cell, start, inputs)
+            problem.captures, problem.source = self._captures, partial(forward_source, problem)
+            return problem, start, settings
         parts = self.cell.split(*inputs)
         start = torch.zeros_like(parts.shift) if z0 is None and self.initial is None else self.start(inputs, z0)
         # all rows share W, and what is left costs little

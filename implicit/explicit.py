@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+import itertools
+from collections.abc import Callable
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -28,8 +31,17 @@ class Explicit:
 
     def __init__(self, problem: Problem, known: Known) -> None:
         self.problem = copy.copy(problem)
+        self.problem.source = None  # which is of a problem with tensors of its own
         self.problem.args = tree_map(known.placed, problem.args)
         self.module = PureModule(problem.f, known) if isinstance(problem.f, nn.Module) else None
+
+    def with_args(self, change: Callable[[int, Any], Any]) -> Explicit:
+        """The same, with `change(place, leaf)` for each leaf of the arguments that is not among the tensors."""
+        changed = copy.copy(self)
+        changed.problem = copy.copy(self.problem)
+        places = itertools.count()
+        changed.problem.args = tree_map(lambda leaf: change(next(places), leaf), self.problem.args)
+        return changed
 
     def __call__(self, z: Tensor, *tensors: Tensor) -> Tensor:
         return self.at(*tensors)(z)

@@ -36,6 +36,11 @@ class Known:
         return value
 
     @staticmethod
+    def places(value: Any) -> bool:
+        """Whether it is what `placed` puts in a tensor's place."""
+        return isinstance(value, _Slot)
+
+    @staticmethod
     def filling(tensors: Sequence[Tensor]) -> Callable[[Any], Any]:
         """The inverse of `placed`, with these tensors in the places."""
         return lambda value: tensors[value.position] if isinstance(value, _Slot) else value

@@ -1,5 +1,6 @@
 """Batched fixed-point solvers: find `z* = f(z*, *args)`, or `F(z*, *args) = 0`, for every row of a batch."""
 
+from .loops.captured import Captured
 from .loops.compiled import Compiled
 from .loops.eager import Eager, Loop
 from .norms import Entrywise, Euclidean, Norm
@@ -22,6 +23,7 @@ __all__ = [
     "GMRES",
     "Anderson",
     "Broyden",
+    "Captured",
     "Compiled",
     "ConvergenceError",
     "Eager",

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .coupled import JointProblem, solved_jointly, withdrawn
 from .dropping import can_follow, warn_of_dropping
-from .loops.eager import Hold, begin
+from .loops.eager import Hold, Loop
 from .norms import extreme
 from .problem import DroppedRowsError, Problem, select
 from .progress import Progress
@@ -58,28 +58,30 @@ def _run(problem: Problem, z: Tensor, settings: Settings, start: Any = None, kee
     if not len(z):
         nobody = Progress.begin(problem, settings, z)
         return Outcome(z, *nobody.close(), nobody.rule, False, [], [z for _ in keep.iterates])
-    run = Run(problem, z if start else z.clone(), settings, start, keep)
-    while True:
-        run.look()
-        if problem.coupled and not isinstance(problem, JointProblem) and run.repeatable:
-            return solved_jointly(problem, z, run, _run)
-        if run.finished:
-            return run.outcome()
-        run.pass_on()
-        run.drop()
-        run.go_on()
+    with settings.loop.open(problem) as loop:
+        run = Run(problem, z if start else z.clone(), settings, loop, start, keep)
+        while True:
+            run.look()
+            if problem.coupled and not isinstance(problem, JointProblem) and run.repeatable:
+                return solved_jointly(problem, z, run, _run)
+            if run.finished:
+                return run.outcome()
+            run.pass_on()
+            run.drop()
+            run.go_on()
 
 
 class Run:
     """A solve under way: the rows that are in it, and what is known of them."""
 
-    def __init__(self, problem: Problem, z: Tensor, settings: Settings, start: Any, keep: Keep) -> None:
+    def __init__(self, problem: Problem, z: Tensor, settings: Settings, loop: Loop, start: Any, keep: Keep) -> None:
+        self.loop = loop
         self.settings, self.measure, self.keep = settings, settings.measure, keep
         self.original_dtype, self.template = z.dtype, settings.solver
         problem.compact = bool(settings.compact)
         self.problem = problem
         self._bind()
-        self.stretch = begin(problem, self.solver, self.measure, z, start)
+        self.stretch = loop.begin(problem, self.solver, self.measure, z, start)
         self.norms = self.stretch.norms.cpu()
         norms = self.stretch.exact_norms(self.norms, self.measure)
         told = norms[np.isfinite(norms) & (norms != 0)]
@@ -88,7 +90,7 @@ class Run:
             z, self.problem = z.double(), problem.widened()
             self._bind()
             pair = self.stretch.image.double(), self.stretch.residual.double()
-            self.stretch = begin(self.problem, self.solver, self.measure, z, pair)
+            self.stretch = loop.begin(self.problem, self.solver, self.measure, z, pair)
             self.norms = self.stretch.norms.cpu()
         self.progress = Progress.begin(problem, settings, z)
         self.best = z  # of the current rows, what is kept
@@ -113,10 +115,10 @@ class Run:
             self.problem.spent = None
         self.restart, self.together = None, True
         if self.progress.uneventful(norms):
-            self.best = points[-1]
+            self.best = self.loop.kept(points[-1])
         else:
             verdict = self.progress.judged(self.stretch.exact_norms(norms, self.measure))
-            self.best = _chosen(verdict.keep, points, self.best)
+            self.best = self.loop.kept(_chosen(verdict.keep, points, self.best))
             self.restart = verdict.restart if verdict.restart.any() else None
             held = ~verdict.rows.running | verdict.rows.recovering
             self.held = _on_device(held, self.best) if held.any() else None
@@ -124,7 +126,7 @@ class Run:
             self.together = bool((verdict.keep == len(points) - 1).all())
         for wanted in self.keep.iterates:
             if first <= wanted < first + len(points):
-                self.iterates[wanted] = self._all(points[wanted - first])
+                self.iterates[wanted] = self._all(self.loop.kept(points[wanted - first]))
         if self.keep.histories:
             self._remember(~self.progress.rows.running)
 
@@ -183,9 +185,9 @@ class Run:
         """The next steps."""
         restart = None if self.restart is None else _on_device(self.restart, self.best)
         room = max(self.progress.limit - self.progress.step, 1)
-        loop, start = self.settings.loop, self.stretch
+        start = self.stretch
         hold = Hold(self.held, self.best, restart)
-        self.stretch = loop.run(self.problem, self.solver, self.measure, start, room, hold)
+        self.stretch = self.loop.run(self.problem, self.solver, self.measure, start, room, hold)
         self.norms = self.stretch.norms.cpu()  # the one synchronisation of a stretch
 
     def _all(self, current: Tensor) -> Tensor:

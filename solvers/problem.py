@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
@@ -13,6 +13,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .state import Layout, State, autocast_dtype, tree_leaves, tree_map
+
+if TYPE_CHECKING:
+    from .loops.captured import Captures, Source
 
 _IN_PLACE = (
     "f writes into its argument, or into what it returned before: return a fresh tensor (no in-place operations on z; "
@@ -51,6 +54,9 @@ class Problem:
         """Whether f has said the same of some rows without the others."""
         self.coupled = False
         """Whether rows have been seen to depend on each other."""
+        self.source: Callable[[], Source | None] | None = None
+        """What `Captured` records, and `captures`, where it is kept."""
+        self.captures: Captures | None = None
         self.args = args
         self._by_row: list[bool] | None = None  # which leaves of args have the batch in dim 0, once it is known
         leaves = tree_leaves(args)

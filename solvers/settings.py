@@ -65,7 +65,7 @@ class Settings:
         if not isinstance(self.norm, Norm):
             raise TypeError(f"norm={self.norm!r} is not a Norm: pass Euclidean() or Entrywise()")
         if not isinstance(self.loop, Loop):
-            raise TypeError(f"loop={self.loop!r} is not a Loop: pass Eager() or Compiled()")
+            raise TypeError(f"loop={self.loop!r} is not a Loop: pass Eager(), Compiled() or Captured()")
         for name, value in (("rtol", self.rtol), ("atol", 0.0 if self.atol is None else self.atol)):
             if not isinstance(value, Real) or isinstance(value, bool) or not 0 <= float(value) < math.inf:
                 raise ValueError(f"{name}={value!r} must be a finite number of at least 0")

@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 from solvers import QuasiNewtonSolver
+from solvers.loops.captured import Source
 
+from ..capture import backward_source
 from ..explicit import Explicit
 from ..graph import anchored, computed_from, leaves
 from .base import Evaluation, Gradient, Map, Report, refuse_second_derivatives
@@ -56,6 +58,23 @@ def inverse_estimate(at: Evaluation) -> Map:
     return inverse
 
 
+class Products:
+    """`u ↦ Jᵀu` at the solution, by the tracked evaluation."""
+
+    def __init__(self, image: Tensor, point: Tensor, explicit: Explicit | None, tensors: list[Tensor]) -> None:
+        self.image, self.point, self.explicit, self.tensors = image, point, explicit, tensors
+
+    def __call__(self, u: Tensor) -> Tensor:
+        (product,) = torch.autograd.grad(self.image, self.point, u, retain_graph=True, allow_unused=True)
+        return torch.zeros_like(u) if product is None else product
+
+    def source(self, shift: Tensor) -> Source | None:
+        """What `solvers.Captured` records of the solve of `u = Jᵀu + shift`."""
+        if self.explicit is None:
+            return None
+        return backward_source(self.explicit, self.tensors, self.point, shift)
+
+
 class _Implicit(torch.autograd.Function):
     """Identity in value, downstream of the tracked evaluation; its backward solves the adjoint equation.
 
@@ -88,11 +107,8 @@ class _Implicit(torch.autograd.Function):
                 refuse_second_derivatives()
             return None, *others, *_differentiable(ctx, value, tensors, ctx.needs_input_grad[6:], grads[0])
 
-        def transposed(u: Tensor) -> Tensor:
-            (product,) = torch.autograd.grad(image, point, u, retain_graph=True, allow_unused=True)
-            return torch.zeros_like(u) if product is None else product
-
-        u = ctx.policy.linear(transposed, grads[0], ctx.report, ctx.inverse)
+        products = Products(image, point, ctx.explicit, tensors)
+        u = ctx.policy.linear(products, grads[0], ctx.report, ctx.inverse)
         return u, *others, *(None for _ in tensors)
 
 

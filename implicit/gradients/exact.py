@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from enum import Enum, auto
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from solvers import GMRES, Anderson, Broyden, Eager, Loop, Picard, Settings, Solver, solve
+from solvers import GMRES, Anderson, Broyden, Eager, Loop, Picard, Settings, Solution, Solver
+from solvers.problem import prepare
+from solvers.solve import solve_prepared
 
-from .adjoint import AdjointGradient
+from .adjoint import AdjointGradient, Products
 from .base import Gradient, Map, Report, require_quasi_newton, unit_rows
 from .root import root
 
@@ -57,12 +60,16 @@ class ImplicitGradient(AdjointGradient):
     """Start from the inverse that the forward solver, `Anderson`, has learned, rather than from `g`."""
 
     def __post_init__(self) -> None:
-        Settings(self._solver, self.rtol, 0.0, max_steps=self.max_steps, loop=self.loop)
+        _ = self._settings
         if not isinstance(self.reuse, bool):
             raise TypeError(f"reuse={self.reuse!r} must be True or False")
         if not isinstance(self.unconverged, Unconverged):
             allowed = ", ".join(map(str, Unconverged))
             raise TypeError(f"unconverged={self.unconverged!r} must be one of {allowed}")
+
+    @property
+    def _settings(self) -> Settings:
+        return Settings(self._solver, self.rtol, 0.0, max_steps=self.max_steps, loop=self.loop)
 
     @property
     def _solver(self) -> Solver:
@@ -90,15 +97,12 @@ class ImplicitGradient(AdjointGradient):
 
     def linear(self, product: Map, shift: Tensor, report: Report, inverse: Map | None) -> Tensor:
         unit, length = unit_rows(shift)
-        solution = solve(
-            lambda u: product(u) + unit,
-            unit if inverse is None else inverse(unit),
-            solver=self._solver,
-            rtol=self.rtol,
-            atol=0.0,
-            max_steps=self.max_steps,
-            loop=self.loop,
-        )
+        start = unit if inverse is None else inverse(unit)
+        problem = prepare(lambda u: product(u) + unit, start, ())
+        if isinstance(product, Products) and product.explicit is not None:
+            problem.captures = product.explicit.problem.captures
+            problem.source = partial(product.source, unit)
+        solution: Solution[Tensor] = solve_prepared(problem, start, self._settings)
         report(solution)
         value = solution.value
         if self.unconverged is Unconverged.RAISE:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
@@ -63,6 +65,21 @@ class Loop(ABC):
     check_every: int
     fixed_shapes: ClassVar[bool] = False
     """Whether it needs as many rows in each step."""
+
+    @contextmanager
+    def open(self, problem: Problem) -> Iterator[Loop]:
+        """The loop for one solve."""
+        yield self
+
+    def begin(
+        self, problem: Problem, solver: Solver, measure: Measure, z: Tensor, pair: tuple[Tensor, Tensor] | None
+    ) -> Stretch:
+        """The start of the solve, as the function `begin`."""
+        return begin(problem, solver, measure, z, pair)
+
+    def kept(self, point: Tensor) -> Tensor:
+        """A point of the last steps, as it is to be kept beyond the next ones."""
+        return point
 
     @abstractmethod
     def run(self, problem: Problem, solver: Solver, measure: Measure, start: Stretch, room: int, hold: Hold) -> Stretch:

@@ -1,0 +1,95 @@
+"""What `solvers.Captured` records of a layer: its cell, and the products with its Jacobian, as functions of tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from solvers.loops.captured import Source
+from solvers.problem import Problem
+from solvers.state import Layout, tree_leaves
+
+from .explicit import Explicit
+from .pure import Known, own_modules
+
+_PLAIN = (bool, int, float, str, torch.dtype, torch.device, type(None))
+
+
+def forward_source(problem: Problem) -> Source | None:
+    """Of a solve; None where f is no module: it may read tensors that nobody knows."""
+    if not isinstance(problem.f, nn.Module):
+        return None
+    explicit, known = Explicit.of(problem)
+    return _source(problem.f, "forward", explicit, known, (), lambda at, filled, _: at.at(*filled))
+
+
+def backward_source(explicit: Explicit, known: Sequence[Tensor], point: Tensor, shift: Tensor) -> Source | None:
+    """Of the solve of `u = Jᵀu + shift`, J being that of the explicit function at the point.
+
+    Recorded are one evaluation of f with a graph, and the products with it.
+    """
+    f = explicit.problem.f
+
+    def build(at: Explicit, filled: Sequence[Tensor], own: Sequence[Tensor]) -> Problem:
+        point, shift = own
+        z = point.detach().requires_grad_()
+        with torch.enable_grad():
+            image = at(z, *(tensor.detach() for tensor in filled))
+
+        def adjoint(u: Tensor) -> Tensor:
+            (product,) = torch.autograd.grad(image, z, u, retain_graph=True, allow_unused=True)
+            return shift if product is None else product + shift
+
+        return Problem(adjoint, (), Layout(shift))
+
+    if not isinstance(f, nn.Module) or point.dtype != shift.dtype:
+        return None
+    return _source(f, "backward", explicit, known, (point.detach(), shift), build)
+
+
+def _source(
+    f: nn.Module, way: str, explicit: Explicit, known: Sequence[Tensor], own: tuple[Tensor, ...], build: Any
+) -> Source | None:
+    parts = own_modules(f)
+    if not parts:
+        return None  # TorchScript hides them
+    # an optimiser changes parameters where they lie; what is computed or handed in lies elsewhere each time
+    stay = {id(tensor) for part in parts for tensor in (*part._parameters.values(), *part._buffers.values())}
+    changing = [place for place, tensor in enumerate(known) if id(tensor) not in stay]
+    leaves = tree_leaves(explicit.problem.args)
+    whole = [place for place, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]  # indices, masks
+    numbers = tuple(None if isinstance(leaf, Tensor) or Known.places(leaf) else _kind(leaf) for leaf in leaves)
+
+    def built(*tensors: Tensor) -> Problem:
+        mine, rest = tensors[: len(own)], tensors[len(own) :]
+        filled = [tensor.detach() for tensor in known]
+        for place, tensor in zip(changing, rest[: len(changing)], strict=True):
+            filled[place] = tensor
+        replaced = dict(zip(whole, rest[len(changing) :], strict=True))
+        at = explicit.with_args(lambda place, leaf: replaced.get(place, leaf))
+        problem: Problem = build(at, filled, mine)
+        return problem
+
+    tensors = (*own, *(known[place].detach() for place in changing), *(leaves[place] for place in whole))
+    signature = way, numbers, tuple(changing), tuple(map(_state, parts)), torch.is_grad_enabled()
+    return Source(f"{type(f).__name__}, {way}", signature, tensors, built)
+
+
+def _state(part: nn.Module) -> Hashable:
+    """What a recording of a module relies on: where its tensors lie, its mode, its plain attributes."""
+    own = (*part._parameters.items(), *part._buffers.items())
+    attributes = [(name, value) for name, value in part.__dict__.items() if not name.startswith("_")]
+    return id(part), *((name, _kind(value)) for name, value in (*own, *attributes))
+
+
+def _kind(value: Any) -> Hashable:
+    if isinstance(value, Tensor):
+        return value.data_ptr(), value.shape, value.dtype, value.stride()
+    if isinstance(value, _PLAIN):
+        return value
+    if isinstance(value, (tuple, list)):
+        return tuple(map(_kind, value))
+    return id(value)

@@ -1,0 +1,204 @@
+"""The buffers of a solve, and the recordings of its stretches, which read and write them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from typing import Any
+
+import optree
+import torch
+from torch import Tensor
+
+from ..norms import Measure
+from ..problem import Problem
+from ..rules.rule import Solver
+from ..state import tree_leaves
+from .eager import Hold, Stretch, advance, begin
+
+
+class Tape:
+    """A solve from buffers to the same buffers.
+
+    What a stretch does depends, beside the buffers, on the numbers in the solver's memory, as how far it is filled.
+    These name the recording. A stretch that is met for the first time is run, which also warms up the libraries that
+    it calls, and recorded when it is met again.
+
+    Args:
+        build: makes the problem of the tensors that change.
+        tensors, z: those, and the first iterate, of whose shapes the buffers are.
+        solver, measure, count: of a stretch, with so many steps.
+    """
+
+    def __init__(
+        self,
+        build: Callable[..., Problem],
+        tensors: tuple[Tensor, ...],
+        z: Tensor,
+        solver: Solver,
+        measure: Measure,
+        count: int,
+    ) -> None:
+        self.build, self.solver, self.measure, self.count = build, solver, measure, count
+        self.tensors = tuple(_buffer(tensor) for tensor in tensors)
+        self.z, self.best = _buffer(z), _buffer(z)
+        self.held = torch.zeros(len(z), dtype=torch.bool, device=z.device)
+        self.last: Stretch | None = None
+        """Where the solve is; its tensors are buffers."""
+        self.recording = False
+        """A recording is being made: nothing is run meanwhile."""
+        self._problem: Problem | None = None
+        self._beginning: Recording | None = None
+        self._starts: dict[Hashable, Stretch] = {}
+        self._met: set[Hashable] = set()
+        self._recordings: dict[Hashable, Recording] = {}
+        self._pool: Any = None
+
+    def begin(self, z: Tensor, tensors: tuple[Tensor, ...]) -> Stretch:
+        """The first evaluation, at z, of the problem with these tensors."""
+        self.z.copy_(z)
+        for buffer, tensor in zip(self.tensors, tensors, strict=True):
+            buffer.copy_(tensor)
+        if self._beginning is None:
+            self._beginning = self._record(self._begin)
+        start: Stretch = self._beginning.replay()
+        self._starts.setdefault(_numbers(start.memory), start)
+        self.last = start
+        return start
+
+    def run(self, hold: Hold) -> Stretch:
+        """The next steps."""
+        assert self.last is not None
+        if hold.rows is not None:
+            self.held.copy_(hold.rows)
+            self.best.copy_(hold.best)
+        rows = None if hold.rows is None else self.held
+        start = _numbers(self.last.memory)
+        name = (start, self.last.fresh, rows is None)
+        ours = Hold(rows, self.best, hold.restart)
+        if hold.restart is not None or name not in self._met:
+            stretch = self._steps(start, self.last.fresh, ours)
+            if hold.restart is None:
+                self._met.add(name)
+        else:
+            if name not in self._recordings:
+                fresh = self.last.fresh
+                self._recordings[name] = self._record(lambda: self._steps(start, fresh, ours))
+            stretch = self._recordings[name].replay()
+        self.last = stretch
+        return stretch
+
+    def _begin(self) -> Stretch:
+        self._problem = self.build(*self.tensors)
+        start = begin(self._problem, self.solver, self.measure, self.z, None)
+        # a buffer each: a memory may begin with the tensors that it is handed
+        tensors, rebuilt = _tensors(start)
+        return rebuilt([tensor.clone() if any(_shares(tensor, other) for other in tensors[:place]) else tensor
+                        for place, tensor in enumerate(tensors)])  # fmt: skip
+
+    def _steps(self, start: Hashable, fresh: bool, hold: Hold) -> Stretch:
+        """From the buffers to those of the memory as it is then."""
+        assert self._problem is not None
+        at = self._starts[start]._replace(fresh=fresh)
+        stretch = advance(self._problem, self.solver, self.measure, at, self.count, hold)
+        found, rebuilt = _tensors(stretch)
+        after = _numbers(stretch.memory)
+        model = self._starts.get(after, at)
+        buffers = [
+            buffer if (buffer.shape, buffer.dtype) == (tensor.shape, tensor.dtype) else tensor
+            for buffer, tensor in zip(_tensors(model)[0], found, strict=True)
+        ]
+        apart = [
+            tensor.clone() if any(_shares(tensor, other) for other in buffers if other is not buffer) else tensor
+            for buffer, tensor in zip(buffers, found, strict=True)
+        ]
+        # a first point may be the image that the stretch began with
+        points = [
+            point.clone() if any(_shares(point, buffer) for buffer in buffers) else point for point in stretch.points
+        ]
+        for buffer, tensor in zip(buffers, apart, strict=True):
+            if buffer is not tensor:
+                buffer.copy_(tensor)
+        end = rebuilt(buffers)
+        self._starts.setdefault(after, end)
+        return end._replace(points=points, norms=stretch.norms)
+
+    def _record(self, function: Callable[[], Stretch]) -> Recording:
+        if self.z.device.type != "cuda":
+            return Called(function)
+        self._pool = self._pool or torch.cuda.graph_pool_handle()
+        self.recording = True
+        recording = Graph(function, self._pool)
+        self.recording = False
+        return recording
+
+
+class Recording:
+    """A function without arguments whose result lies in the same place each time."""
+
+    def replay(self) -> Stretch:
+        raise NotImplementedError
+
+
+class Graph(Recording):
+    """As a CUDA graph."""
+
+    def __init__(self, function: Callable[[], Stretch], pool: Any) -> None:
+        torch.clear_autocast_cache()  # what was cast outside must not be read inside, nor the reverse
+        self._graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self._graph, pool=pool, capture_error_mode="thread_local"):
+            self._result = function()
+        torch.clear_autocast_cache()
+
+    def replay(self) -> Stretch:
+        self._graph.replay()
+        return self._result
+
+
+class Called(Recording):
+    """The function is called, and its result copied to where the first one lies, so that what is stale shows."""
+
+    def __init__(self, function: Callable[[], Stretch]) -> None:
+        self._function = function
+        self._result: Stretch | None = None
+
+    def replay(self) -> Stretch:
+        found = self._function()
+        if self._result is None:
+            self._result = found
+            return found
+        for old, new in zip(tree_leaves(self._result), tree_leaves(found), strict=True):
+            if isinstance(old, Tensor) and old is not new:
+                old.copy_(new)
+        return self._result
+
+
+def _buffer(tensor: Tensor) -> Tensor:
+    return tensor.detach().clone(memory_format=torch.preserve_format)
+
+
+def _tensors(stretch: Stretch) -> tuple[list[Tensor], Callable[[list[Tensor]], Stretch]]:
+    """Of the last point, its image and residual and the memory, and the stretch made of others in their places."""
+    state = (stretch.points[-1], stretch.image, stretch.residual, stretch.memory)
+    flattened: Any = optree.tree_flatten(state, none_is_leaf=True)  # type: ignore[arg-type]
+    leaves, structure = flattened
+    places = [place for place, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
+
+    def rebuilt(tensors: list[Tensor]) -> Stretch:
+        replaced: list[Any] = list(leaves)
+        for place, tensor in zip(places, tensors, strict=True):
+            replaced[place] = tensor
+        again: Any = optree.tree_unflatten(structure, replaced)
+        point, image, residual, memory = again
+        return Stretch([point], stretch.norms, image, residual, memory, stretch.fresh)
+
+    return [leaves[place] for place in places], rebuilt
+
+
+def _numbers(memory: Any) -> Hashable:
+    """What a memory holds beside tensors, and the shapes of these."""
+    leaves, structure = optree.tree_flatten(memory, none_is_leaf=True)
+    return structure, tuple(leaf.shape if isinstance(leaf, Tensor) else leaf for leaf in leaves)
+
+
+def _shares(one: Tensor, other: Tensor) -> bool:
+    return one.untyped_storage().data_ptr() == other.untyped_storage().data_ptr()

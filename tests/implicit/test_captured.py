@@ -1,0 +1,402 @@
+"""Recorded stretches find what `Eager` finds, whatever has changed since they were recorded.
+
+On a processor a recording is called and not replayed, but from the same buffers and into the same places.
+"""
+
+import copy
+import io
+import threading
+import warnings
+from functools import partial
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils.parametrizations import spectral_norm
+
+from implicit import Equilibrium, ImplicitGradient, fixed_point, record
+from solvers import GMRES, Anderson, Broyden, Captured, Eager, Monotone, NewtonKrylov, Picard, Reversible, solve
+from solvers.loops.captured import LIMIT
+from solvers.loops.tape import Tape
+
+DIM, ROWS = 12, 5
+TIGHT = {"rtol": 1e-9, "atol": 0.0, "max_steps": 200}
+
+
+class Cell(nn.Module):
+    def __init__(self, parametrized=False, gain=0.4):
+        super().__init__()
+        self.inner, self.inject = nn.Linear(DIM, DIM).double(), nn.Linear(DIM, DIM).double()
+        with torch.no_grad():
+            self.inner.weight.mul_(gain / torch.linalg.matrix_norm(self.inner.weight, 2))
+        if parametrized:
+            spectral_norm(self.inner)
+        self.factor = 1.0
+
+    def forward(self, z, x):
+        return torch.tanh(self.factor * 0.5 * self.inner(z) + self.inject(x))
+
+
+def layers(cell, solver=Anderson(), backward=None, every=4):
+    """The same layer with each loop."""
+    return [
+        Equilibrium(
+            cell,
+            solver=solver,
+            compact=False,
+            loop=loop,
+            gradient=ImplicitGradient(backward, rtol=1e-9, max_steps=200, loop=loop),
+            **TIGHT,
+        )
+        for loop in (Eager(every), Captured(every))
+    ]
+
+
+def inputs():
+    return torch.randn(ROWS, DIM, dtype=torch.float64) * torch.linspace(0.1, 3, ROWS, dtype=torch.float64)[:, None]
+
+
+def same(eager, captured, *x, modules=None):
+    """Solutions, records of both passes, and gradients."""
+    found, expected = captured.solve(*x), eager.solve(*x)
+    assert torch.equal(found.status, expected.status)
+    assert torch.equal(found.steps, expected.steps)
+    torch.testing.assert_close(found.value, expected.value, rtol=1e-10, atol=1e-11)
+    torch.testing.assert_close(found.trace, expected.trace, rtol=1e-5, atol=1e-12, equal_nan=True)
+    gradients, steps = [], []
+    for layer in (eager, captured):
+        with record() as log:
+            loss = layer(*x).sin().sum() + layer(*x).square().sum()  # twice in a graph
+            gradients.append(torch.autograd.grad(loss, list((modules or layer).parameters())))
+        steps.append([line.solution.steps.tolist() for line in (*log.forward, *log.backward)])
+    assert steps[0] == steps[1]
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-8)
+
+
+def tapes(layer):
+    return [tape for tape in layer._captures._tapes.values() if tape is not None]
+
+
+@pytest.mark.parametrize("solver", [Picard(), Picard(0.7), Anderson(), Anderson(3, 1), Broyden(5), GMRES(7)], ids=repr)
+@pytest.mark.parametrize("backward", [None, Anderson(4), Broyden(), GMRES()], ids=repr)
+def test_a_training_is_the_eager_one(solver, backward):
+    cell = Cell()
+    eager, captured = layers(cell, solver, backward)
+    optimizer = torch.optim.Adam(cell.parameters(), 1e-2)
+    for _ in range(4):
+        x = inputs()
+        same(eager, captured, x)
+        optimizer.zero_grad()
+        captured(x).square().sum().backward()
+        optimizer.step()
+    assert len(tapes(captured)) == 2, "forward and backward"
+    assert all(tape._recordings for tape in tapes(captured)), "stretches were replayed"
+
+
+@pytest.mark.parametrize("every", [1, 2, 7, 300])
+def test_any_number_of_steps_a_stretch(every):
+    eager, captured = layers(Cell(), Anderson(3), every=every)
+    for _ in range(4):
+        same(eager, captured, inputs())
+
+
+def test_rows_that_fail_and_runs_that_end_early():
+    class Wild(Cell):
+        def forward(self, z, x):
+            image = super().forward(z, x)
+            return torch.where(x[:, :1] > 2, 3 * z + 1, torch.where(x[:, :1] < -2, z * torch.nan, image))
+
+    eager, captured = layers(Wild(), Anderson())
+    for steps in (200, 200, 200, 3, 1, 50):
+        x = inputs()
+        x[0], x[1] = 5.0, -5.0
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            found, expected = (layer.solve(x, max_steps=steps) for layer in (captured, eager))
+        assert torch.equal(found.status, expected.status)
+        assert torch.equal(found.steps, expected.steps)
+        torch.testing.assert_close(found.value, expected.value, rtol=1e-8, atol=1e-9, equal_nan=True)
+
+
+def replaced(cell):
+    cell.inject.weight = nn.Parameter(torch.randn_like(cell.inject.weight))
+
+
+def loaded(cell):
+    cell.load_state_dict({name: value + 0.05 for name, value in cell.state_dict().items()})
+
+
+def set_data(cell):
+    cell.inject.bias.data = torch.randn_like(cell.inject.bias)
+
+
+def changed_attribute(cell):
+    cell.factor = 0.3
+
+
+def other_part(cell):
+    cell.inject = nn.Linear(DIM, DIM).double()
+
+
+def frozen(cell):
+    cell.inject.bias.requires_grad_(False)
+    cell.inject.bias += 1
+
+
+@pytest.mark.parametrize("change", [replaced, loaded, set_data, changed_attribute, other_part])
+@pytest.mark.parametrize("parametrized", [False, True])
+def test_nothing_is_stale(change, parametrized):
+    cell = Cell(parametrized).eval()
+    eager, captured = layers(cell)
+    for _ in range(3):
+        same(eager, captured, inputs())
+    change(cell)
+    for _ in range(3):
+        same(eager, captured, inputs())
+
+
+def test_a_frozen_part_that_is_written_to_is_not_stale():
+    cell = Cell()
+    eager, captured = layers(cell)
+    for step in range(6):
+        x = inputs()
+        torch.testing.assert_close(captured(x), eager(x), rtol=1e-9, atol=1e-9)
+        if step == 2:
+            frozen(cell)
+
+
+def test_shapes_dtypes_modes_and_contexts():
+    cell = nn.Sequential()
+    cell = Cell(parametrized=True)
+    eager, captured = layers(cell)
+    for dtype in (torch.float64, torch.float32, torch.float64):
+        cell.to(dtype)
+        for layer in (eager, captured):
+            layer.rtol = 1e-9 if dtype == torch.float64 else 1e-4
+        for mode in (True, False):
+            cell.train(mode)
+            for rows in (3, 4, 3):
+                x = torch.randn(rows, DIM, dtype=dtype)
+                state = copy.deepcopy(cell.state_dict())
+                found = [torch.no_grad()(captured)(x) for _ in range(3)]
+                cell.load_state_dict(state)
+                for value in found:
+                    torch.testing.assert_close(value, torch.no_grad()(eager)(x), rtol=3e-3, atol=3e-3)
+                    break  # in training mode spectral normalisation moves on
+    assert len(captured._captures._tapes) <= LIMIT
+
+
+def test_within_autocast():
+    cell = Cell().float()
+    eager, captured = layers(cell)
+    for layer in (eager, captured):
+        layer.rtol = 1e-2
+    kind = torch.get_default_device().type
+    for inside in (True, False, True, True, False):
+        x = inputs().float()
+        with torch.autocast(kind, dtype=torch.bfloat16, enabled=inside):
+            found, expected = captured.solve(x), eager.solve(x)
+        assert torch.equal(found.status, expected.status)
+        torch.testing.assert_close(found.value, expected.value, rtol=1e-6, atol=1e-6)
+
+
+def test_arguments_that_are_no_floats():
+    class Chooser(Cell):
+        def forward(self, z, x, chosen, twice):
+            image = super().forward(z, x[:, chosen])
+            return 0.5 * image if twice else image
+
+    eager, captured = layers(Chooser())
+    for twice in (True, False, True, True, True, False, False, False):
+        chosen = torch.randperm(DIM)
+        x = inputs()
+        torch.testing.assert_close(captured(x, chosen, twice), eager(x, chosen, twice), rtol=1e-9, atol=1e-9)
+
+
+def test_a_state_that_is_a_tuple_and_a_given_start():
+    class Pair(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.cell = Cell()
+
+        def forward(self, z, x):
+            return {"one": self.cell(z["two"], x), "two": 0.5 * z["one"] + 0.1}
+
+    cell = Pair()
+    eager, captured = layers(cell)
+    for _ in range(4):
+        x = inputs()
+        start = {"one": torch.randn_like(x), "two": torch.randn_like(x)}
+        found, expected = (layer(x, z0=start) for layer in (captured, eager))
+        for name in ("one", "two"):
+            torch.testing.assert_close(found[name], expected[name], rtol=1e-8, atol=1e-8)
+
+
+def test_values_outlast_later_solves():
+    _, captured = layers(Cell())
+    kept = []
+    for _ in range(5):
+        x = inputs()
+        solution, early = captured.solve(x), captured.iterates(x, at=(2, 6))
+        kept.append((solution.value, solution.value.clone(), early, tuple(each.clone() for each in early)))
+    for value, then, early, earlier in kept:
+        assert torch.equal(value, then)
+        assert all(map(torch.equal, early, earlier))
+
+
+def test_second_derivatives_and_transforms():
+    eager, captured = layers(Cell())
+    x = inputs().requires_grad_()
+    for _ in range(3):
+        found = []
+        for layer in (eager, captured):
+            (first,) = torch.autograd.grad(layer(x).sin().sum(), x, create_graph=True)
+            found.append(torch.autograd.grad(first.square().sum(), x)[0])
+        torch.testing.assert_close(*found, rtol=1e-6, atol=1e-8)
+        rows = [torch.func.vmap(torch.func.grad(partial(_summed, layer)))(x.detach()) for layer in (eager, captured)]
+        torch.testing.assert_close(*rows, rtol=1e-6, atol=1e-8)
+
+
+def _summed(layer, row):
+    return layer(row[None]).sin().sum()
+
+
+def test_two_layers_one_within_the_other():
+    class Outer(nn.Module):
+        def __init__(self, loop):
+            super().__init__()
+            self.inner = Equilibrium(cell, loop=loop, compact=False, **TIGHT)
+
+        def forward(self, z, x):
+            return 0.3 * self.inner(0.5 * z + x)
+
+    cell = Cell()
+    eager, captured = (
+        Equilibrium(Outer(loop), loop=loop, compact=False, gradient=ImplicitGradient(rtol=1e-9, loop=loop), **TIGHT)
+        for loop in (Eager(4), Captured(4))
+    )
+    for _ in range(4):
+        x = inputs()
+        torch.testing.assert_close(captured(x), eager(x), rtol=1e-8, atol=1e-8)
+
+
+def test_copies_pickles_and_states_leave_recordings_behind():
+    _, captured = layers(Cell())
+    x = inputs()
+    for _ in range(3):
+        captured(x).sum().backward()
+    assert len(captured._captures) == 2
+    assert set(captured.state_dict()) == {"cell." + name for name in captured.cell.state_dict()}
+    twin = copy.deepcopy(captured)
+    file = io.BytesIO()
+    torch.save(captured, file)
+    file.seek(0)
+    again = torch.load(file, weights_only=False)
+    for other in (twin, again):
+        assert len(other._captures) == 0
+        for _ in range(3):
+            torch.testing.assert_close(other(x), captured(x), rtol=1e-9, atol=1e-9)
+
+
+def test_few_are_kept():
+    _, captured = layers(Cell())
+    for rows in range(1, 2 * LIMIT):
+        for _ in range(2):
+            captured.solve(torch.randn(rows, DIM, dtype=torch.float64))
+    assert len(captured._captures) <= LIMIT
+    assert not captured._captures._borrowed
+
+
+def test_threads_do_not_share_buffers():
+    eager, captured = layers(Cell())
+    x = [inputs() for _ in range(4)]
+    expected = [eager(each).detach() for each in x]
+    for each in x:
+        captured(each)
+    wrong = []
+
+    def work(number):
+        for _ in range(10):
+            if not torch.allclose(captured(x[number]).detach(), expected[number], rtol=1e-8, atol=1e-8):
+                wrong.append(number)
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+def test_an_error_in_the_cell_gives_the_buffers_back():
+    class Failing(Cell):
+        fail = False
+
+        def forward(self, z, x):
+            if self.fail:
+                raise ArithmeticError("no")
+            return super().forward(z, x)
+
+    cell = Failing()
+    eager, captured = layers(cell)
+    for _ in range(3):
+        captured(inputs())
+    cell.fail = True
+    with pytest.raises(ArithmeticError):
+        captured(inputs())
+    cell.fail = False
+    assert not captured._captures._borrowed
+    for _ in range(3):
+        same(eager, captured, inputs())
+
+
+@pytest.mark.parametrize("at", [1, 2, 3])
+def test_what_cannot_be_recorded_is_run_with_one_warning(monkeypatch, at):
+    made = []
+    record_it = Tape._record
+
+    def failing(self, function):
+        made.append(function)
+        if len(made) >= at:
+            self.recording = True
+            raise RuntimeError("operation not permitted when stream is capturing")
+        return record_it(self, function)
+
+    monkeypatch.setattr(Tape, "_record", failing)
+    eager, captured = layers(Cell())
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        for _ in range(5):
+            x = inputs()
+            with torch.no_grad():
+                torch.testing.assert_close(captured(x), eager(x), rtol=1e-9, atol=1e-9)
+    (only,) = told
+    assert "Cell, forward cannot be captured (RuntimeError: operation not permitted" in str(only.message)
+
+
+def test_a_function_is_run_as_by_eager():
+    cell, x = Cell(), inputs()
+
+    def f(z):
+        return cell(z, x)
+
+    for _ in range(3):
+        x += 0.1
+        expected = solve(f, torch.zeros_like(x), loop=Eager(8), **TIGHT)
+        found = solve(f, torch.zeros_like(x), loop=Captured(), **TIGHT)
+        assert torch.equal(found.value, expected.value)
+        value = fixed_point(f, torch.zeros_like(x), loop=Captured(), **TIGHT)
+        torch.testing.assert_close(value, expected.value, rtol=1e-8, atol=1e-8)
+
+
+def test_what_it_refuses():
+    for solver in (NewtonKrylov(), Monotone()):
+        if not solver.fixed_cost:
+            with pytest.raises(ValueError, match="fixed cost"):
+                Equilibrium(Cell(), solver=solver, loop=Captured())
+    with pytest.raises(ValueError, match="fixed shapes"):
+        Equilibrium(Cell(), compact=True, loop=Captured())
+    with pytest.raises(ValueError, match="check_every=0"):
+        Captured(0)
+    assert Reversible().fixed_cost

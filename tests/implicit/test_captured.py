@@ -78,7 +78,11 @@ def tapes(layer):
     return [tape for tape in layer._captures._tapes.values() if tape is not None]
 
 
-@pytest.mark.parametrize("solver", [Picard(), Picard(0.7), Anderson(), Anderson(3, 1), Broyden(5), GMRES(7)], ids=repr)
+@pytest.mark.parametrize(
+    "solver",
+    [Picard(), Picard(0.7), Anderson(), Anderson(3, 1), Broyden(5), GMRES(7), Monotone(3), Reversible()],
+    ids=repr,
+)
 @pytest.mark.parametrize("backward", [None, Anderson(4), Broyden(), GMRES()], ids=repr)
 def test_a_training_is_the_eager_one(solver, backward):
     cell = Cell()

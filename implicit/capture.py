@@ -79,10 +79,11 @@ def _source(
 
 
 def _state(part: nn.Module) -> Hashable:
-    """What a recording of a module relies on: where its tensors lie, its mode, its plain attributes."""
+    """What a recording of a module relies on: where its tensors lie, its mode, its hooks, its plain attributes."""
     own = (*part._parameters.items(), *part._buffers.items())
+    hooks = (*part._forward_hooks.items(), *part._forward_pre_hooks.items())
     attributes = [(name, value) for name, value in part.__dict__.items() if not name.startswith("_")]
-    return id(part), *((name, _kind(value)) for name, value in (*own, *attributes))
+    return id(part), *((name, _kind(value)) for name, value in (*own, *hooks, *attributes))
 
 
 def _kind(value: Any) -> Hashable:
@@ -92,4 +93,6 @@ def _kind(value: Any) -> Hashable:
         return value
     if isinstance(value, (tuple, list)):
         return tuple(map(_kind, value))
+    if isinstance(value, dict):
+        return tuple((_kind(key), _kind(item)) for key, item in value.items())
     return id(value)

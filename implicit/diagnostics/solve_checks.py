@@ -19,7 +19,7 @@ EVALUATIONS = 8
 """At one point, of which none may differ."""
 SAVED = 0.7
 """Share of the evaluations with a longer history below which the layer's is called short."""
-USUAL = 12
+USUAL = 8
 """Steps that a history holds by default: shorter ones are compared with that."""
 
 

@@ -31,10 +31,11 @@ class Cell(nn.Module):
             self.inner.weight.mul_(gain / torch.linalg.matrix_norm(self.inner.weight, 2))
         if parametrized:
             spectral_norm(self.inner)
-        self.factor = 1.0
+        self.factor, self.table, self.shifts = 1.0, {"factor": 1.0}, [torch.zeros(DIM, dtype=torch.float64)]
 
     def forward(self, z, x):
-        return torch.tanh(self.factor * 0.5 * self.inner(z) + self.inject(x))
+        factor = 0.5 * self.factor * self.table["factor"]
+        return torch.tanh(factor * self.inner(z) + self.inject(x) + self.shifts[0].to(x))
 
 
 def layers(cell, solver=Anderson(), backward=None, every=4):
@@ -139,6 +140,18 @@ def changed_attribute(cell):
     cell.factor = 0.3
 
 
+def changed_dict(cell):
+    cell.table["factor"] = 0.2
+
+
+def replaced_in_list(cell):
+    cell.shifts[0] = torch.ones(DIM, dtype=torch.float64)
+
+
+def hooked(cell):
+    cell.inject.register_forward_hook(lambda module, args, output: output + 0.3)
+
+
 def other_part(cell):
     cell.inject = nn.Linear(DIM, DIM).double()
 
@@ -148,7 +161,9 @@ def frozen(cell):
     cell.inject.bias += 1
 
 
-@pytest.mark.parametrize("change", [replaced, loaded, set_data, changed_attribute, other_part])
+@pytest.mark.parametrize(
+    "change", [replaced, loaded, set_data, changed_attribute, changed_dict, replaced_in_list, hooked, other_part]
+)
 @pytest.mark.parametrize("parametrized", [False, True])
 def test_nothing_is_stale(change, parametrized):
     cell = Cell(parametrized).eval()

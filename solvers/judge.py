@@ -84,16 +84,20 @@ def _judge(rule: Rule, rows: Rows, step: int, residual: Floats, scale: Floats) -
 
     progressed = running & (residual < rule.progress * rows.mark)
     since = step - rows.mark_at
-    third = np.minimum(3 * (since - 1) // rows.patience, 2)[:, None] == np.arange(3)
-    size = np.where(finite, scale, np.inf)[:, None]
-    peaks = np.where(third & running[:, None], np.maximum(rows.peaks, size), rows.peaks)
-    peaks = np.where((running & (residual < rule.falling * rows.best))[:, None], 0, peaks)
+    calm = running & (residual < rule.falling * rows.best)
+    peaks = np.where(calm[:, None], 0, rows.peaks)
+    if (calm != running).any():
+        third = np.minimum(3 * (since - 1) // rows.patience, 2)[:, None] == np.arange(3)
+        size = np.where(finite, scale, np.inf)[:, None]
+        peaks = np.where(third & (running & ~calm)[:, None], np.maximum(peaks, size), peaks)
 
     # at its best iterate f was finite: if it is no longer so, it was not the solver that leapt
-    leapt = running & ~finite & np.isfinite(best) & ~rows.recovering & (turn < 2) & rule.may_leap
-    broken = running & ~finite & ~leapt
+    leapt = broken = none = np.zeros_like(running)
+    if not finite.all():
+        leapt = running & ~finite & np.isfinite(best) & ~rows.recovering & (turn < 2) & rule.may_leap
+        broken = running & ~finite & ~leapt
     stuck = running & ~progressed & (since >= rows.patience) & (step >= rule.min_steps)
-    passed_on = np.zeros_like(stuck)
+    passed_on = none
     first = np.maximum(rows.first, rows.first_scale)
     bound = GROWTH * first
     status = rows.status
@@ -115,7 +119,7 @@ def _judge(rule: Rule, rows: Rows, step: int, residual: Floats, scale: Floats) -
     status = np.where(broken, np.where(grew, Status.DIVERGED, Status.NON_FINITE), status)
     status = np.where(met, Status.CONVERGED, status)
     stopped = stuck | spent_up | broken | met
-    passed_on &= ~stopped
+    passed_on = passed_on & ~stopped
     restart = running & ~leapt & ((residual > RUNAWAY * rows.best) | rows.recovering)
     on = running & ~stopped
     return (

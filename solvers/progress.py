@@ -136,11 +136,11 @@ class Progress:
         before, step = self.rows, self._step + 1
         verdict = judge(self.rule, before, step, norms)
         self._rows = verdict.rows
-        stopped = np.arange(step, step + len(norms) // 2)[:, None] > np.where(
-            self._rows.running, np.inf, self._rows.steps
-        )
-        stopped &= before.running
-        self._note(np.where(stopped.repeat(2, 0), np.nan, norms), before.running | self._rows.running)
+        if len(norms) > 2:  # of the rest of the stretch nothing is told where a row has stopped
+            last = np.where(self._rows.running | ~before.running, np.inf, self._rows.steps)
+            stopped = np.arange(step, step + len(norms) // 2)[:, None] > last
+            norms = np.where(stopped.repeat(2, 0), np.nan, norms)
+        self._note(norms, before.running | self._rows.running)
         return verdict
 
     def _note(self, norms: Floats, running: Bools) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable
 from typing import Any
 
@@ -132,11 +133,12 @@ class Tape:
         return recording
 
 
-class Recording:
+class Recording(ABC):
     """A function without arguments whose result lies in the same place each time."""
 
+    @abstractmethod
     def replay(self) -> Stretch:
-        raise NotImplementedError
+        """Run it again."""
 
 
 class Graph(Recording):

@@ -116,6 +116,8 @@ class Captured(Loop):
         source, captures = problem.source() if problem.source is not None else None, problem.captures
         if source is not None and captures is not None and captures.refuses(source.name):
             source = None
+        if problem.layout.device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+            source = None  # a layer within the cell of another: it is the other that is being recorded
         loop = _Replayed(self, source, captures)
         try:
             yield loop

@@ -45,6 +45,12 @@ class Captures:
         self._borrowed: set[Hashable] = set()
         self._refused: set[str] = set()
 
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Captures)  # layers are alike whatever has been recorded of them
+
+    def __hash__(self) -> int:
+        return hash(Captures)
+
     def __deepcopy__(self, memo: Any) -> Captures:
         return Captures()
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import torch
@@ -143,7 +142,7 @@ class Equilibrium(Layer):
         if not (isinstance(self.cell, SplitCell) and isinstance(self.solver, PeacemanRachford)):
             start = self.start(inputs, z0)
             problem = prepare(self.cell, start, inputs)
-            problem.captures, problem.source = self._captures, partial(forward_source, problem)
+            problem.captures, problem.source = self._captures, forward_source
             return problem, start, settings
         parts = self.cell.split(*inputs)
         start = torch.zeros_like(parts.shift) if z0 is None and self.initial is None else self.start(inputs, z0)

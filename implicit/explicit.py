@@ -31,7 +31,7 @@ class Explicit:
 
     def __init__(self, problem: Problem, known: Known) -> None:
         self.problem = copy.copy(problem)
-        self.problem.source = None  # which is of a problem with tensors of its own
+        self.problem.source = None  # recordings are of the module itself, not of its twins
         self.problem.args = tree_map(known.placed, problem.args)
         self.module = PureModule(problem.f, known) if isinstance(problem.f, nn.Module) else None
 

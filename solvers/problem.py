@@ -54,8 +54,8 @@ class Problem:
         """Whether f has said the same of some rows without the others."""
         self.coupled = False
         """Whether rows have been seen to depend on each other."""
-        self.source: Callable[[], Source | None] | None = None
-        """What `Captured` records, and `captures`, where it is kept."""
+        self.source: Callable[[Problem], Source | None] | None = None
+        """Of this problem, what `Captured` records, and `captures`, where it is kept."""
         self.captures: Captures | None = None
         self.args = args
         self._by_row: list[bool] | None = None  # which leaves of args have the batch in dim 0, once it is known

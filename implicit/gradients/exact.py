@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from enum import Enum, auto
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -100,8 +99,9 @@ class ImplicitGradient(AdjointGradient):
         start = unit if inverse is None else inverse(unit)
         problem = prepare(lambda u: product(u) + unit, start, ())
         if isinstance(product, Products) and product.explicit is not None:
+            products = product
             problem.captures = product.explicit.problem.captures
-            problem.source = partial(product.source, unit)
+            problem.source = lambda _: products.source(unit)
         solution: Solution[Tensor] = solve_prepared(problem, start, self._settings)
         report(solution)
         value = solution.value

@@ -120,7 +120,7 @@ class Captured(Loop):
 
     @contextmanager
     def open(self, problem: Problem) -> Iterator[Loop]:
-        source, captures = problem.source() if problem.source is not None else None, problem.captures
+        source, captures = problem.source(problem) if problem.source is not None else None, problem.captures
         if source is not None and captures is not None and captures.refuses(source.name):
             source = None
         if problem.layout.device.type == "cuda" and torch.cuda.is_current_stream_capturing():

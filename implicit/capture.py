@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
 
 from solvers.loops.captured import Source
 from solvers.problem import Problem
@@ -36,7 +37,8 @@ def backward_source(explicit: Explicit, known: Sequence[Tensor], point: Tensor, 
     def build(at: Explicit, filled: Sequence[Tensor], own: Sequence[Tensor]) -> Problem:
         point, shift = own
         z = point.detach().requires_grad_()
-        with torch.enable_grad():
+        # saved through hooks, tensors may change where they lie: each solve replays the evaluation before the products
+        with torch.enable_grad(), saved_tensors_hooks(_itself, _itself):
             image = at(z, *(tensor.detach() for tensor in filled))
 
         def adjoint(u: Tensor) -> Tensor:
@@ -76,6 +78,10 @@ def _source(
     tensors = (*own, *(known[place].detach() for place in changing), *(leaves[place] for place in whole))
     signature = way, numbers, tuple(changing), tuple(map(_state, parts)), torch.is_grad_enabled()
     return Source(f"{type(f).__name__}, {way}", signature, tensors, built)
+
+
+def _itself(tensor: Tensor) -> Tensor:
+    return tensor
 
 
 def _state(part: nn.Module) -> Hashable:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .coupled import JointProblem, solved_jointly, withdrawn
 from .dropping import can_follow, warn_of_dropping
-from .loops.eager import Hold, Loop
+from .loops.eager import Hold, Loop, refuse_solve
 from .norms import extreme
 from .problem import DroppedRowsError, Problem, select
 from .progress import Progress
@@ -58,6 +58,7 @@ def _run(problem: Problem, z: Tensor, settings: Settings, start: Any = None, kee
     if not len(z):
         nobody = Progress.begin(problem, settings, z)
         return Outcome(z, *nobody.close(), nobody.rule, False, [], [z for _ in keep.iterates])
+    refuse_solve()
     with settings.loop.open(problem) as loop:
         run = Run(problem, z if start else z.clone(), settings, loop, start, keep)
         while True:
@@ -109,21 +110,22 @@ class Run:
 
     def look(self) -> None:
         """What the last steps say."""
-        points, first, norms = self.stretch.points, self.progress.step, self.norms
+        points, first = self.stretch.points, self.progress.step
         if self.problem.spent is not None:
             self.progress.spend(self.problem.spent)
             self.problem.spent = None
         self.restart, self.together = None, True
-        if self.progress.uneventful(norms):
-            self.best = self.loop.kept(points[-1])
-        else:
-            verdict = self.progress.judged(self.stretch.exact_norms(norms, self.measure))
-            self.best = self.loop.kept(_chosen(verdict.keep, points, self.best))
+        norms = self.stretch.exact_norms(self.norms, self.measure)
+        collected, keep = self.progress.collect(norms)
+        if collected < len(points):
+            verdict = self.progress.judged(norms[2 * collected :])
+            keep = np.where(verdict.keep >= 0, verdict.keep + collected, keep)
             self.restart = verdict.restart if verdict.restart.any() else None
             held = ~verdict.rows.running | verdict.rows.recovering
             self.held = _on_device(held, self.best) if held.any() else None
             self.problem.coupled |= verdict.coupled and not self.problem.dropped
-            self.together = bool((verdict.keep == len(points) - 1).all())
+            self.together = bool((keep == len(points) - 1).all())
+        self.best = self._chosen(keep)
         for wanted in self.keep.iterates:
             if first <= wanted < first + len(points):
                 self.iterates[wanted] = self._all(self.loop.kept(points[wanted - first]))
@@ -190,6 +192,16 @@ class Run:
         self.stretch = self.loop.run(self.problem, self.solver, self.measure, start, room, hold)
         self.norms = self.stretch.norms.cpu()  # the one synchronisation of a stretch
 
+    def _chosen(self, keep: Integers) -> Tensor:
+        """For each row the point to keep, or what was the best before."""
+        points, best = self.stretch.points, self.best
+        if (keep == len(points) - 1).all():
+            return self.loop.kept(points[-1])
+        chosen = _on_device(keep[:, None], best)
+        for number in np.unique(keep[keep >= 0]).tolist():
+            best = torch.where(chosen == number, points[number], best)
+        return best
+
     def _all(self, current: Tensor) -> Tensor:
         """Of all rows, given this of the current ones."""
         if not self.problem.dropped:
@@ -225,17 +237,6 @@ class Run:
         return (
             withdrawn(outcome, self.problem, self.measure) if verified and not (dropped or self.together) else outcome
         )
-
-
-def _chosen(keep: Integers, points: list[Tensor], best: Tensor) -> Tensor:
-    """For each row the point to keep, or what was the best before."""
-    if (keep == len(points) - 1).all():
-        return points[-1]
-    for number, point in enumerate(points):
-        mask = keep == number
-        if mask.any():
-            best = torch.where(_on_device(mask, point)[:, None], point, best)
-    return best
 
 
 def _on_device(array: Any, like: Tensor) -> Tensor:

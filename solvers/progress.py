@@ -8,23 +8,22 @@ from math import inf
 import numpy as np
 from torch import Tensor
 
-from .judge import Verdict, judge
+from .judge import RUNAWAY, Verdict, judge, passed
 from .problem import Problem
 from .rows import Bools, Floats, Integers, Rows, Rule
 from .rules.broyden import Broyden
 from .settings import Settings
 
-FEW = 128
+FEW = 64
 """Norms up to which Python compares one by one faster than NumPy calls its operations."""
-
-Line = Floats | list[float]
+TINY = np.finfo(np.float64).tiny
 
 
 class Progress:
     """What is known of the current rows of a solve.
 
-    While every running row has a lower residual at each step, and none has met its tolerance or used up its patience or
-    its steps, nothing changes but the residuals: such steps are collected, and the rule is not asked.
+    While no running row meets its tolerance, runs away, or uses up its patience or its steps, the rule has nothing to
+    decide: such steps are collected.
     """
 
     @classmethod
@@ -54,9 +53,12 @@ class Progress:
 
     def __init__(self, rule: Rule, rows: Rows) -> None:
         self.rule, self._rows = rule, rows
-        self._pending: list[Line] = []  # norms of the collected steps
+        self._pending: list[Floats] = []  # norms of the collected steps
+        self._collected = 0  # their number
+        self._least: Floats = rows.best  # residuals of the running rows until then
         self._limit = int(rows.limit.max(initial=0))
         self._step = 0  # the last that `_rows` knows
+        self._all_run = True
         self._deadline = self._next_deadline()
         self._lines: list[Floats] = []  # norms of the steps that `_rows` knows, since rows were last dropped
         self._dropped: list[tuple[Rows, Floats]] = []  # the rows, and the norms until then, each time some were
@@ -64,7 +66,7 @@ class Progress:
     @property
     def step(self) -> int:
         """The last."""
-        return self._step + len(self._pending) // 2
+        return self._step + self._collected
 
     @property
     def limit(self) -> int:
@@ -80,55 +82,80 @@ class Progress:
     def rows(self) -> Rows:
         """What is known after the last step."""
         if self._pending:
-            norms = np.array(self._pending, dtype=np.float64)
+            norms = self._pending[0] if len(self._pending) == 1 else np.concatenate(self._pending)
             self._rows = passed(self.rule, self._rows, self._step + 1, norms)
-            self._pending = []
+            self._pending, self._collected = [], 0
             self._note(norms, self._rows.running)
         return self._rows
 
-    def uneventful(self, norms: Tensor) -> bool:
-        """Whether the next steps, (2·steps, rows) norms, need no rule; they are then collected."""
-        if self.step + len(norms) // 2 >= self._deadline:
-            return False
-        before = self._pending[-2] if self._pending else self._rows.best
-        few = norms.numel() <= FEW
-        lines: list[Line] = [*(norms.tolist() if few else norms.double().numpy())]
-        fits = self._each_fits(lines, before) if few else self._fit(lines, before)
-        if fits:
-            self._pending += lines
-        return fits
+    def collect(self, block: Floats) -> tuple[int, Integers]:
+        """Collect those of the next steps, (2·steps, rows) norms, that come before the rule has something to decide.
 
-    def _each_fits(self, lines: list[Line], before: Line) -> bool:
-        rtol, atol, falling, rows = self.rule.rtol, self.rule.atol, self.rule.falling, self._rows
-        running = rows.running.tolist()
-        if not all(running) and not self._held_hold(lines):
-            return False
-        references = rows.first.tolist() if self.rule.relative_to_start else None
-        if references and not all(scale < inf for scales in lines[1::2] for scale in scales):
-            return False
+        Returns:
+            their number, and for each row the last of them whose iterate is to be kept, −1 for none of them.
+        """
+        count, done, keep = len(block) // 2, 0, np.full(block.shape[1], -1)
+        if not self._all_run and not self._held_hold(block):
+            return 0, keep
+        while done < count:
+            room = self._deadline - 1 - self.step
+            if room <= 0 and self._pending:
+                _ = self.rows  # what they say of progress moves the deadline
+                room = self._deadline - 1 - self.step
+            part = block[2 * done : 2 * (done + max(room, 0))]
+            few = part.size <= FEW and self._all_run
+            number, lowest, self._least = (self._each_ordinary if few else self._ordinary)(part)
+            if not number:
+                break
+            keep = np.where(lowest < 0, keep, lowest + done)
+            self._pending.append(part[: 2 * number])
+            self._collected += number
+            done += number
+            if 2 * number < len(part):
+                break
+        return done, keep if self._all_run else np.where(self._rows.running, keep, done - 1)
+
+    def _each_ordinary(self, block: Floats) -> tuple[int, Integers, Floats]:
+        """The number of steps until the rule has something to decide, at which each row is lowest, and how low."""
+        rtol, atol, lines = max(self.rule.rtol, TINY), self.rule.atol, block.tolist()
+        least = self._least.tolist()
+        references = [*self._first(block)] if lines and self.rule.relative_to_start else None
+        lowest, number = [-1] * len(least), 0
         for residuals, scales in zip(lines[::2], lines[1::2]):
-            for runs, residual, scale, least in zip(running, residuals, references or scales, before):
-                if runs and not rtol * scale + atol < residual < falling * least:
-                    return False
-            before = residuals
-        return True
+            for residual, scale, reference, low in zip(residuals, scales, references or scales, least):
+                if not (atol + rtol * reference < residual <= RUNAWAY * low and residual + scale < inf):
+                    return number, np.array(lowest), np.array(least)
+            for row, residual in enumerate(residuals):
+                if residual < least[row]:
+                    least[row], lowest[row] = residual, number
+            number += 1
+        return number, np.array(lowest), np.array(least)
 
-    def _fit(self, lines: list[Line], before: Line) -> bool:
-        rows, least = self._rows, np.asarray(before)
-        if not rows.running.all() and not self._held_hold(lines):
-            return False
-        for residual, scale in zip(map(np.asarray, lines[::2]), map(np.asarray, lines[1::2])):
-            tolerance = self.rule.tolerance(self.rule.reference(rows, scale))
-            fits = (tolerance < residual) & (residual < self.rule.falling * least) & np.isfinite(scale)
-            if not (fits | ~rows.running).all():
-                return False
-            least = residual
-        return True
+    def _ordinary(self, block: Floats) -> tuple[int, Integers, Floats]:
+        """Likewise."""
+        residuals, running = block[::2], self._rows.running
+        references = self._first(block) if len(block) and self.rule.relative_to_start else block[1::2]
+        with np.errstate(invalid="ignore", over="ignore"):
+            least = np.minimum.accumulate(np.concatenate((self._least[None], residuals)))
+            ordinary = (self.rule.tolerance(references) < residuals) & (residuals <= RUNAWAY * least[:-1])
+            ordinary &= residuals + block[1::2] < inf
+        every = (ordinary | ~running).all(1)
+        number = len(every) if every.all() else int(every.argmin())
+        fallen = least[1 : number + 1] < least[:number]
+        lowest = number - 1 - fallen[::-1].argmax(0) if number else np.zeros(len(running), dtype=np.int64)
+        return number, np.where(running & fallen.any(0), lowest, -1), np.where(running, least[number], self._least)
 
-    def _held_hold(self, lines: list[Line]) -> bool:
+    def _first(self, block: Floats) -> Floats:
+        """The residuals at the first step, which may be that of the next ones."""
+        if self._step:
+            return self._rows.first
+        first: Floats = (self._pending[0] if self._pending else block)[0]
+        return first
+
+    def _held_hold(self, block: Floats) -> bool:
         """Whether rows that are held are where they were."""
         rows = self._rows
-        pairs = zip(map(np.asarray, lines[::2]), map(np.asarray, lines[1::2]))
+        pairs = zip(block[::2], block[1::2])
         return all((rows.running | self.rule.holds(rows, *pair)).all() for pair in pairs)
 
     def judged(self, norms: Floats) -> Verdict:
@@ -146,11 +173,13 @@ class Progress:
     def _note(self, norms: Floats, running: Bools) -> None:
         self._lines.append(norms if running.all() else np.where(running, norms, np.nan))
         self._step += len(norms) // 2
+        self._least = self._rows.best
         self._deadline = self._next_deadline()
 
     def _next_deadline(self) -> int:
         """The next step at which the rule must be asked whatever the norms; 0: at once, since rows are recovering."""
         rows = self._rows
+        self._all_run = bool(rows.running.all())
         if rows.recovering.any() or not rows.running.any():
             return 0
         return int(np.minimum(rows.limit, rows.mark_at + rows.patience)[rows.running].min())
@@ -165,6 +194,7 @@ class Progress:
         self._file()
         stay = np.flatnonzero(self._rows.running)
         self._rows = self._rows.take(stay)
+        self._least = self._rows.best
         self._deadline = self._next_deadline()
         return stay
 
@@ -188,25 +218,3 @@ class Progress:
                 norms[line : line + len(block), rows.index] = block
                 line += len(block)
         return everyone, norms[: 2 * everyone.steps.max(initial=0)]
-
-
-def passed(rule: Rule, rows: Rows, step: int, norms: Floats) -> Rows:
-    """What `judge` makes of steps that need no rule, the first of them `step`."""
-    running = rows.running
-    if step == 1:
-        rows = replace(rows, first=norms[0], first_scale=norms[1])
-    mark, mark_at = rows.mark, rows.mark_at
-    # where every fall counts as progress, the last step was some
-    for number, residual in list(enumerate(norms[::2]))[-1 if rule.progress == rule.falling else 0 :]:
-        progressed = running & (residual < rule.progress * mark)
-        mark, mark_at = np.where(progressed, residual, mark), np.where(progressed, step + number, mark_at)
-    best, scale = norms[-2:]
-    return replace(
-        rows,
-        best=np.where(running, best, rows.best),
-        best_scale=np.where(running, scale, rows.best_scale),
-        last_scale=np.where(running, scale, rows.last_scale),
-        mark=mark,
-        mark_at=mark_at,
-        peaks=np.where(running[:, None], 0, rows.peaks),
-    )

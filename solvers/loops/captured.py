@@ -80,9 +80,9 @@ class Captures:
             self._borrowed.discard(key)
 
     def refuse(self, name: str, error: Exception) -> None:
-        """Say once for each name that it cannot be captured."""
-        if name not in self._refused:
-            self._refused.add(name)
+        """Say once that it cannot be captured."""
+        told, self._refused = self._refused, self._refused | {name}
+        if not told:
             warnings.warn(
                 f"loop=Captured(): {name} cannot be captured ({type(error).__name__}: {error}). Its steps are run one "
                 "after the other, as by Eager. Inside f nothing may wait for the host (.item(), .cpu(), a branch on a "
@@ -123,8 +123,6 @@ class Captured(Loop):
         source, captures = problem.source(problem) if problem.source is not None else None, problem.captures
         if source is not None and captures is not None and captures.refuses(source.name):
             source = None
-        if problem.layout.device.type == "cuda" and torch.cuda.is_current_stream_capturing():
-            source = None  # a layer within the cell of another: it is the other that is being recorded
         loop = _Replayed(self, source, captures)
         try:
             yield loop

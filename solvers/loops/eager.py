@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -44,8 +46,8 @@ class Stretch(NamedTuple):
         return Stretch(last, self.norms, *select((self.image, self.residual, self.memory), rows))
 
     def exact_norms(self, found: Tensor, measure: Measure) -> Floats:
-        """Its norms, `found` on the host, anew where squares have left the range of the dtype."""
-        norms, dtype = found.double().numpy(), self.residual.dtype
+        """A copy of its norms, `found` on the host, anew where squares have left the range of the dtype."""
+        norms, dtype = np.array(found.numpy(), dtype=np.float64), self.residual.dtype
         if len(self.points) > 1 or not extreme(norms, dtype):
             return norms
         return np.where(out_of_range(norms, dtype), measure.on_host(self.residual, self.image), norms)
@@ -169,3 +171,25 @@ def _checked_step(solver: Solver, memory: Any, z: Tensor, image: Tensor, residua
                 "has the rows in dim 0, numbers are plain numbers"
             )
     return proposal, memory
+
+
+_recorded = threading.local()
+
+
+@contextmanager
+def recording() -> Iterator[None]:
+    """Within it nothing is solved, and no recording that is no longer used is freed: a capture cannot contain that."""
+    collects, _recorded.now = gc.isenabled(), True
+    gc.disable()
+    try:
+        yield
+    finally:
+        _recorded.now = False
+        if collects:
+            gc.enable()
+
+
+def refuse_solve() -> None:
+    """Raise where steps are being recorded."""
+    if getattr(_recorded, "now", False):
+        raise RuntimeError("f solves a problem of its own, whose length depends on its data")

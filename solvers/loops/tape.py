@@ -14,7 +14,7 @@ from ..norms import Measure
 from ..problem import Problem
 from ..rules.rule import Solver
 from ..state import tree_leaves
-from .eager import Hold, Stretch, advance, begin
+from .eager import Hold, Stretch, advance, begin, recording
 
 
 class Tape:
@@ -124,13 +124,15 @@ class Tape:
         return end._replace(points=points, norms=stretch.norms)
 
     def _record(self, function: Callable[[], Stretch]) -> Recording:
-        if self.z.device.type != "cuda":
-            return Called(function)
-        self._pool = self._pool or torch.cuda.graph_pool_handle()
         self.recording = True
-        recording = Graph(function, self._pool)
+        with recording():
+            if self.z.device.type == "cuda":
+                self._pool = self._pool or torch.cuda.graph_pool_handle()
+                made: Recording = Graph(function, self._pool)
+            else:
+                made = Called(function)
         self.recording = False
-        return recording
+        return made
 
 
 class Recording(ABC):
@@ -147,9 +149,18 @@ class Graph(Recording):
     def __init__(self, function: Callable[[], Stretch], pool: Any) -> None:
         torch.clear_autocast_cache()  # what was cast outside must not be read inside, nor the reverse
         self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph, pool=pool, capture_error_mode="thread_local"):
-            self._result = function()
-        torch.clear_autocast_cache()
+        cause: Exception | None = None
+        try:
+            with torch.cuda.graph(self._graph, pool=pool, capture_error_mode="thread_local"):
+                try:
+                    self._result = function()
+                except Exception as error:
+                    cause = error
+                    raise
+        except Exception as error:  # of the end of a capture that had failed before
+            raise cause or error from None
+        finally:
+            torch.clear_autocast_cache()
 
     def replay(self) -> Stretch:
         self._graph.replay()
@@ -161,13 +172,14 @@ class Called(Recording):
 
     def __init__(self, function: Callable[[], Stretch]) -> None:
         self._function = function
-        self._result: Stretch | None = None
+        self._result = function()
+        self._fresh = True
 
     def replay(self) -> Stretch:
+        if self._fresh:
+            self._fresh = False
+            return self._result
         found = self._function()
-        if self._result is None:
-            self._result = found
-            return found
         for old, new in zip(tree_leaves(self._result), tree_leaves(found), strict=True):
             if isinstance(old, Tensor) and old is not new:
                 old.copy_(new)

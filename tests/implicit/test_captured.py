@@ -15,9 +15,13 @@ from torch import nn
 from torch.nn.utils.parametrizations import spectral_norm
 
 from implicit import Equilibrium, ImplicitGradient, fixed_point, record
+from implicit.capture import backward_source
+from implicit.explicit import Explicit
 from solvers import GMRES, Anderson, Broyden, Captured, Eager, Monotone, NewtonKrylov, Picard, Reversible, solve
 from solvers.loops.captured import LIMIT
 from solvers.loops.tape import Tape
+from solvers.problem import Problem
+from solvers.state import Layout
 
 DIM, ROWS = 12, 5
 TIGHT = {"rtol": 1e-9, "atol": 0.0, "max_steps": 200}
@@ -295,9 +299,58 @@ def test_two_layers_one_within_the_other():
         Equilibrium(Outer(loop), loop=loop, compact=False, gradient=ImplicitGradient(rtol=1e-9, loop=loop), **TIGHT)
         for loop in (Eager(4), Captured(4))
     )
-    for _ in range(4):
-        x = inputs()
-        torch.testing.assert_close(captured(x), eager(x), rtol=1e-8, atol=1e-8)
+    with pytest.warns(RuntimeWarning, match="Outer, forward cannot be captured .*f solves a problem of its own") as told:
+        for _ in range(4):
+            x = inputs()
+            found = []
+            for layer in (captured, eager):
+                value = layer(x)
+                found.append((value, *torch.autograd.grad(value.sin().sum(), list(cell.parameters()))))
+            for one, other in zip(*found, strict=True):
+                torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-8)
+    assert len(told) == 1
+    assert captured.cell.inner._captures, "the one within is recorded all the same"
+
+
+def test_the_recorded_evaluation_outlives_changed_weights():
+    """A recording reads the weights where they lie: later products with the first evaluation are not refused."""
+    cell = Cell()
+    problem = Problem(cell, (inputs(),), Layout(inputs()))
+    explicit, known = Explicit.of(problem)
+    point = inputs()
+    source = backward_source(explicit, known, point, torch.zeros_like(point))
+    adjoint = source.build(*source.tensors)
+    before = adjoint(torch.ones_like(point))
+    with torch.no_grad():
+        cell.inner.weight.mul_(2)
+        cell.inject.weight.mul_(2)
+    torch.testing.assert_close(adjoint(torch.ones_like(point)), 2 * before)
+
+
+class Waiting(Cell):
+    def forward(self, z, x):
+        return super().forward(z, x) * (0.5 if x.sum().item() > 1e9 else 1)
+
+
+def test_a_cell_that_waits_for_the_host_is_run_with_one_warning(default_device):
+    eager, captured = layers(Waiting())
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        for _ in range(4):
+            x = inputs()
+            found = []
+            for layer in (eager, captured):
+                value = layer(x)
+                found.append((value, *torch.autograd.grad(value.sin().sum(), list(layer.parameters()))))
+            for one, other in zip(*found, strict=True):
+                torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-8)
+    reasons = [str(each.message) for each in told]
+    if default_device == "cuda":
+        (reason,) = reasons
+        assert "Waiting, forward cannot be captured" in reason
+        assert "capturing" in reason
+    else:
+        assert not reasons, "on a processor nothing waits"
 
 
 def test_copies_pickles_and_states_leave_recordings_behind():

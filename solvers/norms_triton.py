@@ -7,8 +7,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-_BLOCK = 1024
-_SHORT = 8192
+_BLOCK = 8192
+"""Bytes of a row that a program holds at once, 32 a thread."""
+_SHORT = 4096
 """Entries of a row up to which one program measures it: it takes no longer than a second launch."""
 _PARTS = 512
 """At most, of a row: one program adds them up."""
@@ -19,12 +20,12 @@ def residual_and_norms(image: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
 
     No square over- or underflows: those of float32 are taken in float64, those of float64 in a scale of their own
     (Blue, ACM Trans. Math. Softw. 4 (1978), with the constants of Anderson, ibid. 44 (2017)). One launch for rows of
-    up to 8192 entries, two for longer ones.
+    up to 4096 entries, two for longer ones.
     """
     image, z = (x if x.stride(1) == 1 or x.shape[1] == 1 else x.contiguous() for x in (image, z))
     rows, dim = image.shape
     residual, norms = image.new_empty(rows, dim), image.new_empty(2, rows, dtype=torch.float64)
-    block = min(triton.next_power_of_2(max(dim, 1)), _BLOCK)
+    block = min(triton.next_power_of_2(max(dim, 1)), _BLOCK // image.element_size())
     columns = max(_SHORT, triton.cdiv(triton.cdiv(dim, _PARTS), block) * block)
     parts = max(triton.cdiv(dim, columns), 1)
     sums = norms if parts == 1 else norms.new_empty(2, rows, parts, 3)
@@ -32,7 +33,7 @@ def residual_and_norms(image: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
         _measure[rows, parts](
             *(image, z, residual, sums, image.stride(0), z.stride(0), rows, dim, columns),
             *(parts == 1, image.dtype == torch.float64, block),
-            num_warps=max(1, block // 256),
+            num_warps=max(1, block * image.element_size() // 1024),
         )
         if parts > 1:
             _add_up[2 * rows,](sums, norms, parts, min(triton.next_power_of_2(parts), 128), num_warps=1)

@@ -23,10 +23,11 @@ _PARTS = 256
 def write_differences(memory: AndersonMemory, residual: Tensor, image: Tensor) -> None:
     """Both differences to the last step into the slot that is next. One launch."""
     rows, size, dim = memory.residual_differences.shape
+    assert all(x.is_contiguous() for x in memory[:5])  # as `init` makes them, and taking rows leaves them
     residual, image, last, last_image = map(_rows, (residual, image, memory.residual, memory.image))
     block = min(triton.next_power_of_2(dim), 1024)
     with torch.cuda.device_of(residual):
-        _write_differences[rows, triton.cdiv(dim, block)](
+        _write_differences[(rows * triton.cdiv(dim, block),)](
             *(residual, last, memory.residual_differences, residual.stride(0), last.stride(0)),
             *(image, last_image, memory.image_differences, image.stride(0), last_image.stride(0)),
             *(memory.slot, size, dim, block),
@@ -41,7 +42,7 @@ def weights(memory: AndersonMemory, residual: Tensor) -> Tensor:
     residual, newest, new = _rows(residual), ((memory.slot or 0) - 1) % size, triton.next_power_of_2(count)
     tile = _TILE * 4 // residual.element_size() // (2 if new > 2 else 1)  # sums for each new one are kept as well
     narrow = padded * dim <= _TILE  # one warp may do it all
-    block = min(triton.next_power_of_2(dim), max((1024 if narrow else tile) // padded, 1))
+    block = min(triton.next_power_of_2(dim), (tile // 4 if narrow else tile) // padded)
     blocks = triton.cdiv(dim, block)
     parts = 1 if narrow else min(blocks, _PARTS, triton.cdiv(_PROGRAMS, max(rows, 1)))
     columns = triton.cdiv(blocks, parts) * block
@@ -56,7 +57,8 @@ def weights(memory: AndersonMemory, residual: Tensor) -> Tensor:
             return found
         sums = residual.new_empty(rows, parts, new + 1, padded, dtype=torch.float64)
         _sums[rows, parts](*history, sums, *numbers, dim, columns, new, padded, block, num_warps=4)
-        _solve[(rows,)](sums, *systems, *numbers, parts, count, new, padded, min(16, triton.next_power_of_2(parts)), num_warps=1)
+        together = min(triton.next_power_of_2(parts), 512 // (new * padded))
+        _solve[(rows,)](sums, *systems, *numbers, parts, count, new, padded, together, num_warps=1)
     return found
 
 
@@ -68,10 +70,10 @@ def mixed(image: Tensor, memory: AndersonMemory, weights: Tensor, damping: float
     block = min(triton.next_power_of_2(dim), tile // padded)
     found = image.new_empty(rows, dim)
     with torch.cuda.device_of(image):
-        _mixed[rows, triton.cdiv(dim, block)](
+        _mixed[(rows * triton.cdiv(dim, block),)](
             *(image, memory.image_differences, image.stride(0), residual, memory.residual_differences),
             *(residual.stride(0), weights, found, memory.filled, size, dim, float(damping), padded, block),
-            num_warps=min(4, max(1, padded * block // 1024)),
+            num_warps=min(4, max(1, block * image.element_size() // 512)),  # a history in 16 bytes a thread
         )
     return found
 
@@ -84,14 +86,21 @@ def _rows(x: Tensor) -> Tensor:
 # numbers that change from step to step are not specialised: each would be compiled anew at 1 and at multiples of 16
 
 
+@triton.jit
+def _place(dim, BLOCK: tl.constexpr):
+    """The row and the columns of a program, in one long line of them: a grid is short in its other directions."""
+    blocks = tl.cdiv(dim, BLOCK)
+    row = tl.program_id(0) // blocks
+    return row.to(tl.int64), (tl.program_id(0) - row * blocks) * BLOCK + tl.arange(0, BLOCK)
+
+
 @triton.jit(do_not_specialize=["slot"])
 def _write_differences(
     residual, last, residual_differences, residual_stride, last_stride,
     image, last_image, image_differences, image_stride, last_image_stride,
     slot, size, dim, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    row = tl.program_id(0).to(tl.int64)
-    column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    row, column = _place(dim, BLOCK)
     inside = column < dim
     to = (row * size + slot) * dim + column
     now = tl.load(residual + row * residual_stride + column, mask=inside)
@@ -109,8 +118,8 @@ def _products(differences, residual, newest, filled, size, dim, start, stop, NEW
     one = tl.arange(0, 1)[:, None, None]
     new = tl.arange(0, NEW)[:, None, None]  # a power of 2, so that there may be one too many
     slot = newest - new
-    slot = tl.where(slot < 0, slot + size, slot)
-    index = tl.arange(0, SIZE)[None, :, None]
+    slot = tl.where(slot < 0, slot + size, slot).to(tl.int64)
+    index = tl.arange(0, SIZE)[None, :, None].to(tl.int64)
     against = tl.zeros([1, SIZE, BLOCK], differences.dtype.element_ty)
     products = tl.zeros([NEW, SIZE, BLOCK], differences.dtype.element_ty)
     for first in range(start, stop, BLOCK):
@@ -203,18 +212,17 @@ def _weights(differences, residual, stride, gram, raised, floor, found, newest, 
 @triton.jit(do_not_specialize=["filled"])
 def _mixed(image, image_differences, image_stride, residual, residual_differences, residual_stride, weights, found,
            filled, size, dim, DAMPING: tl.constexpr, SIZE: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
-    row = tl.program_id(0).to(tl.int64)
+    row, column = _place(dim, BLOCK)
     index = tl.arange(0, SIZE)[:, None]
-    column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    inside, history = column < dim, row * size * dim + index * dim + column[None, :]
+    inside, history = column < dim, (row * size + index) * dim
     kept = inside[None, :] & (index < filled)
     weight = tl.load(weights + row * filled + index, mask=index < filled, other=0.0)
     now = tl.load(image + row * image_stride + column, mask=inside, other=0.0)
-    differences = tl.load(image_differences + history, mask=kept, other=0.0)
+    differences = tl.load(image_differences + history + column[None, :], mask=kept, other=0.0)
     proposal = now - tl.sum(weight * differences, axis=0)
     if DAMPING != 1.0:
         now = tl.load(residual + row * residual_stride + column, mask=inside, other=0.0)
-        differences = tl.load(residual_differences + history, mask=kept, other=0.0)
+        differences = tl.load(residual_differences + history + column[None, :], mask=kept, other=0.0)
         share = tl.full([BLOCK], DAMPING - 1.0, now.dtype)
         proposal += share * (now - tl.sum(weight * differences, axis=0))
     tl.store(found + row * dim + column, proposal, mask=inside)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..checks import check_damping, check_positive_integer
+from ..fused import fusible
 from .rule import QuasiNewtonSolver, difference_into
 
 _FLOOR = 1e-300
@@ -85,23 +87,15 @@ class Anderson(QuasiNewtonSolver):
         plain = fz if self.damping == 1 else z.add(residual, alpha=self.damping)
         if slot is None:
             return plain, memory._replace(residual=residual, image=fz, slot=0)
-        difference_into(memory.residual_differences.select(1, slot), residual, memory.residual)
-        difference_into(memory.image_differences.select(1, slot), fz, memory.image)
+        operations = _operations(z, size, self.period)
+        operations.write_differences(memory, residual, fz)
         slot, unmixed = (slot + 1) % size, memory.unmixed + 1
         first, filled = filled == 0, min(filled + 1, size)
         memory = AndersonMemory(*memory[:5], residual, fz, filled, slot, unmixed)
         if unmixed < self.period and not first:
             return plain, memory
-        memory = _multiplied(memory)
-        differences, images = memory.residual_differences[:, :filled], memory.image_differences[:, :filled]
-        # these products would also follow from those of the last step, but lose their digits as the residual falls
-        against = torch.bmm(residual.unsqueeze(1), differences.mT).mT.double()
-        weights = _solve(_system(memory), against).mT.to(z.dtype)
-        mixed = torch.baddbmm(fz.unsqueeze(1), weights, images, alpha=-1).squeeze(1)
-        if self.damping != 1:
-            mixed_residual = torch.baddbmm(residual.unsqueeze(1), weights, differences, alpha=-1).squeeze(1)
-            mixed = mixed.add(mixed_residual, alpha=self.damping - 1)
-        return mixed, memory
+        found = operations.weights(memory, residual)
+        return operations.mixed(fz, memory, found, self.damping, residual), memory._replace(unmixed=0)
 
     def forget(self, memory: AndersonMemory, rows: Tensor) -> AndersonMemory:
         for history in memory[:2]:
@@ -117,12 +111,58 @@ class Anderson(QuasiNewtonSolver):
             return v
         differences, images = memory.residual_differences[:, :filled], memory.image_differences[:, :filled]
         against = torch.bmm(images, v.unsqueeze(2)).double()
-        weights = _solve(_system(_multiplied(memory)), against).mT.to(v.dtype)
-        return torch.baddbmm(v.unsqueeze(1), weights, differences, alpha=-1).squeeze(1)
+        _multiply(memory)
+        found = _solve(_system(memory), against).mT.to(v.dtype)
+        return torch.baddbmm(v.unsqueeze(1), found, differences, alpha=-1).squeeze(1)
 
 
-def _multiplied(memory: AndersonMemory) -> AndersonMemory:
-    """With all inner products in the Gram matrix, which is written into."""
+class Operations(NamedTuple):
+    """What a step does with its histories."""
+
+    write_differences: Callable[[AndersonMemory, Tensor, Tensor], None]
+    """Of the residual and the image to those of the last step, into the slot that is next."""
+    weights: Callable[[AndersonMemory, Tensor], Tensor]
+    """(rows, filled), γ, after the products of the unmixed differences have been written into the Gram matrix."""
+    mixed: Callable[[Tensor, AndersonMemory, Tensor, float, Tensor], Tensor]
+    """The next iterate, from the image, the memory, the weights, the damping and the residual."""
+
+
+def _operations(z: Tensor, size: int, period: int) -> Operations:
+    """In three or four launches of a GPU, with each history read once, where that can be."""
+    if size > 16 or period > 4 or not fusible(z):
+        return PYTORCH
+    from . import anderson_triton as triton
+
+    return Operations(triton.write_differences, triton.weights, triton.mixed)
+
+
+def write_differences(memory: AndersonMemory, residual: Tensor, image: Tensor) -> None:
+    assert memory.slot is not None
+    difference_into(memory.residual_differences.select(1, memory.slot), residual, memory.residual)
+    difference_into(memory.image_differences.select(1, memory.slot), image, memory.image)
+
+
+def weights(memory: AndersonMemory, residual: Tensor) -> Tensor:
+    _multiply(memory)
+    # these products would also follow from those of the last step, but lose their digits as the residual falls
+    against = torch.bmm(residual.unsqueeze(1), memory.residual_differences[:, : memory.filled].mT).mT.double()
+    return _solve(_system(memory), against).squeeze(2).to(residual.dtype)
+
+
+def mixed(image: Tensor, memory: AndersonMemory, weights: Tensor, damping: float, residual: Tensor) -> Tensor:
+    differences, images = memory.residual_differences[:, : memory.filled], memory.image_differences[:, : memory.filled]
+    proposal = torch.baddbmm(image.unsqueeze(1), weights.unsqueeze(1), images, alpha=-1).squeeze(1)
+    if damping == 1:
+        return proposal
+    mixed_residual = torch.baddbmm(residual.unsqueeze(1), weights.unsqueeze(1), differences, alpha=-1).squeeze(1)
+    return proposal.add(mixed_residual, alpha=damping - 1)
+
+
+PYTORCH = Operations(write_differences, weights, mixed)
+
+
+def _multiply(memory: AndersonMemory) -> None:
+    """Write the inner products that are missing into the Gram matrix."""
     filled, stop = memory.filled, memory.slot or memory.filled
     start = stop - min(memory.unmixed, filled)
     differences, gram = memory.residual_differences[:, :filled], memory.gram[:, :filled, :filled]
@@ -131,7 +171,6 @@ def _multiplied(memory: AndersonMemory) -> AndersonMemory:
         products = torch.bmm(differences[:, new], differences.mT)
         gram[:, new] = products
         gram[:, :, new] = products.mT
-    return memory._replace(unmixed=0)
 
 
 def _system(memory: AndersonMemory) -> Tensor:

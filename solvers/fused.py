@@ -1,0 +1,43 @@
+"""Where Triton kernels can run."""
+
+from __future__ import annotations
+
+import warnings
+from functools import cache
+
+import torch
+from torch import Tensor
+
+
+def fusible(tensor: Tensor) -> bool:
+    """Whether kernels can work on it: values in single or double precision on a card that Triton compiles for."""
+    return (
+        tensor.is_cuda
+        and tensor.dtype in (torch.float32, torch.float64)
+        and not torch.compiler.is_compiling()  # which fuses by itself
+        and type(tensor) is Tensor  # one without values, of a tracer, has no address
+        and _compiles(tensor.get_device())
+    )
+
+
+@cache
+def _compiles(device: int) -> bool:
+    """Triton comes with PyTorch's builds for Linux, but compiles what launches its kernels with a C compiler."""
+    if torch.cuda.get_device_capability(device) < (7, 0):
+        return False
+    try:
+        from .norms_triton import residual_and_norms
+    except ImportError:
+        return False
+    try:
+        one = torch.ones(1, 1, device=torch.device("cuda", device))
+        residual_and_norms(one, one)
+    except Exception as error:
+        warnings.warn(
+            f"Triton cannot compile here ({type(error).__name__}: {error}), so that the operations of PyTorch are "
+            "used, which are slower. It needs a C compiler and the headers of Python",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+        return False
+    return True

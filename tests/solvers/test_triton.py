@@ -1,0 +1,241 @@
+"""The Triton kernels beside the operations of PyTorch, without a GPU: in Triton's interpreter, and compiled for cards.
+
+Run as a script, with TRITON_INTERPRET=1, it prints how far from it the kernels are in one group of cases.
+"""
+
+import json
+import math
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from solvers import Anderson
+from solvers.fused import fusible
+from solvers.rules import anderson
+
+DTYPES = {"float32": torch.float32, "float64": torch.float64}
+BOUNDS = {"float32": 2e-5, "float64": 1e-13}
+SHAPES = [  # rows, dim, memory, period, damping
+    (1, 1, 1, 1, 1.0),
+    (2, 1, 6, 3, 0.7),
+    (3, 2, 2, 2, 1.0),
+    (4, 2, 16, 1, 0.7),
+    (5, 3, 6, 3, 1.0),
+    (1, 3, 12, 2, 0.7),
+    (2, 64, 1, 1, 0.7),
+    (5, 64, 6, 2, 1.0),
+    (2, 100, 2, 1, 1.0),
+    (3, 100, 12, 4, 0.7),
+    (1, 100, 16, 1, 1.0),
+    (1, 3000, 2, 1, 1.0),
+    (2, 3000, 6, 2, 0.7),
+    (1, 3000, 16, 3, 1.0),
+]
+VALUES = {"float32": (1.0, 1e-30, 1e30, 1e-44), "float64": (1.0, 1e-155, 1e154, 1e-200, 1e200, 1e-310, 1e300)}
+
+
+def fused():
+    from solvers.rules import anderson_triton as triton
+
+    return anderson.Operations(triton.write_differences, triton.weights, triton.mixed)
+
+
+def steps(operations, solver, z, points, forgotten=None):
+    """The proposals, and the last memory; some rows forget halfway."""
+    memory, proposals = solver.init(z), []
+    for count, (image, residual) in enumerate(points):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(anderson, "_operations", lambda *_: operations)
+            proposal, memory = solver.step(memory, z, image, residual)
+        if forgotten is not None and count == len(points) // 2:
+            memory = solver.forget(memory, forgotten)
+        proposals.append(proposal)
+    return proposals, memory
+
+
+def error(solver, points, forgotten=None):
+    """The largest, relative to the row's largest entry, beside the operations of PyTorch in double precision."""
+    z = torch.zeros_like(points[0][0])
+    found, memory = steps(fused(), solver, z, points, forgotten)
+    wide = [(image.double(), residual.double()) for image, residual in points]
+    wanted, exact = steps(anderson.PYTORCH, solver, z.double(), wide, forgotten)
+    found += [memory.gram.flatten(1), solver.transposed_inverse(memory, points[0][0])]
+    wanted += [exact.gram.flatten(1), solver.transposed_inverse(exact, wide[0][0])]
+    worst = 0.0
+    for one, other in zip(found, wanted, strict=True):
+        assert one.dtype in (z.dtype, torch.float64)
+        assert torch.equal(one.isnan(), other.isnan())
+        one, other = one.double().nan_to_num(), other.nan_to_num()
+        scale = torch.maximum(other.abs().amax(1), torch.ones(len(other)))
+        worst = max(worst, float(((one - other).abs().amax(1) / scale).max()))
+    return worst
+
+
+def random_points(count, rows, dim, dtype):
+    return [(torch.randn(rows, dim, dtype=dtype), torch.randn(rows, dim, dtype=dtype)) for _ in range(count)]
+
+
+def anderson_errors(name):
+    for rows, dim, memory, period, damping in SHAPES:
+        # a ridge that shows where it is not added, and keeps the systems well conditioned
+        solver = Anderson(memory=memory, period=period, damping=damping, ridge=1e-2)
+        size = min(memory, dim)
+        yield [rows, dim, memory, period], error(solver, random_points(size + 5, rows, dim, DTYPES[name]))
+
+
+def odd_errors(name):
+    dtype, solver = DTYPES[name], Anderson(memory=5, period=2, damping=0.9, ridge=1e-2)
+    for dim in (7, 600):
+        points = random_points(11, 6, dim, dtype)
+        for count, (image, residual) in enumerate(points):
+            if count > 4:
+                image[1, 0] = residual[1, dim // 2] = math.nan
+                image[2, -1] = residual[2, -1] = math.inf
+            image[3], residual[3] = points[0][0][3], points[0][1][3]  # whose differences are zero
+        forgotten = torch.tensor([False, False, False, False, True, False])
+        yield ["odd rows", dim], error(solver, points, forgotten)
+        wide = [tuple(torch.randn(3, 2 * dim, dtype=dtype)[:, :dim] for _ in range(2)) for _ in range(8)]
+        yield ["rows apart", dim], error(solver, wide)
+        columns = [tuple(torch.randn(dim, 3, dtype=dtype).mT for _ in range(2)) for _ in range(8)]
+        yield ["columns apart", dim], error(solver, columns)
+    zeros = [(torch.ones(2, 70, dtype=dtype), torch.zeros(2, 70, dtype=dtype))] * 9
+    proposals, memory = steps(fused(), Anderson(memory=3), zeros[0][0], zeros)
+    assert all(torch.equal(proposal, zeros[0][0]) for proposal in proposals)
+    assert not memory.gram.any()
+
+
+def norm_errors(name):
+    from solvers.norms_triton import residual_and_norms
+
+    dtype = DTYPES[name]
+
+    def worst(image, z):
+        residual, norms = residual_and_norms(image, z)
+        assert torch.equal(residual.nan_to_num(), (image - z).nan_to_num())
+        assert (residual.dtype, norms.dtype, norms.shape) == (dtype, torch.float64, (2, len(z)))
+        exact = torch.tensor([[norm(row) for row in x.tolist()] for x in (image - z, image)], dtype=torch.float64)
+        exact = exact.reshape(2, len(z))
+        assert torch.equal(norms.isnan(), exact.isnan())
+        assert torch.equal(norms.isinf(), exact.isinf())
+        errors = (norms - exact).abs() / exact.clamp(min=5e-324)
+        return float(errors[exact.isfinite()].max()) if exact.isfinite().any() else 0.0
+
+    for rows, dim in ((0, 3), (3, 0), (1, 1), (4, 100), (2, 4096), (2, 4097), (1, 9500)):
+        for value in VALUES[name]:
+            image, z = (torch.randn(rows, dim, dtype=dtype) * value for _ in range(2))
+            yield [rows, dim, value], worst(image, z)
+    for dim in (5, 6000):
+        odd = torch.randn(8, dim, dtype=dtype)
+        odd[0, 1] = odd[1, -1] = odd[2, 0] = math.nan
+        odd[1, 0] = odd[3, -2] = math.inf
+        odd[4], odd[5] = -math.inf, 0
+        odd[2], odd[6] = odd[2] * VALUES[name][1], odd[6] * VALUES[name][2]
+        odd[7, ::3], odd[7, 1::3] = odd[7, ::3] * VALUES[name][1], odd[7, 1::3] * VALUES[name][2]
+        yield ["odd rows", dim], worst(odd, torch.zeros_like(odd))
+        yield ["rows apart", dim], worst(torch.randn(3, dim + 9, dtype=dtype)[:, :dim], odd[:1, :].expand(3, dim))
+        yield ["columns apart", dim], worst(torch.randn(dim, 3, dtype=dtype).mT, torch.randn(3, dim, dtype=dtype))
+
+
+def norm(row):
+    return math.nan if any(map(math.isnan, row)) else math.hypot(*row)
+
+
+GROUPS = {"steps": anderson_errors, "odd": odd_errors, "norms": norm_errors}
+
+
+@pytest.mark.parametrize("group", GROUPS)
+def test_kernels_find_what_pytorch_does(group):
+    pytest.importorskip("triton")
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    run = subprocess.run([sys.executable, __file__, group], capture_output=True, text=True, env=environment)
+    assert run.returncode == 0, run.stderr
+    errors = json.loads(run.stdout)
+    for name in DTYPES:
+        bound = 1e-14 if group == "norms" else BOUNDS[name]
+        assert len(errors[name]) >= 6
+        assert not [(case, worst) for case, worst in errors[name] if not worst < bound]
+
+
+class Compiled:
+    """In the place of a kernel: what it is launched with is compiled for a card, not run."""
+
+    def __init__(self, kernel, capability, met):
+        self.kernel, self.capability, self.met = kernel, capability, met
+
+    def __getitem__(self, grid):
+        assert all(isinstance(count, int) for count in grid)
+        return self.launch
+
+    def launch(self, *arguments, num_warps):
+        import triton
+        from triton.backends.compiler import GPUTarget
+        from triton.compiler import ASTSource
+
+        kinds = {torch.float32: "*fp32", torch.float64: "*fp64"}
+        signature, constants = {}, {}
+        for parameter, argument in zip(self.kernel.params, arguments, strict=True):
+            if parameter.is_constexpr:
+                signature[parameter.name], constants[parameter.name] = "constexpr", argument
+            else:
+                signature[parameter.name] = kinds[argument.dtype] if isinstance(argument, torch.Tensor) else "i32"
+        source, target = ASTSource(self.kernel, signature, constants), GPUTarget("cuda", self.capability, 32)
+        compiled = triton.compile(source, target=target, options={"num_warps": num_warps})
+        assert compiled.asm["cubin"]
+        self.met.add(self.kernel.__name__)
+
+
+@pytest.mark.parametrize("name", DTYPES)
+@pytest.mark.parametrize("capability", [80, 90])
+def test_kernels_compile_for_cards(capability, name, monkeypatch):
+    pytest.importorskip("triton")
+    from solvers import norms_triton
+    from solvers.rules import anderson_triton
+
+    launched = {anderson_triton: {"_write_differences", "_weights", "_sums", "_solve", "_mixed"}}
+    launched[norms_triton], met = {"_measure", "_add_up"}, set()
+    for module, kernels in launched.items():
+        for kernel in kernels:
+            monkeypatch.setattr(module, kernel, Compiled(getattr(module, kernel), capability, met))
+    for dim, solver in ((3, Anderson(memory=6, period=2)), (6000, Anderson(memory=16, period=2, damping=0.7))):
+        points = [(torch.zeros(2, dim, dtype=DTYPES[name], device="cpu"),) * 2] * 4
+        steps(fused(), solver, points[0][0], points)
+        norms_triton.residual_and_norms(*points[0])
+    assert met == set().union(*launched.values())
+
+
+def test_kernels_are_chosen_on_cards_alone(device):
+    z = torch.zeros(2, 3, device=device)
+    assert fusible(z) == (device == "cuda")
+    chosen = anderson._operations(z, 16, 4)
+    assert (chosen is not anderson.PYTORCH) == (device == "cuda")
+    assert not fusible(z.half())
+    assert anderson._operations(z, 17, 4) is anderson._operations(z, 16, 5) is anderson.PYTORCH
+    with FakeTensorMode():  # has the shapes of a card's, and no values
+        assert not fusible(torch.zeros(2, 3, device="cuda"))
+
+
+@pytest.mark.parametrize("name", DTYPES)
+@pytest.mark.parametrize(("rows", "dim", "memory", "period", "damping"), SHAPES)
+def test_steps_on_every_device(device, rows, dim, memory, period, damping, name):
+    """With what is chosen there, beside PyTorch's operations in double precision."""
+    solver = Anderson(memory=memory, period=period, damping=damping, ridge=1e-2)
+    points = random_points(2 * min(memory, dim) + 5, rows, dim, DTYPES[name])
+    points = [(image.to(device), residual.to(device)) for image, residual in points]
+    z = points[0][0]
+    chosen = anderson._operations(z, min(memory, dim), period)
+    found, _ = steps(chosen, solver, z, points)
+    wide = [(image.double(), residual.double()) for image, residual in points]
+    wanted, _ = steps(anderson.PYTORCH, solver, z.double(), wide)
+    for one, other in zip(found, wanted, strict=True):
+        scale = other.abs().amax(1, keepdim=True).clamp(min=1)
+        assert float(((one.double() - other) / scale).abs().max()) < BOUNDS[name]
+
+
+if __name__ == "__main__":
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
+    print(json.dumps({name: list(GROUPS[sys.argv[1]](name)) for name in DTYPES}))

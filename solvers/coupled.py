@@ -43,9 +43,9 @@ class JointProblem(Problem):
     def _rows(self, flat: Tensor) -> Tensor:
         return flat.view(self.problem.layout.batch, -1)
 
-    def _pair(self, z: Tensor) -> tuple[Tensor, Tensor]:
+    def _pair(self, z: Tensor) -> tuple[Tensor, Tensor | None]:
         image, residual = self.problem._pair(self._rows(z))
-        return image.reshape(1, -1), residual.reshape(1, -1)
+        return image.reshape(1, -1), None if residual is None else residual.reshape(1, -1)
 
 
 @dataclass(frozen=True)

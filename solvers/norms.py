@@ -12,6 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from .fused import fusible
+
 SMALL = 2**13
 """Entries of a state up to which copying it costs less than calling one more operation."""
 _RANGE = {torch.float32: (1e-18, 1e18), torch.float64: (1e-150, 1e150)}
@@ -30,6 +32,11 @@ class Norm(ABC):
             robust: squares stay in the range of the dtype, at the price of a slower pass.
         """
 
+    def difference(self, image: Tensor, z: Tensor, rtol: float, atol: float, robust: bool) -> tuple[Tensor, Tensor]:
+        """`f(z) − z`, and the numbers of this residual and of the image."""
+        residual = image - z
+        return residual, self.measure(residual, image, rtol, atol, robust)
+
 
 @dataclass(frozen=True)
 class Euclidean(Norm):
@@ -43,6 +50,13 @@ class Euclidean(Norm):
         if residual.numel() <= SMALL:
             return norms(torch.stack((residual, image)))
         return torch.stack((norms(residual), norms(image)))
+
+    def difference(self, image: Tensor, z: Tensor, rtol: float, atol: float, robust: bool) -> tuple[Tensor, Tensor]:
+        if not fusible(image):
+            return super().difference(image, z, rtol, atol, robust)
+        from .norms_triton import residual_and_norms
+
+        return residual_and_norms(image, z)
 
 
 @dataclass(frozen=True)
@@ -72,6 +86,10 @@ class Measure(NamedTuple):
 
     def __call__(self, residual: Tensor, image: Tensor, robust: bool = False) -> Tensor:
         return self.norm.measure(residual, image, self.rtol, self.atol, robust)
+
+    def difference(self, image: Tensor, z: Tensor, robust: bool) -> tuple[Tensor, Tensor]:
+        """The residual `f(z) − z`, with the norms."""
+        return self.norm.difference(image, z, self.rtol, self.atol, robust)
 
     def on_host(self, residual: Tensor, image: Tensor) -> NDArray[np.float64]:
         """(2, rows), of one step, neither over- nor underflowing while the result is representable."""

@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from .norms import Measure
 from .state import Layout, State, autocast_dtype, tree_leaves, tree_map
 
 if TYPE_CHECKING:
@@ -107,6 +108,25 @@ class Problem:
 
         For iterates are kept by reference.
         """
+        image, residual = self._checked_pair(z, last)
+        return image, image - z if residual is None else residual
+
+    def measured(self, z: Tensor, last: Tensor, measure: Measure, robust: bool) -> tuple[Tensor, Tensor, Tensor]:
+        """Likewise, with the norms of both."""
+        image, residual = self._checked_pair(z, last)
+        if residual is None:
+            return image, *measure.difference(image, z, robust)
+        return image, residual, measure(residual, image, robust)
+
+    def first(self, z: Tensor, measure: Measure) -> tuple[Tensor, Tensor, Tensor]:
+        """`measured` at the first iterate."""
+        copy = z.clone() if z.is_inference() else z
+        found = self.measured(z, z, measure, False)
+        if z.is_inference() and not torch.equal(copy.nan_to_num(), z.nan_to_num()):
+            raise ValueError(_IN_PLACE)
+        return found
+
+    def _checked_pair(self, z: Tensor, last: Tensor) -> tuple[Tensor, Tensor | None]:
         if torch.compiler.is_compiling() or z.is_inference() or last.is_inference():  # these carry no version
             return self._pair(z)
         before = z._version, last._version
@@ -115,17 +135,9 @@ class Problem:
             raise ValueError(_IN_PLACE)
         return pair
 
-    def first(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        """`evaluate` at the first iterate."""
-        copy = z.clone() if z.is_inference() else z
-        pair = self.evaluate(z, z)
-        if z.is_inference() and not torch.equal(copy.nan_to_num(), z.nan_to_num()):
-            raise ValueError(_IN_PLACE)
-        return pair
-
-    def _pair(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        image = self(z)
-        return image, image - z
+    def _pair(self, z: Tensor) -> tuple[Tensor, Tensor | None]:
+        """`f(z)`, and the residual where it is known otherwise than as `f(z) − z`."""
+        return self(z), None
 
     def take(self, rows: Tensor) -> Problem:
         """The problem of the rows at these positions: of those arguments, too, that have the batch in dim 0."""
@@ -155,7 +167,7 @@ class RootProblem(Problem):
     def residual(self, flat: Tensor) -> Tensor:
         return -super().__call__(flat)
 
-    def _pair(self, z: Tensor) -> tuple[Tensor, Tensor]:
+    def _pair(self, z: Tensor) -> tuple[Tensor, Tensor | None]:
         residual = self.residual(z)
         return z + residual, residual
 

@@ -139,7 +139,7 @@ class Progress:
             least = np.minimum.accumulate(np.concatenate((self._least[None], residuals)))
             ordinary = (self.rule.tolerance(references) < residuals) & (residuals <= RUNAWAY * least[:-1])
             ordinary &= residuals + block[1::2] < inf
-        every = (ordinary | ~running).all(1)
+        every = np.all(ordinary | ~running, axis=1)
         number = len(every) if every.all() else int(every.argmin())
         fallen = least[1 : number + 1] < least[:number]
         lowest = number - 1 - fallen[::-1].argmax(0) if number else np.zeros(len(running), dtype=np.int64)

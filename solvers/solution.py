@@ -178,12 +178,15 @@ class Outcome:
         with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
             relative = _relative(rows.best, self.rule.reference(rows, rows.best_scale))
             trace = _relative(absolute, self.rule.reference(rows, self.norms[1::2]))
-        tensors = (
-            torch.from_numpy(np.ascontiguousarray(array)).to(problem.layout.device)
-            for array in (relative, rows.status, rows.steps, rows.steps + rows.spent, trace, absolute)
-        )
+        device = problem.layout.device
+        # two transfers: each waits for the device
+        floats = torch.from_numpy(np.concatenate((relative[None], trace, absolute))).to(device)
+        status, steps, evaluations = torch.from_numpy(
+            np.stack((rows.status, rows.steps, rows.steps + rows.spent))
+        ).to(device)
         value = problem.layout.unflatten(self.value.clone())
-        return Solution(value, *tensors, alternatives=solver.alternatives)
+        first, last = floats[1 : 1 + len(trace)], floats[1 + len(trace) :]
+        return Solution(value, floats[0], status, steps, evaluations, first, last, alternatives=solver.alternatives)
 
 
 def _relative(residual: Floats, reference: Floats) -> Floats:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..checks import check_positive_integer
-from ..norms import SMALL, Measure, extreme, out_of_range
+from ..norms import Measure, extreme, out_of_range
 from ..problem import Problem, select
 from ..rules.rule import RestartingSolver, Solver
 from ..state import tree_leaves
@@ -110,15 +110,14 @@ def begin(problem: Problem, solver: Solver, measure: Measure, z: Tensor, pair: t
         z: is handed to `f` and to the solver, and so must not be the caller's.
         pair: the image and the residual, where they are known.
     """
-    image, residual = pair or problem.first(z)
-    return Stretch([z], measure(residual, image), image, residual, solver.init(z), fresh=True)
+    image, residual, norms = (*pair, measure(pair[1], pair[0])) if pair else problem.first(z, measure)
+    return Stretch([z], norms, image, residual, solver.init(z), fresh=True)
 
 
 def advance(problem: Problem, solver: Solver, measure: Measure, start: Stretch, steps: int, hold: Hold) -> Stretch:
     """`steps` times a step of the solver and an evaluation."""
-    points, residuals, images = [], [], []
+    points, norms = [], []
     z, image, residual, memory = start.points[-1], start.image, start.residual, start.memory
-    gather = steps > 1 and image.numel() <= SMALL
     for count in range(steps):
         if start.fresh and count == 0 and not torch.compiler.is_compiling():
             proposal, memory = _checked_step(solver, memory, z, image, residual)
@@ -130,18 +129,10 @@ def advance(problem: Problem, solver: Solver, measure: Measure, start: Stretch, 
         if hold.rows is not None:
             proposal = torch.where(hold.rows[:, None], hold.best, proposal)
         z = problem.layout.representable(proposal)
-        image, residual = problem.evaluate(z, image)
+        image, residual, found = problem.measured(z, image, measure, robust=steps > 1)
         points.append(z)
-        if gather:
-            residuals.append(residual)
-            images.append(image)
-        else:
-            residuals.append(measure(residual, image, steps > 1))
-    if gather:
-        norms = measure(torch.stack(residuals), torch.stack(images), robust=True).transpose(0, 1).flatten(0, 1)
-    else:
-        norms = residuals[0] if steps == 1 else torch.cat(residuals)
-    return Stretch(points, norms, image, residual, memory)
+        norms.append(found)
+    return Stretch(points, norms[0] if steps == 1 else torch.cat(norms), image, residual, memory)
 
 
 def _checked_step(solver: Solver, memory: Any, z: Tensor, image: Tensor, residual: Tensor) -> tuple[Tensor, Any]:

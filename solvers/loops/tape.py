@@ -52,6 +52,8 @@ class Tape:
         self._starts: dict[Hashable, Stretch] = {}
         self._met: set[Hashable] = set()
         self._recordings: dict[Hashable, Recording] = {}
+        self._current: Recording | None = None
+        """The one that led to where the solve is."""
         self._pool: Any = None
 
     def begin(self, z: Tensor, tensors: tuple[Tensor, ...]) -> Stretch:
@@ -61,9 +63,8 @@ class Tape:
             buffer.copy_(tensor)
         if self._beginning is None:
             self._beginning = self._record(self._begin)
-        start: Stretch = self._beginning.replay()
+        start = self._replayed(self._beginning)
         self._starts.setdefault(_numbers(start.memory), start)
-        self.last = start
         return start
 
     def run(self, hold: Hold) -> Stretch:
@@ -72,21 +73,26 @@ class Tape:
         if hold.rows is not None:
             self.held.copy_(hold.rows)
             self.best.copy_(hold.best)
-        rows = None if hold.rows is None else self.held
-        start = _numbers(self.last.memory)
-        name = (start, self.last.fresh, rows is None)
-        ours = Hold(rows, self.best, hold.restart)
+        held = hold.rows is not None
+        if hold.restart is None and self._current is not None and held in self._current.following:
+            return self._replayed(self._current.following[held])
+        start, fresh = _numbers(self.last.memory), self.last.fresh
+        name = (start, fresh, held)
+        ours = Hold(self.held if held else None, self.best, hold.restart)
         if hold.restart is not None or name not in self._met:
-            stretch = self._steps(start, self.last.fresh, ours)
+            self.last, self._current = self._steps(start, fresh, ours), None
             if hold.restart is None:
                 self._met.add(name)
-        else:
-            if name not in self._recordings:
-                fresh = self.last.fresh
-                self._recordings[name] = self._record(lambda: self._steps(start, fresh, ours))
-            stretch = self._recordings[name].replay()
-        self.last = stretch
-        return stretch
+            return self.last
+        if name not in self._recordings:
+            self._recordings[name] = self._record(lambda: self._steps(start, fresh, ours))
+        if self._current is not None:
+            self._current.following[held] = self._recordings[name]
+        return self._replayed(self._recordings[name])
+
+    def _replayed(self, recording: Recording) -> Stretch:
+        self.last, self._current = recording.replay(), recording
+        return self.last
 
     def _begin(self) -> Stretch:
         self._problem = self.build(*self.tensors)
@@ -138,6 +144,10 @@ class Tape:
 class Recording(ABC):
     """A function without arguments whose result lies in the same place each time."""
 
+    def __init__(self) -> None:
+        self.following: dict[bool, Recording] = {}
+        """The next one, with rows that are held or without."""
+
     @abstractmethod
     def replay(self) -> Stretch:
         """Run it again."""
@@ -147,6 +157,7 @@ class Graph(Recording):
     """As a CUDA graph."""
 
     def __init__(self, function: Callable[[], Stretch], pool: Any) -> None:
+        super().__init__()
         torch.clear_autocast_cache()  # what was cast outside must not be read inside, nor the reverse
         self._graph = torch.cuda.CUDAGraph()
         cause: Exception | None = None
@@ -171,6 +182,7 @@ class Called(Recording):
     """The function is called, and its result copied to where the first one lies, so that what is stale shows."""
 
     def __init__(self, function: Callable[[], Stretch]) -> None:
+        super().__init__()
         self._function = function
         self._result = function()
         self._fresh = True

@@ -118,7 +118,7 @@ class NewtonEquation(Problem):
     def __call__(self, flat: Tensor) -> Tensor:
         return flat + self.residual(flat)
 
-    def _pair(self, z: Tensor) -> tuple[Tensor, Tensor]:
+    def _pair(self, z: Tensor) -> tuple[Tensor, Tensor | None]:
         residual = self.residual(z)
         return z + residual, residual
 

@@ -299,7 +299,8 @@ def test_two_layers_one_within_the_other():
         Equilibrium(Outer(loop), loop=loop, compact=False, gradient=ImplicitGradient(rtol=1e-9, loop=loop), **TIGHT)
         for loop in (Eager(4), Captured(4))
     )
-    with pytest.warns(RuntimeWarning, match="Outer, forward cannot be captured .*f solves a problem of its own") as told:
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
         for _ in range(4):
             x = inputs()
             found = []
@@ -308,8 +309,9 @@ def test_two_layers_one_within_the_other():
                 found.append((value, *torch.autograd.grad(value.sin().sum(), list(cell.parameters()))))
             for one, other in zip(*found, strict=True):
                 torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-8)
-    assert len(told) == 1
-    assert captured.cell.inner._captures, "the one within is recorded all the same"
+    (only,) = told
+    assert "Outer, forward cannot be captured (RuntimeError: f solves a problem of its own" in str(only.message)
+    assert len(captured.cell.inner._captures) >= 1, "the one within is recorded all the same"
 
 
 def test_the_recorded_evaluation_outlives_changed_weights():

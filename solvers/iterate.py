@@ -114,18 +114,15 @@ class Run:
         if self.problem.spent is not None:
             self.progress.spend(self.problem.spent)
             self.problem.spent = None
-        self.restart, self.together = None, True
-        norms = self.stretch.exact_norms(self.norms, self.measure)
-        collected, keep = self.progress.collect(norms)
-        if collected < len(points):
-            verdict = self.progress.judged(norms[2 * collected :])
-            keep = np.where(verdict.keep >= 0, verdict.keep + collected, keep)
-            self.restart = verdict.restart if verdict.restart.any() else None
-            held = ~verdict.rows.running | verdict.rows.recovering
+        look = self.progress.see(self.stretch.exact_norms(self.norms, self.measure))
+        self.together = bool((look.keep == len(points) - 1).all())
+        self.best = self._chosen(look.keep)
+        self.restart = look.restart if look.restart is not None and look.restart.any() else None
+        if not self.progress.quiet:
+            rows = self.progress.rows
+            held = ~rows.running | rows.recovering
             self.held = _on_device(held, self.best) if held.any() else None
-            self.problem.coupled |= verdict.coupled and not self.problem.dropped
-            self.together = bool((keep == len(points) - 1).all())
-        self.best = self._chosen(keep)
+            self.problem.coupled |= look.coupled and not self.problem.dropped
         for wanted in self.keep.iterates:
             if first <= wanted < first + len(points):
                 self.iterates[wanted] = self._all(self.loop.kept(points[wanted - first]))

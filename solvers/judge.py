@@ -35,7 +35,7 @@ class Verdict(NamedTuple):
     coupled: bool  # rows that were held have changed
 
 
-def judge(rule: Rule, rows: Rows, step: int, norms: Floats) -> Verdict:
+def judge(rule: Rule, rows: Rows, step: int, norms: Floats, held: Bools | None = None) -> Verdict:
     """What is known after some more steps.
 
     | event | what becomes of the row, the later line winning |
@@ -53,8 +53,9 @@ def judge(rule: Rule, rows: Rows, step: int, norms: Floats) -> Verdict:
         rule, rows: what is known before.
         step: number of the first of these steps.
         norms: (2·steps, rows), `‖f(z) − z‖` and `‖f(z)‖` of each step.
+        held: rows that do not move; None: those that have stopped before.
     """
-    held = ~rows.running
+    held = ~rows.running if held is None else held
     count = len(norms) // 2
     keep = np.where(held, count - 1, -1)
     restart, coupled, watched = np.zeros_like(held), False, bool(held.any())
@@ -150,50 +151,3 @@ def _following(rule: Rule, rows: Rows, best: Floats, step: int) -> Integers:
     broyden = 1 if 1 in rule.turns else plain
     following = np.where((rows.turn == 0) & (best < PROMISING * rows.first), broyden, plain)
     return np.where(step + 2 <= rows.limit, following, 0)
-
-
-def passed(rule: Rule, rows: Rows, step: int, norms: Floats) -> Rows:
-    """What `judge` makes of steps at which it has nothing to decide, the first of them `step`.
-
-    That is where each running row's norms are finite, above its tolerance and within RUNAWAY of its best, none is
-    recovering, and none uses up its patience or its steps.
-    """
-    running, residuals, scales = rows.running, norms[::2], norms[1::2]
-    if step == 1:
-        rows = replace(rows, first=residuals[0], first_scale=scales[0])
-    with np.errstate(invalid="ignore", over="ignore"):
-        least = np.minimum.accumulate(np.concatenate((rows.best[None], residuals)))
-        calm = residuals < rule.falling * least[:-1]
-        at = residuals.argmin(0), np.arange(len(running))
-        lower = running & (residuals[at] < rows.best)
-        everywhere = bool(calm.all())
-        mark, mark_at, peaks = rows.mark, rows.mark_at, rows.peaks
-        marks = []  # where each mark was before each step
-        threshold = np.where(running, rule.progress * mark, -1.0)
-        # where every fall counts as progress, the last of such steps was some
-        for number in range(len(residuals) - 1 if everywhere and rule.progress == rule.falling else 0, len(residuals)):
-            marks.append(mark_at)
-            progressed = residuals[number] < threshold
-            if progressed.any():
-                mark = np.where(progressed, residuals[number], mark)
-                mark_at = np.where(progressed, step + number, mark_at)
-                threshold = np.where(progressed, rule.progress * mark, threshold)
-        if everywhere:
-            peaks = np.where(running[:, None], 0, peaks)
-        else:
-            steps = np.arange(len(residuals))[:, None]
-            last = np.where(calm, steps, -1).max(0)
-            peaks = np.where((running & (last >= 0))[:, None], 0, peaks)
-            third = np.minimum(3 * (step + steps - np.stack(marks) - 1) // rows.patience, 2)
-            since = running & (steps > last)
-            sizes = [np.where(since & (third == part), scales, 0).max(0) for part in range(3)]
-            peaks = np.maximum(peaks, np.stack(sizes, 1))
-    return replace(
-        rows,
-        best=np.where(lower, residuals[at], rows.best),
-        best_scale=np.where(lower, scales[at], rows.best_scale),
-        last_scale=np.where(running, scales[-1], rows.last_scale),
-        mark=mark,
-        mark_at=mark_at,
-        peaks=peaks,
-    )

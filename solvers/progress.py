@@ -4,19 +4,24 @@ from __future__ import annotations
 
 from dataclasses import fields, replace
 from math import inf
+from typing import NamedTuple
 
 import numpy as np
 from torch import Tensor
 
-from .judge import RUNAWAY, Verdict, judge, passed
+from .judge import Verdict, judge
+from .ordinary import Steps, ordinary, passed
 from .problem import Problem
 from .rows import Bools, Floats, Integers, Rows, Rule
 from .rules.broyden import Broyden
 from .settings import Settings
 
-FEW = 64
-"""Norms up to which Python compares one by one faster than NumPy calls its operations."""
-TINY = np.finfo(np.float64).tiny
+class Look(NamedTuple):
+    """What some steps say."""
+
+    keep: Integers  # for each row the last of the steps whose iterate is to be kept, −1 for none of them
+    restart: Bools | None  # rows whose history is to be forgotten
+    coupled: bool  # rows that were held have changed
 
 
 class Progress:
@@ -58,6 +63,8 @@ class Progress:
         self._least: Floats = rows.best  # residuals of the running rows until then
         self._limit = int(rows.limit.max(initial=0))
         self._step = 0  # the last that `_rows` knows
+        self.quiet = False
+        """Whether the rule had nothing to decide in the last steps: no row has stopped."""
         self._all_run = True
         self._deadline = self._next_deadline()
         self._lines: list[Floats] = []  # norms of the steps that `_rows` knows, since rows were last dropped
@@ -74,11 +81,6 @@ class Progress:
         return self._limit
 
     @property
-    def quiet(self) -> bool:
-        """Whether the last steps needed no rule: no row has stopped."""
-        return bool(self._pending)
-
-    @property
     def rows(self) -> Rows:
         """What is known after the last step."""
         if self._pending:
@@ -88,69 +90,54 @@ class Progress:
             self._note(norms, self._rows.running)
         return self._rows
 
-    def collect(self, block: Floats) -> tuple[int, Integers]:
-        """Collect those of the next steps, (2·steps, rows) norms, that come before the rule has something to decide.
+    def see(self, norms: Floats) -> Look:
+        """What the next steps, (2·steps, rows) norms, say."""
+        count, self.quiet, held = len(norms) // 2, True, None
+        if not self._all_run:
+            held = ~self._rows.running
+            if not self._held_hold(norms):
+                verdict = self._judged(norms, held)
+                return Look(verdict.keep, verdict.restart, verdict.coupled)
+        done, keep, restart = 0, np.full(norms.shape[1], -1), None
+        while done < count and (self._pending or self._rows.running.any()):
+            steps = self._ordinary(norms[2 * done :])
+            if steps.count:
+                self._take(steps, norms[2 * done : 2 * (done + steps.count)])
+                keep = np.where(steps.keep < 0, keep, steps.keep + done)
+                done += steps.count
+            else:
+                verdict = self._judged(norms[2 * done : 2 * done + 2], np.zeros_like(self._rows.running))
+                keep = np.where(verdict.keep < 0, keep, done)
+                restart = verdict.restart if restart is None else restart | verdict.restart
+                done += 1
+        if done < count:
+            self._note(np.full((2 * (count - done), norms.shape[1]), np.nan), self._rows.running)
+        keep = keep if held is None else np.where(held, count - 1, keep)
+        return Look(keep, None if restart is None else restart & self._rows.running, False)
 
-        Returns:
-            their number, and for each row the last of them whose iterate is to be kept, −1 for none of them.
-        """
-        count, done, keep = len(block) // 2, 0, np.full(block.shape[1], -1)
-        if not self._all_run and not self._held_hold(block):
-            return 0, keep
-        while done < count:
+    def _ordinary(self, norms: Floats) -> Steps:
+        """The ordinary ones of the next steps."""
+        room = self._deadline - 1 - self.step
+        if room <= 0 and self._pending:
+            _ = self.rows  # what they say of progress moves the deadline
             room = self._deadline - 1 - self.step
-            if room <= 0 and self._pending:
-                _ = self.rows  # what they say of progress moves the deadline
-                room = self._deadline - 1 - self.step
-            part = block[2 * done : 2 * (done + max(room, 0))]
-            few = part.size <= FEW and self._all_run
-            number, lowest, self._least = (self._each_ordinary if few else self._ordinary)(part)
-            if not number:
-                break
-            keep = np.where(lowest < 0, keep, lowest + done)
-            self._pending.append(part[: 2 * number])
-            self._collected += number
-            done += number
-            if 2 * number < len(part):
-                break
-        return done, keep if self._all_run else np.where(self._rows.running, keep, done - 1)
+        norms, rows = norms[: 2 * max(room, 0)], self._rows
+        if not len(norms):
+            return Steps(0, np.full(norms.shape[1], -1), self._least)
+        first = self._pending[0] if self._pending else norms
+        start = np.stack((rows.first, rows.first_scale)) if self._step else first[:2]
+        return ordinary(self.rule, rows, start, self._least, self.step + 1, norms)
 
-    def _each_ordinary(self, block: Floats) -> tuple[int, Integers, Floats]:
-        """The number of steps until the rule has something to decide, at which each row is lowest, and how low."""
-        rtol, atol, lines = max(self.rule.rtol, TINY), self.rule.atol, block.tolist()
-        least = self._least.tolist()
-        references = [*self._first(block)] if lines and self.rule.relative_to_start else None
-        lowest, number = [-1] * len(least), 0
-        for residuals, scales in zip(lines[::2], lines[1::2]):
-            for residual, scale, reference, low in zip(residuals, scales, references or scales, least):
-                if not (atol + rtol * reference < residual <= RUNAWAY * low and residual + scale < inf):
-                    return number, np.array(lowest), np.array(least)
-            for row, residual in enumerate(residuals):
-                if residual < least[row]:
-                    least[row], lowest[row] = residual, number
-            number += 1
-        return number, np.array(lowest), np.array(least)
-
-    def _ordinary(self, block: Floats) -> tuple[int, Integers, Floats]:
-        """Likewise."""
-        residuals, running = block[::2], self._rows.running
-        references = self._first(block) if len(block) and self.rule.relative_to_start else block[1::2]
-        with np.errstate(invalid="ignore", over="ignore"):
-            least = np.minimum.accumulate(np.concatenate((self._least[None], residuals)))
-            ordinary = (self.rule.tolerance(references) < residuals) & (residuals <= RUNAWAY * least[:-1])
-            ordinary &= residuals + block[1::2] < inf
-        every = np.all(ordinary | ~running, axis=1)
-        number = len(every) if every.all() else int(every.argmin())
-        fallen = least[1 : number + 1] < least[:number]
-        lowest = number - 1 - fallen[::-1].argmax(0) if number else np.zeros(len(running), dtype=np.int64)
-        return number, np.where(running & fallen.any(0), lowest, -1), np.where(running, least[number], self._least)
-
-    def _first(self, block: Floats) -> Floats:
-        """The residuals at the first step, which may be that of the next ones."""
-        if self._step:
-            return self._rows.first
-        first: Floats = (self._pending[0] if self._pending else block)[0]
-        return first
+    def _take(self, steps: Steps, norms: Floats) -> None:
+        self._least = steps.least
+        if steps.until is None:
+            self._pending.append(norms)
+            self._collected += steps.count
+            return
+        self.quiet, before = False, self.rows
+        self._rows = passed(self.rule, before, self._step + 1, norms, steps.until)
+        runs = np.arange(steps.count)[:, None] < steps.until
+        self._note(np.where(runs.repeat(2, 0), norms, np.nan), before.running)
 
     def _held_hold(self, block: Floats) -> bool:
         """Whether rows that are held are where they were."""
@@ -158,10 +145,10 @@ class Progress:
         pairs = zip(block[::2], block[1::2])
         return all((rows.running | self.rule.holds(rows, *pair)).all() for pair in pairs)
 
-    def judged(self, norms: Floats) -> Verdict:
+    def _judged(self, norms: Floats, held: Bools) -> Verdict:
         """What the rule makes of the next steps."""
-        before, step = self.rows, self._step + 1
-        verdict = judge(self.rule, before, step, norms)
+        self.quiet, before, step = False, self.rows, self._step + 1
+        verdict = judge(self.rule, before, step, norms, held)
         self._rows = verdict.rows
         if len(norms) > 2:  # of the rest of the stretch nothing is told where a row has stopped
             last = np.where(self._rows.running | ~before.running, np.inf, self._rows.steps)

@@ -68,13 +68,14 @@ def test_the_fast_path_ends_where_the_rule_does(rule, trace, limit, patience, ma
     progress, plain, step, line = Progress(rule, fresh), fresh, 1, 0
     for look in looks:
         norms = hold(plain, lines[line : line + 2 * look])
-        collected, keep = progress.collect(norms)
-        if collected < look:
-            rest = progress.judged(norms[2 * collected :]).keep
-            keep = np.where(rest >= 0, rest + collected, keep)
+        seen = progress.see(norms)
         expected = judge(rule, plain, step, norms)
         plain = expected.rows
-        np.testing.assert_array_equal(keep, expected.keep, err_msg=f"iterates kept after step {step}")
+        np.testing.assert_array_equal(seen.keep, expected.keep, err_msg=f"iterates kept after step {step}")
+        assert seen.coupled == expected.coupled
+        assert (expected.restart if seen.restart is None else seen.restart == expected.restart).all() or not (
+            seen.restart is not None or expected.restart.any()
+        )
         stop = not plain.running.any() or line + 2 * look == len(lines)
         for field in fields(Rows) if stop or told[step % len(told)] else ():
             found, expected = getattr(progress.rows, field.name), getattr(plain, field.name)

@@ -1,0 +1,145 @@
+"""Steps at which rows go on or converge, and nothing else happens: what the rule makes of many of them at once."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from math import inf
+from typing import NamedTuple
+
+import numpy as np
+
+from .judge import RUNAWAY
+from .rows import Bools, Floats, Integers, Rows, Rule
+from .solution import Status
+
+FEW = 64
+"""Norms up to which Python compares one by one faster than NumPy calls its operations."""
+TINY = float(np.finfo(np.float64).tiny)
+
+
+class Steps(NamedTuple):
+    """The ordinary ones before the first that is not."""
+
+    count: int
+    keep: Integers  # for each row the last of them whose iterate is to be kept, −1 for none of them
+    least: Floats  # for each row its least residual
+    until: Integers | None = None  # for each row after how many it converges, if not later; None: no row does
+
+
+def ordinary(rule: Rule, rows: Rows, start: Floats, least: Floats, step: int, norms: Floats) -> Steps:
+    """At an ordinary step each row that runs has finite norms within RUNAWAY of its least, or converges.
+
+    None may be recovering, nor use up its patience or its steps.
+
+    Args:
+        rule, rows: what is known before.
+        start: (2, rows), the norms at the first step.
+        least: residuals of the running rows until now.
+        step: number of the first of these steps.
+        norms: (2·steps, rows) of these.
+    """
+    if 0 < norms.size <= FEW and rows.running.all():
+        few = _few(rule, start, least, norms)
+        if few.count == len(norms) // 2:
+            return few
+    residuals, scales, running = norms[::2], norms[1::2], rows.running
+    count, until = len(residuals), None
+    with np.errstate(invalid="ignore", over="ignore"):
+        met = running & (residuals <= rule.tolerance(start[0] if rule.relative_to_start else scales))
+        if met.any():
+            met &= _counts(rule, start, step, residuals, scales)
+            if met.any():
+                until = np.where(met.any(0), met.argmax(0) + 1, count + 1)
+                residuals = np.where(np.arange(count)[:, None] < until, residuals, inf)
+        lowest = np.minimum.accumulate(np.concatenate((least[None], residuals)))
+        fits = (residuals <= RUNAWAY * lowest[:-1]) & (residuals + scales < inf) | ~running
+    if until is not None:
+        fits |= np.arange(count)[:, None] >= until - 1
+    every = np.all(fits, axis=1)
+    if not every.all():
+        count = int(every.argmin())
+        until = None if until is None or (until > count).all() else until
+    fallen = lowest[1 : count + 1] < lowest[:count]
+    keep = np.where(running & fallen.any(0), count - 1 - fallen[::-1].argmax(0), -1) if count else np.full(len(least), -1)
+    if until is not None:
+        keep = np.where(running & (until <= count), until - 1, keep)
+    return Steps(count, keep, np.where(running, lowest[count], least), until)
+
+
+def _few(rule: Rule, start: Floats, least: Floats, norms: Floats) -> Steps:
+    """Likewise, until the first row converges."""
+    rtol, atol, lines = max(rule.rtol, TINY), rule.atol, norms.tolist()
+    low, references = least.tolist(), start[0].tolist() if rule.relative_to_start else None
+    keep, count = [-1] * len(low), 0
+    for residuals, scales in zip(lines[::2], lines[1::2]):
+        for residual, scale, reference, lowest in zip(residuals, scales, references or scales, low):
+            if not (atol + rtol * reference < residual <= RUNAWAY * lowest and residual + scale < inf):
+                return Steps(count, np.array(keep), np.array(low))
+        for row, residual in enumerate(residuals):
+            if residual < low[row]:
+                low[row], keep[row] = residual, count
+        count += 1
+    return Steps(count, np.array(keep), np.array(low))
+
+
+def _counts(rule: Rule, start: Floats, step: int, residuals: Floats, scales: Floats) -> Bools:
+    """Where meeting the tolerance is convergence, as `Rule.genuine` says step by step."""
+    steps = step + np.arange(len(residuals))[:, None]
+    sure = (steps == 1) | (steps > rule.exact_after) | rule.relative_to_start
+    fallen = residuals + 2 * rule.rounding * scales < start[0]
+    near = (residuals <= rule.tolerance(start[1])) & (scales <= 2 * start[1])
+    return (sure | fallen | near) & (steps >= rule.min_steps)
+
+
+def passed(rule: Rule, rows: Rows, step: int, norms: Floats, until: Integers | None = None) -> Rows:
+    """What `judge` makes of ordinary steps.
+
+    Args:
+        rule, rows, step, norms: as above.
+        until: for each row after how many of them it converges, if not later.
+    """
+    running, residuals, scales, everyone = rows.running, norms[::2], norms[1::2], np.arange(len(rows.running))
+    steps = np.arange(len(residuals))[:, None]
+    if step == 1:
+        rows = replace(rows, first=residuals[0], first_scale=scales[0])
+    runs = running if until is None else running & (steps < until)
+    with np.errstate(invalid="ignore", over="ignore"):
+        masked = np.where(runs, residuals, inf)
+        least = np.minimum.accumulate(np.concatenate((rows.best[None], masked)))
+        calm = masked < rule.falling * least[:-1]
+        at = masked.argmin(0), everyone
+        lower = running & (masked[at] < rows.best)
+        everywhere = bool((calm | ~runs).all())
+        mark, mark_at, peaks = rows.mark, rows.mark_at, rows.peaks
+        marks = []  # where each mark was before each step
+        threshold = np.where(running, rule.progress * mark, -1.0)
+        # where every fall counts as progress, the last of such steps was some
+        short = everywhere and rule.progress == rule.falling and until is None
+        for number in range(len(residuals) - 1 if short else 0, len(residuals)):
+            marks.append(mark_at)
+            progressed = masked[number] < threshold
+            if progressed.any():
+                mark = np.where(progressed, residuals[number], mark)
+                mark_at = np.where(progressed, step + number, mark_at)
+                threshold = np.where(progressed, rule.progress * mark, threshold)
+        last = np.where(calm, steps, -1).max(0)
+        peaks = np.where((running & (last >= 0))[:, None], 0, peaks)
+        if not everywhere:
+            third = np.minimum(3 * (step + steps - np.stack(marks) - 1) // rows.patience, 2)
+            since = runs & (steps > last)
+            sizes = [np.where(since & (third == part), scales, 0).max(0) for part in range(3)]
+            peaks = np.maximum(peaks, np.stack(sizes, 1))
+    met = np.zeros_like(running) if until is None else running & (until <= len(residuals))
+    end = np.full(len(met), -1) if until is None else np.minimum(until, len(residuals)) - 1, everyone
+    return replace(
+        rows,
+        status=np.where(met, Status.CONVERGED, rows.status),
+        running=running & ~met,
+        steps=np.where(met, step + end[0], rows.steps),
+        best=np.where(met, residuals[end], np.where(lower, residuals[at], rows.best)),
+        best_scale=np.where(met, scales[end], np.where(lower, scales[at], rows.best_scale)),
+        last_scale=np.where(running, scales[end], rows.last_scale),
+        mark=mark,
+        mark_at=mark_at,
+        peaks=peaks,
+    )

@@ -8,13 +8,14 @@ import math
 import os
 import subprocess
 import sys
+import warnings
 
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from solvers import Anderson
-from solvers.fused import fusible
+from solvers.fused import _compiles, fusible
 from solvers.rules import anderson
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
@@ -80,6 +81,9 @@ def random_points(count, rows, dim, dtype):
 
 
 def anderson_errors(name):
+    from solvers.rules import anderson_triton as triton
+
+    triton._PARTS = 13  # so that a program adds up several blocks, and several rounds of parts, as in long rows
     for rows, dim, memory, period, damping in SHAPES[:: 1 if name == "float32" else 2]:  # the interpreter is slow
         # a ridge that shows where it is not added, and keeps the systems well conditioned
         solver = Anderson(memory=memory, period=period, damping=damping, ridge=1e-2)
@@ -216,6 +220,22 @@ def test_kernels_are_chosen_on_cards_alone(device):
     assert anderson._operations(z, 17, 4) is anderson._operations(z, 16, 5) is anderson.PYTORCH
     with FakeTensorMode():  # has the shapes of a card's, and no values
         assert not fusible(torch.zeros(2, 3, device="cuda"))
+
+
+def test_without_a_compiler_it_is_said_and_pytorch_used(monkeypatch):
+    pytest.importorskip("triton")
+
+    def broken(image, z):
+        raise RuntimeError("no gcc")
+
+    monkeypatch.setattr("solvers.norms_triton.residual_and_norms", broken)
+    monkeypatch.setattr(torch, "ones", lambda *shape, device: torch.empty(shape, device="cpu"))
+    for capability, warned in (((9, 0), True), ((6, 1), False)):  # Triton knows no card so old
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, found=capability: found)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            assert not _compiles.__wrapped__(0)
+        assert ["RuntimeError: no gcc" in str(warning.message) for warning in caught] == [True] * warned
 
 
 @pytest.mark.parametrize("name", DTYPES)

@@ -40,7 +40,7 @@ def residual_and_norms(image: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
     return residual, norms
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def _measure(image, z, residual, sums, image_stride, z_stride, rows, dim, columns, WHOLE: tl.constexpr,
              SCALED: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
     """A part of a row: `WHOLE`, its norms, else the sums of which they are made."""

@@ -57,7 +57,7 @@ def weights(memory: AndersonMemory, residual: Tensor) -> Tensor:
             return found
         sums = residual.new_empty(rows, parts, new + 1, padded, dtype=torch.float64)
         _sums[rows, parts](*history, sums, *numbers, dim, columns, new, padded, block, num_warps=4)
-        together = min(triton.next_power_of_2(parts), 512 // (new * padded))
+        together = min(32, 512 // (new * padded))
         _solve[(rows,)](sums, *systems, *numbers, parts, count, new, padded, together, num_warps=1)
     return found
 
@@ -83,7 +83,7 @@ def _rows(x: Tensor) -> Tensor:
     return x if x.stride(1) == 1 or x.shape[1] == 1 else x.contiguous()
 
 
-# numbers that change from step to step are not specialised: each would be compiled anew at 1 and at multiples of 16
+# numbers that change from step to step are not specialised: kernels would be compiled anew at 1 and at multiples of 16
 
 
 @triton.jit
@@ -175,7 +175,7 @@ def _sums(differences, residual, stride, sums, newest, filled, size, dim, column
     tl.store(to + new * SIZE, products)
 
 
-@triton.jit(do_not_specialize=["newest", "filled"])
+@triton.jit(do_not_specialize=["newest", "filled", "parts"])
 def _solve(sums, gram, raised, floor, found, newest, filled, size, parts, COUNT: tl.constexpr, NEW: tl.constexpr,
            SIZE: tl.constexpr, TOGETHER: tl.constexpr):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)

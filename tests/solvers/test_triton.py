@@ -8,13 +8,14 @@ import math
 import os
 import subprocess
 import sys
+import warnings
 
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from solvers import Anderson
-from solvers.fused import fusible
+from solvers.fused import _compiles, fusible
 from solvers.rules import anderson
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
@@ -29,8 +30,8 @@ SHAPES = [  # rows, dim, memory, period, damping
     (2, 64, 1, 1, 0.7),
     (5, 64, 6, 2, 1.0),
     (2, 100, 2, 1, 1.0),
-    (3, 100, 12, 4, 0.7),
-    (1, 100, 16, 1, 1.0),
+    (2, 100, 12, 4, 0.7),
+    (1, 100, 16, 2, 1.0),
     (1, 3000, 2, 1, 1.0),
     (2, 3000, 6, 2, 0.7),
     (1, 3000, 16, 3, 1.0),
@@ -80,27 +81,30 @@ def random_points(count, rows, dim, dtype):
 
 
 def anderson_errors(name):
-    for rows, dim, memory, period, damping in SHAPES:
+    from solvers.rules import anderson_triton as triton
+
+    triton._PARTS = 13  # so that a program adds up several blocks, and several rounds of parts, as in long rows
+    for rows, dim, memory, period, damping in SHAPES[:: 1 if name == "float32" else 2]:  # the interpreter is slow
         # a ridge that shows where it is not added, and keeps the systems well conditioned
         solver = Anderson(memory=memory, period=period, damping=damping, ridge=1e-2)
         size = min(memory, dim)
-        yield [rows, dim, memory, period], error(solver, random_points(size + 5, rows, dim, DTYPES[name]))
+        yield [rows, dim, memory, period], error(solver, random_points(size + 3, rows, dim, DTYPES[name]))
 
 
 def odd_errors(name):
-    dtype, solver = DTYPES[name], Anderson(memory=5, period=2, damping=0.9, ridge=1e-2)
-    for dim in (7, 600):
-        points = random_points(11, 6, dim, dtype)
+    dtype, solver = DTYPES[name], Anderson(memory=4, period=2, damping=0.9, ridge=1e-2)
+    for dim in (7, 600) if name == "float32" else (600,):
+        points = random_points(9, 6, dim, dtype)
         for count, (image, residual) in enumerate(points):
-            if count > 4:
+            if count > 3:
                 image[1, 0] = residual[1, dim // 2] = math.nan
                 image[2, -1] = residual[2, -1] = math.inf
             image[3], residual[3] = points[0][0][3], points[0][1][3]  # whose differences are zero
         forgotten = torch.tensor([False, False, False, False, True, False])
         yield ["odd rows", dim], error(solver, points, forgotten)
-        wide = [tuple(torch.randn(3, 2 * dim, dtype=dtype)[:, :dim] for _ in range(2)) for _ in range(8)]
+        wide = [tuple(torch.randn(3, 2 * dim, dtype=dtype)[:, :dim] for _ in range(2)) for _ in range(6)]
         yield ["rows apart", dim], error(solver, wide)
-        columns = [tuple(torch.randn(dim, 3, dtype=dtype).mT for _ in range(2)) for _ in range(8)]
+        columns = [tuple(torch.randn(dim, 3, dtype=dtype).mT for _ in range(2)) for _ in range(6)]
         yield ["columns apart", dim], error(solver, columns)
     zeros = [(torch.ones(2, 70, dtype=dtype), torch.zeros(2, 70, dtype=dtype))] * 9
     proposals, memory = steps(fused(), Anderson(memory=3), zeros[0][0], zeros)
@@ -125,7 +129,7 @@ def norm_errors(name):
         return float(errors[exact.isfinite()].max()) if exact.isfinite().any() else 0.0
 
     for rows, dim in ((0, 3), (3, 0), (1, 1), (4, 100), (2, 4096), (2, 4097), (1, 9500)):
-        for value in VALUES[name]:
+        for value in VALUES[name] if dim in (1, 100, 9500) else (1.0,):
             image, z = (torch.randn(rows, dim, dtype=dtype) * value for _ in range(2))
             yield [rows, dim, value], worst(image, z)
     for dim in (5, 6000):
@@ -156,7 +160,7 @@ def test_kernels_find_what_pytorch_does(group):
     errors = json.loads(run.stdout)
     for name in DTYPES:
         bound = 1e-14 if group == "norms" else BOUNDS[name]
-        assert len(errors[name]) >= 6
+        assert len(errors[name]) >= 3
         assert not [(case, worst) for case, worst in errors[name] if not worst < bound]
 
 
@@ -216,6 +220,22 @@ def test_kernels_are_chosen_on_cards_alone(device):
     assert anderson._operations(z, 17, 4) is anderson._operations(z, 16, 5) is anderson.PYTORCH
     with FakeTensorMode():  # has the shapes of a card's, and no values
         assert not fusible(torch.zeros(2, 3, device="cuda"))
+
+
+def test_without_a_compiler_it_is_said_and_pytorch_used(monkeypatch):
+    pytest.importorskip("triton")
+
+    def broken(image, z):
+        raise RuntimeError("no gcc")
+
+    monkeypatch.setattr("solvers.norms_triton.residual_and_norms", broken)
+    monkeypatch.setattr(torch, "ones", lambda *shape, device: torch.empty(shape, device="cpu"))
+    for capability, warned in (((9, 0), True), ((6, 1), False)):  # Triton knows no card so old
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, found=capability: found)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            assert not _compiles.__wrapped__(0)
+        assert ["RuntimeError: no gcc" in str(warning.message) for warning in caught] == [True] * warned
 
 
 @pytest.mark.parametrize("name", DTYPES)

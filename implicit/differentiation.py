@@ -55,8 +55,7 @@ def differentiable_solve(
         if not _holds(problem, outcome, image.detach(), settings):
             outcome = _solved_again(problem, start, settings, keep, outcome, image.detach())
             point, image = _tracked(problem, gradient, outcome.value)
-    if logs or outcome.rows.status.any():
-        report(logs, name, "forward", outcome.solution(problem, settings.solver))
+    report(logs, name, "forward", outcome.converged, lambda: outcome.solution(problem, settings.solver))
     if not tracked or not _depends_on_more(image, point, start, problem):
         return tuple(layout.unflatten(value.clone()) for value in (*outcome.iterates, outcome.value))
     evaluation = Evaluation(
@@ -75,8 +74,9 @@ def differentiable_solve(
 
 def _holds(problem: Problem, outcome: Outcome, image: Tensor, settings: Settings) -> bool:
     """Whether the tracked evaluation at the solution has the residuals that were found."""
-    norms = settings.measure.on_host(image - outcome.value, image)
-    return bool(outcome.rule.holds(outcome.rows, *norms).all())
+    wide = torch.promote_types(image.dtype, torch.float32)
+    _, norms = settings.measure.difference(image.to(wide), outcome.value.to(wide), robust=True)
+    return bool(outcome.rule.holds(outcome.rows, *norms.double().cpu().numpy()).all())
 
 
 def _solved_again(
@@ -110,7 +110,7 @@ def _transformed_solve(
 
     def find(start: Tensor, *tensors: Tensor) -> Tensor:
         outcome = iterate(explicit.at(*tensors), start, settings)
-        report(logs, name, "forward", outcome.solution(problem, settings.solver))
+        report(logs, name, "forward", outcome.converged, lambda: outcome.solution(problem, settings.solver))
         return outcome.value.clone()
 
     def f(z: Tensor, start: Tensor, *tensors: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
@@ -127,12 +127,27 @@ def layer_name(layer: nn.Module, otherwise: str) -> str:
     return next((log.names[id(layer)] for log in reversed(_logs.get()) if id(layer) in log.names), otherwise)
 
 
-def report(logs: tuple[Log, ...], name: str, direction: Literal["forward", "backward"], solution: Solution) -> None:
-    """Enter a solve in the logs that were open at its forward, and warn if rows did not converge."""
+def report(
+    logs: tuple[Log, ...],
+    name: str,
+    direction: Literal["forward", "backward"],
+    converged: bool,
+    found: Callable[[], Solution],
+) -> None:
+    """Enter a solve in the logs that were open at its forward, and warn if rows did not converge.
+
+    Args:
+        logs, name, direction: where, and of what.
+        converged: whether all rows did.
+        found: makes the solution, which costs transfers to the device.
+    """
+    if converged and not logs:
+        return
+    solution = found()
     for log in logs:
         kept = solution if log.values else replace(solution, value=())
         (log.forward if direction == "forward" else log.backward).append(Record(name, kept))
-    if not bool(solution.converged.all()):
+    if not converged:
         text = f"{name}, {direction} solve: {solution.summary()}"
         if direction == "backward":
             text += (

@@ -20,7 +20,7 @@ TINY = float(np.finfo(np.float64).tiny)
 class Steps(NamedTuple):
     """The ordinary ones before the first that is not."""
 
-    count: int
+    number: int
     keep: Integers  # for each row the last of them whose iterate is to be kept, −1 for none of them
     least: Floats  # for each row its least residual
     until: Integers | None = None  # for each row after how many it converges, if not later; None: no row does
@@ -40,7 +40,7 @@ def ordinary(rule: Rule, rows: Rows, start: Floats, least: Floats, step: int, no
     """
     if 0 < norms.size <= FEW and rows.running.all():
         few = _few(rule, start, least, norms)
-        if few.count == len(norms) // 2:
+        if few.number == len(norms) // 2:
             return few
     residuals, scales, running = norms[::2], norms[1::2], rows.running
     count, until = len(residuals), None
@@ -60,7 +60,9 @@ def ordinary(rule: Rule, rows: Rows, start: Floats, least: Floats, step: int, no
         count = int(every.argmin())
         until = None if until is None or (until > count).all() else until
     fallen = lowest[1 : count + 1] < lowest[:count]
-    keep = np.where(running & fallen.any(0), count - 1 - fallen[::-1].argmax(0), -1) if count else np.full(len(least), -1)
+    keep = (
+        np.where(running & fallen.any(0), count - 1 - fallen[::-1].argmax(0), -1) if count else np.full(len(least), -1)
+    )
     if until is not None:
         keep = np.where(running & (until <= count), until - 1, keep)
     return Steps(count, keep, np.where(running, lowest[count], least), until)

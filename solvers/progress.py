@@ -16,6 +16,7 @@ from .rows import Bools, Floats, Integers, Rows, Rule
 from .rules.broyden import Broyden
 from .settings import Settings
 
+
 class Look(NamedTuple):
     """What some steps say."""
 
@@ -101,10 +102,10 @@ class Progress:
         done, keep, restart = 0, np.full(norms.shape[1], -1), None
         while done < count and (self._pending or self._rows.running.any()):
             steps = self._ordinary(norms[2 * done :])
-            if steps.count:
-                self._take(steps, norms[2 * done : 2 * (done + steps.count)])
+            if steps.number:
+                self._take(steps, norms[2 * done : 2 * (done + steps.number)])
                 keep = np.where(steps.keep < 0, keep, steps.keep + done)
-                done += steps.count
+                done += steps.number
             else:
                 verdict = self._judged(norms[2 * done : 2 * done + 2], np.zeros_like(self._rows.running))
                 keep = np.where(verdict.keep < 0, keep, done)
@@ -132,11 +133,11 @@ class Progress:
         self._least = steps.least
         if steps.until is None:
             self._pending.append(norms)
-            self._collected += steps.count
+            self._collected += steps.number
             return
         self.quiet, before = False, self.rows
         self._rows = passed(self.rule, before, self._step + 1, norms, steps.until)
-        runs = np.arange(steps.count)[:, None] < steps.until
+        runs = np.arange(steps.number)[:, None] < steps.until
         self._note(np.where(runs.repeat(2, 0), norms, np.nan), before.running)
 
     def _held_hold(self, block: Floats) -> bool:

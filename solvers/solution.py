@@ -172,6 +172,11 @@ class Outcome:
     iterates: list[Tensor] = field(default_factory=list)
     """(batch, dim), as `Keep` asked; rows that had stopped before have their solution."""
 
+    @property
+    def converged(self) -> bool:
+        """Whether all rows did."""
+        return not self.rows.status.any()
+
     def solution(self, problem: Problem, solver: Solver) -> Solution[Any]:
         """The `Solution`, on the state's device; it shares no memory with what the caller passed."""
         rows, absolute = self.rows, self.norms[::2]
@@ -181,9 +186,9 @@ class Outcome:
         device = problem.layout.device
         # two transfers: each waits for the device
         floats = torch.from_numpy(np.concatenate((relative[None], trace, absolute))).to(device)
-        status, steps, evaluations = torch.from_numpy(
-            np.stack((rows.status, rows.steps, rows.steps + rows.spent))
-        ).to(device)
+        status, steps, evaluations = torch.from_numpy(np.stack((rows.status, rows.steps, rows.steps + rows.spent))).to(
+            device
+        )
         value = problem.layout.unflatten(self.value.clone())
         first, last = floats[1 : 1 + len(trace)], floats[1 + len(trace) :]
         return Solution(value, floats[0], status, steps, evaluations, first, last, alternatives=solver.alternatives)

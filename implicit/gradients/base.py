@@ -17,7 +17,8 @@ from ..explicit import Explicit
 
 Map = Callable[[Tensor], Tensor]
 """`f` on flat (batch, dim) matrices, with its other arguments bound."""
-Report = Callable[[Solution], None]
+Report = Callable[[bool, Callable[[], Solution]], None]
+"""Told of a solve: whether all rows converged, and what makes its `Solution`."""
 """Takes the solution of a backward solve to the log that was open at forward time."""
 
 

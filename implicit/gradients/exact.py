@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from solvers import GMRES, Anderson, Broyden, Eager, Loop, Picard, Settings, Solution, Solver
+from solvers.iterate import iterate
 from solvers.problem import prepare
-from solvers.solve import solve_prepared
 
 from .adjoint import AdjointGradient, Products
 from .base import Gradient, Map, Report, require_quasi_newton, unit_rows
@@ -102,11 +102,14 @@ class ImplicitGradient(AdjointGradient):
             products = product
             problem.captures = product.explicit.problem.captures
             problem.source = lambda _: products.source(unit)
-        solution: Solution[Tensor] = solve_prepared(problem, start, self._settings)
-        report(solution)
-        value = solution.value
-        if self.unconverged is Unconverged.RAISE:
-            solution.check()
-        elif self.unconverged is Unconverged.PHANTOM:
+        settings = self._settings
+        with torch.no_grad():
+            outcome = iterate(problem, start, settings)
+        report(outcome.converged, lambda: outcome.solution(problem, settings.solver))
+        value = outcome.value
+        if not outcome.converged and self.unconverged is not Unconverged.KEEP:
+            solution: Solution[Tensor] = outcome.solution(problem, settings.solver)
+            if self.unconverged is Unconverged.RAISE:
+                solution.check()
             value = torch.where(solution.converged[:, None], value, unit)
         return (value * length).to(shift.dtype)

@@ -346,7 +346,7 @@ def test_a_cell_that_waits_for_the_host_is_run_with_one_warning(default_device):
                 found.append((value, *torch.autograd.grad(value.sin().sum(), list(layer.parameters()))))
             for one, other in zip(*found, strict=True):
                 torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-8)
-    reasons = [str(each.message) for each in told]
+    reasons = [str(each.message) for each in told if "Captured" in str(each.message)]
     if default_device == "cuda":
         assert len(reasons) == 1, reasons
         assert "Waiting, forward cannot be captured" in reasons[0]

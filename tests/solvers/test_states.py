@@ -17,11 +17,11 @@ class Pair(NamedTuple):
 
 
 STATES = {
-    "list": [torch.zeros(3, 2), torch.zeros(3, 4, 1)],
-    "dict": {"b": torch.zeros(3, 2), "a": torch.zeros(3, 1)},
-    "nested": {"a": [torch.zeros(3, 2), (torch.zeros(3, 1),)], "b": torch.zeros(3, 2, 2)},
-    "ordered": OrderedDict(b=torch.zeros(3, 2), a=torch.zeros(3, 5)),
-    "named": Pair(torch.zeros(3, 2), [torch.zeros(3, 3), {"x": torch.zeros(3, 1)}]),
+    "list": lambda: [torch.zeros(3, 2), torch.zeros(3, 4, 1)],
+    "dict": lambda: {"b": torch.zeros(3, 2), "a": torch.zeros(3, 1)},
+    "nested": lambda: {"a": [torch.zeros(3, 2), (torch.zeros(3, 1),)], "b": torch.zeros(3, 2, 2)},
+    "ordered": lambda: OrderedDict(b=torch.zeros(3, 2), a=torch.zeros(3, 5)),
+    "named": lambda: Pair(torch.zeros(3, 2), [torch.zeros(3, 3), {"x": torch.zeros(3, 1)}]),
 }
 
 
@@ -43,8 +43,9 @@ def test_a_state_may_be_any_nesting(name, solver, compact):
     def f(z, rates):
         return mapped(lambda x: rates["slow"][0].view(-1, *[1] * (x.ndim - 1)) * x + 1, z)
 
-    solution = solve(f, STATES[name], (rates,), solver=solver, compact=compact, rtol=1e-6).check()
-    assert type(solution.value) is type(STATES[name])
+    start = STATES[name]()
+    solution = solve(f, start, (rates,), solver=solver, compact=compact, rtol=1e-6).check()
+    assert type(solution.value) is type(start)
     expected = 1 / (1 - rates["slow"][0])
     mapped(
         lambda x: torch.testing.assert_close(

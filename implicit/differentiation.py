@@ -36,7 +36,7 @@ def differentiable_solve(
     """The iterates after so many steps, and the solution, in the graph as the policy says; `name` is for records."""
     if isinstance(problem.f, nn.Module):
         warn_of_unsuitable(problem.f)
-    gradient = gradient.for_solver(settings.solver)
+    gradient = gradient.behind(settings)
     layout = problem.layout
     logs = current_logs()
     if transformed():

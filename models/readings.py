@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from implicit import Gradient, ImplicitGradient
-from solvers import Anderson, SolveOptions, Solver
+from solvers import Anderson, Eager, Loop, SolveOptions, Solver
 
 from .blocks import Blocks
 from .methods import Method, find_method
@@ -47,10 +47,12 @@ class Implicit(Reading):
     """Likewise."""
     max_steps: int = 100
     """Likewise."""
+    loop: Loop = Eager()
+    """Likewise."""
 
     def body(self, method: Method | str, blocks: Blocks, depth: int) -> nn.Module:
         method = find_method(method)
-        options = SolveOptions(rtol=self.rtol, max_steps=self.max_steps)
+        options = SolveOptions(rtol=self.rtol, max_steps=self.max_steps, loop=self.loop)
         if self.solver is not None:
             options["solver"] = self.solver
         return OptDNN(
@@ -74,6 +76,8 @@ class InfiniteDepth(Reading):
     """Likewise."""
     max_steps: int = 100
     """Likewise."""
+    loop: Loop = Eager()
+    """Likewise."""
 
     def body(self, method: Method | str, blocks: Blocks, depth: int) -> nn.Module:
         """`depth` has no meaning here."""
@@ -87,6 +91,7 @@ class InfiniteDepth(Reading):
             gradient=self.gradient,
             rtol=self.rtol,
             max_steps=self.max_steps,
+            loop=self.loop,
         )
 
 

@@ -111,7 +111,8 @@ class Progress:
                 keep = np.where(verdict.keep < 0, keep, done)
                 restart = verdict.restart if restart is None else restart | verdict.restart
                 done += 1
-        if done < count:
+        if done < count:  # no row runs any more
+            self.quiet = False
             self._note(np.full((2 * (count - done), norms.shape[1]), np.nan), self._rows.running)
         keep = keep if held is None else np.where(held, count - 1, keep)
         return Look(keep, None if restart is None else restart & self._rows.running, False)

@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
-from solvers import QuasiNewtonSolver, Solution, Solver
+from solvers import QuasiNewtonSolver, Settings, Solution, Solver
 from solvers.solution import Outcome
 
 from ..explicit import Explicit
@@ -64,8 +64,8 @@ class Gradient(ABC):
     def check_solver(self, solver: Solver) -> None:  # noqa: B027, most policies work with any
         """Raise `TypeError` if the policy cannot work with this forward solver."""
 
-    def for_solver(self, solver: Solver) -> Gradient:
-        """The policy, with what it leaves to this forward solver."""
+    def behind(self, settings: Settings) -> Gradient:
+        """The policy behind a forward solve with these settings, where it leaves something to them."""
         return self
 
     def point(self, value: Tensor, inputs: tuple[Tensor, ...]) -> Tensor:

@@ -9,7 +9,7 @@ from enum import Enum, auto
 import torch
 from torch import Tensor
 
-from solvers import GMRES, Anderson, Broyden, Eager, Loop, Picard, Settings, Solution, Solver
+from solvers import GMRES, Anderson, Broyden, Captured, Eager, Loop, Picard, Settings, Solution, Solver
 from solvers.iterate import iterate
 from solvers.problem import prepare
 
@@ -53,8 +53,8 @@ class ImplicitGradient(AdjointGradient):
     unconverged: Unconverged = Unconverged.KEEP
     """What to do with rows that miss the tolerance."""
 
-    loop: Loop = Eager()
-    """What runs its steps."""
+    loop: Loop | None = None
+    """What runs its steps; None: `Captured` as the layer, where the solver can be, else `Eager()`."""
     reuse: bool = False
     """Start from the inverse that the forward solver, `Anderson`, has learned, rather than from `g`."""
 
@@ -68,16 +68,19 @@ class ImplicitGradient(AdjointGradient):
 
     @property
     def _settings(self) -> Settings:
-        return Settings(self._solver, self.rtol, 0.0, max_steps=self.max_steps, loop=self.loop)
+        return Settings(self._solver, self.rtol, 0.0, max_steps=self.max_steps, loop=self.loop or Eager())
 
     @property
     def _solver(self) -> Solver:
         return GMRES() if self.solver is None else self.solver
 
-    def for_solver(self, solver: Solver) -> Gradient:
-        if self.solver is None and isinstance(solver, (Anderson, Broyden, Picard)):
-            return replace(self, solver=Anderson(period=3))
-        return self
+    def behind(self, settings: Settings) -> Gradient:
+        solver, loop = self.solver, self.loop
+        if solver is None and isinstance(settings.solver, (Anderson, Broyden, Picard)):
+            solver = Anderson(period=3)
+        if loop is None and isinstance(settings.loop, Captured) and (solver is None or solver.fixed_cost):
+            loop = settings.loop
+        return self if solver is self.solver and loop is self.loop else replace(self, solver=solver, loop=loop)
 
     @property
     def exact(self) -> bool:

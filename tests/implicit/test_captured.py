@@ -103,6 +103,19 @@ def test_a_training_is_the_eager_one(solver, backward):
     assert all(tape._recordings for tape in tapes(captured)), "stretches were replayed"
 
 
+def test_the_backward_solve_is_recorded_as_the_layer_unless_its_solver_cannot_be():
+    for gradient, recorded in (
+        (ImplicitGradient(), 2),
+        (ImplicitGradient(GMRES()), 2),
+        (ImplicitGradient(NewtonKrylov()), 1),
+        (ImplicitGradient(loop=Eager()), 1),
+    ):
+        layer = Equilibrium(Cell(), loop=Captured(), gradient=gradient, rtol=1e-6)
+        for _ in range(3):
+            layer(inputs()).sum().backward()
+        assert len(layer._captures) == recorded
+
+
 @pytest.mark.parametrize("every", [1, 2, 7, 300])
 def test_any_number_of_steps_a_stretch(every):
     eager, captured = layers(Cell(), Anderson(3), every=every)

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from implicit import ImplicitGradient
-from models import OptDEQ, OptDNN
+from implicit import Equilibrium, ImplicitGradient
+from models import Implicit, InfiniteDepth, OptDEQ, OptDNN, image_network
 from models.methods import GradientDescent, ProximalGradient
 from solvers import Captured, Eager
 
@@ -61,3 +61,14 @@ def test_they_are_those_of_eager(make):
         with torch.no_grad():
             for parameter in parameters:
                 parameter.mul_(0.95)
+
+
+def test_readings_hand_the_loop_on():
+    x = torch.randn(3, 1, 8, 8)
+    for reading in (Implicit(alpha=0.0, loop=Captured(4)), InfiniteDepth(loop=Captured(4))):
+        network = image_network(1, 2, "pgd", widths=(8,), reading=reading, depths=(1,))
+        for _ in range(3):
+            network(x).sum().backward()
+        layers = [module for module in network.modules() if isinstance(module, Equilibrium)]
+        assert layers
+        assert sum(len(layer._captures) for layer in layers) >= 2

@@ -2,17 +2,36 @@
 
 from __future__ import annotations
 
+import threading
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 
 import torch
 from torch import Tensor
 
+LARGE = 2**22
+"""Entries of a state from which a kernel takes longer than its launch, which costs more than those of PyTorch."""
+_replayed = threading.local()
+
+
+@contextmanager
+def replayed() -> Iterator[None]:
+    """Within it launches cost nothing: what is called is recorded, or warms up for that."""
+    before = getattr(_replayed, "now", False)
+    _replayed.now = True
+    try:
+        yield
+    finally:
+        _replayed.now = before
+
 
 def fusible(tensor: Tensor) -> bool:
-    """Whether kernels can work on it: values in single or double precision on a card that Triton compiles for."""
+    """Whether kernels work on it and pay: values in single or double precision on a card that Triton compiles for."""
     return (
         tensor.is_cuda
+        and (getattr(_replayed, "now", False) or tensor.numel() >= LARGE)
         and tensor.dtype in (torch.float32, torch.float64)
         and not torch.compiler.is_compiling()  # which fuses by itself
         and type(tensor) is Tensor  # one without values, of a tracer, has no address

@@ -24,6 +24,8 @@ from .state import without_autocast
 
 DROP_SHARE = 1 / 8
 """Share of the current rows that must have stopped before they are dropped: dropping copies the solver's history."""
+FEW_POINTS = 3
+"""Points up to which rows are chosen from one after the other, which costs fewer passes but more calls."""
 
 
 class Keep(NamedTuple):
@@ -194,9 +196,13 @@ class Run:
         points, best = self.stretch.points, self.best
         if (keep == len(points) - 1).all():
             return self.loop.kept(points[-1])
-        chosen = _on_device(keep[:, None], best)
-        for number in np.unique(keep[keep >= 0]).tolist():
-            best = torch.where(chosen == number, points[number], best)
+        numbers = np.unique(keep)
+        chosen = _on_device(keep, best)
+        if len(numbers) > FEW_POINTS:
+            everywhere = torch.stack((best, *points))
+            return everywhere[chosen + 1, torch.arange(len(keep), device=best.device)]
+        for number in numbers[numbers >= 0].tolist():
+            best = torch.where((chosen == number)[:, None], points[number], best)
         return best
 
     def _all(self, current: Tensor) -> Tensor:

@@ -45,14 +45,15 @@ def ordinary(rule: Rule, rows: Rows, start: Floats, least: Floats, step: int, no
     residuals, scales, running = norms[::2], norms[1::2], rows.running
     count, until = len(residuals), None
     with np.errstate(invalid="ignore", over="ignore"):
-        met = running & (residuals <= rule.tolerance(start[0] if rule.relative_to_start else scales))
+        finite = residuals + scales < inf
+        met = running & finite & (residuals <= rule.tolerance(start[0] if rule.relative_to_start else scales))
         if met.any():
             met &= _counts(rule, start, step, residuals, scales)
             if met.any():
                 until = np.where(met.any(0), met.argmax(0) + 1, count + 1)
                 residuals = np.where(np.arange(count)[:, None] < until, residuals, inf)
         lowest = np.minimum.accumulate(np.concatenate((least[None], residuals)))
-        fits = (residuals <= RUNAWAY * lowest[:-1]) & (residuals + scales < inf) | ~running
+        fits = (residuals <= RUNAWAY * lowest[:-1]) & finite | ~running
     if until is not None:
         fits |= np.arange(count)[:, None] >= until - 1
     every = np.all(fits, axis=1)

@@ -86,9 +86,8 @@ class Progress:
         """What is known after the last step."""
         if self._pending:
             norms = self._pending[0] if len(self._pending) == 1 else np.concatenate(self._pending)
-            self._rows = passed(self.rule, self._rows, self._step + 1, norms)
             self._pending, self._collected = [], 0
-            self._note(norms, self._rows.running)
+            self._pass(norms)
         return self._rows
 
     def see(self, norms: Floats) -> Look:
@@ -136,16 +135,22 @@ class Progress:
             self._pending.append(norms)
             self._collected += steps.number
             return
-        self.quiet, before = False, self.rows
-        self._rows = passed(self.rule, before, self._step + 1, norms, steps.until)
-        runs = np.arange(steps.number)[:, None] < steps.until
-        self._note(np.where(runs.repeat(2, 0), norms, np.nan), before.running)
+        blocks, before = [*self._pending, norms], self._collected
+        self.quiet, self._pending, self._collected = False, [], 0
+        self._pass(np.concatenate(blocks), steps.until + before)
+
+    def _pass(self, norms: Floats, until: Integers | None = None) -> None:
+        running = self._rows.running
+        self._rows = passed(self.rule, self._rows, self._step + 1, norms, until)
+        if until is not None:
+            runs = np.arange(len(norms) // 2)[:, None] < until
+            norms = np.where(runs.repeat(2, 0), norms, np.nan)
+        self._note(norms, running)
 
     def _held_hold(self, block: Floats) -> bool:
         """Whether rows that are held are where they were."""
         rows = self._rows
-        pairs = zip(block[::2], block[1::2])
-        return all((rows.running | self.rule.holds(rows, *pair)).all() for pair in pairs)
+        return bool((rows.running | self.rule.holds(rows, block[::2], block[1::2])).all())
 
     def _judged(self, norms: Floats, held: Bools) -> Verdict:
         """What the rule makes of the next steps."""

@@ -72,7 +72,7 @@ class Rule:
         return fallen | ((residual <= self.tolerance(rows.first_scale)) & (scale <= 2 * rows.first_scale))
 
     def holds(self, rows: Rows, residual: Floats, scale: Floats) -> Bools:
-        """Rows whose value, evaluated again with these norms, has the residual that was found."""
+        """Rows whose value, evaluated again with these norms, (…, rows), has the residual that was found."""
         found = np.where(rows.status == Status.CONVERGED, self.tolerance(self.reference(rows, scale)), rows.best)
         with np.errstate(invalid="ignore"):
             holds = residual <= SLACK * found + ROUNDINGS * self.rounding * scale

@@ -10,6 +10,7 @@ import optree
 import torch
 from torch import Tensor
 
+from ..fused import replayed
 from ..norms import Measure
 from ..problem import Problem
 from ..rules.rule import Solver
@@ -43,6 +44,7 @@ class Tape:
         self.tensors = tuple(_buffer(tensor) for tensor in tensors)
         self.z, self.best = _buffer(z), _buffer(z)
         self.held = torch.zeros(len(z), dtype=torch.bool, device=z.device)
+        self._held_as: Tensor | None = None
         self.last: Stretch | None = None
         """Where the solve is; its tensors are buffers."""
         self.recording = False
@@ -62,7 +64,9 @@ class Tape:
         for buffer, tensor in zip(self.tensors, tensors, strict=True):
             buffer.copy_(tensor)
         if self._beginning is None:
+            self._begin()  # which warms up
             self._beginning = self._record(self._begin)
+        self._held_as = None
         start = self._replayed(self._beginning)
         self._starts.setdefault(_numbers(start.memory), start)
         return start
@@ -70,10 +74,11 @@ class Tape:
     def run(self, hold: Hold) -> Stretch:
         """The next steps."""
         assert self.last is not None
-        if hold.rows is not None:
+        held = hold.rows is not None
+        if hold.rows is not None and hold.rows is not self._held_as:  # while they are held, they stay where they are
             self.held.copy_(hold.rows)
             self.best.copy_(hold.best)
-        held = hold.rows is not None
+            self._held_as = hold.rows
         if hold.restart is None and self._current is not None and held in self._current.following:
             return self._replayed(self._current.following[held])
         start, fresh = _numbers(self.last.memory), self.last.fresh
@@ -95,8 +100,9 @@ class Tape:
         return self.last
 
     def _begin(self) -> Stretch:
-        self._problem = self.build(*self.tensors)
-        start = begin(self._problem, self.solver, self.measure, self.z, None)
+        with replayed():
+            self._problem = self.build(*self.tensors)
+            start = begin(self._problem, self.solver, self.measure, self.z, None)
         # a buffer each: a memory may begin with the tensors that it is handed
         tensors, rebuilt = _tensors(start)
         return rebuilt([tensor.clone() if any(_shares(tensor, other) for other in tensors[:place]) else tensor
@@ -106,7 +112,8 @@ class Tape:
         """From the buffers to those of the memory as it is then."""
         assert self._problem is not None
         at = self._starts[start]._replace(fresh=fresh)
-        stretch = advance(self._problem, self.solver, self.measure, at, self.count, hold)
+        with replayed():
+            stretch = advance(self._problem, self.solver, self.measure, at, self.count, hold)
         found, rebuilt = _tensors(stretch)
         after = _numbers(stretch.memory)
         model = self._starts.get(after, at)
@@ -171,6 +178,7 @@ class Graph(Recording):
         except Exception as error:  # of the end of a capture that had failed before
             raise cause or error from None
         finally:
+            cause = None  # it knows this frame, and all that was made in it
             torch.clear_autocast_cache()
 
     def replay(self) -> Stretch:

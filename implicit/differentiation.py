@@ -47,7 +47,7 @@ def differentiable_solve(
     keep = Keep(histories=tracked and gradient.remembers, iterates=at)
     start = layout.flatten(z0)
     with torch.no_grad():
-        outcome = iterate(problem, start, settings, keep=keep)
+        outcome = iterate(problem, start, settings, keep=keep, checked=tracked)
     if problem.autocast is not None:
         torch.clear_autocast_cache()  # weights that were cast without a graph must not stand in for tracked ones
     if tracked:

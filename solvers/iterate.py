@@ -42,12 +42,20 @@ def iterate(
     settings: Settings,
     start: tuple[Tensor, Tensor] | None = None,
     keep: Keep = Keep(),
+    checked: bool = False,
 ) -> Outcome:
-    """Solve, on flat (rows, dim) matrices; `start` is `f(z)` and `f(z) − z` where they are known."""
+    """Solve, on flat (rows, dim) matrices.
+
+    Args:
+        problem, z, settings: what, from where, and how.
+        start: `f(z)` and `f(z) − z` where they are known.
+        keep: beyond the solution.
+        checked: the caller evaluates the solution again, and looks whether all rows hold.
+    """
     # autocast is for f, which turns it on again; the solver's own products keep their digits
     with without_autocast(problem.layout.device):
         try:
-            return _run(problem, z, settings, start, keep)
+            return _run(problem, z, settings, start, keep, checked)
         except DroppedRowsError as error:
             if problem.dropped:
                 raise
@@ -55,7 +63,9 @@ def iterate(
             return _run(problem, z, replace(settings, compact=False), start, keep)
 
 
-def _run(problem: Problem, z: Tensor, settings: Settings, start: Any = None, keep: Keep = Keep()) -> Outcome:
+def _run(
+    problem: Problem, z: Tensor, settings: Settings, start: Any = None, keep: Keep = Keep(), checked: bool = False
+) -> Outcome:
     z = z.to(problem.layout.working_dtype)
     if not len(z):
         nobody = Progress.begin(problem, settings, z)
@@ -67,7 +77,7 @@ def _run(problem: Problem, z: Tensor, settings: Settings, start: Any = None, kee
             run.look()
             if problem.coupled and not isinstance(problem, JointProblem) and run.repeatable:
                 return solved_jointly(problem, z, run, _run)
-            if run.finished:
+            if run.finished(checked):
                 return run.outcome()
             run.pass_on()
             run.drop()
@@ -86,7 +96,7 @@ class Run:
         self._bind()
         self.stretch = loop.begin(problem, self.solver, self.measure, z, start)
         self.norms = self.stretch.norms.cpu()
-        norms = self.stretch.exact_norms(self.norms, self.measure)
+        norms = self.stretch.exact_norms(self.norms, self.measure)[:2]
         told = norms[np.isfinite(norms) & (norms != 0)]
         if z.dtype == torch.float32 and told.size and extreme(told, z.dtype):
             # squares leave single precision: from here on the solver works in double
@@ -96,6 +106,8 @@ class Run:
             self.stretch = loop.begin(self.problem, self.solver, self.measure, z, pair)
             self.norms = self.stretch.norms.cpu()
         self.progress = Progress.begin(problem, settings, z)
+        self.stretch = self.stretch.first(self.progress.limit)
+        self.norms = self.norms[: len(self.stretch.norms)]
         self.best = z  # of the current rows, what is kept
         self.value = z  # of all rows, likewise; known once rows have been dropped
         self.held: Tensor | None = None  # rows that do not move
@@ -137,13 +149,13 @@ class Run:
         image, last = self.problem(self.stretch.points[-1]), self.stretch.image
         return torch.equal(image.nan_to_num(), last.nan_to_num())
 
-    @property
-    def finished(self) -> bool:
+    def finished(self, checked: bool) -> bool:
         """No row runs; rows that have not been evaluated at once are looked at once more: f may couple them."""
         if self.progress.quiet or self.progress.rows.running.any():
             return False
         rows = self.progress.rows
         alone = self.problem.dropped or len(rows.status) == 1 or self.together
+        alone |= checked and bool((rows.status == Status.CONVERGED).all())
         return alone or not (rows.status == Status.CONVERGED).any() or self.progress.step >= rows.limit.max()
 
     def pass_on(self) -> None:
@@ -185,7 +197,8 @@ class Run:
     def go_on(self) -> None:
         """The next steps."""
         restart = None if self.restart is None else _on_device(self.restart, self.best)
-        room = max(self.progress.limit - self.progress.step, 1)
+        going = self.progress.quiet or self.progress.rows.running.any()
+        room = max(self.progress.limit - self.progress.step, 1) if going else 1
         start = self.stretch
         hold = Hold(self.held, self.best, restart)
         self.stretch = self.loop.run(self.problem, self.solver, self.measure, start, room, hold)

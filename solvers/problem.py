@@ -118,10 +118,10 @@ class Problem:
             return image, *measure.difference(image, z, robust)
         return image, residual, measure(residual, image, robust)
 
-    def first(self, z: Tensor, measure: Measure) -> tuple[Tensor, Tensor, Tensor]:
+    def first(self, z: Tensor, measure: Measure, robust: bool) -> tuple[Tensor, Tensor, Tensor]:
         """`measured` at the first iterate."""
         copy = z.clone() if z.is_inference() else z
-        found = self.measured(z, z, measure, False)
+        found = self.measured(z, z, measure, robust)
         if z.is_inference() and not torch.equal(copy.nan_to_num(), z.nan_to_num()):
             raise ValueError(_IN_PLACE)
         return found

@@ -170,7 +170,13 @@ class _Replayed(Loop):
             return begin(problem, solver, measure, z, pair)
 
     def run(self, problem: Problem, solver: Solver, measure: Measure, start: Stretch, room: int, hold: Hold) -> Stretch:
-        if self.tape is None or start is not self.tape.last or solver != self.tape.solver:
+        # one last evaluation needs no stretch
+        if (
+            self.tape is None
+            or start is not self.tape.last
+            or solver != self.tape.solver
+            or room == 1 < self.check_every
+        ):
             return self.loop.run(problem, solver, measure, start, room, hold)
         try:
             return self.tape.run(hold).first(room)

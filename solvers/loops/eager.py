@@ -76,7 +76,7 @@ class Loop(ABC):
     def begin(
         self, problem: Problem, solver: Solver, measure: Measure, z: Tensor, pair: tuple[Tensor, Tensor] | None
     ) -> Stretch:
-        """The start of the solve, as the function `begin`."""
+        """The first evaluation, and what other steps the loop takes along."""
         return begin(problem, solver, measure, z, pair)
 
     def kept(self, point: Tensor) -> Tensor:
@@ -103,14 +103,22 @@ class Eager(Loop):
         return advance(problem, solver, measure, start, min(self.check_every, room), hold)
 
 
-def begin(problem: Problem, solver: Solver, measure: Measure, z: Tensor, pair: tuple[Tensor, Tensor] | None) -> Stretch:
+def begin(
+    problem: Problem,
+    solver: Solver,
+    measure: Measure,
+    z: Tensor,
+    pair: tuple[Tensor, Tensor] | None,
+    robust: bool = False,
+) -> Stretch:
     """The first evaluation, unless its result is known, and the first memory.
 
     Args:
         z: is handed to `f` and to the solver, and so must not be the caller's.
         pair: the image and the residual, where they are known.
+        robust: as in `Norm.measure`.
     """
-    image, residual, norms = (*pair, measure(pair[1], pair[0])) if pair else problem.first(z, measure)
+    image, residual, norms = (*pair, measure(pair[1], pair[0])) if pair else problem.first(z, measure, robust)
     return Stretch([z], norms, image, residual, solver.init(z), fresh=True)
 
 

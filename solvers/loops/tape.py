@@ -59,7 +59,7 @@ class Tape:
         self._pool: Any = None
 
     def begin(self, z: Tensor, tensors: tuple[Tensor, ...]) -> Stretch:
-        """The first evaluation, at z, of the problem with these tensors."""
+        """The first evaluation, at z, of the problem with these tensors, and the first steps."""
         self.z.copy_(z)
         for buffer, tensor in zip(self.tensors, tensors, strict=True):
             buffer.copy_(tensor)
@@ -67,9 +67,7 @@ class Tape:
             self._begin()  # which warms up
             self._beginning = self._record(self._begin)
         self._held_as = None
-        start = self._replayed(self._beginning)
-        self._starts.setdefault(_numbers(start.memory), start)
-        return start
+        return self._replayed(self._beginning)
 
     def run(self, hold: Hold) -> Stretch:
         """The next steps."""
@@ -102,11 +100,16 @@ class Tape:
     def _begin(self) -> Stretch:
         with replayed():
             self._problem = self.build(*self.tensors)
-            start = begin(self._problem, self.solver, self.measure, self.z, None)
+            start = begin(self._problem, self.solver, self.measure, self.z, None, robust=True)
         # a buffer each: a memory may begin with the tensors that it is handed
         tensors, rebuilt = _tensors(start)
-        return rebuilt([tensor.clone() if any(_shares(tensor, other) for other in tensors[:place]) else tensor
-                        for place, tensor in enumerate(tensors)])  # fmt: skip
+        apart = [tensor.clone() if any(_shares(tensor, other) for other in (self.z, *tensors[:place])) else tensor
+                 for place, tensor in enumerate(tensors)]  # fmt: skip
+        name = _numbers(start.memory)
+        self._starts[name] = rebuilt(apart)
+        stretch = self._steps(name, True, Hold(None, self.best, None))
+        points, norms = [self.z, *stretch.points], torch.cat((start.norms, stretch.norms))
+        return stretch._replace(points=points, norms=norms)
 
     def _steps(self, start: Hashable, fresh: bool, hold: Hold) -> Stretch:
         """From the buffers to those of the memory as it is then."""

@@ -155,9 +155,7 @@ GROUPS = {"steps": anderson_errors, "odd": odd_errors, "norms": norm_errors}
 def test_kernels_find_what_pytorch_does(group):
     pytest.importorskip("triton")
     if torch.cuda.is_available():
-        pytest.skip(
-            "where there is a card, the kernels themselves are tested, below; not all interpreters know NumPy 2.5"
-        )
+        pytest.skip("here the kernels themselves are tested, below; not all interpreters know NumPy 2.5")
     environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
     run = subprocess.run([sys.executable, __file__, group], capture_output=True, text=True, env=environment)
     assert run.returncode == 0, run.stderr

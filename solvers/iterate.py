@@ -12,8 +12,9 @@ from torch import Tensor
 
 from .coupled import JointProblem, solved_jointly, withdrawn
 from .dropping import can_follow, warn_of_dropping
-from .loops.eager import Hold, Loop, refuse_solve
+from .loops.eager import Hold, refuse_solve
 from .norms import extreme
+from .pipeline import Pipeline
 from .problem import DroppedRowsError, Problem, select
 from .progress import Progress
 from .rows import Bools, Integers
@@ -72,9 +73,13 @@ def _run(
         return Outcome(z, *nobody.close(), nobody.rule, False, [], [z for _ in keep.iterates])
     refuse_solve()
     with settings.loop.open(problem) as loop:
-        run = Run(problem, z if start else z.clone(), settings, loop, start, keep)
+        run = Run(problem, z if start else z.clone(), settings, Pipeline(loop, not keep.histories), start, keep)
         while True:
             run.look()
+            if run.misled:
+                problem.coupled = False
+                run = Run(problem, z if start else z.clone(), settings, Pipeline(loop, False), start, keep)
+                continue
             if problem.coupled and not isinstance(problem, JointProblem) and run.repeatable:
                 return solved_jointly(problem, z, run, _run)
             if run.finished(checked):
@@ -87,8 +92,11 @@ def _run(
 class Run:
     """A solve under way: the rows that are in it, and what is known of them."""
 
-    def __init__(self, problem: Problem, z: Tensor, settings: Settings, loop: Loop, start: Any, keep: Keep) -> None:
-        self.loop = loop
+    def __init__(
+        self, problem: Problem, z: Tensor, settings: Settings, pipeline: Pipeline, start: Any, keep: Keep
+    ) -> None:
+        self.pipeline = pipeline
+        self.loop = loop = pipeline.loop
         self.settings, self.measure, self.keep = settings, settings.measure, keep
         self.original_dtype, self.template = z.dtype, settings.solver
         problem.compact = bool(settings.compact)
@@ -128,7 +136,9 @@ class Run:
         if self.problem.spent is not None:
             self.progress.spend(self.problem.spent)
             self.problem.spent = None
-        look = self.progress.see(self.stretch.exact_norms(self.norms, self.measure))
+        before, self.last = self.progress.running, self.stretch.exact_norms(self.norms, self.measure)
+        look = self.progress.see(self.last, self.pipeline.loose)
+        self.pipeline.seen(before, self.progress.running)
         self.together = bool((look.keep == len(points) - 1).all())
         self.best = self._chosen(look.keep)
         self.restart = look.restart if look.restart is not None and look.restart.any() else None
@@ -142,6 +152,13 @@ class Run:
                 self.iterates[wanted] = self._all(self.loop.kept(points[wanted - first]))
         if self.keep.histories:
             self._remember(~self.progress.rows.running)
+
+    @property
+    def misled(self) -> bool:
+        """Whether steps have been begun ahead that are not those which the rule wants."""
+        if self.pipeline.ahead is None or self.progress.quiet:
+            return False
+        return self.restart is not None or self.problem.coupled or bool(self.progress.rows.recovering.any())
 
     @cached_property
     def repeatable(self) -> bool:
@@ -197,12 +214,16 @@ class Run:
     def go_on(self) -> None:
         """The next steps."""
         restart = None if self.restart is None else _on_device(self.restart, self.best)
-        going = self.progress.quiet or self.progress.rows.running.any()
+        going = self.progress.quiet or self.progress.running.any()
         room = max(self.progress.limit - self.progress.step, 1) if going else 1
-        start = self.stretch
-        hold = Hold(self.held, self.best, restart)
-        self.stretch = self.loop.run(self.problem, self.solver, self.measure, start, room, hold)
-        self.norms = self.stretch.norms.cpu()  # the one synchronisation of a stretch
+        start, last = self.stretch, self.last
+        self.stretch = self.pipeline.next(
+            lambda hold: self.loop.run(self.problem, self.solver, self.measure, start, room, hold),
+            Hold(self.held, self.best, restart),
+            room,
+            lambda steps: self.progress.far(last, steps),
+        )
+        self.norms = self.pipeline.norms.wait()[: len(self.stretch.norms)]
 
     def _chosen(self, keep: Integers) -> Tensor:
         """For each row the point to keep, or what was the best before."""

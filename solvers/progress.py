@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import fields, replace
-from math import inf
+from math import inf, log
 from typing import NamedTuple
 
 import numpy as np
@@ -90,12 +90,28 @@ class Progress:
             self._pass(norms)
         return self._rows
 
-    def see(self, norms: Floats) -> Look:
-        """What the next steps, (2·steps, rows) norms, say."""
+    @property
+    def running(self) -> Bools:
+        """The rows that have not stopped."""
+        return self._rows.running
+
+    def far(self, norms: Floats, steps: int) -> bool:
+        """Whether some row will need more than so many steps yet, going by these, the last norms."""
+        residual, running = norms[-2], self._rows.running
+        goal = self.rule.tolerance(self.rule.reference(self._rows, norms[-1]))
+        with np.errstate(invalid="ignore", divide="ignore"):
+            row = int(np.where(running, residual / goal, 0).argmax())
+        last, first, wanted = float(residual[row]), float(norms[0][row]), float(goal[row])
+        if not (wanted < last < first < inf):
+            return len(norms) > 2 and last > wanted
+        return log(last / wanted) > steps * log(first / last) / (len(norms) // 2 - 1)
+
+    def see(self, norms: Floats, loose: Bools | None = None) -> Look:
+        """What the next steps, (2·steps, rows) norms, say; rows that have stopped are held, but for the loose ones."""
         count, self.quiet, held = len(norms) // 2, True, None
         if not self._all_run:
-            held = ~self._rows.running
-            if not self._held_hold(norms):
+            held = ~self._rows.running if loose is None else ~self._rows.running & ~loose
+            if not self._hold(norms, held):
                 verdict = self._judged(norms, held)
                 return Look(verdict.keep, verdict.restart, verdict.coupled)
         done, keep, restart = 0, np.full(norms.shape[1], -1), None
@@ -147,10 +163,9 @@ class Progress:
             norms = np.where(runs.repeat(2, 0), norms, np.nan)
         self._note(norms, running)
 
-    def _held_hold(self, block: Floats) -> bool:
-        """Whether rows that are held are where they were."""
-        rows = self._rows
-        return bool((rows.running | self.rule.holds(rows, block[::2], block[1::2])).all())
+    def _hold(self, norms: Floats, held: Bools) -> bool:
+        """Whether these rows are where they were."""
+        return bool((~held | self.rule.holds(self._rows, norms[::2], norms[1::2])).all())
 
     def _judged(self, norms: Floats, held: Bools) -> Verdict:
         """What the rule makes of the next steps."""

@@ -187,6 +187,14 @@ class _Replayed(Loop):
             self.tape.recording = False
             return self.loop.run(problem, solver, measure, start, room, hold)
 
+    @property
+    def goes_ahead(self) -> bool:
+        return self.tape is not None and self.tape.steady
+
+    def ahead(self, hold: Hold) -> Stretch:
+        assert self.tape is not None
+        return self.tape.run(hold)
+
     def kept(self, point: Tensor) -> Tensor:
         return point if self.tape is None else point.clone()
 

@@ -79,6 +79,15 @@ class Loop(ABC):
         """The first evaluation, and what other steps the loop takes along."""
         return begin(problem, solver, measure, z, pair)
 
+    @property
+    def goes_ahead(self) -> bool:
+        """Whether the steps after those of the last `run` can be begun before these have been looked at."""
+        return False
+
+    def ahead(self, hold: Hold) -> Stretch:
+        """Those steps."""
+        raise NotImplementedError
+
     def kept(self, point: Tensor) -> Tensor:
         """A point of the last steps, as it is to be kept beyond the next ones."""
         return point

@@ -54,6 +54,7 @@ class Tape:
         self._starts: dict[Hashable, Stretch] = {}
         self._met: set[Hashable] = set()
         self._recordings: dict[Hashable, Recording] = {}
+        self._turn = False
         self._current: Recording | None = None
         """The one that led to where the solve is."""
         self._pool: Any = None
@@ -69,8 +70,13 @@ class Tape:
         self._held_as = None
         return self._replayed(self._beginning)
 
+    @property
+    def steady(self) -> bool:
+        """Whether the next steps are recorded, too."""
+        return self._current is not None and bool(self._current.following)
+
     def run(self, hold: Hold) -> Stretch:
-        """The next steps."""
+        """The next steps; the points of the last ones stay until those after these."""
         assert self.last is not None
         held = hold.rows is not None
         if hold.rows is not None and hold.rows is not self._held_as:  # while they are held, they stay where they are
@@ -80,7 +86,8 @@ class Tape:
         if hold.restart is None and self._current is not None and held in self._current.following:
             return self._replayed(self._current.following[held])
         start, fresh = _numbers(self.last.memory), self.last.fresh
-        name = (start, fresh, held)
+        self._turn = not self._turn  # so that no recording follows itself
+        name = (start, fresh, held, self._turn)
         ours = Hold(self.held if held else None, self.best, hold.restart)
         if hold.restart is not None or name not in self._met:
             self.last, self._current = self._steps(start, fresh, ours), None
@@ -89,12 +96,13 @@ class Tape:
             return self.last
         if name not in self._recordings:
             self._recordings[name] = self._record(lambda: self._steps(start, fresh, ours))
+            self._recordings[name].turn = self._turn
         if self._current is not None:
             self._current.following[held] = self._recordings[name]
         return self._replayed(self._recordings[name])
 
     def _replayed(self, recording: Recording) -> Stretch:
-        self.last, self._current = recording.replay(), recording
+        self.last, self._current, self._turn = recording.replay(), recording, recording.turn
         return self.last
 
     def _begin(self) -> Stretch:
@@ -157,6 +165,8 @@ class Recording(ABC):
     def __init__(self) -> None:
         self.following: dict[bool, Recording] = {}
         """The next one, with rows that are held or without."""
+        self.turn = False
+        """Of two that follow each other, one has True."""
 
     @abstractmethod
     def replay(self) -> Stretch:

@@ -1,0 +1,70 @@
+"""Steps that are begun before the last ones have been looked at, so that a GPU need not wait for the host."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from .loops.eager import Hold, Loop, Stretch
+from .rows import Bools
+
+
+class Pipeline:
+    """The stretches of a solve, in their order.
+
+    One that is begun ahead knows nothing of what the last one has shown. Where that changes nothing but that rows have
+    stopped, which then move once more in vain, it stands; else the solve is begun anew, without foresight.
+
+    Args:
+        loop: runs them.
+        foresight: whether any may be begun ahead.
+    """
+
+    def __init__(self, loop: Loop, foresight: bool) -> None:
+        self.loop, self.foresight = loop, foresight
+        self.ahead: Stretch | None = None
+        self.loose: Bools | None = None
+        """Rows that had stopped, and were not held in the stretch ahead."""
+
+    def next(self, run: Callable[[Hold], Stretch], hold: Hold, room: int, far: Callable[[int], bool]) -> Stretch:
+        """The next stretch, and its norms on their way to the host.
+
+        Args:
+            run: runs it, where it has not been begun.
+            hold: rows that do not move in it.
+            room: for so many steps.
+            far: whether some row will need more than so many yet.
+        """
+        if self.ahead is None:
+            stretch = run(hold)
+        else:
+            stretch, self.ahead = self.ahead.first(room), None
+        self.norms, steps = _Transfer(stretch.norms), len(stretch.points)
+        if self.foresight and self.loop.goes_ahead and room > steps and hold.restart is None and far(steps):
+            self.ahead = self.loop.ahead(hold)
+        return stretch
+
+    def seen(self, before: Bools, after: Bools) -> None:
+        """Rows that ran before the last stretch was looked at, and after."""
+        self.loose = before & ~after if self.ahead is not None else None
+
+
+class _Transfer:
+    """Norms on their way to the host, without waiting for what is launched later."""
+
+    def __init__(self, norms: Tensor) -> None:
+        self._event: torch.cuda.Event | None = None
+        self._norms = norms
+        if norms.is_cuda:
+            self._norms = torch.empty(norms.shape, dtype=norms.dtype, device="cpu", pin_memory=True)
+            self._norms.copy_(norms, non_blocking=True)
+            self._event = torch.cuda.Event()
+            self._event.record()
+
+    def wait(self) -> Tensor:
+        """The one synchronisation of a stretch."""
+        if self._event is not None:
+            self._event.synchronize()
+        return self._norms

@@ -20,7 +20,7 @@ from .solution import Outcome, Status
 from .state import Layout
 
 if TYPE_CHECKING:
-    from .iterate import Run
+    from .run import Run
 
 
 class JointProblem(Problem):

@@ -3,38 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
-import torch
 from torch import Tensor
 
-from .coupled import JointProblem, solved_jointly, withdrawn
-from .dropping import can_follow, warn_of_dropping
-from .loops.eager import Hold, refuse_solve
-from .norms import extreme
+from .coupled import JointProblem, solved_jointly
+from .dropping import warn_of_dropping
+from .loops.eager import refuse_solve
 from .pipeline import Pipeline
-from .problem import DroppedRowsError, Problem, select
+from .problem import DroppedRowsError, Problem
 from .progress import Progress
-from .rows import Bools, Integers
-from .second_try import SecondTry, SecondTryMemory
+from .run import Keep, Run
 from .settings import Settings
-from .solution import History, Outcome, Status
+from .solution import Outcome
 from .state import without_autocast
-
-DROP_SHARE = 1 / 8
-"""Share of the current rows that must have stopped before they are dropped: dropping copies the solver's history."""
-FEW_POINTS = 3
-"""Points up to which rows are chosen from one after the other, which costs fewer passes but more calls."""
-
-
-class Keep(NamedTuple):
-    """What the loop is to keep beyond the solution."""
-
-    histories: bool = False
-    iterates: tuple[int, ...] = ()
-    """Numbers of steps after which the iterate is wanted; 0 is the start."""
 
 
 def iterate(
@@ -87,194 +69,3 @@ def _run(
             run.pass_on()
             run.drop()
             run.go_on()
-
-
-class Run:
-    """A solve under way: the rows that are in it, and what is known of them."""
-
-    def __init__(
-        self, problem: Problem, z: Tensor, settings: Settings, pipeline: Pipeline, start: Any, keep: Keep
-    ) -> None:
-        self.pipeline = pipeline
-        self.loop = loop = pipeline.loop
-        self.settings, self.measure, self.keep = settings, settings.measure, keep
-        self.original_dtype, self.template = z.dtype, settings.solver
-        problem.compact = bool(settings.compact)
-        self.problem = problem
-        self._bind()
-        self.stretch = loop.begin(problem, self.solver, self.measure, z, start)
-        self.norms = self.stretch.norms.cpu()
-        norms = self.stretch.exact_norms(self.norms, self.measure)[:2]
-        told = norms[np.isfinite(norms) & (norms != 0)]
-        if z.dtype == torch.float32 and told.size and extreme(told, z.dtype):
-            # squares leave single precision: from here on the solver works in double
-            z, self.problem = z.double(), problem.widened()
-            self._bind()
-            pair = self.stretch.image.double(), self.stretch.residual.double()
-            self.stretch = loop.begin(self.problem, self.solver, self.measure, z, pair)
-            self.norms = self.stretch.norms.cpu()
-        self.progress = Progress.begin(problem, settings, z)
-        self.stretch = self.stretch.first(self.progress.limit)
-        self.norms = self.norms[: len(self.stretch.norms)]
-        self.best = z  # of the current rows, what is kept
-        self.value = z  # of all rows, likewise; known once rows have been dropped
-        self.held: Tensor | None = None  # rows that do not move
-        self.restart: Bools | None = None
-        self.warned = False
-        self.together = True  # what is kept of all rows has been evaluated at once
-        self.histories: list[History] = []
-        self.iterates: dict[int, Tensor] = {}
-        self.remembered = np.zeros(len(z), dtype=bool)
-
-    def _bind(self) -> None:
-        tolerances = (0.0 if self.problem.relative_to_start else self.measure.rtol), self.measure.atol
-        self.solver = self.template.bind(self.problem, *tolerances)
-
-    def look(self) -> None:
-        """What the last steps say."""
-        points, first = self.stretch.points, self.progress.step
-        if self.problem.spent is not None:
-            self.progress.spend(self.problem.spent)
-            self.problem.spent = None
-        before, self.last = self.progress.running, self.stretch.exact_norms(self.norms, self.measure)
-        look = self.progress.see(self.last, self.pipeline.loose)
-        self.pipeline.seen(before, self.progress.running)
-        self.together = bool((look.keep == len(points) - 1).all())
-        self.best = self._chosen(look.keep)
-        self.restart = look.restart if look.restart is not None and look.restart.any() else None
-        if not self.progress.quiet:
-            rows = self.progress.rows
-            held = ~rows.running | rows.recovering
-            self.held = _on_device(held, self.best) if held.any() else None
-            self.problem.coupled |= look.coupled and not self.problem.dropped
-        for wanted in self.keep.iterates:
-            if first <= wanted < first + len(points):
-                self.iterates[wanted] = self._all(self.loop.kept(points[wanted - first]))
-        if self.keep.histories:
-            self._remember(~self.progress.rows.running)
-
-    @property
-    def misled(self) -> bool:
-        """Whether steps have been begun ahead that are not those which the rule wants."""
-        if self.pipeline.ahead is None or self.progress.quiet:
-            return False
-        return self.restart is not None or self.problem.coupled or bool(self.progress.rows.recovering.any())
-
-    @cached_property
-    def repeatable(self) -> bool:
-        """Whether f says the same when it is evaluated again; else what changed says nothing about the rows."""
-        image, last = self.problem(self.stretch.points[-1]), self.stretch.image
-        return torch.equal(image.nan_to_num(), last.nan_to_num())
-
-    def finished(self, checked: bool) -> bool:
-        """No row runs; rows that have not been evaluated at once are looked at once more: f may couple them."""
-        if self.progress.quiet or self.progress.rows.running.any():
-            return False
-        rows = self.progress.rows
-        alone = self.problem.dropped or len(rows.status) == 1 or self.together
-        alone |= checked and bool((rows.status == Status.CONVERGED).all())
-        return alone or not (rows.status == Status.CONVERGED).any() or self.progress.step >= rows.limit.max()
-
-    def pass_on(self) -> None:
-        """Let second solvers take over the rows on which the first is stuck."""
-        if self.progress.quiet:
-            return
-        rows = self.progress.rows
-        if not rows.turn.any():
-            return
-        if not isinstance(self.template, SecondTry):
-            self.template = SecondTry(self.template)
-            self._bind()
-        assert isinstance(self.solver, SecondTry)
-        memory = self.solver.after(
-            self.stretch.memory, self.best, rows.turn, self.progress.step, set(rows.turn[rows.running].tolist())
-        )
-        self.stretch = self.stretch._replace(memory=memory)
-
-    def drop(self) -> None:
-        """Go on without the rows that have stopped, if they are many enough and f can follow."""
-        if not self.problem.compact or self.progress.quiet:
-            return
-        running = self.progress.rows.running
-        if not running.any() or (~running).mean() < DROP_SHARE:
-            return
-        positions = _on_device(np.flatnonzero(running), self.best)
-        fewer, stretch = self.problem.take(positions), self.stretch.take(positions)
-        if not (self.problem.independent or can_follow(fewer, stretch, self.measure)):
-            self.problem.compact, self.warned = False, True
-            return
-        self.problem.independent = fewer.independent = True
-        self.value = self._all(self.best)
-        stay = self.progress.drop()
-        self.restart = None if self.restart is None else self.restart[stay]
-        self.problem, self.stretch, self.best = fewer, stretch, self.best.index_select(0, positions)
-        self.held = None if self.held is None or not self.progress.rows.recovering.any() else self.held[positions]
-        self._bind()
-
-    def go_on(self) -> None:
-        """The next steps."""
-        restart = None if self.restart is None else _on_device(self.restart, self.best)
-        going = self.progress.quiet or self.progress.running.any()
-        room = max(self.progress.limit - self.progress.step, 1) if going else 1
-        start, last = self.stretch, self.last
-        self.stretch = self.pipeline.next(
-            lambda hold: self.loop.run(self.problem, self.solver, self.measure, start, room, hold),
-            Hold(self.held, self.best, restart),
-            room,
-            lambda steps: self.progress.far(last, steps),
-        )
-        self.norms = self.pipeline.norms.wait()[: len(self.stretch.norms)]
-
-    def _chosen(self, keep: Integers) -> Tensor:
-        """For each row the point to keep, or what was the best before."""
-        points, best = self.stretch.points, self.best
-        if (keep == len(points) - 1).all():
-            return self.loop.kept(points[-1])
-        numbers = np.unique(keep)
-        chosen = _on_device(keep, best)
-        if len(numbers) > FEW_POINTS:
-            everywhere = torch.stack((best, *points))
-            return everywhere[chosen + 1, torch.arange(len(keep), device=best.device)]
-        for number in numbers[numbers >= 0].tolist():
-            best = torch.where((chosen == number)[:, None], points[number], best)
-        return best
-
-    def _all(self, current: Tensor) -> Tensor:
-        """Of all rows, given this of the current ones."""
-        if not self.problem.dropped:
-            return current
-        return self.value.index_copy(0, _on_device(self.progress.rows.index, self.value), current)
-
-    def _remember(self, which: Bools) -> None:
-        """Keep the history of these of the current rows, of those whose history is not kept yet."""
-        rows = self.progress.rows
-        self.remembered[rows.index[rows.running]] = False
-        places = np.flatnonzero(which & ~self.remembered[rows.index])
-        if len(places):
-            self.remembered[rows.index[places]] = True
-            point, memory = self.stretch.points[-1], self.stretch.memory
-            if isinstance(memory, SecondTryMemory):
-                memory = memory.own
-            kept = select((point, memory), _on_device(places, point))
-            self.histories.append(History(_on_device(rows.index[places], point), self.progress.step, *kept))
-
-    def outcome(self, verified: bool = True) -> Outcome:
-        """What has been found; `verified`: rows that converged hold beside those that failed."""
-        dropped, value = self.problem.dropped, self._all(self.best).to(self.original_dtype)
-        rows, norms = self.progress.close()
-        outcome = Outcome(
-            value,
-            rows,
-            norms,
-            self.progress.rule,
-            dropped,
-            self.histories,
-            [self.iterates.get(wanted, value).to(self.original_dtype) for wanted in self.keep.iterates],
-        )
-        return (
-            withdrawn(outcome, self.problem, self.measure) if verified and not (dropped or self.together) else outcome
-        )
-
-
-def _on_device(array: Any, like: Tensor) -> Tensor:
-    return torch.from_numpy(array).to(like.device)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+import threading
 from collections.abc import Callable, Hashable
 from typing import Any
 
@@ -14,8 +14,8 @@ from ..fused import replayed
 from ..norms import Measure
 from ..problem import Problem
 from ..rules.rule import Solver
-from ..state import tree_leaves
 from .eager import Hold, Stretch, advance, begin, recording
+from .recording import Called, Graph, Recording
 
 
 class Tape:
@@ -57,7 +57,8 @@ class Tape:
         self._turn = False
         self._current: Recording | None = None
         """The one that led to where the solve is."""
-        self._pool: Any = None
+        self._pools: dict[bool, Any] = {}
+        """Of recordings that never follow each other, so that what one leaves lasts until the host has seen it."""
 
     def begin(self, z: Tensor, tensors: tuple[Tensor, ...]) -> Stretch:
         """The first evaluation, at z, of the problem with these tensors, and the first steps."""
@@ -66,6 +67,7 @@ class Tape:
             buffer.copy_(tensor)
         if self._beginning is None:
             self._begin()  # which warms up
+            self._turn = False
             self._beginning = self._record(self._begin)
         self._held_as = None
         return self._replayed(self._beginning)
@@ -89,10 +91,11 @@ class Tape:
         self._turn = not self._turn  # so that no recording follows itself
         name = (start, fresh, held, self._turn)
         ours = Hold(self.held if held else None, self.best, hold.restart)
-        if hold.restart is not None or name not in self._met:
+        met = name, threading.get_ident()  # a library makes its workspaces once a thread
+        if hold.restart is not None or met not in self._met:
             self.last, self._current = self._steps(start, fresh, ours), None
             if hold.restart is None:
-                self._met.add(name)
+                self._met.add(met)
             return self.last
         if name not in self._recordings:
             self._recordings[name] = self._record(lambda: self._steps(start, fresh, ours))
@@ -151,72 +154,13 @@ class Tape:
         self.recording = True
         with recording():
             if self.z.device.type == "cuda":
-                self._pool = self._pool or torch.cuda.graph_pool_handle()
-                made: Recording = Graph(function, self._pool)
+                if self._turn not in self._pools:
+                    self._pools[self._turn] = torch.cuda.graph_pool_handle()
+                made: Recording = Graph(function, self._pools[self._turn])
             else:
                 made = Called(function)
         self.recording = False
         return made
-
-
-class Recording(ABC):
-    """A function without arguments whose result lies in the same place each time."""
-
-    def __init__(self) -> None:
-        self.following: dict[bool, Recording] = {}
-        """The next one, with rows that are held or without."""
-        self.turn = False
-        """Of two that follow each other, one has True."""
-
-    @abstractmethod
-    def replay(self) -> Stretch:
-        """Run it again."""
-
-
-class Graph(Recording):
-    """As a CUDA graph."""
-
-    def __init__(self, function: Callable[[], Stretch], pool: Any) -> None:
-        super().__init__()
-        torch.clear_autocast_cache()  # what was cast outside must not be read inside, nor the reverse
-        self._graph = torch.cuda.CUDAGraph()
-        cause: Exception | None = None
-        try:
-            with torch.cuda.graph(self._graph, pool=pool, capture_error_mode="thread_local"):
-                try:
-                    self._result = function()
-                except Exception as error:
-                    cause = error
-                    raise
-        except Exception as error:  # of the end of a capture that had failed before
-            raise cause or error from None
-        finally:
-            cause = None  # it knows this frame, and all that was made in it
-            torch.clear_autocast_cache()
-
-    def replay(self) -> Stretch:
-        self._graph.replay()
-        return self._result
-
-
-class Called(Recording):
-    """The function is called, and its result copied to where the first one lies, so that what is stale shows."""
-
-    def __init__(self, function: Callable[[], Stretch]) -> None:
-        super().__init__()
-        self._function = function
-        self._result = function()
-        self._fresh = True
-
-    def replay(self) -> Stretch:
-        if self._fresh:
-            self._fresh = False
-            return self._result
-        found = self._function()
-        for old, new in zip(tree_leaves(self._result), tree_leaves(found), strict=True):
-            if isinstance(old, Tensor) and old is not new:
-                old.copy_(new)
-        return self._result
 
 
 def _buffer(tensor: Tensor) -> Tensor:

@@ -20,6 +20,7 @@ from implicit.explicit import Explicit
 from solvers import GMRES, Anderson, Broyden, Captured, Eager, Monotone, NewtonKrylov, Picard, Reversible, solve
 from solvers.loops.captured import LIMIT
 from solvers.loops.tape import Tape
+from solvers.pipeline import Pipeline
 from solvers.problem import Problem
 from solvers.state import Layout
 
@@ -139,6 +140,58 @@ def test_rows_that_fail_and_runs_that_end_early():
         assert torch.equal(found.status, expected.status)
         assert torch.equal(found.steps, expected.steps)
         torch.testing.assert_close(found.value, expected.value, rtol=1e-8, atol=1e-9, equal_nan=True)
+
+
+@pytest.fixture
+def pipelines(monkeypatch):
+    """Those that were made, with what they did."""
+    made = []
+
+    class Watched(Pipeline):
+        def __init__(self, loop, foresight):
+            super().__init__(loop, foresight)
+            self.begun_ahead = 0
+            made.append(self)
+
+        def next(self, *arguments):
+            stretch = super().next(*arguments)
+            self.begun_ahead += self.ahead is not None
+            return stretch
+
+    monkeypatch.setattr("solvers.iterate.Pipeline", Watched)
+    return made
+
+
+def test_stretches_are_begun_ahead_where_more_will_be_needed(pipelines):
+    eager, captured = layers(Cell(gain=0.9), Picard(), every=3)
+    for _ in range(6):
+        same(eager, captured, inputs())
+    ahead = [pipeline.begun_ahead for pipeline in pipelines if not isinstance(pipeline.loop, Eager)]
+    assert max(ahead) >= 3
+    assert not any(pipeline.begun_ahead for pipeline in pipelines if isinstance(pipeline.loop, Eager))
+
+
+@pytest.mark.parametrize("solver", [Picard(), Anderson(3), Broyden(4)], ids=repr)
+def test_what_was_begun_in_vain_is_begun_anew(pipelines, solver):
+    """Rows creep, until they step into a trap that throws them far away: then a stretch has been begun too many."""
+
+    class Trap(Cell):
+        def forward(self, z, x):
+            image = 0.97 * z + 0.05 * torch.tanh(self.inner(z)) + x
+            size = z.norm(dim=1, keepdim=True)
+            return torch.where((size > 9) & (size < 12), 1e7 * image, image)
+
+    eager, captured = layers(Trap(), solver, every=3)
+    harmless = 0.01 * torch.rand(ROWS, DIM, dtype=torch.float64)
+    for x in [harmless] * 4 + [30 * harmless + 0.3, harmless]:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            found, expected = captured.solve(x), eager.solve(x)
+        assert torch.equal(found.status, expected.status)
+        assert torch.equal(found.steps, expected.steps)
+        torch.testing.assert_close(found.value, expected.value, rtol=1e-8, atol=1e-8, equal_nan=True)
+    if solver == Picard():
+        assert any(not pipeline.foresight for pipeline in pipelines), "it has been begun anew"
 
 
 def replaced(cell):

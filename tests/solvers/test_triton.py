@@ -266,15 +266,15 @@ def test_steps_on_every_device(device, rows, dim, memory, period, damping, name)
 def test_norms_on_every_device(device, dim, name):
     dtype = DTYPES[name]
     large, small = (1e30, 1e-30) if dtype == torch.float32 else (1e200, 1e-200)
-    image = torch.randn(6, dim, device="cpu").to(dtype) * torch.tensor([1, large, small, 0, 1, 1], dtype=dtype)[:, None]
+    size = torch.tensor([1, large, small, 0, 1, 1], dtype=dtype, device="cpu")[:, None]
+    image, z = (torch.randn(6, dim, device="cpu").to(dtype) * size for _ in range(2))
     image[4, dim // 2], image[5, 0] = torch.nan, torch.inf
-    z = torch.randn(6, dim, device="cpu").to(dtype) * torch.tensor([1, large, small, 0, 1, 1], dtype=dtype)[:, None]
     with replayed():
         residual, norms = Euclidean().difference(image.to(device), z.to(device), 0.0, 0.0, robust=True)
     assert torch.equal(residual.cpu().nan_to_num(), (image - z).nan_to_num())
     for found, exact in zip(norms.cpu(), (image - z, image), strict=True):
-        wanted = [math.hypot(*row) for row in exact.tolist()]
-        torch.testing.assert_close(found.double(), torch.tensor(wanted).double(), rtol=1e-6, atol=0.0, equal_nan=True)
+        wanted = torch.tensor([math.hypot(*row) for row in exact.tolist()], dtype=torch.float64, device="cpu")
+        torch.testing.assert_close(found.double(), wanted, rtol=1e-6, atol=0.0, equal_nan=True)
 
 
 if __name__ == "__main__":

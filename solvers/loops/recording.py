@@ -1,0 +1,73 @@
+"""A stretch that can be run again: as a CUDA graph, or, on a processor, as a call."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..state import tree_leaves
+from .eager import Stretch
+
+
+class Recording(ABC):
+    """A function without arguments whose result lies in the same place each time."""
+
+    def __init__(self) -> None:
+        self.following: dict[bool, Recording] = {}
+        """The next one, with rows that are held or without."""
+        self.turn = False
+        """Of two that follow each other, one has True."""
+
+    @abstractmethod
+    def replay(self) -> Stretch:
+        """Run it again."""
+
+
+class Graph(Recording):
+    """As a CUDA graph."""
+
+    def __init__(self, function: Callable[[], Stretch], pool: Any) -> None:
+        super().__init__()
+        torch.clear_autocast_cache()  # what was cast outside must not be read inside, nor the reverse
+        self._graph = torch.cuda.CUDAGraph()
+        cause: Exception | None = None
+        try:
+            with torch.cuda.graph(self._graph, pool=pool, capture_error_mode="thread_local"):
+                try:
+                    self._result = function()
+                except Exception as error:
+                    cause = error
+                    raise
+        except Exception as error:  # of the end of a capture that had failed before
+            raise cause or error from None
+        finally:
+            cause = None  # it knows this frame, and all that was made in it
+            torch.clear_autocast_cache()
+
+    def replay(self) -> Stretch:
+        self._graph.replay()
+        return self._result
+
+
+class Called(Recording):
+    """The function is called, and its result copied to where the first one lies, so that what is stale shows."""
+
+    def __init__(self, function: Callable[[], Stretch]) -> None:
+        super().__init__()
+        self._function = function
+        self._result = function()
+        self._fresh = True
+
+    def replay(self) -> Stretch:
+        if self._fresh:
+            self._fresh = False
+            return self._result
+        found = self._function()
+        for old, new in zip(tree_leaves(self._result), tree_leaves(found), strict=True):
+            if isinstance(old, Tensor) and old is not new:
+                old.copy_(new)
+        return self._result

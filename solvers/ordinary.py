@@ -1,4 +1,7 @@
-"""Steps at which rows go on or converge, and nothing else happens: what the rule makes of many of them at once."""
+"""Steps at which rows go on or converge, and nothing else happens: what the rule makes of many of them at once.
+
+Whether a row is stuck is asked late, and mostly never: the marks by which it is told are worked out when it is.
+"""
 
 from __future__ import annotations
 
@@ -95,31 +98,62 @@ def _counts(rule: Rule, start: Floats, step: int, residuals: Floats, scales: Flo
 
 
 def passed(rule: Rule, rows: Rows, step: int, norms: Floats, until: Integers | None = None) -> Rows:
-    """What `judge` makes of ordinary steps.
+    """What `judge` makes of ordinary steps, but for what `marked` tells.
 
     Args:
         rule, rows, step, norms: as above.
         until: for each row after how many of them it converges, if not later.
     """
     running, residuals, scales, everyone = rows.running, norms[::2], norms[1::2], np.arange(len(rows.running))
-    steps = np.arange(len(residuals))[:, None]
     if step == 1:
         rows = replace(rows, first=residuals[0], first_scale=scales[0])
+    with np.errstate(invalid="ignore", over="ignore"):
+        masked = residuals if until is None else np.where(np.arange(len(residuals))[:, None] < until, residuals, inf)
+        at = masked.argmin(0), everyone
+        lower = running & (masked[at] < rows.best)
+    best, best_scale = np.where(lower, residuals[at], rows.best), np.where(lower, scales[at], rows.best_scale)
+    if until is None:
+        return replace(
+            rows, best=best, best_scale=best_scale, last_scale=np.where(running, scales[-1], rows.last_scale)
+        )
+    met = running & (until <= len(residuals))
+    end = np.minimum(until, len(residuals)) - 1, everyone
+    return replace(
+        rows,
+        status=np.where(met, Status.CONVERGED, rows.status),
+        running=running & ~met,
+        steps=np.where(met, step + end[0], rows.steps),
+        best=np.where(met, residuals[end], best),
+        best_scale=np.where(met, scales[end], best_scale),
+        last_scale=np.where(running, scales[end], rows.last_scale),
+    )
+
+
+class Marks(NamedTuple):
+    """By which a row is stuck or not."""
+
+    mark: Floats
+    mark_at: Integers
+    peaks: Floats
+
+
+def marked(rule: Rule, rows: Rows, marks: Marks, step: int, norms: Floats, until: Integers | None = None) -> Marks:
+    """What `judge` makes of ordinary steps, as to the marks; `rows` and these as they are before."""
+    running, residuals, scales = rows.running, norms[::2], norms[1::2]
+    steps = np.arange(len(residuals))[:, None]
     runs = running if until is None else running & (steps < until)
     with np.errstate(invalid="ignore", over="ignore"):
         masked = np.where(runs, residuals, inf)
         least = np.minimum.accumulate(np.concatenate((rows.best[None], masked)))
         calm = masked < rule.falling * least[:-1]
-        at = masked.argmin(0), everyone
-        lower = running & (masked[at] < rows.best)
         everywhere = bool((calm | ~runs).all())
-        mark, mark_at, peaks = rows.mark, rows.mark_at, rows.peaks
-        marks = []  # where each mark was before each step
+        mark, mark_at, peaks = marks
+        before = []  # where each mark was before each step
         threshold = np.where(running, rule.progress * mark, -1.0)
         # where every fall counts as progress, the last of such steps was some
         short = everywhere and rule.progress == rule.falling and until is None
         for number in range(len(residuals) - 1 if short else 0, len(residuals)):
-            marks.append(mark_at)
+            before.append(mark_at)
             progressed = masked[number] < threshold
             if progressed.any():
                 mark = np.where(progressed, residuals[number], mark)
@@ -128,21 +162,8 @@ def passed(rule: Rule, rows: Rows, step: int, norms: Floats, until: Integers | N
         last = np.where(calm, steps, -1).max(0)
         peaks = np.where((running & (last >= 0))[:, None], 0, peaks)
         if not everywhere:
-            third = np.minimum(3 * (step + steps - np.stack(marks) - 1) // rows.patience, 2)
+            third = np.minimum(3 * (step + steps - np.stack(before) - 1) // rows.patience, 2)
             since = runs & (steps > last)
             sizes = [np.where(since & (third == part), scales, 0).max(0) for part in range(3)]
             peaks = np.maximum(peaks, np.stack(sizes, 1))
-    met = np.zeros_like(running) if until is None else running & (until <= len(residuals))
-    end = np.full(len(met), -1) if until is None else np.minimum(until, len(residuals)) - 1, everyone
-    return replace(
-        rows,
-        status=np.where(met, Status.CONVERGED, rows.status),
-        running=running & ~met,
-        steps=np.where(met, step + end[0], rows.steps),
-        best=np.where(met, residuals[end], np.where(lower, residuals[at], rows.best)),
-        best_scale=np.where(met, scales[end], np.where(lower, scales[at], rows.best_scale)),
-        last_scale=np.where(running, scales[end], rows.last_scale),
-        mark=mark,
-        mark_at=mark_at,
-        peaks=peaks,
-    )
+    return Marks(mark, mark_at, peaks)

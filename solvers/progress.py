@@ -10,7 +10,7 @@ import numpy as np
 from torch import Tensor
 
 from .judge import Verdict, judge
-from .ordinary import Steps, ordinary, passed
+from .ordinary import Marks, Steps, marked, ordinary, passed
 from .problem import Problem
 from .rows import Bools, Floats, Integers, Rows, Rule
 from .rules.broyden import Broyden
@@ -61,6 +61,8 @@ class Progress:
         self.rule, self._rows = rule, rows
         self._pending: list[Floats] = []  # norms of the collected steps
         self._collected = 0  # their number
+        # steps that the marks do not know yet: the rows before, their number, norms, and who converged when
+        self._unmarked: list[tuple[Rows, int, Floats, Integers | None]] = []
         self._least: Floats = rows.best  # residuals of the running rows until then
         self._limit = int(rows.limit.max(initial=0))
         self._step = 0  # the last that `_rows` knows
@@ -83,11 +85,24 @@ class Progress:
 
     @property
     def rows(self) -> Rows:
-        """What is known after the last step."""
+        """What is known after the last step, but for the marks."""
         if self._pending:
             norms = self._pending[0] if len(self._pending) == 1 else np.concatenate(self._pending)
             self._pending, self._collected = [], 0
             self._pass(norms)
+        return self._rows
+
+    @property
+    def marked_rows(self) -> Rows:
+        """All that is known after the last step."""
+        rows = self.rows
+        if self._unmarked:
+            marks = Marks(rows.mark, rows.mark_at, rows.peaks)
+            for before, step, norms, until in self._unmarked:
+                marks = marked(self.rule, before, marks, step, norms, until)
+            self._unmarked = []
+            self._rows = replace(rows, **marks._asdict())
+            self._deadline = self._next_deadline()
         return self._rows
 
     @property
@@ -135,8 +150,8 @@ class Progress:
     def _ordinary(self, norms: Floats) -> Steps:
         """The ordinary ones of the next steps."""
         room = self._deadline - 1 - self.step
-        if room <= 0 and self._pending:
-            _ = self.rows  # what they say of progress moves the deadline
+        if room <= 0 and (self._pending or self._unmarked):
+            _ = self.marked_rows  # what they say of progress moves the deadline
             room = self._deadline - 1 - self.step
         norms, rows = norms[: 2 * max(room, 0)], self._rows
         if not len(norms):
@@ -157,6 +172,7 @@ class Progress:
 
     def _pass(self, norms: Floats, until: Integers | None = None) -> None:
         running = self._rows.running
+        self._unmarked.append((self._rows, self._step + 1, norms, until))
         self._rows = passed(self.rule, self._rows, self._step + 1, norms, until)
         if until is not None:
             runs = np.arange(len(norms) // 2)[:, None] < until
@@ -169,7 +185,7 @@ class Progress:
 
     def _judged(self, norms: Floats, held: Bools) -> Verdict:
         """What the rule makes of the next steps."""
-        self.quiet, before, step = False, self.rows, self._step + 1
+        self.quiet, before, step = False, self.marked_rows, self._step + 1
         verdict = judge(self.rule, before, step, norms, held)
         self._rows = verdict.rows
         if len(norms) > 2:  # of the rest of the stretch nothing is told where a row has stopped
@@ -200,6 +216,7 @@ class Progress:
 
     def drop(self) -> Integers:
         """Go on without the rows that have stopped; returns the positions of those that stay."""
+        _ = self.marked_rows
         self._file()
         stay = np.flatnonzero(self._rows.running)
         self._rows = self._rows.take(stay)

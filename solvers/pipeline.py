@@ -46,6 +46,10 @@ class Pipeline:
             self.ahead = self.loop.ahead(hold)
         return stretch
 
+    def stop(self) -> None:
+        """No row runs any more: what has been begun is of no use."""
+        self.ahead = self.loose = None
+
     def seen(self, before: Bools, after: Bools) -> None:
         """Rows that ran before the last stretch was looked at, and after."""
         self.loose = before & ~after if self.ahead is not None else None

@@ -158,10 +158,14 @@ class Run:
         self._bind()
 
     def go_on(self) -> None:
-        """The next steps."""
+        """The next steps, or, where no row runs, one more evaluation of all together."""
+        if not (self.progress.quiet or self.progress.running.any()):
+            self.pipeline.stop()
+            self.stretch = self.loop.evaluate(self.problem, self.measure, self.best, self.stretch)
+            self.norms = self.stretch.norms.cpu()
+            return
         restart = None if self.restart is None else _on_device(self.restart, self.best)
-        going = self.progress.quiet or self.progress.running.any()
-        room = max(self.progress.limit - self.progress.step, 1) if going else 1
+        room = max(self.progress.limit - self.progress.step, 1)
         start, last = self.stretch, self.last
         self.stretch = self.pipeline.next(
             lambda hold: self.loop.run(self.problem, self.solver, self.measure, start, room, hold),

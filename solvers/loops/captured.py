@@ -187,6 +187,11 @@ class _Replayed(Loop):
             self.tape.recording = False
             return self.loop.run(problem, solver, measure, start, room, hold)
 
+    def evaluate(self, problem: Problem, measure: Measure, z: Tensor, last: Stretch) -> Stretch:
+        if self.tape is None or not self.tape.evaluates:
+            return super().evaluate(problem, measure, z, last)
+        return self.tape.evaluate(z, last)
+
     @property
     def goes_ahead(self) -> bool:
         return self.tape is not None and self.tape.steady

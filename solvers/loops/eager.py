@@ -79,6 +79,11 @@ class Loop(ABC):
         """The first evaluation, and what other steps the loop takes along."""
         return begin(problem, solver, measure, z, pair)
 
+    def evaluate(self, problem: Problem, measure: Measure, z: Tensor, last: Stretch) -> Stretch:
+        """One more evaluation, at z, without a step."""
+        image, residual, norms = problem.measured(z, last.image, measure, robust=False)
+        return last._replace(points=[z], norms=norms, image=image, residual=residual)
+
     @property
     def goes_ahead(self) -> bool:
         """Whether the steps after those of the last `run` can be begun before these have been looked at."""

@@ -51,6 +51,7 @@ class Tape:
         """A recording is being made: nothing is run meanwhile."""
         self._problem: Problem | None = None
         self._beginning: Recording | None = None
+        self._evaluation: Recording | None = None
         self._starts: dict[Hashable, Stretch] = {}
         self._met: set[Hashable] = set()
         self._recordings: dict[Hashable, Recording] = {}
@@ -71,6 +72,28 @@ class Tape:
             self._beginning = self._record(self._begin)
         self._held_as = None
         return self._replayed(self._beginning)
+
+    @property
+    def evaluates(self) -> bool:
+        """Whether one evaluation is recorded, or can be."""
+        return self._problem is not None and bool(self._recordings)
+
+    def evaluate(self, z: Tensor, last: Stretch) -> Stretch:
+        """One evaluation, at z."""
+        self.best.copy_(z)
+        name, self.last, self._current = ("one evaluation", threading.get_ident()), None, None
+        if name not in self._met:
+            self._met.add(name)
+            return self._evaluated(last)
+        if self._evaluation is None:
+            self._evaluation = self._record(lambda: self._evaluated(last))
+        return self._evaluation.replay()._replace(points=[z], memory=last.memory)
+
+    def _evaluated(self, last: Stretch) -> Stretch:
+        assert self._problem is not None
+        with replayed():
+            image, residual, norms = self._problem.measured(self.best, self.best, self.measure, robust=False)
+        return last._replace(points=[self.best], norms=norms, image=image, residual=residual)
 
     @property
     def steady(self) -> bool:

@@ -42,7 +42,7 @@ def graphed(run: Callable[[], object], device: torch.device) -> Callable[[], obj
             run()
     torch.cuda.current_stream(device).wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # JAX has threads of its own
         run()
     return graph.replay
 

@@ -46,6 +46,7 @@ bench: .venv/.bench
 	$(BIN)/python -m benchmarks parallel
 	$(BIN)/python -m benchmarks memory
 	$(BIN)/python -m benchmarks training
+	$(BIN)/python -m benchmarks gpu
 
 notebooks: .venv/.dev
 	for notebook in notebooks/*.ipynb; do \

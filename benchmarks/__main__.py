@@ -38,12 +38,19 @@ def _training(quick: bool, folder: Path) -> None:
     compare(quick, folder)
 
 
+def _gpu(quick: bool, folder: Path) -> None:
+    from .gpu import compare
+
+    compare(quick, folder)
+
+
 BENCHMARKS: dict[str, tuple[str, Callable[[bool, Path], None]]] = {
     "solvers": ("overhead, evaluations, frugality, honest failure, growth with batch and state", _solvers),
     "gradients": ("errors, products, second derivatives and seconds", _gradients),
     "parallel": ("branches batched and in a loop, time against depth", _parallel),
     "memory": ("peaks of solvers and gradients against steps", _memory),
     "training": ("an equilibrium classifier of digits, from the same weights on the same batches", _training),
+    "gpu": ("on a CUDA device: a step of a solver, eager and captured, and a training step", _gpu),
 }
 """Name → (what it measures, its entry)."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
+from .gpu_figure import gpu
 from .panels import bars, curves, empty, number, panels
 from .report import Table
 
@@ -187,6 +188,7 @@ FIGURES: dict[str, Callable[[Tables], Figure]] = {
     "parallel": parallel,
     "memory": memory,
     "training": training,
+    "gpu": gpu,
 }
 """By benchmark."""
 

@@ -47,9 +47,9 @@ def torchdeq_solver(method: str) -> Callable[..., tuple[Tensor, Any, Any]]:
     return solver
 
 
-def torchdeq_equilibrium(method: str, cell: nn.Module, x: Tensor, *, rtol: float, steps: int) -> Tensor:
-    """Its layer from zero, one solver and one relative tolerance forward and backward, the implicit gradient."""
-    deq = importlib.import_module("torchdeq").get_deq(
+def torchdeq_layer(method: str, *, rtol: float, steps: int) -> Callable[..., Any]:
+    """Its layer, one solver and one relative tolerance forward and backward, the implicit gradient."""
+    layer: Callable[..., Any] = importlib.import_module("torchdeq").get_deq(
         ift=True,
         f_solver=method,
         b_solver=method,
@@ -60,5 +60,10 @@ def torchdeq_equilibrium(method: str, cell: nn.Module, x: Tensor, *, rtol: float
         f_max_iter=steps,
         b_max_iter=steps,
     )
-    z: Tensor = deq(lambda z: cell(z, x), torch.zeros_like(x))[0][-1]
+    return layer
+
+
+def torchdeq_equilibrium(method: str, cell: nn.Module, x: Tensor, *, rtol: float, steps: int) -> Tensor:
+    """What that layer finds from zero."""
+    z: Tensor = torchdeq_layer(method, rtol=rtol, steps=steps)(lambda z: cell(z, x), torch.zeros_like(x))[0][-1]
     return z

@@ -53,22 +53,24 @@ Forward = Callable[[nn.Module, Tensor], Tensor]
 """(cell, x) → its equilibrium, differentiable."""
 
 
-def _convolutional(batch: int, channels: int, size: int) -> tuple[nn.Module, Tensor]:
+def convolutional(batch: int, channels: int, size: int) -> tuple[nn.Module, Tensor]:
+    """A cell of two convolutions with GroupNorm, and its input."""
     hidden = 4 * channels // 3
     inner, outer = 0.02 * normal(1, hidden, channels, 3, 3), 0.02 * normal(2, channels, hidden, 3, 3)
     cell = ConvolutionalCell(inner.float(), outer.float(), groups=4)
     return cell, normal(3, batch, channels, size, size).float()
 
 
-def _dense(batch: int, dim: int) -> tuple[nn.Module, Tensor]:
+def dense(batch: int, dim: int) -> tuple[nn.Module, Tensor]:
+    """A tanh layer, and its input."""
     inner, inject = (scale * normal(seed, dim, dim).float() / dim**0.5 for seed, scale in ((1, 0.87), (2, 0.58)))
     return DenseCell(inner, inject), normal(3, batch, dim).float()
 
 
 SETTINGS: dict[str, Callable[[], tuple[nn.Module, Tensor]]] = {
-    "convolutional 32×24×16×16": partial(_convolutional, 32, 24, 16),
-    "dense 256×128": partial(_dense, 256, 128),
-    "dense 32×512": partial(_dense, 32, 512),
+    "convolutional 32×24×16×16": partial(convolutional, 32, 24, 16),
+    "dense 256×128": partial(dense, 256, 128),
+    "dense 32×512": partial(dense, 32, 512),
 }
 
 
@@ -79,8 +81,8 @@ def training_step(quick: bool, progress: Progress) -> Table:
     for name in list(SETTINGS)[1:] if quick else SETTINGS:
         progress(f"training step: {name}")
         cell, x = SETTINGS[name]()
-        forwards = {label: forward for label, forward in _forwards().items() if _reaches(forward, cell, x)}
-        steps: Runs = {label: partial(_step, forward, cell, x) for label, forward in forwards.items()}
+        forwards = {label: forward for label, forward in _forwards().items() if reaches(forward, cell, x)}
+        steps: Runs = {label: partial(one_step, forward, cell, x) for label, forward in forwards.items()}
         by_turns(steps, 1, warm=False)
         times = by_turns(steps, 2 if quick else 9, warm=False)
         medians = {label: statistics.median(found) for label, found in times.items()}
@@ -127,12 +129,14 @@ def _ours(solver: Solver, gradient: Gradient, cell: nn.Module, x: Tensor) -> Ten
     return z
 
 
-def _step(forward: Forward, cell: nn.Module, x: Tensor) -> object:
+def one_step(forward: Forward, cell: nn.Module, x: Tensor) -> tuple[Tensor, ...]:
+    """Forward and backward: the gradient in the parameters."""
     return torch.autograd.grad(forward(cell, x).square().mean(), tuple(cell.parameters()))
 
 
 @torch.no_grad()
-def _reaches(forward: Forward, cell: nn.Module, x: Tensor) -> bool:
+def reaches(forward: Forward, cell: nn.Module, x: Tensor) -> bool:
+    """Whether every row meets the tolerance, by one more evaluation."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
         z = forward(cell, x)

@@ -16,6 +16,7 @@ from ..calls import Call, aside, detached, first_of_each, layer_calls
 from ..equilibrium import Equilibrium
 from .findings import Finding, Look
 from .gradient_checks import backward, loose
+from .host_time import waiting
 from .solve_checks import coupled, expanding, floor, not_finite, short, standing, stochastic, unfinished
 from .tables import Table
 
@@ -27,8 +28,10 @@ def diagnose(model: nn.Module, *inputs: Any, z0: State | None = None) -> Table[F
     through the batch, rows that are not finite, the dtype's floor, stalled or cycling rows, rows whose steps ran out,
     a spectral radius above 1, no gradient, or one that is not finite, a backward solve that does not converge, a
     tolerance too loose for the gradient (or a cell for which that cannot be told, since it fails in float64), a history
-    too short. Costs some solves, among them one in float64, on this batch, of a copy: the model is left as it was, the
-    random state too. Coupling and radius are looked at in 8 rows, spread over the batch.
+    too short, and on a CUDA device a solve that waits for the host. Costs some solves, among them one in float64, on
+    this batch, of a copy: the model is left as it was, the random state too. Coupling and radius are looked at in 8
+    rows, spread over the batch. The wait is measured with a clock, where the loop is not `Captured` and could be: one
+    evaluation of the cell keeps the device busy for less than half the time of a step.
 
         for finding in implicit.diagnostics.diagnose(layer, x):
             print(finding)
@@ -84,4 +87,5 @@ CHECKS: tuple[Callable[[Look], Finding | None], ...] = (
     backward,
     loose,
     short,
+    waiting,
 )

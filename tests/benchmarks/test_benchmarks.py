@@ -165,7 +165,7 @@ def test_the_name_is_asked_for():
 def test_an_unknown_name_is_one_line():
     result = run("gradient")
     assert result.returncode == 2
-    assert result.stderr == "no benchmark 'gradient': name one of solvers, gradients, parallel, memory, training\n"
+    assert result.stderr == "no benchmark 'gradient': name one of solvers, gradients, parallel, memory, training, gpu\n"
 
 
 def test_a_folder_that_cannot_be_used_is_one_line(tmp_path):

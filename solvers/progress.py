@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields, replace
+from dataclasses import replace
 from math import inf, log
 from typing import NamedTuple
 
@@ -15,6 +15,7 @@ from .problem import Problem
 from .rows import Bools, Floats, Integers, Rows, Rule
 from .rules.broyden import Broyden
 from .settings import Settings
+from .trace import Trace
 
 
 class Look(NamedTuple):
@@ -63,15 +64,14 @@ class Progress:
         self._collected = 0  # their number
         # steps that the marks do not know yet: the rows before, their number, norms, and who converged when
         self._unmarked: list[tuple[Rows, int, Floats, Integers | None]] = []
-        self._least: Floats = rows.best  # residuals of the running rows until then
+        self._least: Floats = rows.best  # residuals of the running rows
         self._limit = int(rows.limit.max(initial=0))
         self._step = 0  # the last that `_rows` knows
         self.quiet = False
         """Whether the rule had nothing to decide in the last steps: no row has stopped."""
         self._all_run = True
         self._deadline = self._next_deadline()
-        self._lines: list[Floats] = []  # norms of the steps that `_rows` knows, since rows were last dropped
-        self._dropped: list[tuple[Rows, Floats]] = []  # the rows, and the norms until then, each time some were
+        self._trace = Trace()
 
     @property
     def step(self) -> int:
@@ -196,7 +196,7 @@ class Progress:
         return verdict
 
     def _note(self, norms: Floats, running: Bools) -> None:
-        self._lines.append(norms if running.all() else np.where(running, norms, np.nan))
+        self._trace.add(norms, running)
         self._step += len(norms) // 2
         self._least = self._rows.best
         self._deadline = self._next_deadline()
@@ -217,30 +217,13 @@ class Progress:
     def drop(self) -> Integers:
         """Go on without the rows that have stopped; returns the positions of those that stay."""
         _ = self.marked_rows
-        self._file()
+        self._trace.cut(self._rows)
         stay = np.flatnonzero(self._rows.running)
         self._rows = self._rows.take(stay)
         self._least = self._rows.best
         self._deadline = self._next_deadline()
         return stay
 
-    def _file(self) -> None:
-        rows = self.rows
-        empty = np.empty((0, len(rows.index)))
-        self._dropped.append((rows, np.concatenate(self._lines) if self._lines else empty))
-        self._lines = []
-
     def close(self) -> tuple[Rows, Floats]:
         """All rows in the order of the batch, and (2·steps, batch) norms, NaN once a row has stopped."""
-        self._file()
-        (everyone, norms), *later = self._dropped
-        if later:
-            everyone = everyone.take(everyone.index)  # copies
-            norms = np.concatenate((norms, np.full((2 * self._step - len(norms), len(everyone.index)), np.nan)))
-            line = len(self._dropped[0][1])
-            for rows, block in later:
-                for field in fields(Rows):
-                    getattr(everyone, field.name)[rows.index] = getattr(rows, field.name)
-                norms[line : line + len(block), rows.index] = block
-                line += len(block)
-        return everyone, norms[: 2 * everyone.steps.max(initial=0)]
+        return self._trace.close(self.rows)

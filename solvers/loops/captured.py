@@ -100,17 +100,20 @@ class Captured(Loop):
 
     For f whose operations take less time on a GPU than calling them does. A layer keeps its graphs, forward and
     backward, by the shapes and dtypes of its inputs, the modes, and its parameters' places in memory; the first solve
-    of a kind is run as by `Eager`, the second records. In-place updates, as of optimisers, `load_state_dict` and
-    changed inputs are seen; a parameter that is moved or replaced is recorded anew. Statuses, steps and values are
-    those of `Eager(check_every)`. Needs fixed shapes, so compact=False, and a solver with a fixed cost a step.
+    of a kind is run as by `Eager`, the next ones warm up and record. In-place updates, as of optimisers,
+    `load_state_dict` and changed inputs are seen; a parameter that is moved or replaced is recorded anew. Statuses,
+    steps and values are those of `Eager(check_every)`. Needs fixed shapes, so compact=False, and a solver with a fixed
+    cost a step.
 
     On a processor the same buffers are used, and the steps are called instead of replayed: nothing is gained. A
-    function that is no module may read tensors that nobody knows: it is run as by `Eager`.
+    function that is no module may read tensors that nobody knows: it is run as by `Eager`. So is a cell that solves a
+    problem of its own, whose steps are recorded instead.
     """
 
     check_every: int = 8
     """Steps between two looks at the residuals. The last stretch runs past the last step, by fewer than so many
-    evaluations, and what it finds there is cut off."""
+    evaluations, and what it finds there is cut off; where the residuals fell faster than before, another one has been
+    begun in vain."""
 
     fixed_shapes: ClassVar[bool] = True
 

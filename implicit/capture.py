@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
-from solvers.loops.captured import Source
+from solvers.loops.captures import Source
 from solvers.problem import Problem
 from solvers.state import Layout, tree_leaves
 

@@ -11,7 +11,7 @@ from torch import nn
 from typing_extensions import Unpack
 
 from solvers import NewtonKrylov, PeacemanRachford, Settings, Solution, SolveOptions, State
-from solvers.loops.captured import Captures
+from solvers.loops.captures import Captures
 from solvers.problem import Problem, RootProblem, prepare
 from solvers.settings import takes_settings
 from solvers.solve import root_settings, solve_prepared, uncompiled

@@ -42,7 +42,7 @@ class Pipeline:
         else:
             stretch, self.ahead = self.ahead.first(room), None
         self.norms, steps = _Transfer(stretch.norms), len(stretch.points)
-        if self.foresight and self.loop.goes_ahead and room > steps and hold.restart is None and far(steps):
+        if self.foresight and room > steps and self.loop.goes_ahead(hold) and far(steps):
             self.ahead = self.loop.ahead(hold)
         return stretch
 

@@ -16,7 +16,7 @@ from .norms import Measure
 from .state import Layout, State, autocast_dtype, tree_leaves, tree_map
 
 if TYPE_CHECKING:
-    from .loops.captured import Captures, Source
+    from .loops.captures import Captures, Source
 
 _IN_PLACE = (
     "f writes into its argument, or into what it returned before: return a fresh tensor (no in-place operations on z; "

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from solvers import QuasiNewtonSolver
-from solvers.loops.captured import Source
+from solvers.loops.captures import Source
 
 from ..capture import backward_source
 from ..explicit import Explicit

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import threading
-import warnings
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -15,83 +13,9 @@ from ..checks import check_positive_integer
 from ..norms import Measure
 from ..problem import Problem
 from ..rules.rule import Solver
+from .captures import Captures, Source
 from .eager import Hold, Loop, Stretch, advance, begin
 from .tape import Tape
-
-LIMIT = 8
-"""Tapes that a layer keeps for solves forward, and as many backward: one for each shape, dtype and mode."""
-
-
-class Source(NamedTuple):
-    """A problem as a function of tensors, so that its steps can be recorded, and replayed with others."""
-
-    name: str
-    """Of what is solved, for messages."""
-    signature: Hashable
-    """Whatever else the steps depend on: where it differs, they are recorded anew."""
-    tensors: tuple[Tensor, ...]
-    """Those that may differ from solve to solve."""
-    build: Callable[..., Problem]
-    """`build(*tensors)` is the problem with these in their places."""
-
-
-class Captures:
-    """The tapes of a layer. They are no part of its copies and pickles, and start empty there."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._tapes: dict[Hashable, Tape | None] = {}
-        self._borrowed: set[Hashable] = set()
-        self._refused: set[str] = set()
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Captures)  # layers are alike whatever has been recorded of them
-
-    def __hash__(self) -> int:
-        return hash(Captures)
-
-    def __deepcopy__(self, memo: Any) -> Captures:
-        return Captures()
-
-    def __reduce__(self) -> tuple[type[Captures], tuple[()]]:
-        return Captures, ()
-
-    def __len__(self) -> int:
-        return sum(tape is not None for tape in self._tapes.values())
-
-    def borrow(self, key: Hashable, make: Callable[[], Tape]) -> Tape | None:
-        """The tape; None in the first solve, which shows what is worth it and warms up, and while it is in use."""
-        with self._lock:
-            if key in self._borrowed:
-                return None
-            seen, tape = key in self._tapes, self._tapes.pop(key, None)
-            if seen and tape is None:
-                tape = make()
-            while len(self._tapes) >= LIMIT:
-                del self._tapes[next(iter(self._tapes))]
-            self._tapes[key] = tape  # the latest last
-            if tape is not None:
-                self._borrowed.add(key)
-            return tape
-
-    def give_back(self, key: Hashable) -> None:
-        with self._lock:
-            self._borrowed.discard(key)
-
-    def refuse(self, name: str, error: Exception) -> None:
-        """Say once that it cannot be captured."""
-        told, self._refused = self._refused, self._refused | {name}
-        if not told:
-            warnings.warn(
-                f"loop=Captured(): {name} cannot be captured ({type(error).__name__}: {error}). Its steps are run one "
-                "after the other, as by Eager. Inside f nothing may wait for the host (.item(), .cpu(), a branch on a "
-                "value), make tensors on the host, or draw from a generator of the CPU",
-                RuntimeWarning,
-                stacklevel=2,
-            )
-
-    def refuses(self, name: str) -> bool:
-        return name in self._refused
 
 
 @dataclass(frozen=True)
@@ -173,31 +97,34 @@ class _Replayed(Loop):
             return begin(problem, solver, measure, z, pair)
 
     def run(self, problem: Problem, solver: Solver, measure: Measure, start: Stretch, room: int, hold: Hold) -> Stretch:
-        # one last evaluation needs no stretch
-        if (
-            self.tape is None
-            or start is not self.tape.last
-            or solver != self.tape.solver
-            or room == 1 < self.check_every
-        ):
+        if self.tape is None or start is not self.tape.last or solver != self.tape.solver:
             return self.loop.run(problem, solver, measure, start, room, hold)
+        tape = self.tape
+        return self._recorded(
+            lambda: tape.run(hold).first(room),
+            lambda: self.loop.run(problem, solver, measure, start, room, hold),
+        )
+
+    def evaluate(self, problem: Problem, measure: Measure, z: Tensor, last: Stretch) -> Stretch:
+        tape, otherwise = self.tape, super().evaluate
+        if tape is None or not tape.evaluates:
+            return otherwise(problem, measure, z, last)
+        return self._recorded(lambda: tape.evaluate(z, last), lambda: otherwise(problem, measure, z, last))
+
+    def _recorded(self, call: Callable[[], Stretch], otherwise: Callable[[], Stretch]) -> Stretch:
+        """What the tape finds; where it cannot make a recording, what is run instead."""
+        assert self.tape is not None
         try:
-            return self.tape.run(hold).first(room)
+            return call()
         except Exception as error:
             if not self.tape.recording or self.captures is None or self.source is None:
                 raise
             self.captures.refuse(self.source.name, error)  # nothing was run: the buffers are as they were
             self.tape.recording = False
-            return self.loop.run(problem, solver, measure, start, room, hold)
+            return otherwise()
 
-    def evaluate(self, problem: Problem, measure: Measure, z: Tensor, last: Stretch) -> Stretch:
-        if self.tape is None or not self.tape.evaluates:
-            return super().evaluate(problem, measure, z, last)
-        return self.tape.evaluate(z, last)
-
-    @property
-    def goes_ahead(self) -> bool:
-        return self.tape is not None and self.tape.steady
+    def goes_ahead(self, hold: Hold) -> bool:
+        return self.tape is not None and self.tape.knows(hold)
 
     def ahead(self, hold: Hold) -> Stretch:
         assert self.tape is not None

@@ -84,8 +84,7 @@ class Loop(ABC):
         image, residual, norms = problem.measured(z, last.image, measure, robust=False)
         return last._replace(points=[z], norms=norms, image=image, residual=residual)
 
-    @property
-    def goes_ahead(self) -> bool:
+    def goes_ahead(self, hold: Hold) -> bool:
         """Whether the steps after those of the last `run` can be begun before these have been looked at."""
         return False
 

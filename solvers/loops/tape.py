@@ -95,10 +95,10 @@ class Tape:
             image, residual, norms = self._problem.measured(self.best, self.best, self.measure, robust=False)
         return last._replace(points=[self.best], norms=norms, image=image, residual=residual)
 
-    @property
-    def steady(self) -> bool:
-        """Whether the next steps are recorded, too."""
-        return self._current is not None and bool(self._current.following)
+    def knows(self, hold: Hold) -> bool:
+        """Whether the next steps are recorded."""
+        known = self._current is not None and (hold.rows is not None) in self._current.following
+        return known and hold.restart is None
 
     def run(self, hold: Hold) -> Stretch:
         """The next steps; the points of the last ones stay until those after these."""
@@ -108,7 +108,7 @@ class Tape:
             self.held.copy_(hold.rows)
             self.best.copy_(hold.best)
             self._held_as = hold.rows
-        if hold.restart is None and self._current is not None and held in self._current.following:
+        if self._current is not None and self.knows(hold):
             return self._replayed(self._current.following[held])
         start, fresh = _numbers(self.last.memory), self.last.fresh
         self._turn = not self._turn  # so that no recording follows itself

@@ -1,0 +1,88 @@
+"""What a layer keeps of its recorded solves."""
+
+from __future__ import annotations
+
+import threading
+import warnings
+from collections.abc import Callable, Hashable
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from ..problem import Problem
+from .tape import Tape
+
+LIMIT = 8
+"""Tapes that a layer keeps for solves forward, and as many backward: one for each shape, dtype and mode."""
+
+
+class Source(NamedTuple):
+    """A problem as a function of tensors, so that its steps can be recorded, and replayed with others."""
+
+    name: str
+    """Of what is solved, for messages."""
+    signature: Hashable
+    """Whatever else the steps depend on: where it differs, they are recorded anew."""
+    tensors: tuple[Tensor, ...]
+    """Those that may differ from solve to solve."""
+    build: Callable[..., Problem]
+    """`build(*tensors)` is the problem with these in their places."""
+
+
+class Captures:
+    """The tapes of a layer. They are no part of its copies and pickles, and start empty there."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._tapes: dict[Hashable, Tape | None] = {}
+        self._borrowed: set[Hashable] = set()
+        self._refused: set[str] = set()
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Captures)  # layers are alike whatever has been recorded of them
+
+    def __hash__(self) -> int:
+        return hash(Captures)
+
+    def __deepcopy__(self, memo: Any) -> Captures:
+        return Captures()
+
+    def __reduce__(self) -> tuple[type[Captures], tuple[()]]:
+        return Captures, ()
+
+    def __len__(self) -> int:
+        return sum(tape is not None for tape in self._tapes.values())
+
+    def borrow(self, key: Hashable, make: Callable[[], Tape]) -> Tape | None:
+        """The tape; None in the first solve, which shows what is worth it and warms up, and while it is in use."""
+        with self._lock:
+            if key in self._borrowed:
+                return None
+            seen, tape = key in self._tapes, self._tapes.pop(key, None)
+            if seen and tape is None:
+                tape = make()
+            while len(self._tapes) >= LIMIT:
+                del self._tapes[next(iter(self._tapes))]
+            self._tapes[key] = tape  # the latest last
+            if tape is not None:
+                self._borrowed.add(key)
+            return tape
+
+    def give_back(self, key: Hashable) -> None:
+        with self._lock:
+            self._borrowed.discard(key)
+
+    def refuse(self, name: str, error: Exception) -> None:
+        """Say once that it cannot be captured."""
+        told, self._refused = self._refused, self._refused | {name}
+        if not told:
+            warnings.warn(
+                f"loop=Captured(): {name} cannot be captured ({type(error).__name__}: {error}). Its steps are run one "
+                "after the other, as by Eager. Inside f nothing may wait for the host (.item(), .cpu(), a branch on a "
+                "value), make tensors on the host, or draw from a generator of the CPU",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+
+    def refuses(self, name: str) -> bool:
+        return name in self._refused

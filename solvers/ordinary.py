@@ -29,14 +29,14 @@ class Steps(NamedTuple):
     until: Integers | None = None  # for each row after how many it converges, if not later; None: no row does
 
 
-def ordinary(rule: Rule, rows: Rows, start: Floats, least: Floats, step: int, norms: Floats) -> Steps:
+def ordinary(rule: Rule, rows: Rows, start: tuple[Floats, Floats], least: Floats, step: int, norms: Floats) -> Steps:
     """At an ordinary step each row that runs has finite norms within RUNAWAY of its least, or converges.
 
     None may be recovering, nor use up its patience or its steps.
 
     Args:
         rule, rows: what is known before.
-        start: (2, rows), the norms at the first step.
+        start: the norms at the first step.
         least: residuals of the running rows until now.
         step: number of the first of these steps.
         norms: (2·steps, rows) of these.
@@ -72,7 +72,7 @@ def ordinary(rule: Rule, rows: Rows, start: Floats, least: Floats, step: int, no
     return Steps(count, keep, np.where(running, lowest[count], least), until)
 
 
-def _few(rule: Rule, start: Floats, least: Floats, norms: Floats) -> Steps:
+def _few(rule: Rule, start: tuple[Floats, Floats], least: Floats, norms: Floats) -> Steps:
     """Likewise, until the first row converges."""
     rtol, atol, lines = max(rule.rtol, TINY), rule.atol, norms.tolist()
     low, references = least.tolist(), start[0].tolist() if rule.relative_to_start else None
@@ -88,7 +88,7 @@ def _few(rule: Rule, start: Floats, least: Floats, norms: Floats) -> Steps:
     return Steps(count, np.array(keep), np.array(low))
 
 
-def _counts(rule: Rule, start: Floats, step: int, residuals: Floats, scales: Floats) -> Bools:
+def _counts(rule: Rule, start: tuple[Floats, Floats], step: int, residuals: Floats, scales: Floats) -> Bools:
     """Where meeting the tolerance is convergence, as `Rule.genuine` says step by step."""
     steps = step + np.arange(len(residuals))[:, None]
     sure = (steps == 1) | (steps > rule.exact_after) | rule.relative_to_start

@@ -129,21 +129,22 @@ class Progress:
             if not self._hold(norms, held):
                 verdict = self._judged(norms, held)
                 return Look(verdict.keep, verdict.restart, verdict.coupled)
-        done, keep, restart = 0, np.full(norms.shape[1], -1), None
+        done, keep, restart = 0, None, None
         while done < count and (self._pending or self._rows.running.any()):
             steps = self._ordinary(norms[2 * done :])
             if steps.number:
                 self._take(steps, norms[2 * done : 2 * (done + steps.number)])
-                keep = np.where(steps.keep < 0, keep, steps.keep + done)
+                keep = steps.keep if keep is None else np.where(steps.keep < 0, keep, steps.keep + done)
                 done += steps.number
             else:
                 verdict = self._judged(norms[2 * done : 2 * done + 2], np.zeros_like(self._rows.running))
-                keep = np.where(verdict.keep < 0, keep, done)
+                keep = np.where(verdict.keep < 0, -1 if keep is None else keep, done)
                 restart = verdict.restart if restart is None else restart | verdict.restart
                 done += 1
         if done < count:  # no row runs any more
             self.quiet = False
             self._note(np.full((2 * (count - done), norms.shape[1]), np.nan), self._rows.running)
+        keep = np.full(norms.shape[1], -1) if keep is None else keep
         keep = keep if held is None else np.where(held, count - 1, keep)
         return Look(keep, None if restart is None else restart & self._rows.running, False)
 
@@ -157,7 +158,7 @@ class Progress:
         if not len(norms):
             return Steps(0, np.full(norms.shape[1], -1), self._least)
         first = self._pending[0] if self._pending else norms
-        start = np.stack((rows.first, rows.first_scale)) if self._step else first[:2]
+        start = (rows.first, rows.first_scale) if self._step else (first[0], first[1])
         return ordinary(self.rule, rows, start, self._least, self.step + 1, norms)
 
     def _take(self, steps: Steps, norms: Floats) -> None:

@@ -86,7 +86,7 @@ class Run:
         look = self.progress.see(self.last, self.pipeline.loose)
         self.pipeline.seen(before, self.progress.running)
         self.together = bool((look.keep == len(points) - 1).all())
-        self.best = self._chosen(look.keep)
+        self.best = self.loop.kept(points[-1]) if self.together else self._chosen(look.keep)
         self.restart = look.restart if look.restart is not None and look.restart.any() else None
         if not self.progress.quiet:
             rows = self.progress.rows
@@ -178,8 +178,6 @@ class Run:
     def _chosen(self, keep: Integers) -> Tensor:
         """For each row the point to keep, or what was the best before."""
         points, best = self.stretch.points, self.best
-        if (keep == len(points) - 1).all():
-            return self.loop.kept(points[-1])
         numbers = np.unique(keep)
         chosen = _on_device(keep, best)
         if len(numbers) > FEW_POINTS:

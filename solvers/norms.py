@@ -16,7 +16,7 @@ from .fused import fusible
 
 SMALL = 2**13
 """Entries of a state up to which copying it costs less than calling one more operation."""
-_RANGE = {torch.float32: (1e-18, 1e18), torch.float64: (1e-150, 1e150)}
+RANGE = {torch.float32: (1e-18, 1e18), torch.float64: (1e-150, 1e150)}
 
 
 class Norm(ABC):
@@ -114,11 +114,11 @@ def row_norms(x: Tensor) -> NDArray[np.float64]:
 
 def out_of_range(norms: NDArray[np.float64], dtype: torch.dtype) -> NDArray[np.bool_]:
     """Where squares may have left the dtype's range, so that a plain norm of 0, Inf or NaN may be an artefact."""
-    small, large = _RANGE[dtype]
+    small, large = RANGE[dtype]
     return ~((norms > small) & (norms < large))
 
 
 def extreme(norms: NDArray[np.float64], dtype: torch.dtype) -> bool:
     """Whether any is."""
-    small, large = _RANGE[dtype]
+    small, large = RANGE[dtype]
     return not (norms.min() > small and norms.max() < large)

@@ -10,6 +10,7 @@ from math import inf
 from typing import NamedTuple
 
 import numpy as np
+from torch import Tensor
 
 from .judge import RUNAWAY
 from .rows import Bools, Floats, Integers, Rows, Rule
@@ -70,6 +71,26 @@ def ordinary(rule: Rule, rows: Rows, start: tuple[Floats, Floats], least: Floats
     if until is not None:
         keep = np.where(running & (until <= count), until - 1, keep)
     return Steps(count, keep, np.where(running, lowest[count], least), until)
+
+
+def falling(
+    rule: Rule, least: Floats | list[float], norms: Tensor, limits: tuple[float, float]
+) -> tuple[Floats | list[float], Floats] | None:
+    """The residuals and the norms of the next step, if all of them are lower than the least, above tolerance, in range.
+
+    None, if not. All rows run; `norms` is (2, rows), on the host.
+    """
+    rtol, atol, factor, (small, large) = max(rule.rtol, TINY), rule.atol, rule.falling, limits
+    if norms.numel() <= FEW:
+        residuals, scales = norms.tolist()
+        before = least if isinstance(least, list) else least.tolist()
+        for residual, scale, low in zip(residuals, scales, before):
+            if not (small < residual < factor * low and atol + rtol * scale < residual and small < scale < large):
+                return None
+        return residuals, np.array((residuals, scales))
+    block = np.array(norms.numpy(), dtype=np.float64)
+    lower = (block[0] < factor * np.asarray(least)) & (atol + rtol * block[1] < block[0])
+    return (block[0], block) if lower.all() and small < block.min() and block.max() < large else None
 
 
 def _few(rule: Rule, start: tuple[Floats, Floats], least: Floats, norms: Floats) -> Steps:

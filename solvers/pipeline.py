@@ -23,12 +23,12 @@ class Pipeline:
     """
 
     def __init__(self, loop: Loop, foresight: bool) -> None:
-        self.loop, self.foresight = loop, foresight
+        self.loop, self.foresight = loop, foresight and loop.pipelined
         self.ahead: Stretch | None = None
         self.loose: Bools | None = None
         """Rows that had stopped, and were not held in the stretch ahead."""
 
-    def next(self, run: Callable[[Hold], Stretch], hold: Hold, room: int, far: Callable[[int], bool]) -> Stretch:
+    def next(self, run: Callable[[], Stretch], hold: Hold, room: int, far: Callable[[int], bool]) -> Stretch:
         """The next stretch, and its norms on their way to the host.
 
         Args:
@@ -38,11 +38,11 @@ class Pipeline:
             far: whether some row will need more than so many yet.
         """
         if self.ahead is None:
-            stretch = run(hold)
+            stretch = run()
         else:
             stretch, self.ahead = self.ahead.first(room), None
         self.norms, steps = _Transfer(stretch.norms), len(stretch.points)
-        if self.foresight and room > steps and self.loop.goes_ahead(hold) and far(steps):
+        if room > steps and self.loop.goes_ahead(hold) and far(steps):
             self.ahead = self.loop.ahead(hold)
         return stretch
 

@@ -7,10 +7,12 @@ from math import inf, log
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from .judge import Verdict, judge
-from .ordinary import Marks, Steps, marked, ordinary, passed
+from .norms import RANGE
+from .ordinary import Marks, Steps, falling, marked, ordinary, passed
 from .problem import Problem
 from .rows import Bools, Floats, Integers, Rows, Rule
 from .rules.broyden import Broyden
@@ -64,7 +66,7 @@ class Progress:
         self._collected = 0  # their number
         # steps that the marks do not know yet: the rows before, their number, norms, and who converged when
         self._unmarked: list[tuple[Rows, int, Floats, Integers | None]] = []
-        self._least: Floats = rows.best  # residuals of the running rows
+        self._least: Floats | list[float] = rows.best  # residuals of the running rows
         self._limit = int(rows.limit.max(initial=0))
         self._step = 0  # the last that `_rows` knows
         self.quiet = False
@@ -121,6 +123,23 @@ class Progress:
             return len(norms) > 2 and last > wanted
         return log(last / wanted) > steps * log(first / last) / (len(norms) // 2 - 1)
 
+    def falls(self, norms: Tensor, dtype: torch.dtype) -> bool:
+        """Whether in the next step, (2, rows) norms, every row runs on with a lower residual; it is then collected.
+
+        Most steps are such, and this is the least that must be asked of them. Norms that have left the range of the
+        dtype, in which the state is, are asked for more.
+        """
+        if not self._all_run or self.step + 1 >= self._deadline or self.rule.relative_to_start:
+            return False
+        found = falling(self.rule, self._least, norms, RANGE[dtype])
+        if found is None:
+            return False
+        self._least, block = found
+        self._pending.append(block)
+        self._collected += 1
+        self.quiet = True
+        return True
+
     def see(self, norms: Floats, loose: Bools | None = None) -> Look:
         """What the next steps, (2·steps, rows) norms, say; rows that have stopped are held, but for the loose ones."""
         count, self.quiet, held = len(norms) // 2, True, None
@@ -156,10 +175,10 @@ class Progress:
             room = self._deadline - 1 - self.step
         norms, rows = norms[: 2 * max(room, 0)], self._rows
         if not len(norms):
-            return Steps(0, np.full(norms.shape[1], -1), self._least)
+            return Steps(0, np.full(norms.shape[1], -1), np.asarray(self._least))
         first = self._pending[0] if self._pending else norms
         start = (rows.first, rows.first_scale) if self._step else (first[0], first[1])
-        return ordinary(self.rule, rows, start, self._least, self.step + 1, norms)
+        return ordinary(self.rule, rows, start, np.asarray(self._least), self.step + 1, norms)
 
     def _take(self, steps: Steps, norms: Floats) -> None:
         self._least = steps.least

@@ -16,7 +16,7 @@ from .norms import extreme
 from .pipeline import Pipeline
 from .problem import Problem, select
 from .progress import Progress
-from .rows import Bools, Integers
+from .rows import Bools, Floats, Integers
 from .second_try import SecondTry, SecondTryMemory
 from .settings import Settings
 from .solution import History, Outcome, Status
@@ -63,6 +63,7 @@ class Run:
         self.stretch = self.stretch.first(self.progress.limit)
         self.norms = self.norms[: len(self.stretch.norms)]
         self.best = z  # of the current rows, what is kept
+        self.last: Floats | None = None  # norms of the last steps, where the rule has been asked
         self.value = z  # of all rows, likewise; known once rows have been dropped
         self.held: Tensor | None = None  # rows that do not move
         self.restart: Bools | None = None
@@ -82,6 +83,14 @@ class Run:
         if self.problem.spent is not None:
             self.progress.spend(self.problem.spent)
             self.problem.spent = None
+        if (
+            len(points) == 1
+            and self.pipeline.loose is None
+            and self.progress.falls(self.norms, self.stretch.residual.dtype)
+        ):
+            self.restart, self.together, self.best, self.last = None, True, self.loop.kept(points[0]), None
+            self._keep(first)
+            return
         before, self.last = self.progress.running, self.stretch.exact_norms(self.norms, self.measure)
         look = self.progress.see(self.last, self.pipeline.loose)
         self.pipeline.seen(before, self.progress.running)
@@ -93,6 +102,11 @@ class Run:
             held = ~rows.running | rows.recovering
             self.held = _on_device(held, self.best) if held.any() else None
             self.problem.coupled |= look.coupled and not self.problem.dropped
+        self._keep(first)
+
+    def _keep(self, first: int) -> None:
+        """What is wanted of the last steps, the first of which has this number, beyond the solution."""
+        points = self.stretch.points
         for wanted in self.keep.iterates:
             if first <= wanted < first + len(points):
                 self.iterates[wanted] = self._all(self.loop.kept(points[wanted - first]))
@@ -166,12 +180,16 @@ class Run:
             return
         restart = None if self.restart is None else _on_device(self.restart, self.best)
         room = max(self.progress.limit - self.progress.step, 1)
-        start, last = self.stretch, self.last
+        start, last, hold = self.stretch, self.last, Hold(self.held, self.best, restart)
+        if not self.pipeline.foresight:
+            self.stretch = self.loop.run(self.problem, self.solver, self.measure, start, room, hold)
+            self.norms = self.stretch.norms.cpu()  # the one synchronisation of a stretch
+            return
         self.stretch = self.pipeline.next(
-            lambda hold: self.loop.run(self.problem, self.solver, self.measure, start, room, hold),
-            Hold(self.held, self.best, restart),
+            lambda: self.loop.run(self.problem, self.solver, self.measure, start, room, hold),
+            hold,
             room,
-            lambda steps: self.progress.far(last, steps),
+            lambda steps: last is not None and self.progress.far(last, steps),
         )
         self.norms = self.pipeline.norms.wait()[: len(self.stretch.norms)]
 

@@ -62,6 +62,8 @@ class Captured(Loop):
 class _Replayed(Loop):
     """A solve whose stretches come from a tape, as long as there is one."""
 
+    pipelined: ClassVar[bool] = True
+
     def __init__(self, loop: Captured, source: Source | None, captures: Captures | None) -> None:
         self.check_every, self.loop, self.source, self.captures = loop.check_every, loop, source, captures
         self.tape: Tape | None = None

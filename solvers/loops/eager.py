@@ -67,6 +67,8 @@ class Loop(ABC):
     check_every: int
     fixed_shapes: ClassVar[bool] = False
     """Whether it needs as many rows in each step."""
+    pipelined: ClassVar[bool] = False
+    """Whether it may begin steps ahead."""
 
     @contextmanager
     def open(self, problem: Problem) -> Iterator[Loop]:

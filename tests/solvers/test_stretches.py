@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from solvers import Anderson, Broyden, Compiled, Eager, NewtonKrylov, Picard, solve
-from solvers.progress import Progress
+from solvers.run import Run
 
 MATRIX = 0.2 * torch.randn(16, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 SHIFT = torch.randn(6, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
@@ -72,14 +72,14 @@ def test_failures_are_told_apart_between_looks():
 @pytest.mark.parametrize("device", ["cpu"])  # a default device would count each look twice
 def test_it_looks_as_seldom_as_asked(monkeypatch):
     looks = 0
-    original = Progress.see
+    original = Run.look
 
     def counted(self, *arguments):
         nonlocal looks
         looks += 1
         return original(self, *arguments)
 
-    monkeypatch.setattr(Progress, "see", counted)
+    monkeypatch.setattr(Run, "look", counted)
     start = torch.zeros(6, 16, dtype=torch.float64)
     solve(lambda z: 0.999 * z + SHIFT.to(z), start, solver=Picard(), rtol=1e-9, atol=0.0, max_steps=25, loop=Eager(8))
     assert looks == 1 + 3

@@ -231,8 +231,9 @@ class Progress:
 
     def spend(self, evaluations: Integers) -> None:
         """Book evaluations beyond one a step."""
-        rows = self.rows
-        self._rows = replace(rows, spent=rows.spent + np.where(rows.running, evaluations, 0))
+        rows = self._rows  # no row has stopped in the collected steps
+        more = evaluations if self._all_run else np.where(rows.running, evaluations, 0)
+        self._rows = replace(rows, spent=rows.spent + more)
 
     def drop(self) -> Integers:
         """Go on without the rows that have stopped; returns the positions of those that stay."""

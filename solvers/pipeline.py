@@ -42,7 +42,7 @@ class Pipeline:
         else:
             stretch, self.ahead = self.ahead.first(room), None
         self.norms, steps = _Transfer(stretch.norms), len(stretch.points)
-        if room > steps and self.loop.goes_ahead(hold) and far(steps):
+        if room > steps and far(steps):
             self.ahead = self.loop.ahead(hold)
         return stretch
 

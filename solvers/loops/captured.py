@@ -125,12 +125,8 @@ class _Replayed(Loop):
             self.tape.recording = False
             return otherwise()
 
-    def goes_ahead(self, hold: Hold) -> bool:
-        return self.tape is not None and self.tape.knows(hold)
-
-    def ahead(self, hold: Hold) -> Stretch:
-        assert self.tape is not None
-        return self.tape.run(hold)
+    def ahead(self, hold: Hold) -> Stretch | None:
+        return self.tape.run(hold) if self.tape is not None and self.tape.knows(hold) else None
 
     def kept(self, point: Tensor) -> Tensor:
         return point if self.tape is None else point.clone()

@@ -86,13 +86,9 @@ class Loop(ABC):
         image, residual, norms = problem.measured(z, last.image, measure, robust=False)
         return last._replace(points=[z], norms=norms, image=image, residual=residual)
 
-    def goes_ahead(self, hold: Hold) -> bool:
-        """Whether the steps after those of the last `run` can be begun before these have been looked at."""
-        return False
-
-    def ahead(self, hold: Hold) -> Stretch:
-        """Those steps."""
-        raise NotImplementedError
+    def ahead(self, hold: Hold) -> Stretch | None:
+        """The steps after those of the last `run`, begun before these have been looked at; None: it cannot."""
+        return None
 
     def kept(self, point: Tensor) -> Tensor:
         """A point of the last steps, as it is to be kept beyond the next ones."""

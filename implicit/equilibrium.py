@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import nn
 from typing_extensions import Unpack
 
-from solvers import NewtonKrylov, PeacemanRachford, Settings, Solution, SolveOptions, State
+from solvers import Loop, NewtonKrylov, PeacemanRachford, Settings, Solution, SolveOptions, State
 from solvers.loops.captures import Captures
 from solvers.problem import Problem, RootProblem, prepare
 from solvers.settings import takes_settings
@@ -138,22 +137,19 @@ class Equilibrium(Layer):
         self, inputs: tuple[Any, ...], z0: State | None, max_steps: int | None
     ) -> tuple[Problem, State, Settings]:
         """What is solved, from where, and how: the cell, or what is left of it once its linear part is known."""
-        settings = self._settings(max_steps)
+        chosen: dict[str, Any] = {} if max_steps is None else {"max_steps": max_steps}
         if not (isinstance(self.cell, SplitCell) and isinstance(self.solver, PeacemanRachford)):
             start = self.start(inputs, z0)
             problem = prepare(self.cell, start, inputs)
             problem.captures, problem.source = self._captures, forward_source
-            return problem, start, settings
+            if self.compact is None and isinstance(self.loop, Loop):  # what is none is refused
+                chosen["compact"] = not self.loop.fixed_shapes
+            return problem, start, self._settings(**chosen)
         parts = self.cell.split(*inputs)
         start = torch.zeros_like(parts.shift) if z0 is None and self.initial is None else self.start(inputs, z0)
         # all rows share W, and what is left costs little
         problem = prepare(SplitMap(self.cell), start, (parts.shift, parts.weight))
-        return problem, start, replace(settings, compact=False)
-
-    def _settings(self, max_steps: int | None) -> Settings:
-        settings = self.settings
-        compact = not settings.loop.fixed_shapes if settings.compact is None else settings.compact
-        return replace(settings, compact=compact, max_steps=settings.max_steps if max_steps is None else max_steps)
+        return problem, start, self._settings(**chosen, compact=False)
 
     def extra_repr(self) -> str:
         return (

@@ -14,6 +14,8 @@ from solvers import Loop, Norm, Settings, Solution, Solver, State
 
 from .split_cell import SplitCell
 
+_SETTINGS = [field.name for field in fields(Settings)]
+
 
 class Layer(nn.Module, ABC):
     """A module around a cell `(z, *inputs) → z`, that starts at `initial(*inputs)` or at zeros like the first input."""
@@ -32,8 +34,8 @@ class Layer(nn.Module, ABC):
         if not isinstance(cell, nn.Module):
             raise TypeError(f"cell is a {type(cell).__name__}: pass an nn.Module, or use fixed_point for a function")
         self.cell, self.initial = cell, initial
-        for field in fields(Settings):
-            setattr(self, field.name, getattr(settings, field.name))
+        for name in _SETTINGS:
+            setattr(self, name, getattr(settings, name))
 
     @abstractmethod
     def solve(self, *inputs: Any, z0: State | None = None) -> Solution[Any]:
@@ -47,7 +49,11 @@ class Layer(nn.Module, ABC):
     @property
     def settings(self) -> Settings:
         """How it solves, as its attributes say now."""
-        return Settings(**{field.name: getattr(self, field.name) for field in fields(Settings)})
+        return self._settings()
+
+    def _settings(self, **chosen: Any) -> Settings:
+        """The same, but for what is chosen here."""
+        return Settings(**{name: chosen[name] if name in chosen else getattr(self, name) for name in _SETTINGS})
 
     def start(self, inputs: tuple[Any, ...], z0: State | None) -> State:
         """The first iterate: the warm start, if there is one."""

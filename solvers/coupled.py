@@ -88,13 +88,12 @@ def solved_jointly(
         found = loop(JointProblem(problem), start.reshape(1, -1), joint_settings)
         joint, norms = found.value.view_as(z), np.concatenate((_padded(norms, done), found.norms.repeat(len(z), 1)))
         done += int(found.rows.steps[0])
-        rows = replace(rows, spent=rows.spent + found.rows.spent, status=found.rows.status.repeat(len(z)))
+        rows = rows._replace(spent=rows.spent + found.rows.spent, status=found.rows.status.repeat(len(z)))
     image, residual = problem.evaluate(joint, joint)
     best, scale = run.measure.on_host(residual, image)
     met = best <= SLACK * first.rule.tolerance(first.rule.reference(rows, scale))
     failed = np.where(rows.status == Status.CONVERGED, Status.MAX_STEPS, rows.status)
-    rows = replace(
-        rows,
+    rows = rows._replace(
         status=np.where(met, Status.CONVERGED, failed),
         steps=np.full(len(z), done),
         best=best,
@@ -122,8 +121,7 @@ def withdrawn(outcome: Outcome, problem: Problem, measure: Measure) -> Outcome:
     lapsed = converged & ~outcome.rule.holds(rows, *norms)
     return replace(
         outcome,
-        rows=replace(
-            rows,
+        rows=rows._replace(
             status=np.where(lapsed, Status.MAX_STEPS, rows.status),
             best=np.where(lapsed, norms[0], rows.best),
             best_scale=np.where(lapsed, norms[1], rows.best_scale),

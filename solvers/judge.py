@@ -5,7 +5,6 @@ On the host, in NumPy float64, one entry a row.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -73,7 +72,7 @@ def judge(rule: Rule, rows: Rows, step: int, norms: Floats, held: Bools | None =
 
 def _judge(rule: Rule, rows: Rows, step: int, residual: Floats, scale: Floats) -> tuple[Rows, Bools, Bools]:
     if step == 1:
-        rows = replace(rows, first=residual, first_scale=scale)
+        rows = rows._replace(first=residual, first_scale=scale)
     tolerance = rule.tolerance(rule.reference(rows, scale))
     running, best, turn = rows.running, rows.best, rows.turn
 
@@ -126,8 +125,7 @@ def _judge(rule: Rule, rows: Rows, step: int, residual: Floats, scale: Floats) -
     restart = running & ~leapt & ((residual > RUNAWAY * rows.best) | rows.recovering)
     on = running & ~stopped
     return (
-        replace(
-            rows,
+        rows._replace(
             status=np.where(on, RUNNING, status),
             running=on,
             steps=np.where(stopped, step, rows.steps),

@@ -5,7 +5,6 @@ Whether a row is stuck is asked late, and mostly never: the marks by which it is
 
 from __future__ import annotations
 
-from dataclasses import replace
 from math import inf
 from typing import NamedTuple
 
@@ -54,6 +53,9 @@ def ordinary(rule: Rule, rows: Rows, start: tuple[Floats, Floats], least: Floats
         if met.any():
             met &= _counts(rule, start, step, residuals, scales)
             if met.any():
+                if count == 1 and met.all():
+                    once = np.ones_like(rows.steps)
+                    return Steps(1, once - 1, np.minimum(least, residuals[0]), once)
                 until = np.where(met.any(0), met.argmax(0) + 1, count + 1)
                 residuals = np.where(np.arange(count)[:, None] < until, residuals, inf)
         lowest = np.minimum.accumulate(np.concatenate((least[None], residuals)))
@@ -112,10 +114,12 @@ def _few(rule: Rule, start: tuple[Floats, Floats], least: Floats, norms: Floats)
 def _counts(rule: Rule, start: tuple[Floats, Floats], step: int, residuals: Floats, scales: Floats) -> Bools:
     """Where meeting the tolerance is convergence, as `Rule.genuine` says step by step."""
     steps = step + np.arange(len(residuals))[:, None]
-    sure = (steps == 1) | (steps > rule.exact_after) | rule.relative_to_start
-    fallen = residuals + 2 * rule.rounding * scales < start[0]
-    near = (residuals <= rule.tolerance(start[1])) & (scales <= 2 * start[1])
-    return (sure | fallen | near) & (steps >= rule.min_steps)
+    counts = residuals + 2 * rule.rounding * scales < start[0]  # the residual has fallen
+    if not counts.all():
+        sure = (steps == 1) | (steps > rule.exact_after) | rule.relative_to_start
+        near = (residuals <= rule.tolerance(start[1])) & (scales <= 2 * start[1])
+        counts |= sure | near
+    return counts & (steps >= rule.min_steps) if rule.min_steps > step else counts
 
 
 def passed(rule: Rule, rows: Rows, step: int, norms: Floats, until: Integers | None = None) -> Rows:
@@ -127,20 +131,19 @@ def passed(rule: Rule, rows: Rows, step: int, norms: Floats, until: Integers | N
     """
     running, residuals, scales, everyone = rows.running, norms[::2], norms[1::2], np.arange(len(rows.running))
     if step == 1:
-        rows = replace(rows, first=residuals[0], first_scale=scales[0])
-    with np.errstate(invalid="ignore", over="ignore"):
-        masked = residuals if until is None else np.where(np.arange(len(residuals))[:, None] < until, residuals, inf)
-        at = masked.argmin(0), everyone
-        lower = running & (masked[at] < rows.best)
-    best, best_scale = np.where(lower, residuals[at], rows.best), np.where(lower, scales[at], rows.best_scale)
-    if until is None:
-        return replace(
-            rows, best=best, best_scale=best_scale, last_scale=np.where(running, scales[-1], rows.last_scale)
-        )
-    met = running & (until <= len(residuals))
+        rows = rows._replace(first=residuals[0], first_scale=scales[0])
+    met = None if until is None else running & (until <= len(residuals))
+    best, best_scale = rows.best, rows.best_scale
+    if met is None or not met.all():
+        with np.errstate(invalid="ignore"):
+            at = residuals.argmin(0), everyone
+            lower = running & (residuals[at] < best)
+        best, best_scale = np.where(lower, residuals[at], best), np.where(lower, scales[at], best_scale)
+    if met is None or until is None:
+        last_scale = np.where(running, scales[-1], rows.last_scale)
+        return rows._replace(best=best, best_scale=best_scale, last_scale=last_scale)
     end = np.minimum(until, len(residuals)) - 1, everyone
-    return replace(
-        rows,
+    return rows._replace(
         status=np.where(met, Status.CONVERGED, rows.status),
         running=running & ~met,
         steps=np.where(met, step + end[0], rows.steps),

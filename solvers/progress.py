@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from math import inf, log
 from typing import NamedTuple
 
@@ -103,7 +102,7 @@ class Progress:
             for before, step, norms, until in self._unmarked:
                 marks = marked(self.rule, before, marks, step, norms, until)
             self._unmarked = []
-            self._rows = replace(rows, **marks._asdict())
+            self._rows = rows._replace(**marks._asdict())
             self._deadline = self._next_deadline()
         return self._rows
 
@@ -233,7 +232,7 @@ class Progress:
         """Book evaluations beyond one a step."""
         rows = self._rows  # no row has stopped in the collected steps
         more = evaluations if self._all_run else np.where(rows.running, evaluations, 0)
-        self._rows = replace(rows, spent=rows.spent + more)
+        self._rows = rows._replace(spent=rows.spent + more)
 
     def drop(self) -> Integers:
         """Go on without the rows that have stopped; returns the positions of those that stay."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -79,11 +80,10 @@ class Rule:
         return np.asarray(holds | (rows.status == Status.NON_FINITE))
 
 
-@dataclass(frozen=True)
-class Rows:
+class Rows(NamedTuple):
     """What is known of each row."""
 
-    index: Integers  # position in the batch
+    positions: Integers  # in the batch
     limit: Integers  # steps that it may take
     patience: Integers  # steps without progress after which it is stuck
     status: Integers
@@ -109,7 +109,7 @@ class Rows:
         count = len(limit)
         infinite, none, no = np.full(count, np.inf), np.zeros(count, dtype=np.int64), np.zeros(count, dtype=bool)
         return cls(
-            index=np.arange(count),
+            positions=np.arange(count),
             limit=limit,
             patience=np.maximum(limit // 4, patience),
             status=np.full(count, RUNNING),
@@ -129,4 +129,4 @@ class Rows:
         )
 
     def take(self, positions: Integers) -> Rows:
-        return Rows(*(getattr(self, field.name)[positions] for field in fields(self)))
+        return Rows._make(known[positions] for known in self)

@@ -209,20 +209,20 @@ class Run:
         """Of all rows, given this of the current ones."""
         if not self.problem.dropped:
             return current
-        return self.value.index_copy(0, _on_device(self.progress.rows.index, self.value), current)
+        return self.value.index_copy(0, _on_device(self.progress.rows.positions, self.value), current)
 
     def _remember(self, which: Bools) -> None:
         """Keep the history of these of the current rows, of those whose history is not kept yet."""
         rows = self.progress.rows
-        self.remembered[rows.index[rows.running]] = False
-        places = np.flatnonzero(which & ~self.remembered[rows.index])
+        self.remembered[rows.positions[rows.running]] = False
+        places = np.flatnonzero(which & ~self.remembered[rows.positions])
         if len(places):
-            self.remembered[rows.index[places]] = True
+            self.remembered[rows.positions[places]] = True
             point, memory = self.stretch.points[-1], self.stretch.memory
             if isinstance(memory, SecondTryMemory):
                 memory = memory.own
             kept = select((point, memory), _on_device(places, point))
-            self.histories.append(History(_on_device(rows.index[places], point), self.progress.step, *kept))
+            self.histories.append(History(_on_device(rows.positions[places], point), self.progress.step, *kept))
 
     def outcome(self, verified: bool = True) -> Outcome:
         """What has been found; `verified`: rows that converged hold beside those that failed."""

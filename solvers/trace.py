@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
-
 import numpy as np
 
 from .rows import Bools, Floats, Rows
@@ -24,7 +22,7 @@ class Trace:
 
     def cut(self, rows: Rows) -> None:
         """From here on there are other rows than these."""
-        empty = np.empty((0, len(rows.index)))
+        empty = np.empty((0, len(rows.positions)))
         self._dropped.append((rows, np.concatenate(self._lines) if self._lines else empty))
         self._lines = []
 
@@ -33,12 +31,12 @@ class Trace:
         self.cut(rows)
         (everyone, norms), *later = self._dropped
         if later:
-            everyone = everyone.take(everyone.index)  # copies
-            norms = np.concatenate((norms, np.full((2 * self._steps - len(norms), len(everyone.index)), np.nan)))
+            everyone = everyone.take(everyone.positions)  # copies
+            norms = np.concatenate((norms, np.full((2 * self._steps - len(norms), len(everyone.positions)), np.nan)))
             line = len(self._dropped[0][1])
             for some, block in later:
-                for field in fields(Rows):
-                    getattr(everyone, field.name)[some.index] = getattr(some, field.name)
-                norms[line : line + len(block), some.index] = block
+                for known, of_some in zip(everyone, some):
+                    known[some.positions] = of_some
+                norms[line : line + len(block), some.positions] = block
                 line += len(block)
         return everyone, norms[: 2 * everyone.steps.max(initial=0)]

@@ -132,7 +132,7 @@ def short(look: Look) -> Finding | None:
         return None
     more_memory = max(4 * memory, USUAL)
     longer: Any = replace(look.layer.solver, memory=more_memory)  # type: ignore[type-var]
-    settings = replace(look.layer._settings(None), solver=longer)
+    settings = replace(look.layer.settings, solver=longer)
     with torch.no_grad(), one_weight(look.layer.cell):
         other = solve(look.layer.cell, look.layer.start(look.inputs, look.z0), look.inputs, **settings.options())
     both = [solution.evaluations.double().mean().item() for solution in (look.solution, other)]

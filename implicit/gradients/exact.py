@@ -98,6 +98,9 @@ class ImplicitGradient(AdjointGradient):
         return root(f, find, lambda product, shift: self.linear(product, shift, report, None), *tensors)
 
     def linear(self, product: Map, shift: Tensor, report: Report, inverse: Map | None) -> Tensor:
+        return self._solved(product, shift, report, inverse, self._settings)
+
+    def _solved(self, product: Map, shift: Tensor, report: Report, inverse: Map | None, settings: Settings) -> Tensor:
         unit, length = unit_rows(shift)
         start = unit if inverse is None else inverse(unit)
         problem = prepare(lambda u: product(u) + unit, start, ())
@@ -105,7 +108,6 @@ class ImplicitGradient(AdjointGradient):
             products = product
             problem.captures = product.explicit.problem.captures
             problem.source = lambda _: products.source(unit)
-        settings = self._settings
         with torch.no_grad():
             outcome = iterate(problem, start, settings)
         report(outcome.converged, lambda: outcome.solution(problem, settings.solver))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from solvers import PeacemanRachford, Solver
+from solvers import PeacemanRachford, Settings, Solver
 from solvers.problem import Problem
 from solvers.rules.peaceman_rachford import split
 
@@ -39,8 +39,8 @@ class SplittingGradient(ImplicitGradient):
     def linear(self, product: Map, shift: Tensor, report: Report, inverse: Map | None) -> Tensor:
         if not isinstance(inverse, _Splitting):
             return super().linear(product, shift, report, inverse)
-        policy = ImplicitGradient(inverse.solver(self.rtol), self.rtol, self.max_steps, self.unconverged)
-        return policy.linear(product, shift, report, None)
+        settings = Settings(inverse.solver(self.rtol), self.rtol, 0.0, max_steps=self.max_steps)
+        return self._solved(product, shift, report, None, settings)
 
 
 class _Splitting:

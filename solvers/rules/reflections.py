@@ -60,19 +60,19 @@ class Cayley(NamedTuple):
         weight = parts.weight.detach().to(torch.promote_types(parts.weight.dtype, torch.float32))
         identity = torch.eye(len(weight), dtype=weight.dtype, device=weight.device)
         operator = identity - weight
-        total = torch.linalg.matrix_norm(operator)
+        total = float(torch.linalg.vector_norm(operator))
         # the largest singular value is more, but not by much
-        largest = float(torch.linalg.matrix_norm(operator @ operator.mT) / total)
-        spread = max(float(total) / len(weight) ** 0.5, parts.margin)
+        largest = float(torch.linalg.vector_norm(operator @ operator.mT)) / max(total, parts.margin)
+        spread = max(total / len(weight) ** 0.5, parts.margin)
         if alpha is None:
             alpha = parts.margin**-0.25 * spread**-0.75 if parts.rectified else 1.0
         elif alpha != 1 and not parts.rectified:
             raise ValueError(f"PeacemanRachford: step_size={alpha!r} needs the ReLU: leave it out")
         if torch.finfo(weight.dtype).eps * largest > _SHARE * rtol:
-            weight, identity = weight.double(), identity.double()
+            weight, identity, operator = weight.double(), identity.double(), identity.double() - weight.double()
         # weights that have run away are for the residuals to tell, not for an exception
-        inverse, _ = torch.linalg.inv_ex((1 + alpha) * identity - alpha * weight)
-        return cls(weight.mT, (2 * inverse - identity).mT, alpha)
+        inverse, _ = torch.linalg.inv_ex(torch.add(identity, operator, alpha=alpha))
+        return cls(weight.mT, inverse.mul_(2).sub_(identity).mT, alpha)
 
     def transposed(self) -> Cayley:
         return Cayley(self.weight.mT, self.reflection.mT, self.alpha)

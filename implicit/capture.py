@@ -56,8 +56,8 @@ def _source(
     f: nn.Module, way: str, explicit: Explicit, known: Sequence[Tensor], own: tuple[Tensor, ...], build: Any
 ) -> Source | None:
     parts = own_modules(f)
-    if not parts:
-        return None  # TorchScript hides them
+    if any(isinstance(part, torch.jit.ScriptModule) for part in parts):
+        return None  # which hides what it has
     # an optimiser changes parameters where they lie; what is computed or handed in lies elsewhere each time
     stay = {id(tensor) for part in parts for tensor in (*part._parameters.values(), *part._buffers.values())}
     changing = [place for place, tensor in enumerate(known) if id(tensor) not in stay]

@@ -21,30 +21,38 @@ from .explicit import Explicit
 from .gradients import Gradient
 from .gradients.base import Evaluation, with_value
 from .gradients.root import followed, transformed
-from .graph import computed_from, leaves
-from .recording import Log, current_logs, report
+from .graph import computed_from, leaves, radius_from_graph, saved_through_hooks
+from .recording import Reports, current_logs
 from .suitability import warn_of_chance, warn_of_coupling, warn_of_unsuitable
 
 
 def differentiable_solve(
     name: str,
+    owner: object,
     problem: Problem,
     z0: State,
     gradient: Gradient,
     settings: Settings,
     at: tuple[int, ...] = (),
 ) -> tuple[State, ...]:
-    """The iterates after so many steps, and the solution, in the graph as the policy says; `name` is for records."""
+    """The iterates after so many steps, and the solution, in the graph as the policy says.
+
+    Args:
+        name, owner: for records and warnings: what it is called, and the layer or function itself.
+        problem, z0, gradient, settings: what, from where, and how.
+        at: numbers of steps.
+    """
     if isinstance(problem.f, nn.Module):
         warn_of_unsuitable(problem.f)
     gradient = gradient.behind(settings)
     layout = problem.layout
-    logs = current_logs()
+    reports = Reports(current_logs(), name, owner)
     if transformed():
         if at:
             raise RuntimeError("iterates have no rule for torch.func's transforms and forward-mode differentiation")
-        return (layout.unflatten(_transformed_solve(problem, z0, gradient, settings, logs, name)),)
+        return (layout.unflatten(_transformed_solve(problem, z0, gradient, settings, reports)),)
     tracked = torch.is_grad_enabled()
+    hooked = tracked and saved_through_hooks()  # at every call: a checkpoint counts what is saved
     keep = Keep(histories=tracked and gradient.remembers, iterates=at)
     start = layout.flatten(z0)
     with torch.no_grad():
@@ -56,7 +64,12 @@ def differentiable_solve(
         if not _holds(problem, outcome, image.detach(), settings):
             outcome = _solved_again(problem, start, settings, keep, outcome, image.detach())
             point, image = _tracked(problem, gradient, outcome.value)
-    report(logs, name, "forward", outcome.converged, lambda: outcome.solution(problem, settings.solver))
+    reports.enter(
+        "forward",
+        outcome.converged,
+        lambda: outcome.solution(problem, settings.solver),
+        lambda: radius_from_graph(image, point) if tracked and not hooked else None,
+    )
     if not tracked or not _depends_on_more(image, point, start, problem):
         return tuple(layout.unflatten(value.clone()) for value in (*outcome.iterates, outcome.value))
     evaluation = Evaluation(
@@ -65,9 +78,10 @@ def differentiable_solve(
         point,
         image,
         partial(Explicit.of, problem),
-        partial(report, logs, name, "backward"),
+        partial(reports.enter, "backward"),
         settings.solver,
         outcome,
+        hooked,
     )
     early = (with_value(problem(iterate), iterate, twice=False) for iterate in outcome.iterates)
     return tuple(layout.unflatten(value) for value in (*early, gradient.attach(evaluation)))
@@ -94,9 +108,7 @@ def _solved_again(
         return iterate(problem, start.detach(), replace(settings, compact=False), keep=keep)
 
 
-def _transformed_solve(
-    problem: Problem, z0: State, gradient: Gradient, settings: Settings, logs: tuple[Log, ...], name: str
-) -> Tensor:
+def _transformed_solve(problem: Problem, z0: State, gradient: Gradient, settings: Settings, reports: Reports) -> Tensor:
     """The same under a transform of torch.func or forward mode: everything that these follow is handed to `root`."""
     explicit, known = Explicit.of(problem)
     start = problem.layout.flatten(z0)
@@ -111,13 +123,13 @@ def _transformed_solve(
 
     def find(start: Tensor, *tensors: Tensor) -> Tensor:
         outcome = iterate(explicit.at(*tensors), start, settings)
-        report(logs, name, "forward", outcome.converged, lambda: outcome.solution(problem, settings.solver))
+        reports.enter("forward", outcome.converged, lambda: outcome.solution(problem, settings.solver))
         return outcome.value.clone()
 
     def f(z: Tensor, start: Tensor, *tensors: Tensor) -> Tensor:
         return explicit(z, *tensors)
 
-    return gradient.root(f, find, partial(report, logs, name, "backward"), *tensors)
+    return gradient.root(f, find, partial(reports.enter, "backward"), *tensors)
 
 
 def _tracked(problem: Problem, gradient: Gradient, value: Tensor) -> tuple[Tensor, Tensor]:
@@ -126,7 +138,7 @@ def _tracked(problem: Problem, gradient: Gradient, value: Tensor) -> tuple[Tenso
     point = gradient.point(value, tuple(computed))
     image = problem(point)
     if point.requires_grad and computed:
-        used = tuple(compress(computed, computed_from(image, computed)))
+        used = tuple(compress(computed, computed_from(image, computed).used))
         if len(used) < len(computed):  # it is worth an evaluation that no backward pass visits the others
             point = gradient.point(value, used)
             image = problem(point)

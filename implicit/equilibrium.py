@@ -9,7 +9,15 @@ import torch
 from torch import nn
 from typing_extensions import Unpack
 
-from solvers import Loop, NewtonKrylov, PeacemanRachford, Settings, Solution, SolveOptions, State
+from solvers import (
+    Loop,
+    NewtonKrylov,
+    PeacemanRachford,
+    Settings,
+    Solution,
+    SolveOptions,
+    State,
+)
 from solvers.loops.captures import Captures
 from solvers.problem import Problem, RootProblem, prepare
 from solvers.settings import takes_settings
@@ -19,6 +27,7 @@ from solvers.state import S
 from .calls import note_call
 from .capture import forward_source
 from .differentiation import differentiable_solve
+from .exported import FixedSteps, fixed_steps
 from .gradients import Gradient, ImplicitGradient
 from .layer import Layer
 from .parametrized import one_weight
@@ -46,7 +55,7 @@ def fixed_point(
     settings = Settings.of("fixed_point", options)
     _check_gradient(gradient, settings)
     with one_weight(f):
-        solution: S = differentiable_solve("fixed_point", prepare(f, z0, args), z0, gradient, settings)[-1]
+        solution: S = differentiable_solve("fixed_point", f, prepare(f, z0, args), z0, gradient, settings)[-1]
         return solution
 
 
@@ -67,7 +76,7 @@ def root(
     settings = root_settings("root", options)
     _check_gradient(gradient, settings)
     with one_weight(F):
-        solution: S = differentiable_solve("root", prepare(F, z0, args, RootProblem), z0, gradient, settings)[-1]
+        solution: S = differentiable_solve("root", F, prepare(F, z0, args, RootProblem), z0, gradient, settings)[-1]
         return solution
 
 
@@ -102,13 +111,13 @@ class Equilibrium(Layer):
         self.gradient = gradient
         self._captures = Captures()
 
-    def forward(self, *inputs: Any, z0: State | None = None, max_steps: int | None = None) -> State:
-        """The equilibrium for `inputs`, from the warm start `z0` where one is given."""
-        return self.iterates(*inputs, at=(), z0=z0, max_steps=max_steps)[-1]
+    def forward(self, *inputs: Any, z0: State | None = None, max_steps: int | None = None, **keywords: Any) -> State:
+        """The equilibrium for `inputs`, from the warm start `z0` where one is given; `keywords` are inputs by name."""
+        return self.iterates(*inputs, at=(), z0=z0, max_steps=max_steps, **keywords)[-1]
 
     @uncompiled
     def iterates(
-        self, *inputs: Any, at: tuple[int, ...], z0: State | None = None, max_steps: int | None = None
+        self, *inputs: Any, at: tuple[int, ...], z0: State | None = None, max_steps: int | None = None, **keywords: Any
     ) -> tuple[State, ...]:
         """The iterates after the numbers of steps in `at`, in that order, and at last the equilibrium.
 
@@ -120,18 +129,32 @@ class Equilibrium(Layer):
         """
         if not isinstance(at, tuple) or not all(isinstance(step, int) and step >= 0 for step in at):
             raise ValueError(f"at={at!r} must be a tuple of numbers of steps, each at least 0")
+        inputs = self.positional(inputs, keywords)
         name = layer_name(self, self.title)
         note_call(self, inputs, z0, max_steps)
         with one_weight(self.cell):
             problem, start, settings = self._problem(inputs, z0, max_steps)
-            return differentiable_solve(name, problem, start, self.gradient, settings, at)
+            return differentiable_solve(name, self, problem, start, self.gradient, settings, at)
 
     @uncompiled
-    def solve(self, *inputs: Any, z0: State | None = None, max_steps: int | None = None) -> Solution[Any]:
+    def solve(
+        self, *inputs: Any, z0: State | None = None, max_steps: int | None = None, **keywords: Any
+    ) -> Solution[Any]:
         """The `Solution` for `inputs`: status, residual and trace of every row, no graph."""
+        inputs = self.positional(inputs, keywords)
         warn_of_unsuitable(self.cell)
         with one_weight(self.cell), torch.no_grad():
             return solve_prepared(*self._problem(inputs, z0, max_steps))
+
+    def exported(self, *inputs: Any, steps: int | None = None) -> FixedSteps:
+        """The layer with a fixed number of steps, which `torch.export`, ONNX and `torch.jit.trace` take.
+
+        Args:
+            *inputs: such as it will meet: on these it is as near to the equilibrium as the layer's tolerance says, or a
+                `solvers.ConvergenceError` is raised.
+            steps: of the solver; None: as many as the slowest of these rows takes.
+        """
+        return fixed_steps(self, inputs, steps)
 
     def _problem(
         self, inputs: tuple[Any, ...], z0: State | None, max_steps: int | None
@@ -142,6 +165,8 @@ class Equilibrium(Layer):
             start = self.start(inputs, z0)
             problem = prepare(self.cell, start, inputs)
             problem.captures, problem.source = self._captures, forward_source
+            if z0 is None and self.initial is None:
+                problem.advice = self.advice(start)
             if self.compact is None and isinstance(self.loop, Loop):  # what is none is refused
                 chosen["compact"] = not self.loop.fixed_shapes
             return problem, start, self._settings(**chosen)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections import deque
+import math
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.graph import get_gradient_edge
 
 from solvers.problem import Problem
+
+PRODUCTS = 20
+"""By which a spectral radius is told, the first half to find the direction."""
 
 
 class _Anchor(torch.autograd.Function):
@@ -34,21 +37,60 @@ def anchored(value: Tensor, *above: Tensor) -> Tensor:
     return anchor
 
 
-def computed_from(tensor: Tensor, sources: Sequence[Tensor]) -> list[bool]:
-    """Which of the sources the tensor was computed from, other than through one another or before an anchored point."""
-    *edges, own = (get_gradient_edge(each)[:2] if each.requires_grad else None for each in (*sources, tensor))
+class Origin(NamedTuple):
+    """What a tensor was computed from."""
+
+    used: list[bool]
+    """Which of some sources, other than through one another."""
+    others: list[Tensor]
+    """Leaves besides."""
+    compiled: bool
+    """Whether by code of torch.compile, too."""
+
+
+def computed_from(tensor: Tensor, sources: Sequence[Tensor]) -> Origin:
+    """What of these, and what else. A point that is anchored does not count, nor what it was computed from."""
+    *edges, own = (_edge(each) if each.requires_grad else None for each in (*sources, tensor))
     sought: set[Any] = {edge for edge in edges if edge is not None}
     found: set[Any] = set()
+    others: list[Tensor] = []
+    compiled = False
     seen: set[Any] = set()
-    queue: deque[Any] = deque(() if own is None else (own,))
-    while queue and not sought <= found:
-        edge = queue.popleft()
+    queue: list[Any] = [] if own is None else [own]
+    while queue:
+        edge = queue.pop()
+        node = edge[0]
         if edge in sought:
             found.add(edge)
-        elif edge[0] not in seen and not isinstance(edge[0], _Anchor._backward_cls):
-            seen.add(edge[0])
-            queue.extend(following for following in edge[0].next_functions if following[0] is not None)
-    return [edge in found for edge in edges]
+        elif node not in seen and not isinstance(node, _Anchor._backward_cls):
+            seen.add(node)
+            compiled |= type(node).__name__ == "CompiledFunctionBackward"
+            if hasattr(node, "variable"):
+                others.append(node.variable)
+            queue.extend(following for following in node.next_functions if following[0] is not None)
+    return Origin([edge in found for edge in edges], others, compiled)
+
+
+def _edge(tensor: Tensor) -> Any:
+    if tensor.layout == torch.strided or not tensor.is_leaf:
+        return get_gradient_edge(tensor)[:2]
+    copy: Any = tensor.clone()  # of a sparse one there is no view
+    return copy.grad_fn.next_functions[0]
+
+
+def saved_through_hooks() -> bool:
+    """Whether hooks of the caller, such as those of a checkpoint, get to see what autograd saves now."""
+    with torch.enable_grad():
+        saved: Any = torch.ones((), requires_grad=True).exp().grad_fn
+    try:
+        saved._raw_saved_result.register_hooks(_itself, _itself)  # refused where there are some
+    except RuntimeError:
+        return True
+    return False
+
+
+def _itself(tensor: Tensor) -> Tensor:
+    return tensor
 
 
 def leaves(tensor: Tensor, *beyond: Tensor) -> Iterator[Tensor]:
@@ -67,6 +109,27 @@ def leaves(tensor: Tensor, *beyond: Tensor) -> Iterator[Tensor]:
         if hasattr(node, "variable"):
             yield node.variable
         queue.extend(following for following, _ in node.next_functions)
+
+
+def radius_from_graph(image: Tensor, point: Tensor) -> float | None:
+    """About the spectral radius of `∂image/∂point`, the largest of the rows, by a few products; None: none is at hand.
+
+    The image is not evaluated again. Rows may be coupled: they are taken together.
+    """
+    if not (point.requires_grad and image.requires_grad):
+        return None
+    u, logarithms = torch.ones_like(image), []
+    for _ in range(PRODUCTS):
+        try:
+            (product,) = torch.autograd.grad(image, point, u, retain_graph=True, allow_unused=True)
+        except RuntimeError:  # whatever cannot be differentiated so often
+            return None
+        length = 0.0 if product is None else float(torch.linalg.vector_norm(product.double()))
+        if not 0 < length < math.inf:
+            return None
+        logarithms.append(math.log(length / float(torch.linalg.vector_norm(u.double()))))
+        u = (product / length).to(u.dtype)
+    return math.exp(sum(logarithms[PRODUCTS // 2 :]) / (PRODUCTS - PRODUCTS // 2))
 
 
 def refuse_hidden(name: str, problem: Problem, flat: Tensor, image: Tensor) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import fields
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from solvers import Loop, Norm, Settings, Solution, Solver, State
+from solvers.state import tree_leaves
 
 from .split_cell import SplitCell
 
@@ -54,6 +56,33 @@ class Layer(nn.Module, ABC):
     def _settings(self, **chosen: Any) -> Settings:
         """The same, but for what is chosen here."""
         return Settings(**{name: chosen[name] if name in chosen else getattr(self, name) for name in _SETTINGS})
+
+    def advice(self, start: State) -> str:
+        """What to do where the cell fails at the start that nobody chose."""
+        parts = ", ".join(f"shape {tuple(part.shape)}, {part.dtype}" for part in tree_leaves(start))
+        return (
+            f"{self.title}: z starts as zeros like the first input, {parts}: pass initial=, a function of the inputs "
+            "that makes the first state, if the cell wants another one"
+        )
+
+    def positional(self, inputs: tuple[Any, ...], keywords: dict[str, Any]) -> tuple[Any, ...]:
+        """The inputs, those by name in the places that the cell's `forward` has for them."""
+        if not keywords:
+            return inputs
+        forward = getattr(self.cell, "_orig_mod", self.cell).forward
+        try:
+            bound = inspect.signature(forward).bind(None, *inputs, **keywords)
+        except TypeError as error:
+            raise TypeError(f"{self.title}: {error}; its forward is {inspect.signature(forward)}") from None
+        parameters = list(bound.signature.parameters.values())
+        last = max(place for place, parameter in enumerate(parameters) if parameter.name in bound.arguments)
+        for parameter in parameters[:last]:  # what lies before must be there
+            bound.arguments.setdefault(parameter.name, parameter.default)
+        if bound.kwargs:
+            raise TypeError(
+                f"{self.title}: {', '.join(bound.kwargs)} can only be named: let the cell's forward take it by place"
+            )
+        return bound.args[1:]
 
     def start(self, inputs: tuple[Any, ...], z0: State | None) -> State:
         """The first iterate: the warm start, if there is one."""

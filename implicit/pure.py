@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from types import MethodType
 from typing import Any
 
 import torch
@@ -19,7 +21,7 @@ class _Slot:
 
 
 class Known:
-    """Floating-point tensors in order of discovery, each once."""
+    """Tensors that may have gradients, in order of discovery, each once."""
 
     def __init__(self) -> None:
         self._slots: dict[int, tuple[_Slot, Tensor]] = {}
@@ -30,8 +32,8 @@ class Known:
         return tuple(tensor for _, tensor in self._slots.values())
 
     def placed(self, value: Any) -> Any:
-        """A floating-point tensor's place, which is new if need be; anything else as it is."""
-        if isinstance(value, Tensor) and value.is_floating_point():
+        """The place of such a tensor, which is new if need be; anything else as it is."""
+        if isinstance(value, Tensor) and (value.is_floating_point() or value.is_complex()):
             return self._slots.setdefault(id(value), (_Slot(len(self._slots)), value))[0]
         return value
 
@@ -61,7 +63,9 @@ class PureModule:
     """A module whose tensors are handed in: parameters, buffers, and parametrized weights as they are now.
 
     Their places are kept in `known`. What happens to the module later changes nothing. Code of torch.compile is left
-    out in favour of the module that was compiled, and so are parametrizations, whose results count instead.
+    out in favour of the module that was compiled, and so are parametrizations, whose results count instead. Methods
+    that were replaced by others bound to the module are bound to its twin. Parts that TorchScript has compiled stay as
+    they are, with the tensors they have.
     """
 
     def __init__(self, module: nn.Module, known: Known) -> None:
@@ -70,11 +74,12 @@ class PureModule:
 
     def twin(self, tensors: Sequence[Tensor]) -> nn.Module:
         """A shallow copy of the module with these tensors in the known ones' places."""
-        if not self.parts:
-            return self.module
         filled = Known.filling(tensors)
         twins: dict[int, nn.Module] = {}
         for part in self.parts:
+            if isinstance(part.module, torch.jit.ScriptModule):
+                twins[id(part.module)] = part.module
+                continue
             kind: Any = parametrize.type_before_parametrizations(part.module)
             twin = twins[id(part.module)] = kind.__new__(kind)
             twin.__dict__.update(part.module.__dict__)
@@ -85,20 +90,39 @@ class PureModule:
                 **{name: filled(value) for name, value in part.parametrized.items()},
             )
         for part in self.parts:
+            twin = twins[id(part.module)]
+            if twin is part.module:
+                continue
             children = part.module._modules.items()
-            twins[id(part.module)].__dict__["_modules"] = {
-                name: child if child is None else twins.get(id(_plain(child)), child) for name, child in children
-            }
+            own = {name: _moved(value, twins) for name, value in part.module.__dict__.items() if callable(value)}
+            twin.__dict__.update(
+                own,
+                _modules={
+                    name: child if child is None else twins.get(id(_plain(child)), child) for name, child in children
+                },
+                _compiled_call_impl=None,
+            )
         return twins[id(self.parts[0].module)]
 
 
+def _moved(value: Any, twins: dict[int, nn.Module]) -> Any:
+    """A bound method, or a function with some arguments filled in, of the twins in place of the modules."""
+    if isinstance(value, MethodType):
+        return MethodType(value.__func__, twins.get(id(value.__self__), value.__self__))
+    if isinstance(value, partial):
+        args = (twins.get(id(each), each) for each in value.args)
+        keywords = {name: twins.get(id(each), each) for name, each in value.keywords.items()}
+        return partial(_moved(value.func, twins), *args, **keywords)
+    return value
+
+
 def own_modules(module: nn.Module) -> list[nn.Module]:
-    """The module and those within it; none where TorchScript has hidden them."""
+    """The module and those within it, but for what is within one that TorchScript has compiled."""
     queue = [_plain(module)]
     found = {id(queue[0])}
     for module in queue:
         if isinstance(module, torch.jit.ScriptModule):
-            return []
+            continue
         for name, child in module._modules.items():
             if child is None or id(_plain(child)) in found:
                 continue
@@ -122,11 +146,15 @@ def own_tensors(parts: Sequence[nn.Module]) -> list[Tensor]:
 
 def _plain(module: nn.Module) -> nn.Module:
     """The module itself where torch.compile has wrapped it: compiled code has no second derivatives."""
+    if isinstance(module, torch.jit.ScriptModule):
+        return module
     original = module._modules.get("_orig_mod")
     return module if original is None else original
 
 
 def _part(module: nn.Module, placed: Callable[[Any], Any]) -> _Part:
+    if isinstance(module, torch.jit.ScriptModule):
+        return _Part(module, module.training, {}, {}, {})
     return _Part(
         module,
         module.training,

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 import warnings
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
+from functools import partial
 from html import escape
 from typing import Any, Literal, NamedTuple
 
@@ -127,34 +130,87 @@ def layer_name(layer: nn.Module, otherwise: str) -> str:
     return next((log.names[id(layer)] for log in reversed(_logs.get()) if id(layer) in log.names), otherwise)
 
 
-def report(
-    logs: tuple[Log, ...],
-    name: str,
-    direction: Literal["forward", "backward"],
-    converged: bool,
-    found: Callable[[], Solution],
-) -> None:
-    """Enter a solve in the logs that were open at its forward, and warn if rows did not converge.
+class Reports(NamedTuple):
+    """Where the solves of one call of a layer, or of `fixed_point`, are told."""
 
-    Args:
-        logs, name, direction: where, and of what.
-        converged: whether all rows did.
-        found: makes the solution, which costs transfers to the device.
-    """
-    if converged and not logs:
-        return
-    solution = found()
-    for log in logs:
-        kept = solution if log.values else replace(solution, value=())
-        (log.forward if direction == "forward" else log.backward).append(Record(name, kept))
-    if not converged:
-        text = f"{name}, {direction} solve: {solution.summary()}"
+    logs: tuple[Log, ...]
+    """Those that were open at its forward."""
+    name: str
+    owner: Any
+    """The layer, or the function."""
+
+    def enter(
+        self,
+        direction: Literal["forward", "backward"],
+        converged: bool,
+        found: Callable[[], Solution],
+        radius: Callable[[], float | None] = lambda: None,
+    ) -> None:
+        """Enter a solve in the logs, and warn if rows did not converge, unless that has been said before.
+
+        Args:
+            direction: which of the two.
+            converged: whether all rows did.
+            found: makes the solution, which costs transfers to the device.
+            radius: measures the spectral radius of the Jacobian, where that is cheap.
+        """
+        if converged and not self.logs:
+            return
+        solution = found()
+        for log in self.logs:
+            kept = solution if log.values else replace(solution, value=())
+            (log.forward if direction == "forward" else log.backward).append(Record(self.name, kept))
+        if converged or _ignored() or not _is_news(self.owner, direction, solution):
+            return
+        text = f"{self.name}, {direction} solve: {solution.summary()}"
         if direction == "backward":
             text += (
                 "\nFor this solve these are settings of gradient=ImplicitGradient(solver=…, rtol=…, max_steps=…), "
                 "whose unconverged=… says what becomes of such rows"
             )
+        measured = radius()
+        if measured is not None:
+            text += f"\nThe spectral radius of the Jacobian there is about {measured:.2g}"
+            text += ": plain iteration runs away, scale the weights down" if measured > 1 else ""
+        text += (
+            "\nimplicit.diagnostics.diagnose looks for the cause. Said again once it is ten times worse; "
+            "implicit.record() has every solve"
+        )
         warnings.warn(text, ConvergenceWarning, stacklevel=level_of_caller())
+
+
+_worst: weakref.WeakKeyDictionary[Any, dict[str, float]] = weakref.WeakKeyDictionary()
+"""Of each layer, or of a function's code, the largest residual that a warning has told, in each direction."""
+WORSE = 10.0
+"""Factor by which a residual must exceed that to be told again."""
+
+
+def _ignored() -> bool:
+    """Whether the caller wants no such warning: what he does not see has not been told."""
+    for action, message, category, module, _ in warnings.filters:
+        if issubclass(ConvergenceWarning, category) and message is None and module is None:
+            return action == "ignore"
+    return False
+
+
+def _is_news(owner: Any, direction: str, solution: Solution) -> bool:
+    known = _worst.setdefault(_lasting(owner), {})
+    residuals = solution.residual[~solution.converged]
+    residual = math.inf if bool(residuals.isnan().any()) else float(residuals.max())
+    if direction in known and not residual >= WORSE * known[direction]:
+        return False
+    if known.get(direction) == math.inf:
+        return False
+    known[direction] = residual
+    return True
+
+
+def _lasting(owner: Any) -> Any:
+    """What is the same each time the code that defines a function runs."""
+    while isinstance(owner, partial):
+        owner = owner.func
+    owner = getattr(owner, "__self__", owner)
+    return getattr(owner, "__code__", owner)
 
 
 def level_of_caller() -> int:

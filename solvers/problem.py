@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -11,6 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch._subclasses import FakeTensor
 
 from .norms import Measure
 from .state import Layout, State, autocast_dtype, tree_leaves, tree_map
@@ -74,6 +76,8 @@ class Problem:
         """Relative, of what f returns."""
         self.spent: NDArray[np.int64] | None = None
         """(rows,) evaluations that a solver made within its last step."""
+        self.advice: str | None = None
+        """What an error of the first evaluation is to say besides."""
 
     @property
     def spread(self) -> float:
@@ -97,9 +101,14 @@ class Problem:
             output = self.f(layout.unflatten(flat), *self.args)
             image = layout.flatten(layout.check(output, flat.shape[0]))
         except Exception as error:
-            if not self.dropped or isinstance(error, torch.OutOfMemoryError):
+            if isinstance(error, torch.OutOfMemoryError):
                 raise
-            raise DroppedRowsError(str(error)) from error
+            if self.dropped:
+                raise DroppedRowsError(str(error)) from error
+            if self.advice is not None and len(error.args) == 1 and isinstance(error.args[0], str):
+                error.args = (f"{error.args[0]}\n{self.advice}",)
+            raise
+        self.advice = None
         # a cell may take gradients inside: without a graph of ours, its own must not grow from step to step
         return image.detach() if image.requires_grad and not torch.is_grad_enabled() else image
 
@@ -179,9 +188,28 @@ def prepare(f: Any, z0: State, args: Any, kind: type[Problem] = Problem) -> Prob
     if not isinstance(args, tuple):
         raise TypeError(f"args is a {type(args).__name__}: pass a tuple, args=(x,)")
     layout = Layout(z0)
-    if layout.device.type == "meta":
-        raise ValueError("z0 is on the meta device: there are no residuals to look at; pass tensors with values")
+    _refuse_recording(f, layout, tree_leaves(z0)[0])
     return kind(f, args, layout)
+
+
+def _refuse_recording(f: Any, layout: Layout, first: Tensor) -> None:
+    """Raise where there are no residuals to look at, or where one look would be taken for all."""
+    proxies = sys.modules.get("torch.fx.experimental.proxy_tensor")
+    fault = None
+    if torch.jit._trace.is_tracing():
+        fault = "torch.jit.trace would replay the steps of this one solve whatever the data"
+    elif torch.compiler.is_exporting():
+        fault = "torch.export has no values to look at"
+    elif layout.device.type == "meta" or isinstance(first, FakeTensor):
+        fault = f"{'tensors on the meta device' if layout.device.type == 'meta' else 'fake tensors'} have no values"
+    elif proxies is not None and proxies.get_proxy_mode() is not None:
+        fault = "make_fx would replay the steps of this one solve whatever the data"
+    if fault is not None:
+        name = getattr(f, "__name__", type(f).__name__)
+        raise RuntimeError(
+            f"the equilibrium of {name} cannot be recorded: it takes as many steps as its residuals say, and {fault}. "
+            "Take the layer's form of a fixed number of steps, layer.exported(*inputs), or pass tensors with values"
+        )
 
 
 def select(values: Any, rows: Tensor) -> Any:

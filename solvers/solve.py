@@ -22,9 +22,16 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
+_OPEN_ENDED = (
+    "a solve takes as many steps as its data need, which no single graph can hold: drop fullgraph=True, or take the "
+    "layer's form of a fixed number of steps, layer.exported(*inputs)"
+)
+
+
 def uncompiled(function: Callable[P, R]) -> Callable[P, R]:
     """The function, run as it is between the graphs of a compiled caller: a solve's length depends on its data."""
-    apart = _disable_dynamo(function)  # which imports the compiler when first called: that takes seconds
+    apart: Any = _disable_dynamo(function)  # which imports the compiler when first called: that takes seconds
+    apart._torchdynamo_disable, apart._torchdynamo_disable_msg = True, _OPEN_ENDED
 
     @wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:

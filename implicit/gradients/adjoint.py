@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from abc import abstractmethod
 from typing import Any
 
@@ -13,10 +12,12 @@ from solvers import QuasiNewtonSolver
 from solvers.loops.captures import Source
 
 from ..capture import backward_source
+from ..compiled import uncompiled
 from ..explicit import Explicit
-from ..graph import anchored, computed_from, leaves
+from ..graph import anchored
 from .base import Evaluation, Gradient, Map, Report, refuse_second_derivatives
-from .root import pullback
+from .batched import one_by_one
+from .higher import Sources, differentiable
 
 
 class AdjointGradient(Gradient):
@@ -26,11 +27,10 @@ class AdjointGradient(Gradient):
         return anchored(value, *inputs)
 
     def attach(self, at: Evaluation) -> Tensor:
-        inverse = self.inverse(at)
-        explicit, tensors = at.explicit() if self.exact else (None, ())
-        # a backward pass visits all that this hangs below, even where it brings no gradient
-        used = [tensor if uses else tensor.detach() for tensor, uses in zip(tensors, computed_from(at.image, tensors))]
-        attached: Tensor = _Implicit.apply(at.image, at.point, self, explicit, at.report, inverse, *used)
+        explicit, tensors = at.explicit()
+        sources = Sources.of(explicit, tensors, at.image)
+        others = self, sources, at.hooked, at.report, self.inverse(at)
+        attached: Tensor = _Implicit.apply(at.image, at.point, *others, *sources.visited(tensors), *sources.captured)
         return attached.clone()  # which the caller may write to: the backward reads what it is a copy of
 
     def inverse(self, at: Evaluation) -> Map | None:
@@ -59,19 +59,33 @@ def inverse_estimate(at: Evaluation) -> Map:
 
 
 class Products:
-    """`u ↦ Jᵀu` at the solution, by the tracked evaluation."""
+    """`u ↦ Jᵀu` at the solution, by the tracked evaluation, or by another one that is made for it."""
 
-    def __init__(self, image: Tensor, point: Tensor, explicit: Explicit | None, tensors: list[Tensor]) -> None:
+    def __init__(self, image: Tensor, point: Tensor, explicit: Explicit, tensors: list[Tensor]) -> None:
         self.image, self.point, self.explicit, self.tensors = image, point, explicit, tensors
 
     def __call__(self, u: Tensor) -> Tensor:
+        try:
+            return self._product(u)
+        except RuntimeError as error:
+            if "donated buffers" not in str(error):  # compiled code gives them up at its first use
+                raise
+            self.evaluate_again()
+            return self._product(u)
+
+    def _product(self, u: Tensor) -> Tensor:
         (product,) = torch.autograd.grad(self.image, self.point, u, retain_graph=True, allow_unused=True)
         return torch.zeros_like(u) if product is None else product
 
+    def evaluate_again(self) -> None:
+        """Have a graph of its own."""
+        self.point = self.point.detach().requires_grad_()
+        with torch.enable_grad(), uncompiled():
+            image = self.explicit(self.point, *(tensor.detach() for tensor in self.tensors))
+        self.image = image if image.requires_grad else image + 0 * self.point
+
     def source(self, shift: Tensor) -> Source | None:
         """What `solvers.Captured` records of the solve of `u = Jᵀu + shift`."""
-        if self.explicit is None:
-            return None
         return backward_source(self.explicit, self.tensors, self.point, shift)
 
 
@@ -88,80 +102,38 @@ class _Implicit(torch.autograd.Function):
         image: Tensor,
         point: Tensor,
         policy: AdjointGradient,
-        explicit: Explicit | None,
+        sources: Sources,
+        hooked: bool,
         report: Report,
         inverse: Map | None,
         *tensors: Tensor,
     ) -> Tensor:
         value = point.detach()
-        ctx.save_for_backward(image, point, value, *tensors)
-        ctx.policy, ctx.explicit, ctx.report, ctx.inverse = policy, explicit, report, inverse
+        ctx.save_for_backward(image, point, value, *tensors[: len(tensors) - len(sources.captured)])
+        ctx.policy, ctx.sources, ctx.hooked, ctx.report, ctx.inverse = policy, sources, hooked, report, inverse
         return value
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         image, point, value, *tensors = ctx.saved_tensors
-        others = (None, None, None, None, None)
+        policy, sources, report = ctx.policy, ctx.sources, ctx.report
+        others = (None,) * 6
         if torch.is_grad_enabled():
-            if ctx.explicit is None:
+            if not policy.exact:
                 refuse_second_derivatives()
-            return None, *others, *_differentiable(ctx, value, tensors, ctx.needs_input_grad[6:], grads[0])
+            sources.refuse_compiled()
 
-        products = Products(image, point, ctx.explicit, tensors)
-        u = ctx.policy.linear(products, grads[0], ctx.report, ctx.inverse)
-        return u, *others, *(None for _ in tensors)
+            def linear(product: Map, shift: Tensor) -> Tensor:
+                return one_by_one(lambda shift: policy.linear(product, shift, report, None), shift)
 
+            return None, *others, *differentiable(linear, sources, value, tensors, ctx.needs_input_grad[7:], grads[0])
 
-def _differentiable(
-    ctx: Any, z: Tensor, tensors: list[Tensor], wanted: tuple[bool, ...], grad: Tensor
-) -> list[Tensor | None]:
-    """The gradients in the tensors that want one, each with its own graph."""
-    known = [tensor.detach().requires_grad_() for tensor in (z, *tensors)]
-    refuse_captured(ctx.explicit, ctx.explicit(*known), known, "second derivatives through an equilibrium")
-    chosen = [position for position, wants in enumerate(wanted) if wants]
+        products = Products(image, point, sources.explicit, tensors)
+        if ctx.hooked:  # each product would have the hooks bring back what was saved: a checkpoint, by another solve
+            products.evaluate_again()
 
-    def f(z: Tensor, *some: Tensor) -> Tensor:
-        replaced = dict(zip(chosen, some, strict=True))
-        everything = (replaced.get(position, tensor) for position, tensor in enumerate(constants))
-        image: Tensor = ctx.explicit(z, *everything)
-        return image
+        def solve(grad: Tensor) -> Tensor:
+            found: Tensor = policy.linear(products, grad, report, ctx.inverse)
+            return found
 
-    constants = [tensor.detach() for tensor in tensors]
-    some = tuple(tensors[position] for position in chosen)
-    found = pullback(f, lambda product, shift: ctx.policy.linear(product, shift, ctx.report, None), z, some, grad)
-    gradients: list[Tensor | None] = [None] * len(tensors)
-    for position, gradient in zip(chosen, found, strict=True):
-        gradients[position] = gradient
-    return gradients
-
-
-def refuse_captured(explicit: Explicit, image: Tensor, known: list[Tensor], what: str) -> None:
-    """Raise if the image depends on tensors that want gradients and that the explicit function does not know.
-
-    Args:
-        explicit: the function.
-        image: its value at `known`.
-        known: leaves.
-        what: would be wrong without them.
-    """
-    captured = [leaf for leaf in leaves(image) if not any(leaf is tensor for tensor in known)]
-    if captured:
-        names = "; ".join(_described(explicit.problem.f, leaf) for leaf in captured)
-        raise RuntimeError(
-            f"{what} would miss what f captures: {names}. Pass such tensors through args, or make f an nn.Module that "
-            "has them as parameters and uses nothing computed from them outside"
-        )
-
-
-def _described(f: Any, leaf: Tensor) -> str:
-    """The variables of f that lead to the leaf, and its shape."""
-    variables: dict[str, Any] = {}
-    if inspect.isfunction(f):
-        seen = inspect.getclosurevars(f)
-        variables = {**seen.nonlocals, **seen.globals}
-    names = [
-        name
-        for name, value in variables.items()
-        if isinstance(value, Tensor) and any(leaf is source for source in leaves(value))
-    ]
-    return f"{', '.join(names) or 'a tensor'} (a leaf of shape {tuple(leaf.shape)}, {leaf.dtype})"
+        return one_by_one(solve, grads[0]), *others, *(None for _ in ctx.needs_input_grad[7:])

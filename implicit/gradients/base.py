@@ -42,6 +42,8 @@ class Evaluation:
     """That of the forward solve."""
     outcome: Outcome
     """What it found; with histories, if the policy `remembers`."""
+    hooked: bool
+    """Whether what the evaluation saved for autograd went through hooks, as within a checkpoint."""
 
 
 class Gradient(ABC):
@@ -128,12 +130,17 @@ def naive_step(f: Map, z: Tensor, damping: float) -> Tensor:
     return f(z) if damping == 1 else torch.lerp(z, f(z), damping)
 
 
-def unit_rows(x: Tensor) -> tuple[Tensor, Tensor]:
-    """The rows at length 1, and their lengths, (batch, 1), in a dtype whose squares stay in range; zeros stay."""
+def unit_batch(x: Tensor) -> tuple[Tensor, Tensor]:
+    """The batch scaled so that its longest row has length 1, and that row's length, in a dtype whose squares stay in
+    range; zeros stay.
+
+    By one number: where f couples the rows, J does not commute with numbers of their own.
+    """
     wider = torch.float64 if x.dtype in (torch.float32, torch.float64) else torch.float32
-    length = torch.linalg.vector_norm(x, dim=1, keepdim=True, dtype=wider)
-    length = torch.where(length > 0, length, 1)
-    return (x / length).to(x.dtype), length
+    lengths = torch.linalg.vector_norm(x, dim=1, dtype=wider)
+    longest = torch.where(lengths.isfinite(), lengths, 0).amax() if len(x) else lengths.new_ones(())
+    longest = torch.where(longest > 0, longest, 1)
+    return (x / longest).to(x.dtype), longest
 
 
 def require_quasi_newton(who: str, solver: Solver) -> None:

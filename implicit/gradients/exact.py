@@ -14,7 +14,7 @@ from solvers.iterate import iterate
 from solvers.problem import prepare
 
 from .adjoint import AdjointGradient, Products
-from .base import Gradient, Map, Report, require_quasi_newton, unit_rows
+from .base import Gradient, Map, Report, require_quasi_newton, unit_batch
 from .root import root
 
 
@@ -34,12 +34,12 @@ class ImplicitGradient(AdjointGradient):
     """The exact gradient: for an incoming `g` solve `u = Jᵀu + g`, `J = ∂f/∂z` at `z*`, then pull `u` back through f.
 
     The default. Costs one tracked evaluation and one vector–Jacobian product a backward step; memory does not grow
-    with the forward solver's steps. As exact as the forward solve and `rtol` allow. Rows are scaled to unit length
-    before solving, so the result does not depend on the loss's scale.
+    with the forward solver's steps. As exact as the forward solve and `rtol` allow. The batch is scaled before
+    solving, so the result does not depend on the loss's scale.
 
-    Derivatives of any order, and the transforms of torch.func, solve such an equation for each derivative, as exact
-    in the tensors that the layer knows: the arguments, and the parameters of a module. A second derivative of an f
-    that captures others is refused; a first one reaches them. Source: Bai, Kolter, Koltun, "Deep Equilibrium Models",
+    Derivatives of any order, and the transforms of torch.func, solve such an equation for each derivative, as exact.
+    They reach the arguments, the parameters of a module, and whatever else f captures; under a transform the last are
+    refused. Source: Bai, Kolter, Koltun, "Deep Equilibrium Models",
     NeurIPS 2019.
     """
 
@@ -101,7 +101,7 @@ class ImplicitGradient(AdjointGradient):
         return self._solved(product, shift, report, inverse, self._settings)
 
     def _solved(self, product: Map, shift: Tensor, report: Report, inverse: Map | None, settings: Settings) -> Tensor:
-        unit, length = unit_rows(shift)
+        unit, length = unit_batch(shift)
         start = unit if inverse is None else inverse(unit)
         problem = prepare(lambda u: product(u) + unit, start, ())
         if isinstance(product, Products) and product.explicit is not None:

@@ -14,8 +14,8 @@ from solvers.solution import History
 
 from ..explicit import Explicit
 from ..recording import ConvergenceWarning
-from .adjoint import refuse_captured
 from .base import Evaluation, Gradient, refuse_second_derivatives
+from .higher import Sources, refuse_captured
 
 LOST = 1e-3
 """Relative distance from the start at which undoing must end, else its digits are gone."""
@@ -43,6 +43,9 @@ class ReversibleGradient(Gradient):
     def attach(self, at: Evaluation) -> Tensor:
         assert isinstance(at.solver, Reversible)
         explicit, tensors = at.explicit()
+        captured = Sources.of(explicit, tensors, at.image).captured
+        if captured:
+            refuse_captured(explicit, captured, "the gradient of a reversible iteration")
         steps = torch.from_numpy(at.outcome.rows.steps).to(at.point.device)
         histories = at.outcome.histories
         attached: Tensor = _Undo.apply(at.point, at.solver, explicit, histories, steps, at.start, *tensors)
@@ -87,8 +90,6 @@ class _Undo(torch.autograd.Function):
             with torch.enable_grad():
                 point = before.detach().requires_grad_()
                 image = ctx.explicit(point, *known)
-            if position == int(last.max()):
-                refuse_captured(ctx.explicit, image, [point, *known], "the gradient of a reversible iteration")
             found = torch.autograd.grad(image, [point, *known], damping * adjoint, allow_unused=True)
             for total, gradient in zip(sums, found[1:], strict=True):
                 if gradient is not None:

@@ -1,4 +1,4 @@
-"""The root of an explicit function, differentiable to any order and under the transforms of torch.func."""
+"""The root of a function, differentiable to any order: by autograd, and under the transforms of torch.func."""
 
 from __future__ import annotations
 
@@ -9,21 +9,23 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-Function = Callable[..., Tensor]
-"""`f(z, *tensors)`, pure."""
+from . import partial
+from .partial import Function
+
 Linear = Callable[[Callable[[Tensor], Tensor], Tensor], Tensor]
 """`(product, shift) ↦ u` with `u = product(u) + shift`, untracked."""
 
 
-def root(f: Function, find: Function, linear: Linear, *tensors: Tensor) -> Tensor:
+def root(f: Function, find: Function, linear: Linear, *tensors: Tensor, captured: tuple[Tensor, ...] = ()) -> Tensor:
     """`z = f(z, *tensors)`, by the implicit function theorem as often as it is differentiated.
 
     Args:
-        f: pure: a tensor that it captures counts as a constant.
+        f: in which whatever is not among the tensors and those captured counts as a constant.
         find: `find(*tensors)` is the root, found without a graph.
         linear: solves the linear equations of the derivatives.
+        captured: tensors that f uses besides; none under a transform.
     """
-    value: Tensor = _Root.apply(f, find, linear, *tensors)
+    value: Tensor = _Root.apply(f, find, linear, len(captured), *tensors, *captured)
     return value
 
 
@@ -42,17 +44,26 @@ def followed(tensor: Tensor) -> bool:
     return bool(wrapping.is_functorch_wrapped_tensor(tensor)) and followed(wrapping.get_unwrapped(tensor))
 
 
-def pullback(f: Function, linear: Linear, z: Tensor, tensors: tuple[Tensor, ...], grad: Tensor) -> tuple[Tensor, ...]:
-    """`gᵀ ∂z/∂tensors` at the root z: `u = Jᵀu + g` is a root itself, pulled back through f."""
+def pullback(
+    f: Function,
+    linear: Linear,
+    z: Tensor,
+    tensors: tuple[Tensor, ...],
+    grad: Tensor,
+    captured: tuple[Tensor, ...] = (),
+) -> tuple[Tensor, ...]:
+    """`gᵀ ∂z/∂tensors` at the root z, and those captured: `u = Jᵀu + g` is a root itself, pulled back through f."""
+    # autograd takes cells that the transforms do not: with hooks, checkpoints, functions of old
+    reverse = _reverse if transformed() else partial.transposed
 
     def transposed(u: Tensor, shift: Tensor, z: Tensor, *tensors: Tensor) -> Tensor:
-        return _reverse(f, z, tensors)(u) + shift
+        return reverse(f, z, tensors)(u) + shift
 
     def find(shift: Tensor, z: Tensor, *tensors: Tensor) -> Tensor:
-        return linear(_reverse(f, z, tensors), shift)
+        return linear(reverse(f, z, tensors), shift)
 
-    u = root(transposed, find, linear, grad, z, *tensors)
-    return _products(f, z, tensors, u)
+    u = root(transposed, find, linear, grad, z, *tensors, captured=captured)
+    return _products(f, z, tensors, u) if transformed() else partial.products(f, z, tensors, captured, u)
 
 
 def pushforward(f: Function, linear: Linear, z: Tensor, tensors: tuple[Tensor, ...], tangents: list[Tensor]) -> Tensor:
@@ -90,27 +101,30 @@ def _forward(f: Function, z: Tensor, tensors: tuple[Tensor, ...]) -> Callable[[T
 
 class _Root(torch.autograd.Function):
     @staticmethod
-    def forward(f: Function, find: Function, linear: Linear, *tensors: Tensor) -> Tensor:
+    def forward(f: Function, find: Function, linear: Linear, captured: int, *tensors: Tensor) -> Tensor:
         with torch.no_grad():
-            return find(*tensors)
+            return find(*tensors[: len(tensors) - captured])
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        ctx.f, _, ctx.linear, *tensors = inputs
-        ctx.save_for_backward(output, *tensors)
-        ctx.save_for_forward(output, *tensors)
+        ctx.f, _, ctx.linear, count, *tensors = inputs
+        known = len(tensors) - count
+        ctx.captured = tuple(tensors[known:])
+        ctx.save_for_backward(output, *tensors[:known])
+        ctx.save_for_forward(output, *tensors[:known])
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
         z, *tensors = ctx.saved_tensors
-        return (None, None, None, *pullback(ctx.f, ctx.linear, z, tuple(tensors), grads[0]))
+        found = pullback(ctx.f, ctx.linear, z, tuple(tensors), grads[0], ctx.captured)
+        return (None, None, None, None, *found)
 
     @staticmethod
     def jvp(ctx: Any, *grad_inputs: Any) -> Tensor:
         z, *tensors = ctx.saved_tensors
         tangents = [
             torch.zeros_like(tensor) if tangent is None else tangent
-            for tensor, tangent in zip(tensors, grad_inputs[3:], strict=True)
+            for tensor, tangent in zip(tensors, grad_inputs[4:], strict=True)
         ]
         return pushforward(ctx.f, ctx.linear, z, tuple(tensors), tangents)
 

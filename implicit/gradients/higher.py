@@ -1,0 +1,144 @@
+"""A backward pass that is to be differentiated in turn."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..compiled import uncompiled
+from ..explicit import Explicit
+from ..graph import computed_from, leaves
+from .root import Linear, pullback, transformed
+
+
+@dataclass(frozen=True)
+class Sources:
+    """What the tracked evaluation was computed from."""
+
+    explicit: Explicit
+    """It, as a function of the tensors that the layer knows."""
+    uses: list[bool]
+    """Which of these."""
+    captured: tuple[Tensor, ...]
+    """Other leaves that want gradients."""
+    compiled: bool
+    """Whether by code of torch.compile."""
+
+    @classmethod
+    def of(cls, explicit: Explicit, tensors: Sequence[Tensor], image: Tensor) -> Sources:
+        origin = computed_from(image, tensors)
+        return cls(explicit, origin.used, tuple(origin.others), origin.compiled)
+
+    def visited(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """The tensors, those that are not used without their graph.
+
+        A backward pass visits all that a node hangs below, even where it brings no gradient.
+        """
+        return [tensor if uses else tensor.detach() for tensor, uses in zip(tensors, self.uses, strict=True)]
+
+    def refuse_compiled(self) -> None:
+        """Raise where the backward pass runs through compiled code, which has no second derivatives."""
+        if self.compiled:
+            raise RuntimeError(
+                "second derivatives run through the cell's backward pass, and torch.compile makes one that has none: "
+                "use the cell that was compiled (compiled._orig_mod) for them, or torch.compiler.set_stance"
+                "('force_eager') around the layer"
+            )
+
+    def direct(self, z: Tensor, tensors: Sequence[Tensor], what: str) -> list[int]:
+        """Which of the tensors f uses itself, whatever is handed in for them: as its forward may, where it is replaced.
+
+        Raises RuntimeError where f, evaluated again, does not use what it did before.
+        """
+        wants = (True, *self.uses)
+        known = [tensor.detach().requires_grad_(want) for want, tensor in zip(wants, (z, *tensors), strict=True)]
+        with torch.enable_grad(), uncompiled():
+            image = self.explicit(*known)
+        uses, captured, _ = computed_from(image, (*known[1:], *tensors))
+        handed_in, direct = uses[: len(tensors)], uses[len(tensors) :]
+        missing = [leaf for leaf in captured if not any(leaf is other for other in (known[0], *self.captured))]
+        if missing:
+            refuse_captured(self.explicit, missing, what)
+        lost = [place for place, uses in enumerate(self.uses) if uses and not (handed_in[place] or direct[place])]
+        lost += [place for place, leaf in enumerate(self.captured) if not any(leaf is other for other in captured)]
+        if lost:
+            raise RuntimeError(
+                f"{what} need f evaluated once more, and it no longer depends on all that it did in the forward pass: "
+                "keep its parameters, and what it captures, as they are until the backward pass"
+            )
+        return [place for place, uses in enumerate(direct) if uses]
+
+
+def differentiable(
+    linear: Linear,
+    sources: Sources,
+    z: Tensor,
+    tensors: Sequence[Tensor],
+    wanted: tuple[bool, ...],
+    grad: Tensor,
+) -> list[Tensor | None]:
+    """The gradients in the tensors, and in those captured, that want one, each with its own graph."""
+    what = "second derivatives through an equilibrium"
+    direct = sources.direct(z, tensors, what)
+    captured = (*(tensors[place] for place in direct), *sources.captured)
+    if captured and transformed():
+        refuse_captured(sources.explicit, captured, f"{what} by a transform of torch.func")
+    chosen = [place for place, wants in enumerate(wanted[: len(tensors)]) if wants]
+    constants = [tensor.detach() for tensor in tensors]
+
+    def f(z: Tensor, *some: Tensor) -> Tensor:
+        replaced = dict(zip(chosen, some, strict=True))
+        everything = (replaced.get(place, tensor) for place, tensor in enumerate(constants))
+        with uncompiled():
+            image: Tensor = sources.explicit(z, *everything)
+        return image
+
+    some = tuple(tensors[place] for place in chosen)
+    found = pullback(f, linear, z, some, grad, captured)
+    gradients: list[Tensor | None] = [None] * len(wanted)
+    for place, gradient in zip(chosen, found):
+        gradients[place] = gradient
+    for place, gradient in zip((*direct, *range(len(tensors), len(wanted))), found[len(chosen) :], strict=True):
+        known = gradients[place]
+        gradients[place] = gradient if known is None else known + gradient
+    return gradients
+
+
+def refuse_captured(explicit: Explicit, captured: Sequence[Tensor], what: str) -> None:
+    """Raise, naming the tensors that f captures."""
+    f = explicit.problem.f
+    own = (
+        [name for name, parameter in f.named_parameters() for leaf in captured if parameter is leaf]
+        if isinstance(f, nn.Module)
+        else []
+    )
+    if own:
+        raise RuntimeError(
+            f"{what} would miss {', '.join(own)}: they are parameters, but are used whatever is handed in, since "
+            "its forward, or that of a part, was replaced by a function that holds the module: bind it by "
+            "types.MethodType or functools.partial, which are followed"
+        )
+    names = "; ".join(_described(f, leaf) for leaf in captured)
+    raise RuntimeError(
+        f"{what} would miss what f captures: {names}. Pass such tensors through args, or make f an nn.Module that "
+        "has them as parameters and uses nothing computed from them outside"
+    )
+
+
+def _described(f: Any, leaf: Tensor) -> str:
+    """The variables of f that lead to the leaf, and its shape."""
+    variables: dict[str, Any] = {}
+    if inspect.isfunction(f):
+        seen = inspect.getclosurevars(f)
+        variables = {**seen.nonlocals, **seen.globals}
+    names = [
+        name
+        for name, value in variables.items()
+        if isinstance(value, Tensor) and any(leaf is source for source in leaves(value))
+    ]
+    return f"{', '.join(names) or 'a tensor'} (a leaf of shape {tuple(leaf.shape)}, {leaf.dtype})"

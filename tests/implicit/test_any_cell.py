@@ -1,0 +1,293 @@
+"""Cells of every kind that autograd takes: first and second derivatives against a converged unrolling."""
+
+import functools
+from types import MethodType
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint, checkpoint_sequential
+
+from implicit import ImplicitGradient, fixed_point
+from solvers import GMRES
+
+from .cells import DIM, TIGHT, exact, inputs, tight_layer, unrolled
+
+# of the references: their start has no gradient, and CSR tensors are beta
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:.*torch.jit", "ignore:Full backward hook is firing", "ignore:Sparse CSR tensor support"
+)
+
+
+class Plain(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Linear(DIM, DIM, dtype=torch.float64)
+        nn.init.uniform_(self.inner.weight, -0.15, 0.15)
+
+    def forward(self, z, x):
+        return torch.tanh(self.inner(z) + x)
+
+
+class Checkpointed(Plain):
+    def forward(self, z, x):
+        return checkpoint(super().forward, z, x, use_reentrant=False)
+
+
+class Segments(Plain):
+    def __init__(self):
+        super().__init__()
+        self.steps = nn.Sequential(self.inner, nn.Tanh(), nn.Linear(DIM, DIM, dtype=torch.float64), nn.Tanh())
+
+    def forward(self, z, x):
+        return 0.5 * checkpoint_sequential(self.steps, 2, z + x, use_reentrant=False)
+
+
+class Nested(Plain):
+    def forward(self, z, x):
+        return checkpoint(
+            lambda z: checkpoint(super(Nested, self).forward, z, x, use_reentrant=False), z, use_reentrant=False
+        )
+
+
+class OldTanh(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        y = x.tanh()
+        ctx.save_for_backward(y)
+        return y
+
+    @staticmethod
+    def backward(ctx, grad):
+        (y,) = ctx.saved_tensors
+        return grad * (1 - y * y)
+
+
+class OfOld(Plain):
+    def forward(self, z, x):
+        return OldTanh.apply(self.inner(z) + x)
+
+
+class OnTheHost(Plain):
+    def forward(self, z, x):
+        with torch.autograd.graph.save_on_cpu():
+            return super().forward(z, x)
+
+
+class Looks(Plain):
+    def forward(self, z, x):
+        self.largest = float(abs(z.detach().cpu().numpy()).max(initial=0))
+        return super().forward(z, x)
+
+
+class Sparse(Plain):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("matrix", (0.3 * torch.eye(DIM, dtype=torch.float64)).to_sparse_csr())
+
+    def forward(self, z, x):
+        return torch.tanh(self.inner(z) + (self.matrix @ z.mT).mT + x)
+
+
+class SparseWeight(Plain):
+    def __init__(self):
+        super().__init__()
+        self.matrix = nn.Parameter((0.3 * torch.eye(DIM, dtype=torch.float64)).to_sparse_coo())
+
+    def forward(self, z, x):
+        return torch.tanh(self.inner(z) + torch.sparse.mm(self.matrix, z.mT).mT + x)
+
+
+class Fourier(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(0.2 * torch.randn(4, dtype=torch.complex128))
+
+    def forward(self, z, x):
+        return torch.tanh(torch.fft.irfft(torch.fft.rfft(z) * self.weight[: DIM // 2 + 1], n=DIM) + x)
+
+
+class InATuple(nn.Module):
+    """Its parameters are not registered: it captures them."""
+
+    def __init__(self):
+        super().__init__()
+        self.parts = (Plain(), {"second": Plain()})
+
+    def forward(self, z, x):
+        return 0.5 * self.parts[0](z, x) + 0.4 * self.parts[1]["second"](z, x)
+
+    def hidden(self):
+        return [*self.parts[0].parameters(), *self.parts[1]["second"].parameters()]
+
+
+class Attribute(Plain):
+    def __init__(self):
+        super().__init__()
+        self.scale = torch.full((), 0.7, dtype=torch.float64, requires_grad=True)
+
+    def forward(self, z, x):
+        return self.scale * super().forward(z, x)
+
+    def hidden(self):
+        return [self.scale]
+
+
+class Scripted(nn.Module):
+    def __init__(self):
+        super().__init__()
+        linear = nn.Linear(DIM, DIM, dtype=torch.float64)
+        self.net = torch.jit.script(nn.Sequential(linear, nn.Tanh()))
+
+    def forward(self, z, x):
+        return 0.5 * self.net(z) + x
+
+
+def hooked(kind):
+    cell = Plain()
+    if kind == "full backward":
+        cell.inner.register_full_backward_hook(lambda module, grads, outputs: None)
+    elif kind == "full backward pre":
+        cell.register_full_backward_pre_hook(lambda module, grads: None)
+    elif kind == "forward":
+        cell.inner.register_forward_hook(lambda module, args, output: 0.9 * output)
+    else:
+        cell.inner.weight.register_hook(lambda grad: None)
+    return cell
+
+
+def patched(kind):
+    cell = Plain()
+    if kind == "partial":
+        cell.forward = functools.partial(Plain.forward, cell)
+    elif kind == "bound":
+        cell.forward = MethodType(lambda self, z, x: 0.9 * Plain.forward(self, z, x), cell)
+    elif kind == "as accelerate does":
+        old = cell.forward
+
+        def forward(module, *args):
+            return 0.9 * module.old_forward(*args)
+
+        cell.old_forward = old
+        cell.forward = functools.update_wrapper(functools.partial(forward, cell), old)
+    else:
+        cell.forward = lambda z, x: 0.9 * Plain.forward(cell, z, x)
+    return cell
+
+
+def replica():
+    """As DataParallel makes it: tensors computed from the parameters, as attributes."""
+    cell = Plain()
+    made = cell._replicate_for_data_parallel()
+    made._modules = dict(cell._modules)
+    inner = made._modules["inner"] = cell.inner._replicate_for_data_parallel()
+    for name, parameter in cell.inner.named_parameters():
+        inner._parameters.pop(name, None)
+        setattr(inner, name, 1.0 * parameter)
+    made.hidden = lambda: list(cell.parameters())
+    return made
+
+
+def capturing():
+    cell = Plain()
+    product = 0.1 * cell.inner.weight @ cell.inner.weight
+    cell.inner.register_forward_hook(lambda module, args, output: output + args[0] @ product)
+    return cell
+
+
+KINDS = {
+    "plain": Plain,
+    "full backward hook": lambda: hooked("full backward"),
+    "full backward pre-hook": lambda: hooked("full backward pre"),
+    "forward hook": lambda: hooked("forward"),
+    "hook of a weight": lambda: hooked("tensor"),
+    "checkpoint": Checkpointed,
+    "segments": Segments,
+    "checkpoint in a checkpoint": Nested,
+    "function of old": OfOld,
+    "saved on the CPU": OnTheHost,
+    "looks": Looks,
+    "CSR buffer": Sparse,
+    "complex weights": Fourier,
+    "modules in a tuple": InATuple,
+    "tensor attribute": Attribute,
+    "patched by a partial": lambda: patched("partial"),
+    "patched by a method": lambda: patched("bound"),
+    "patched as accelerate does": lambda: patched("as accelerate does"),
+    "patched by a function": lambda: patched("lambda"),
+    "scripted part": Scripted,
+    "replica": replica,
+    "what is computed from a parameter outside": capturing,
+}
+
+
+def targets(cell, x):
+    hidden = cell.hidden() if hasattr(cell, "hidden") else []
+    return [x, *cell.parameters(), *hidden]
+
+
+@pytest.mark.parametrize("gradient", [exact(), ImplicitGradient(GMRES(), rtol=1e-12)], ids=["Anderson", "GMRES"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_derivatives_are_those_of_a_converged_unrolling(kind, gradient):
+    torch.manual_seed(0)
+    cell, x = KINDS[kind](), inputs(2)
+    wanted = targets(cell, x)
+    vectors = [torch.randn_like(target) for target in wanted]
+
+    def derivatives(z):
+        first = torch.autograd.grad(z.sin().sum(), wanted, create_graph=True)
+        inner = sum((gradient * vector).abs().square().sum() for gradient, vector in zip(first, vectors, strict=True))
+        return *first, *torch.autograd.grad(inner, wanted, retain_graph=True)
+
+    found, expected = derivatives(tight_layer(cell, gradient)(x)), derivatives(unrolled(cell, x))
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-7, atol=1e-9)
+
+
+def test_tensors_that_a_function_captures_get_second_derivatives():
+    leaf = (0.1 * torch.randn(DIM, DIM, dtype=torch.float64)).requires_grad_()
+    matrix, x = leaf @ leaf.mT, inputs()
+
+    def f(z, x):
+        return torch.tanh(z @ matrix + x + 0.1 * z @ leaf)
+
+    def second(z):
+        (first,) = torch.autograd.grad(z.square().sum(), leaf, create_graph=True)
+        return torch.autograd.grad(first.sin().sum(), (leaf, x), retain_graph=True)
+
+    found = second(fixed_point(f, torch.zeros_like(x), (x,), gradient=exact(), **TIGHT))
+    for one, other in zip(found, second(unrolled(f, x)), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-7, atol=1e-9)
+
+
+def test_third_derivatives_of_a_cell_with_a_checkpoint_and_a_captured_tensor():
+    class Scaled(Checkpointed):
+        scale = torch.full((), 0.6, dtype=torch.float64, requires_grad=True)
+
+        def forward(self, z, x):
+            return self.scale * super().forward(z, x)
+
+    cell, x = Scaled(), inputs(1)
+
+    def third(z):
+        (first,) = torch.autograd.grad(z.sin().sum(), x, create_graph=True)
+        (second,) = torch.autograd.grad(first.sin().sum(), cell.scale, create_graph=True)
+        return torch.autograd.grad(second, [x, cell.scale, *cell.parameters()])
+
+    for one, other in zip(third(tight_layer(cell)(x)), third(unrolled(cell, x)), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-8)
+
+
+def test_what_was_replaced_before_the_backward_pass_is_noticed():
+    cell, x = patched("lambda"), inputs()
+    own = {f"cell.{name}": parameter.detach().clone().requires_grad_() for name, parameter in cell.named_parameters()}
+    z = torch.func.functional_call(tight_layer(cell), own, (x,))
+    with pytest.raises(RuntimeError, match=r"weight.*replaced.*MethodType"):
+        torch.autograd.grad(z.square().sum(), x, create_graph=True)
+
+
+def test_a_sparse_weight_trains():
+    cell, x = SparseWeight(), inputs()
+    (found,) = torch.autograd.grad(tight_layer(cell)(x).sin().sum(), cell.matrix)
+    (expected,) = torch.autograd.grad(unrolled(cell, x).sin().sum(), cell.matrix)
+    torch.testing.assert_close(found.to_dense(), expected.to_dense(), rtol=1e-7, atol=1e-9)

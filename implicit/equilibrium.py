@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import fields
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from typing_extensions import Unpack
 
-from solvers import Loop, NewtonKrylov, PeacemanRachford, Settings, Solution, SolveOptions, State
+from solvers import Loop, NewtonKrylov, Norm, PeacemanRachford, Settings, Solution, SolveOptions, Solver, State
 from solvers.loops.captures import Captures
 from solvers.problem import Problem, RootProblem, prepare
 from solvers.settings import takes_settings
@@ -25,6 +26,8 @@ from .parametrized import one_weight
 from .recording import layer_name
 from .split_cell import SplitCell, SplitMap
 from .suitability import warn_of_unsuitable
+
+_SETTINGS = [field.name for field in fields(Settings)]
 
 
 @takes_settings()
@@ -87,6 +90,15 @@ class Equilibrium(Layer):
             where the loop allows it.
     """
 
+    solver: Solver
+    rtol: float
+    atol: float | None
+    min_steps: int
+    max_steps: int | Tensor
+    norm: Norm
+    compact: bool | None
+    loop: Loop
+
     @takes_settings()
     def __init__(
         self,
@@ -97,10 +109,21 @@ class Equilibrium(Layer):
         **options: Unpack[SolveOptions],
     ) -> None:
         settings = Settings.of("Equilibrium", options)
-        super().__init__(cell, settings, initial)
+        super().__init__(cell, initial)
         _check_gradient(gradient, settings)
         self.gradient = gradient
+        for name in _SETTINGS:
+            setattr(self, name, getattr(settings, name))
         self._captures = Captures()
+
+    @property
+    def settings(self) -> Settings:
+        """How it solves, as its attributes say now."""
+        return self._settings()
+
+    @property
+    def drops_rows(self) -> bool:
+        return bool(self.compact)
 
     def forward(self, *inputs: Any, z0: State | None = None, max_steps: int | None = None) -> State:
         """The equilibrium for `inputs`, from the warm start `z0` where one is given."""
@@ -121,7 +144,7 @@ class Equilibrium(Layer):
         if not isinstance(at, tuple) or not all(isinstance(step, int) and step >= 0 for step in at):
             raise ValueError(f"at={at!r} must be a tuple of numbers of steps, each at least 0")
         name = layer_name(self, self.title)
-        note_call(self, inputs, z0, max_steps)
+        note_call(self, inputs, z0, {} if max_steps is None else {"max_steps": max_steps})
         with one_weight(self.cell):
             problem, start, settings = self._problem(inputs, z0, max_steps)
             return differentiable_solve(name, problem, start, self.gradient, settings, at)
@@ -150,6 +173,10 @@ class Equilibrium(Layer):
         # all rows share W, and what is left costs little
         problem = prepare(SplitMap(self.cell), start, (parts.shift, parts.weight))
         return problem, start, self._settings(**chosen, compact=False)
+
+    def _settings(self, **chosen: Any) -> Settings:
+        """As its attributes say, but for what is chosen here."""
+        return Settings(**{name: chosen[name] if name in chosen else getattr(self, name) for name in _SETTINGS})
 
     def extra_repr(self) -> str:
         return (

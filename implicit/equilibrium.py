@@ -136,7 +136,9 @@ class Equilibrium(Layer):
         """The iterates after the numbers of steps in `at`, in that order, and at last the equilibrium.
 
         For fixed-point correction: loss terms on some iterates teach the cell to converge fast. Each iterate has the
-        Jacobian-free gradient, that of one tracked evaluation at it; a row that had stopped before has its solution.
+        Jacobian-free gradient, that of one tracked evaluation at it. Where a row had stopped before, the batch is
+        solved once more, for max(at) steps whatever the residuals: its iterate is the one that the solver goes on to,
+        beyond `max_steps`, too; of a row at which the cell is not finite any more, the best one before.
         Source: Bai, Geng, Savani, Kolter, "Deep Equilibrium Optical Flow Estimation", CVPR 2022.
 
             *early, z = layer.iterates(x, at=(2, 4))

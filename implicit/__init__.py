@@ -13,6 +13,7 @@ from .gradients import (
     Unconverged,
     UnrolledGradient,
 )
+from .looped import Looped
 from .parametrized import one_weight
 from .recording import ConvergenceWarning, record
 from .split_cell import SplitCell
@@ -23,6 +24,7 @@ __all__ = [
     "Gradient",
     "ImplicitGradient",
     "LockedDropout",
+    "Looped",
     "NeumannGradient",
     "PhantomGradient",
     "ReversibleGradient",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from typing import Any, NamedTuple
@@ -32,8 +32,8 @@ class Call(NamedTuple):
     inputs: tuple[Any, ...]
     z0: State | None
     """The warm start, where one was given."""
-    max_steps: int | None = None
-    """Likewise."""
+    chosen: Mapping[str, Any] = {}
+    """Attributes of the layer, a number of steps, that were given at this call in place of its own."""
     autocast: torch.dtype | None = None
     """That of autocast, where the call was under it."""
 
@@ -50,7 +50,8 @@ class Call(NamedTuple):
             raise TypeError(
                 f"{self.name or type(self.layer.cell).__name__} cannot be copied, and only a copy is looked at: {error}"
             ) from error
-        layer.max_steps = layer.max_steps if self.max_steps is None else self.max_steps
+        for name, value in self.chosen.items():
+            setattr(layer, name, value)
         inputs, z0 = detached((self.inputs, self.z0))
         return self._replace(layer=layer, inputs=inputs, z0=z0)
 
@@ -68,7 +69,10 @@ class Call(NamedTuple):
         rows = torch.linspace(0, layout.batch - 1, count, device=layout.device).round().long()
         own = self._places()
         inputs = tuple(select(value, rows) if place in own else value for place, value in enumerate(self.inputs))
-        return self._replace(inputs=inputs, z0=select(self.z0, rows))
+        layer = copy.copy(self.layer)
+        for name, value in self.chosen.items():
+            setattr(layer, name, select(value, rows))  # a number for each row
+        return self._replace(layer=layer, inputs=inputs, z0=select(self.z0, rows))
 
     def by_row(self) -> tuple[Callable[..., State], tuple[Any, ...]]:
         """The cell as a function of the state and of those inputs that have the batch in dim 0, and these."""
@@ -90,7 +94,7 @@ class Call(NamedTuple):
         """
         batch, start = Layout(self.start).batch, self.start
         likely = [place for place, value in enumerate(self.inputs) if _by_row(value, batch)]
-        if self.layer.compact or not batch or len(likely) < 2:
+        if self.layer.drops_rows or not batch or len(likely) < 2:
             return likely
         rows = torch.zeros(batch + 1, dtype=torch.long, device=Layout(start).device)
         for places in (likely, likely[:1]):
@@ -128,15 +132,16 @@ def layer_calls(model: nn.Module) -> Iterator[list[Call]]:
         calls += [call._replace(name=names[id(call.layer)] or call.name) for call in heard if id(call.layer) in names]
 
 
-def note_call(layer: Layer, inputs: tuple[Any, ...], z0: State | None, max_steps: int | None) -> None:
+def note_call(layer: Layer, inputs: tuple[Any, ...], z0: State | None, chosen: Mapping[str, Any]) -> None:
     """Tell whoever listens that the layer is called."""
     listeners = _listeners.get()
     if not listeners:
         return
     autocast = autocast_dtype(Layout(layer.start(inputs, z0)).device)
-    inputs, z0 = tree_map(lambda value: value.detach().clone() if isinstance(value, Tensor) else value, (inputs, z0))
+    given = inputs, z0, dict(chosen)
+    inputs, z0, chosen = tree_map(lambda value: value.detach().clone() if isinstance(value, Tensor) else value, given)
     for heard in listeners:
-        heard.append(Call(layer_name(layer, layer.title), layer, inputs, z0, max_steps, autocast))
+        heard.append(Call(layer_name(layer, layer.title), layer, inputs, z0, chosen, autocast))
 
 
 def first_of_each(calls: list[Call]) -> list[Call]:

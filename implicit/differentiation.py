@@ -70,6 +70,8 @@ def differentiable_solve(
         lambda: outcome.solution(problem, settings.solver),
         lambda: radius_from_graph(image, point) if tracked and not hooked else None,
     )
+    if at:
+        outcome = replace(outcome, iterates=_gone_on(problem, start, settings, outcome, at))
     if not tracked or not _depends_on_more(image, point, start, problem):
         return tuple(layout.unflatten(value.clone()) for value in (*outcome.iterates, outcome.value))
     evaluation = Evaluation(
@@ -85,6 +87,23 @@ def differentiable_solve(
     )
     early = (with_value(problem(iterate), iterate, twice=False) for iterate in outcome.iterates)
     return tuple(layout.unflatten(value) for value in (*early, gradient.attach(evaluation)))
+
+
+def _gone_on(
+    problem: Problem, start: Tensor, settings: Settings, outcome: Outcome, at: tuple[int, ...]
+) -> list[Tensor]:
+    """The iterates after so many steps, those of rows that had stopped before from a solve in which none stops."""
+    stopped = [torch.from_numpy((outcome.rows.steps <= step) | problem.coupled) for step in at]
+    if not any(map(torch.any, stopped)):
+        return outcome.iterates
+    on = max(at) + 1  # a step evaluates f at one iterate, the start being the first
+    settings = replace(settings, min_steps=on, max_steps=on, compact=False)
+    with torch.no_grad():
+        further = iterate(problem, start, settings, keep=Keep(iterates=at)).iterates
+    return [
+        torch.where((rows.to(new.device) & new.isfinite().all(dim=1))[:, None], new, old)
+        for rows, new, old in zip(stopped, further, outcome.iterates, strict=True)
+    ]
 
 
 def _holds(problem: Problem, outcome: Outcome, image: Tensor, settings: Settings) -> bool:

@@ -3,21 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import fields
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from typing_extensions import Unpack
 
-from solvers import (
-    Loop,
-    NewtonKrylov,
-    PeacemanRachford,
-    Settings,
-    Solution,
-    SolveOptions,
-    State,
-)
+from solvers import Loop, NewtonKrylov, Norm, PeacemanRachford, Settings, Solution, SolveOptions, Solver, State
 from solvers.loops.captures import Captures
 from solvers.problem import Problem, RootProblem, prepare
 from solvers.settings import takes_settings
@@ -34,6 +27,8 @@ from .parametrized import one_weight
 from .recording import layer_name
 from .split_cell import SplitCell, SplitMap
 from .suitability import warn_of_unsuitable
+
+_SETTINGS = [field.name for field in fields(Settings)]
 
 
 @takes_settings()
@@ -96,6 +91,15 @@ class Equilibrium(Layer):
             where the loop allows it.
     """
 
+    solver: Solver
+    rtol: float
+    atol: float | None
+    min_steps: int
+    max_steps: int | Tensor
+    norm: Norm
+    compact: bool | None
+    loop: Loop
+
     @takes_settings()
     def __init__(
         self,
@@ -106,10 +110,21 @@ class Equilibrium(Layer):
         **options: Unpack[SolveOptions],
     ) -> None:
         settings = Settings.of("Equilibrium", options)
-        super().__init__(cell, settings, initial)
+        super().__init__(cell, initial)
         _check_gradient(gradient, settings)
         self.gradient = gradient
+        for name in _SETTINGS:
+            setattr(self, name, getattr(settings, name))
         self._captures = Captures()
+
+    @property
+    def settings(self) -> Settings:
+        """How it solves, as its attributes say now."""
+        return self._settings()
+
+    @property
+    def drops_rows(self) -> bool:
+        return bool(self.compact)
 
     def forward(self, *inputs: Any, z0: State | None = None, max_steps: int | None = None, **keywords: Any) -> State:
         """The equilibrium for `inputs`, from the warm start `z0` where one is given; `keywords` are inputs by name."""
@@ -122,7 +137,9 @@ class Equilibrium(Layer):
         """The iterates after the numbers of steps in `at`, in that order, and at last the equilibrium.
 
         For fixed-point correction: loss terms on some iterates teach the cell to converge fast. Each iterate has the
-        Jacobian-free gradient, that of one tracked evaluation at it; a row that had stopped before has its solution.
+        Jacobian-free gradient, that of one tracked evaluation at it. Where a row had stopped before, the batch is
+        solved once more, for max(at) steps whatever the residuals: its iterate is the one that the solver goes on to,
+        beyond `max_steps`, too; of a row at which the cell is not finite any more, the best one before.
         Source: Bai, Geng, Savani, Kolter, "Deep Equilibrium Optical Flow Estimation", CVPR 2022.
 
             *early, z = layer.iterates(x, at=(2, 4))
@@ -131,7 +148,7 @@ class Equilibrium(Layer):
             raise ValueError(f"at={at!r} must be a tuple of numbers of steps, each at least 0")
         inputs = self.positional(inputs, keywords)
         name = layer_name(self, self.title)
-        note_call(self, inputs, z0, max_steps)
+        note_call(self, inputs, z0, {} if max_steps is None else {"max_steps": max_steps})
         with one_weight(self.cell):
             problem, start, settings = self._problem(inputs, z0, max_steps)
             return differentiable_solve(name, self, problem, start, self.gradient, settings, at)
@@ -175,6 +192,10 @@ class Equilibrium(Layer):
         # all rows share W, and what is left costs little
         problem = prepare(SplitMap(self.cell), start, (parts.shift, parts.weight))
         return problem, start, self._settings(**chosen, compact=False)
+
+    def _settings(self, **chosen: Any) -> Settings:
+        """As its attributes say, but for what is chosen here."""
+        return Settings(**{name: chosen[name] if name in chosen else getattr(self, name) for name in _SETTINGS})
 
     def extra_repr(self) -> str:
         return (

@@ -5,57 +5,39 @@ from __future__ import annotations
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import fields
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from solvers import Loop, Norm, Settings, Solution, Solver, State
+from solvers import Solution, State
 from solvers.state import tree_leaves
 
 from .split_cell import SplitCell
-
-_SETTINGS = [field.name for field in fields(Settings)]
 
 
 class Layer(nn.Module, ABC):
     """A module around a cell `(z, *inputs) → z`, that starts at `initial(*inputs)` or at zeros like the first input."""
 
-    solver: Solver
-    rtol: float
-    atol: float | None
-    min_steps: int
-    max_steps: int | Tensor
-    norm: Norm
-    compact: bool | None
-    loop: Loop
-
-    def __init__(self, cell: nn.Module, settings: Settings, initial: Callable[..., State] | None) -> None:
+    def __init__(self, cell: nn.Module, initial: Callable[..., State] | None) -> None:
         super().__init__()
         if not isinstance(cell, nn.Module):
             raise TypeError(f"cell is a {type(cell).__name__}: pass an nn.Module, or use fixed_point for a function")
         self.cell, self.initial = cell, initial
-        for name in _SETTINGS:
-            setattr(self, name, getattr(settings, name))
 
     @abstractmethod
     def solve(self, *inputs: Any, z0: State | None = None) -> Solution[Any]:
         """The `Solution` for `inputs`, no graph."""
 
     @property
+    def drops_rows(self) -> bool:
+        """Whether rows that have stopped are left out of evaluations, and with them those of the inputs."""
+        return False
+
+    @property
     def title(self) -> str:
         """Its name in records where it has no place in a model."""
         return f"{type(self).__name__}({type(self.cell).__name__})"
-
-    @property
-    def settings(self) -> Settings:
-        """How it solves, as its attributes say now."""
-        return self._settings()
-
-    def _settings(self, **chosen: Any) -> Settings:
-        """The same, but for what is chosen here."""
-        return Settings(**{name: chosen[name] if name in chosen else getattr(self, name) for name in _SETTINGS})
 
     def advice(self, start: State) -> str:
         """What to do where the cell fails at the start that nobody chose."""

@@ -46,7 +46,7 @@ class Monitor:
     `implicit.lightning_monitor.MonitorCallback` under Lightning.
 
     Args:
-        model: with `Equilibrium` layers inside, or one itself.
+        model: with `Equilibrium` or `Looped` layers inside, or one itself.
         every: steps from a sample to the next; the first step is sampled.
         rows: of the batch on which spectral radius and cosine are found.
         path: a CSV file that gets a line a sample; appended to where it exists.
@@ -96,7 +96,7 @@ class Monitor:
         self._keep([sample for sample, _ in found])
         missing = {(sample.layer, name): why for sample, failures in found for name, why in failures.items()}
         if not calls:
-            missing["", "call"] = f"the monitor saw no Equilibrium called at step {step}"
+            missing["", "call"] = f"the monitor saw no Equilibrium called at step {step}, nor a Looped"
         for what, why in missing.items():
             if what not in self._told:
                 self._told.add(what)

@@ -14,6 +14,7 @@ from solvers.state import Layout
 
 from .calls import Call, aside
 from .diagnostics import Line, Table, gradient_audit, spectral_radius
+from .equilibrium import Equilibrium
 from .parametrized import one_weight
 from .recording import Log
 
@@ -29,7 +30,7 @@ class Sample(Line):
     residual: float
     """Largest relative residual of its forward solves, over the rows."""
     converged: float
-    """Share of the rows, forward."""
+    """Share of the rows, forward; of a `Looped`, which has no tolerance, NaN."""
     evaluations: float
     """Of f a row, forward, summed over the layer's calls in this step."""
     backward_evaluations: float
@@ -37,7 +38,8 @@ class Sample(Line):
     spectral_radius: float
     """Largest over a few rows, at their solutions, in the layer's first call; NaN: it was not found."""
     gradient_cosine: float
-    """Of the layer's gradient policy and the exact gradient, on the same rows; NaN: no exact one was found."""
+    """Of the layer's gradient policy and the exact gradient, on the same rows; NaN: no exact one was found, or the
+    layer is a `Looped`, which has none."""
 
 
 COLUMNS = [field.name for field in fields(Sample)]
@@ -72,7 +74,8 @@ def sampled(step: int, call: Call, log: Log, rows: int) -> tuple[Sample, dict[st
     forward, backward = (
         [entry.solution for entry in entries if entry.name == call.name] for entries in (log.forward, log.backward)
     )
-    converged = torch.cat([solution.converged for solution in forward]).double()
+    asked = [solution.converged for solution in forward if not solution.fixed]
+    converged = torch.cat(asked).double() if asked else torch.tensor([math.nan], device="cpu")
     figures, failures = _looked_at(call, rows)
     return Sample(
         step=step,
@@ -94,6 +97,9 @@ def _looked_at(call: Call, rows: int) -> tuple[list[float], dict[str, str]]:
     failures: dict[str, str] = {}
     with aside(call.layer), call.conditions():
         for name, look in (("spectral radius", _largest_radius), ("gradient cosine", _cosine)):
+            if look is _cosine and not isinstance(call.layer, Equilibrium):
+                figures.append(math.nan)  # there is none
+                continue
             try:
                 figures.append(look(call.apart().of_rows(rows)))
             except Exception as error:  # of the user's cell too, under conditions that it was not written for

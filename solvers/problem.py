@@ -20,7 +20,7 @@ from .state import Layout, State, autocast_dtype, tree_leaves, tree_map
 if TYPE_CHECKING:
     from .loops.captures import Captures, Source
 
-_IN_PLACE = (
+IN_PLACE = (
     "f writes into its argument, or into what it returned before: return a fresh tensor (no in-place operations on z; "
     "clone a static output)"
 )
@@ -132,7 +132,7 @@ class Problem:
         copy = z.clone() if z.is_inference() else z
         found = self.measured(z, z, measure, robust)
         if z.is_inference() and not torch.equal(copy.nan_to_num(), z.nan_to_num()):
-            raise ValueError(_IN_PLACE)
+            raise ValueError(IN_PLACE)
         return found
 
     def _checked_pair(self, z: Tensor, last: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -141,7 +141,7 @@ class Problem:
         before = z._version, last._version
         pair = self._pair(z)
         if (z._version, last._version) != before:
-            raise ValueError(_IN_PLACE)
+            raise ValueError(IN_PLACE)
         return pair
 
     def _pair(self, z: Tensor) -> tuple[Tensor, Tensor | None]:

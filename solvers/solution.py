@@ -78,6 +78,8 @@ class Solution(Generic[S]):
     """(steps, batch) the same, `‖f(z) − z‖`: what rates are measured on."""
     alternatives: str = field(default="another solver", repr=False, kw_only=True)
     """What to try where rows fail, as the solver that ran knows it."""
+    fixed: bool = field(default=False, repr=False, kw_only=True)
+    """The number of steps was given and no tolerance, so that no row has converged, nor failed to."""
 
     @property
     def converged(self) -> Tensor:
@@ -107,6 +109,8 @@ class Solution(Generic[S]):
         return "\n".join(lines)
 
     def _advice(self, status: Status) -> str:
+        if self.fixed and status == Status.MAX_STEPS:
+            return "the number of steps was fixed, and no tolerance asked for"
         return status.message.replace("another solver", self.alternatives)
 
     def to_dict(self) -> dict[str, list[Any]]:

@@ -74,9 +74,10 @@ class Layout:
             return flat if len(self.shapes[0]) == 1 else flat.view(flat.shape[0], *self.shapes[0])
         pieces = flat.split(self.sizes, dim=1)
         parts = [piece.reshape(len(piece), *shape) for piece, shape in zip(pieces, self.shapes, strict=True)]
-        return self._container(parts)
+        return self.of_parts(parts)
 
-    def _container(self, parts: list[Tensor]) -> State:
+    def of_parts(self, parts: list[Tensor]) -> State:
+        """The state that is made of these tensors, whatever their dtype."""
         return parts[0] if self.structure is None else optree.tree_unflatten(self.structure, parts)
 
     def representable(self, flat: Tensor) -> Tensor:
@@ -99,12 +100,12 @@ class Layout:
             raise ValueError(
                 f"f maps a state of shape {_show(expected)} to one of shape {_show([p.shape for p in parts])}: "
                 "it must keep the shape. If the solution's shape differs from the first input's, pass an initial "
-                "state of the right shape (z0, or initial= of an Equilibrium)"
+                "state of the right shape (z0, or initial= of a layer)"
             )
         if all(part.dtype == self.dtype for part in parts):
             return output
         if autocast_dtype(self.device) is not None:
-            return self._container([part.to(self.dtype) for part in parts])
+            return self.of_parts([part.to(self.dtype) for part in parts])
         raise TypeError(f"f maps a state of dtype {self.dtype} to {[str(p.dtype) for p in parts]}: keep the dtype")
 
 

@@ -65,9 +65,10 @@ def gradient_audit(
 
     Raises:
         ConvergenceError: the reference cannot be solved.
-        TypeError: the cell fails in float64, or the layer cannot be copied.
+        TypeError: the cell fails in float64, the layer cannot be copied, or is a `Looped`.
         ValueError: there is no gradient, or it is zero.
     """
+    _refuse_loop(layer)
     name = type(layer.gradient).__name__
     rtols = [layer.rtol if rtol is None else rtol]
     return compare_gradients(layer, *inputs, gradients={name: layer.gradient}, rtols=rtols, z0=z0)[0]
@@ -85,12 +86,21 @@ def compare_gradients(
     Tells which rtol a wanted accuracy of the gradient asks for, and what a cheaper policy gives away. Everything else
     as in `gradient_audit`.
     """
+    _refuse_loop(layer)
     if not gradients or not rtols:
         raise ValueError("compare_gradients: name at least one policy in gradients, and one tolerance in rtols")
     with torch.inference_mode(False):
         layer, inputs, z0 = Call("", layer, inputs, z0).apart()[1:4]  # what an evaluation leaves behind stays out of it
         exact, _, _ = _gradient(exact_layer(layer, inputs, z0), *_doubled(layer, inputs, z0), strict=True)
         return _compared(layer, inputs, z0, exact, gradients, rtols)
+
+
+def _refuse_loop(layer: Any) -> None:
+    if not isinstance(layer, Equilibrium):
+        raise TypeError(
+            f"a {type(layer).__name__} has no equilibrium, whose exact gradient a policy could be compared with: pass "
+            "an Equilibrium (of the same cell); how far truncation goes, tell loops with tracked=… and tracked=None"
+        )
 
 
 def exact_layer(layer: Equilibrium, inputs: tuple[Any, ...], z0: State | None) -> Equilibrium:

@@ -14,6 +14,7 @@ from solvers import State
 
 from ..calls import Call, aside, detached, first_of_each, layer_calls
 from ..equilibrium import Equilibrium
+from ..layer import Layer
 from .findings import Finding, Look
 from .gradient_checks import backward, loose
 from .host_time import waiting
@@ -31,22 +32,26 @@ def diagnose(model: nn.Module, *inputs: Any, z0: State | None = None) -> Table[F
     too short, and on a CUDA device a solve that waits for the host. Costs some solves, among them one in float64, on
     this batch, of a copy: the model is left as it was, the random state too. Coupling and radius are looked at in 8
     rows, spread over the batch. The wait is measured with a clock, where the loop is not `Captured` and could be: one
-    evaluation of the cell keeps the device busy for less than half the time of a step.
+    evaluation of the cell keeps the device busy for less than half the time of a step. Of a `Looped`, which has no
+    tolerance, rows that are not finite, the spectral radius at its last iterates, and the gradient are looked at: there
+    a random cell and rows that depend on each other are no fault.
 
         for finding in implicit.diagnostics.diagnose(layer, x):
             print(finding)
 
     Args:
-        model: an `Equilibrium`, or a model with some inside, each of which is looked at in its first call; in the mode,
-            training or evaluation, that is to be looked at.
+        model: an `Equilibrium` or a `Looped`, or a model with some inside, each of which is looked at in its first
+            call; in the mode, training or evaluation, that is to be looked at.
         inputs: as the model takes them.
-        z0: the warm start, of an `Equilibrium`.
+        z0: the start, of such a layer.
 
     Raises:
-        ValueError: the model has called no `Equilibrium`.
+        ValueError: the model has called none.
     """
     if not isinstance(model, nn.Module):
-        raise TypeError(f"model is a {type(model).__name__}: pass an Equilibrium, or a module with some inside")
+        raise TypeError(
+            f"model is a {type(model).__name__}: pass an Equilibrium, a Looped, or a module with some inside"
+        )
     with aside(model):  # what did not converge is a finding
         findings: Table[Finding] = Table()
         for call in _calls(model, detached(inputs), detached(z0)):
@@ -57,7 +62,7 @@ def diagnose(model: nn.Module, *inputs: Any, z0: State | None = None) -> Table[F
 
 def _calls(model: nn.Module, inputs: tuple[Any, ...], z0: State | None) -> list[Call]:
     """The first call of each layer."""
-    if isinstance(model, Equilibrium):
+    if isinstance(model, Layer):
         return [Call("", model, inputs, z0)]
     if z0 is not None:
         raise TypeError(f"z0 is the warm start of an Equilibrium, and {type(model).__name__} is none")
@@ -68,11 +73,15 @@ def _calls(model: nn.Module, inputs: tuple[Any, ...], z0: State | None) -> list[
     with torch.no_grad(), layer_calls(model) as calls:
         model(*inputs)
     if not calls:
-        raise ValueError(f"{type(model).__name__} has called no Equilibrium on these inputs: there is nothing to find")
+        raise ValueError(
+            f"{type(model).__name__} has called no Equilibrium, nor a Looped, on these inputs: there is nothing to find"
+        )
     return first_of_each(calls)
 
 
 def _findings(look: Look) -> list[Finding]:
+    if not isinstance(look.layer, Equilibrium):
+        return [finding for check in LOOP_CHECKS for finding in [check(look)] if finding]
     fault = stochastic(look)
     return [fault] if fault else [finding for check in CHECKS for finding in [check(look)] if finding]
 
@@ -89,3 +98,5 @@ CHECKS: tuple[Callable[[Look], Finding | None], ...] = (
     short,
     waiting,
 )
+LOOP_CHECKS: tuple[Callable[[Look], Finding | None], ...] = (not_finite, expanding, backward)
+"""Of a layer that does not solve."""

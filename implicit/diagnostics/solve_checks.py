@@ -10,6 +10,7 @@ import torch
 from solvers import ConvergenceError, Monotone, Status, solve
 from solvers.problem import select
 
+from ..equilibrium import Equilibrium
 from ..gradients import ImplicitGradient
 from ..parametrized import one_weight
 from .findings import Finding, Look, name_rows
@@ -106,7 +107,8 @@ def unfinished(look: Look) -> Finding | None:
 
 def expanding(look: Look) -> Finding | None:
     layer, rows = look.layer, look.finite()
-    made_for_it = isinstance(layer.solver, Monotone) and isinstance(layer.gradient, ImplicitGradient)
+    solves = isinstance(layer, Equilibrium)
+    made_for_it = solves and isinstance(layer.solver, Monotone) and isinstance(layer.gradient, ImplicitGradient)
     if made_for_it or not len(rows):
         return None
     point = look.problem.layout.unflatten(look.value[rows])
@@ -120,9 +122,13 @@ def expanding(look: Look) -> Finding | None:
         return None
     return Finding(
         "spectral radius above 1",
-        f"it is up to {radius[above].max():.4g} at the solutions, in {int(above.sum())} of {len(rows)} rows looked at",
+        f"it is up to {radius[above].max():.4g} at the {'solutions' if solves else 'last iterates'}, in "
+        f"{int(above.sum())} of {len(rows)} rows looked at",
         "Plain iteration and truncated gradients (Neumann, phantom) diverge there: keep an exact gradient, and add "
-        "jacobian_penalty to the loss or normalise the cell's weights",
+        "jacobian_penalty to the loss or normalise the cell's weights"
+        if solves
+        else "More steps do not settle, and the gradient grows with those that are tracked: where that is not wanted, "
+        "track fewer, add jacobian_penalty to the loss or normalise the cell's weights",
     )
 
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from implicit import Equilibrium, fixed_point
-from solvers import Anderson, Eager, Picard
+from implicit import ConvergenceWarning, Equilibrium, fixed_point
+from solvers import Anderson, Broyden, Eager, Monotone, NewtonKrylov, Picard, Reversible
 
 from .cells import Cell, inputs, tight_layer
 
@@ -23,14 +23,43 @@ def test_the_iterates_are_those_of_the_solver():
 
 
 @pytest.mark.parametrize("options", [{"compact": True}, {"compact": False}, {"compact": False, "loop": Eager(3)}])
-def test_a_row_that_had_stopped_has_its_solution(options):
-    layer, x = Equilibrium(Cell(), solver=Anderson(), rtol=1e-6, **options), inputs(8)
+@pytest.mark.parametrize("solver", [Picard(), Picard(0.5), Anderson(), Broyden(), Monotone(), Reversible()], ids=repr)
+def test_a_row_that_has_stopped_goes_on(solver, options):
+    cell, x, at = Cell(), inputs(8), (0, 2, 5, 12)
     start = torch.zeros_like(x)
-    start[::2] = tight_layer(layer.cell).solve(x).value[::2]
-    early, late, z = layer.iterates(x, at=(2, 60), z0=start)
-    torch.testing.assert_close(early[::2], z[::2], rtol=1e-9, atol=1e-9)
-    assert (early[1::2] - z[1::2]).norm(dim=1).min() > 1e-4
-    assert torch.equal(late, z)
+    start[::2] = tight_layer(cell).solve(x).value[::2] + 1e-6
+    layer = Equilibrium(cell, solver=solver, rtol=1e-3, **options)
+    *found, z = layer.iterates(x, at=at, z0=start)
+    assert torch.equal(z, layer(x, z0=start))
+    assert (layer.solve(x, z0=start).steps < at[-1]).any()
+    *expected, _ = tight_layer(cell, solver=solver, max_steps=2000).iterates(x, at=at, z0=start)  # none stops by then
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)
+
+
+def test_beyond_the_budget_and_where_nothing_settles():
+    start = torch.tensor([[1.0, 0.5]])
+    layer = Equilibrium(Turn(), solver=Picard(), max_steps=40)
+    with pytest.warns(ConvergenceWarning):
+        *found, z = layer.iterates(start, at=(30, 66, 101), z0=start)
+    assert torch.equal(z, start)
+    for one, other in zip(found, (-start, -start, torch.tensor([[0.5, -1.0]])), strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_a_row_that_cannot_be_improved_has_its_solution():
+    cell, x = Cell(), inputs()
+    z = tight_layer(cell).solve(x).value
+    early, late, _ = Equilibrium(cell, solver=NewtonKrylov()).iterates(x, at=(3, 30), z0=z)
+    torch.testing.assert_close(early, z, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(late, z, rtol=1e-9, atol=1e-9)
+
+
+class Turn(nn.Module):
+    """A quarter of a turn."""
+
+    def forward(self, z, x):
+        return torch.stack([z[:, 1], -z[:, 0]], 1) + 0 * x
 
 
 def test_their_gradient_is_that_of_one_evaluation():

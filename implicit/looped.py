@@ -1,0 +1,177 @@
+"""A fixed number of steps of one cell, as recurrent-depth and looped models take them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from solvers import Solution, State
+from solvers.problem import IN_PLACE
+from solvers.state import Layout, autocast_dtype, tree_leaves, tree_map
+
+from .calls import note_call
+from .depths import depths, is_count
+from .gradients.root import transformed
+from .layer import Layer
+from .loop_trace import LoopTrace
+from .parametrized import one_weight
+from .recording import Reports, current_logs, layer_name
+
+
+class Looped(Layer):
+    """A layer that takes a fixed number of plain steps, `z ← cell(z, *inputs)`, and returns the last iterate.
+
+    The value and the derivatives are those of a loop written out whose first steps are under `torch.no_grad()`: what
+    these keep does not grow with their number. Prefer it where depth is a budget: recurrent-depth and looped models,
+    which are trained at some numbers of steps and run at others. Prefer `Equilibrium(looped.cell)`, its limit, where
+    the steps settle: it stops at a tolerance, its gradient is exact, and its memory is that of one step. Sources:
+    Giannou et al., "Looped Transformers as Programmable Computers", ICML 2023; Geiping et al., "Scaling up Test-Time
+    Compute with Latent Reasoning: A Recurrent Depth Approach", 2025.
+
+    There is no tolerance, and no warning. In `record` and `solve` a row's status is MAX_STEPS, or says that it was not
+    finite or grew out of bounds; its residual is that of the value, for which the cell is evaluated once more, without
+    a trace in random numbers and buffers. Unrecorded, nothing is measured, and nothing waits for a GPU but the look at
+    a tensor of steps that lies on it. Under transforms of torch.func nothing is recorded.
+
+    Args:
+        cell: module `(z, *inputs) → z`, (batch, …), of the same shape; it may draw random numbers, and keep statistics
+            of the batch. Weights under `torch.nn.utils.parametrizations` are computed once a call.
+        steps: how many, at least 1.
+        tracked: how many of the last ones have derivatives, from 1 to `steps`; None: all.
+        initial: `initial(*inputs)` makes the first iterate; None: zeros like the first input.
+    """
+
+    def __init__(
+        self,
+        cell: nn.Module,
+        *,
+        steps: int,
+        tracked: int | None = None,
+        initial: Callable[..., State] | None = None,
+    ) -> None:
+        super().__init__(cell, initial)
+        if not is_count(steps):
+            raise ValueError(f"Looped: steps={steps!r} must be an integer of at least 1")
+        self.steps, self.tracked = steps, tracked
+        if tracked is not None and self._tracked(int(steps)) != tracked:
+            raise ValueError(
+                f"Looped: tracked={tracked} is more than steps={steps}: pass at most {steps}, or None for all steps"
+            )
+
+    def forward(
+        self, *inputs: Any, z0: State | None = None, steps: int | Tensor | None = None, **keywords: Any
+    ) -> State:
+        """The iterate after so many steps.
+
+        Args:
+            inputs, keywords: of the cell, by place and by name.
+            z0: the start, in place of `initial`.
+            steps: in place of the layer's; a (batch,) tensor of integers gives each row its own, and the derivatives
+                of its own last `tracked` steps, of all where it has fewer. The cell is evaluated as often as the
+                deepest row needs; the others begin later. Rows must then be independent.
+        """
+        inputs = self.positional(inputs, keywords)
+        note_call(self, inputs, z0, {} if steps is None else {"steps": steps})
+        logs = current_logs()
+        with one_weight(self.cell):
+            if not logs or transformed():
+                return self._loop(inputs, z0, steps)
+            trace = LoopTrace(self.cell, inputs)
+            value = self._loop(inputs, z0, steps, trace)
+            name = layer_name(self, self.title)
+            Reports(logs, name, self).enter("forward", True, lambda: trace.solution(value))
+            return value
+
+    def solve(
+        self, *inputs: Any, z0: State | None = None, steps: int | Tensor | None = None, **keywords: Any
+    ) -> Solution[Any]:
+        """The `Solution` for `inputs`: the last iterate, and the residuals on the way to it; no graph."""
+        inputs = self.positional(inputs, keywords)
+        with one_weight(self.cell), torch.no_grad():
+            trace = LoopTrace(self.cell, inputs)
+            return trace.solution(self._loop(inputs, z0, steps, trace))
+
+    def _loop(
+        self, inputs: tuple[Any, ...], z0: State | None, steps: int | Tensor | None, trace: LoopTrace | None = None
+    ) -> State:
+        z = tree_map(_usable, self.start(inputs, z0))
+        layout = Layout(z)
+        depth = depths(self.steps if steps is None else steps, layout)
+        untracked = depth.most - self._tracked(depth.most)
+
+        def advance(step: int, z: State) -> State:
+            image = self._image(layout, z, inputs, first=step == 0, named=z0 is not None or self.initial is not None)
+            if trace is not None:
+                trace.see(layout, z, image, depth.waits)
+            image = depth.begun(step, image, z)
+            # a cell may take gradients inside: without a graph of ours, its own must not grow from step to step
+            return image if torch.is_grad_enabled() else tree_map(_without_graph, image)
+
+        if untracked:
+            with torch.no_grad():
+                moved = tree_map(torch.Tensor.detach, z)
+                for step in range(untracked):
+                    moved = advance(step, moved)
+            # forward mode passes through no_grad
+            z = depth.begun(untracked - 1, tree_map(torch.Tensor.detach, moved), z)
+            if autocast_dtype(layout.device) is not None and not torch.compiler.is_compiling():
+                # weights that were cast without a graph must not stand in for tracked ones
+                torch.clear_autocast_cache()
+        for step in range(untracked, depth.most):
+            z = advance(step, z)
+        return z
+
+    def _tracked(self, steps: int) -> int:
+        """How many of so many steps have derivatives."""
+        if self.tracked is None:
+            return steps
+        if not is_count(self.tracked):
+            raise ValueError(
+                f"Looped: tracked={self.tracked!r} must be an integer of at least 1, or None for all steps; for no "
+                "gradient call it under torch.no_grad()"
+            )
+        return min(int(self.tracked), steps)
+
+    def _image(self, layout: Layout, z: State, inputs: tuple[Any, ...], first: bool, named: bool) -> State:
+        """`cell(z, *inputs)`, checked; an error of the first one says where z came from, unless the caller named it."""
+        if not first:
+            return self._checked(layout, self.cell(z, *inputs))
+        versions = _versions(z)
+        try:
+            image = self._checked(layout, self.cell(z, *inputs))
+        except (RuntimeError, ValueError, TypeError, IndexError) as error:
+            if named or isinstance(error, torch.OutOfMemoryError):
+                raise
+            kind = next(kind for kind in (RuntimeError, ValueError, TypeError, IndexError) if isinstance(error, kind))
+            raise kind(f"{error}\n{self.advice(z)}") from error
+        if versions != _versions(z):
+            raise ValueError(IN_PLACE)
+        return image
+
+    def _checked(self, layout: Layout, output: Any) -> State:
+        layout.check(output, layout.batch)
+        return output if isinstance(output, Tensor) else layout.of_parts(tree_leaves(output))
+
+    def extra_repr(self) -> str:
+        return f"steps={self.steps}, tracked={self.tracked}"
+
+
+def _usable(tensor: Any) -> Any:
+    """A tensor of inference mode is copied, out of it."""
+    if torch.compiler.is_compiling() or not isinstance(tensor, Tensor):
+        return tensor
+    return tensor.clone() if tensor.is_inference() and not torch.is_inference_mode_enabled() else tensor
+
+
+def _without_graph(tensor: Tensor) -> Tensor:
+    return tensor.detach() if tensor.requires_grad else tensor
+
+
+def _versions(state: State) -> list[int]:
+    """How often its tensors have been written into, where that is counted."""
+    if torch.compiler.is_compiling():
+        return []
+    return [tensor._version for tensor in tree_leaves(state) if not tensor.is_inference()]

@@ -12,8 +12,8 @@ from torch import Tensor
 from solvers import State
 from solvers.state import Layout
 
+from ..draws import normal
 from ..equilibrium import Equilibrium
-from .draws import normal
 from .tables import summary
 
 

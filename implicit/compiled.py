@@ -1,0 +1,20 @@
+"""Cells under `torch.compile`."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+
+
+def uncompiled_cells() -> AbstractContextManager[Any]:
+    """Within the block what torch.compile has compiled runs as it was written: compiled code is differentiated once.
+
+    AOTAutograd has no second derivatives, and frees in a backward pass what a second one over the same graph needs. The
+    setting holds for all threads.
+    """
+    if "torch._dynamo" not in sys.modules or torch.compiler.is_compiling():  # nothing was compiled; or it is under way
+        return nullcontext()
+    return torch.compiler.set_stance("force_eager")

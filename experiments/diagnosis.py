@@ -116,7 +116,6 @@ def _spectrum(call: Call) -> Tensor:
     solution = call.layer.solve(*call.inputs, z0=call.z0)
     z, finite = solution.value, (solution.status != Status.NON_FINITE).cpu()
     size = sum(part[0].numel() for part in ((z,) if isinstance(z, Tensor) else z))
-    f, own = call.by_row()
     with one_weight(call.layer.cell):
-        values = eigenvalues(f, z, own, k=min(SPECTRUM_VALUES, size))
+        values = eigenvalues(call.layer.cell, z, call.inputs, k=min(SPECTRUM_VALUES, size))
     return values[finite & torch.view_as_real(values).isfinite().flatten(1).all(dim=1)]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from contextvars import ContextVar
 from typing import Any, NamedTuple
 
@@ -14,12 +14,16 @@ from torch import Tensor, nn
 from torch.random import fork_rng
 
 from solvers import State
-from solvers.problem import select
+from solvers.problem import prepare, select
 from solvers.state import Layout, autocast_dtype, tree_map
 
+from .compiled import uncompiled_cells
+from .copies import copied, untouched
+from .draws import normal
+from .few_rows import AmongOthers, few_rows
 from .layer import Layer
 from .parametrized import one_weight
-from .recording import layer_name, unrecorded
+from .recording import unrecorded
 
 
 class Call(NamedTuple):
@@ -43,13 +47,8 @@ class Call(NamedTuple):
         return self.layer.start(self.inputs, self.z0)
 
     def apart(self) -> Call:
-        """The same call of a copy of the layer; `TypeError` where it cannot be copied."""
-        try:
-            layer = copy.deepcopy(self.layer)
-        except Exception as error:  # whatever a module of the user's raises
-            raise TypeError(
-                f"{self.name or type(self.layer.cell).__name__} cannot be copied, and only a copy is looked at: {error}"
-            ) from error
+        """The same call of a copy of the layer."""
+        layer = copied(self.layer)
         for name, value in self.chosen.items():
             setattr(layer, name, value)
         inputs, z0 = detached((self.inputs, self.z0))
@@ -62,57 +61,23 @@ class Call(NamedTuple):
         return torch.autocast(Layout(self.start).device.type, dtype=self.autocast)
 
     def of_rows(self, count: int) -> Call:
-        """The same for at most `count` rows, spread over the batch."""
-        layout = Layout(self.start)
+        """The same for at most `count` rows, spread over the batch; for all where the cell cannot do without some."""
+        problem = prepare(self.layer.cell, self.start, self.inputs)
+        layout = problem.layout
         if layout.batch <= count:
             return self
         rows = torch.linspace(0, layout.batch - 1, count, device=layout.device).round().long()
-        own = self._places()
-        inputs = tuple(select(value, rows) if place in own else value for place, value in enumerate(self.inputs))
-        layer = copy.copy(self.layer)
-        for name, value in self.chosen.items():
-            setattr(layer, name, select(value, rows))  # a number for each row
-        return self._replace(layer=layer, inputs=inputs, z0=select(self.z0, rows))
-
-    def by_row(self) -> tuple[Callable[..., State], tuple[Any, ...]]:
-        """The cell as a function of the state and of those inputs that have the batch in dim 0, and these."""
-        cell, inputs, places = self.layer.cell, self.inputs, self._places()
-
-        def f(z: State, *own: Any) -> State:
-            filled = list(inputs)
-            for place, value in zip(places, own, strict=True):
-                filled[place] = value
-            image: State = cell(z, *filled)
-            return image
-
-        return f, tuple(inputs[place] for place in places)
-
-    def _places(self) -> list[int]:
-        """Which inputs have the batch in dim 0: all that may, of a layer that compacts; else those with which f works.
-
-        A tensor that rows share may be as long as the batch.
-        """
-        batch, start = Layout(self.start).batch, self.start
-        likely = [place for place, value in enumerate(self.inputs) if _by_row(value, batch)]
-        if self.layer.drops_rows or not batch or len(likely) < 2:
-            return likely
-        rows = torch.zeros(batch + 1, dtype=torch.long, device=Layout(start).device)
-        for places in (likely, likely[:1]):
-            inputs = [select(value, rows) if place in places else value for place, value in enumerate(self.inputs)]
-            try:
-                with torch.no_grad(), one_weight(self.layer.cell):
-                    Layout(start).check(self.layer.cell(select(start, rows), *inputs), batch + 1)
-            except (RuntimeError, ValueError, IndexError):
-                continue
-            return places
-        return []
-
-
-def _by_row(value: Any, batch: int) -> bool:
-    """Whether it is a tensor, or a tuple of them, with the batch in dim 0; else it is shared between the rows."""
-    if isinstance(value, tuple):
-        return bool(value) and all(_by_row(part, batch) for part in value)
-    return isinstance(value, Tensor) and value.ndim > 0 and len(value) == batch
+        start = layout.flatten(self.start)
+        with torch.no_grad(), one_weight(self.layer.cell):
+            found = few_rows(problem, start + normal(start.shape, start), rows)  # zeros would hide what z is masked by
+        if isinstance(found.f, AmongOthers):
+            return self
+        layer, steps = copy.copy(self.layer), {"max_steps": getattr(self.layer, "max_steps", None), **self.chosen}
+        chosen = {name: value[rows] for name, value in steps.items() if isinstance(value, Tensor)}  # one for each row
+        for name, value in {**self.chosen, **chosen}.items():
+            setattr(layer, name, value)
+        few = self._replace(layer=layer, inputs=found.args, z0=select(self.z0, rows), chosen={**self.chosen, **chosen})
+        return few if Layout(few.start).batch == count else self  # initial= may know the batch by itself
 
 
 _listeners: ContextVar[tuple[list[Call], ...]] = ContextVar("implicit_calls", default=())
@@ -141,7 +106,7 @@ def note_call(layer: Layer, inputs: tuple[Any, ...], z0: State | None, chosen: M
     given = inputs, z0, dict(chosen)
     inputs, z0, chosen = tree_map(lambda value: value.detach().clone() if isinstance(value, Tensor) else value, given)
     for heard in listeners:
-        heard.append(Call(layer_name(layer, layer.title), layer, inputs, z0, chosen, autocast))
+        heard.append(Call(layer.title, layer, inputs, z0, chosen, autocast))
 
 
 def first_of_each(calls: list[Call]) -> list[Call]:
@@ -152,10 +117,20 @@ def first_of_each(calls: list[Call]) -> list[Call]:
 @contextmanager
 def aside(model: nn.Module) -> Iterator[None]:
     """For a look that must not be felt: no warnings, no records, gradients where they are asked for whatever the mode
-    around, and random numbers that go on afterwards as if it had not been, on the CPU and the model's first GPU.
+    around, to any order for compiled cells, too; buffers and random numbers go on afterwards as if it had not been, the
+    latter on the CPU and the model's first GPU.
     """
     devices = [parameter.device for parameter in model.parameters() if parameter.is_cuda]
-    with warnings.catch_warnings(), fork_rng(devices[:1]), torch.inference_mode(False), unrecorded():
+    with ExitStack() as stack:
+        for each in (
+            warnings.catch_warnings(),
+            fork_rng(devices[:1]),
+            torch.inference_mode(False),
+            unrecorded(),
+            untouched(model),
+            uncompiled_cells(),
+        ):
+            stack.enter_context(each)
         warnings.simplefilter("ignore")
         yield
 

@@ -1,24 +1,20 @@
-"""Cells that torch.compile has compiled, run as they were written."""
+"""Cells under `torch.compile`."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 
 
-def uncompiled() -> AbstractContextManager[None]:
-    """Within it compiled functions and modules run as they were written: compiled code has no second derivatives."""
-    return _eager() if _anything_compiled() else nullcontext()
+def uncompiled_cells() -> AbstractContextManager[Any]:
+    """Within the block what torch.compile has compiled runs as it was written: compiled code is differentiated once.
 
-
-@contextmanager
-def _eager() -> Iterator[None]:
-    with torch.compiler.set_stance("force_eager"):
-        yield
-
-
-def _anything_compiled() -> bool:
-    return "torch._dynamo.eval_frame" in sys.modules
+    AOTAutograd has no second derivatives, and frees in a backward pass what a second one over the same graph needs. The
+    setting holds for all threads.
+    """
+    if "torch._dynamo" not in sys.modules or torch.compiler.is_compiling():  # nothing was compiled; or it is under way
+        return nullcontext()
+    return torch.compiler.set_stance("force_eager")

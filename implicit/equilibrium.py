@@ -122,10 +122,6 @@ class Equilibrium(Layer):
         """How it solves, as its attributes say now."""
         return self._settings()
 
-    @property
-    def drops_rows(self) -> bool:
-        return bool(self.compact)
-
     def forward(self, *inputs: Any, z0: State | None = None, max_steps: int | None = None, **keywords: Any) -> State:
         """The equilibrium for `inputs`, from the warm start `z0` where one is given; `keywords` are inputs by name."""
         return self.iterates(*inputs, at=(), z0=z0, max_steps=max_steps, **keywords)[-1]

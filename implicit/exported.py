@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -13,7 +13,8 @@ from solvers import ConvergenceError, Picard, Solver, State, solve
 from solvers.problem import Problem
 from solvers.state import Layout
 
-from .layer import Layer
+if TYPE_CHECKING:
+    from .equilibrium import Equilibrium
 
 
 class FixedSteps(nn.Module):
@@ -59,7 +60,7 @@ class FixedSteps(nn.Module):
         return f"steps={self.steps}, solver={self.solver}"
 
 
-def fixed_steps(layer: Layer, inputs: tuple[Any, ...], steps: int | None) -> FixedSteps:
+def fixed_steps(layer: Equilibrium, inputs: tuple[Any, ...], steps: int | None) -> FixedSteps:
     """`layer.exported(*inputs, steps=steps)`."""
     settings = layer.settings
     if not settings.solver.fixed_cost:

@@ -30,11 +30,6 @@ class Layer(nn.Module, ABC):
         """The `Solution` for `inputs`, no graph."""
 
     @property
-    def drops_rows(self) -> bool:
-        """Whether rows that have stopped are left out of evaluations, and with them those of the inputs."""
-        return False
-
-    @property
     def title(self) -> str:
         """Its name in records where it has no place in a model."""
         return f"{type(self).__name__}({type(self.cell).__name__})"

@@ -95,7 +95,8 @@ def record(model: nn.Module | None = None, *, values: bool = False) -> Iterator[
         log.forward[0].solution.trace
 
     Args:
-        model: names the layers by their place in it (`blocks.0.equilibrium`); without it, by their cell's class.
+        model: names the layers by their place in it (`blocks.0.equilibrium`); without it, by their cell's class. Each
+            of nested blocks names them by its own.
         values: keep the solutions' values too, and with them their memory.
     """
     log = Log(values=values, names={} if model is None else module_names(model))
@@ -125,9 +126,25 @@ def current_logs() -> tuple[Log, ...]:
     return _logs.get()
 
 
-def layer_name(layer: nn.Module, otherwise: str) -> str:
-    """The layer's name in the innermost log that was told its model."""
-    return next((log.names[id(layer)] for log in reversed(_logs.get()) if id(layer) in log.names), otherwise)
+class LayerName(str):
+    """What to call a layer in a warning; each log calls it by its place in the model that it was told."""
+
+    layer: int
+    """The module's identity."""
+    otherwise: str
+    """Its name where it has no place in a model."""
+
+    def within(self, log: Log) -> str:
+        """Its name in this log, whoever else listens."""
+        return log.names.get(self.layer, self.otherwise)
+
+
+def layer_name(layer: nn.Module, otherwise: str) -> LayerName:
+    """The layer's name: in warnings its place, in the innermost log that was told its model."""
+    place = next((log.names[id(layer)] for log in reversed(_logs.get()) if id(layer) in log.names), otherwise)
+    name = LayerName(place)
+    name.layer, name.otherwise = id(layer), otherwise
+    return name
 
 
 class Reports(NamedTuple):
@@ -136,6 +153,7 @@ class Reports(NamedTuple):
     logs: tuple[Log, ...]
     """Those that were open at its forward."""
     name: str
+    """`layer_name` of a layer, or the function's."""
     owner: Any
     """The layer, or the function."""
 
@@ -159,7 +177,8 @@ class Reports(NamedTuple):
         solution = found()
         for log in self.logs:
             kept = solution if log.values else replace(solution, value=())
-            (log.forward if direction == "forward" else log.backward).append(Record(self.name, kept))
+            called = self.name.within(log) if isinstance(self.name, LayerName) else self.name
+            (log.forward if direction == "forward" else log.backward).append(Record(called, kept))
         if converged or _ignored() or not _is_news(self.owner, direction, solution):
             return
         text = f"{self.name}, {direction} solve: {solution.summary()}"

@@ -109,9 +109,9 @@ def _looked_at(call: Call, rows: int) -> tuple[list[float], dict[str, str]]:
 
 
 def _largest_radius(call: Call) -> float:
-    z, (f, own) = call.layer.solve(*call.inputs, z0=call.z0).value, call.by_row()
+    z = call.layer.solve(*call.inputs, z0=call.z0).value
     with one_weight(call.layer.cell):
-        radii = spectral_radius(f, z, own).tolist()
+        radii = spectral_radius(call.layer.cell, z, call.inputs).tolist()
     finite = [found for found in radii if not math.isnan(found)]
     if not finite:
         raise ValueError("the Jacobian is not finite at any of the solutions looked at")
@@ -119,7 +119,7 @@ def _largest_radius(call: Call) -> float:
 
 
 def _cosine(call: Call) -> float:
-    return gradient_audit(call.layer, *call.inputs, z0=call.z0).cosine
+    return gradient_audit(call.layer, *call.inputs, z0=call.z0, repeats=0).cosine
 
 
 def _a_row(solutions: list[Solution]) -> float:

@@ -2,31 +2,31 @@
 
 from __future__ import annotations
 
-import copy
+import math
+import statistics
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from solvers import GMRES, Anderson, ConvergenceError, Eager, NewtonKrylov, State
-from solvers.problem import prepare
-from solvers.state import tree_map
+from solvers import ConvergenceError, State
+from solvers.state import tree_leaves, tree_map
 
 from ..calls import Call
+from ..compiled import uncompiled_cells
+from ..copies import untouched
+from ..draws import normal
 from ..equilibrium import Equilibrium
-from ..gradients import Gradient, ImplicitGradient
-from ..graph import refuse_hidden
-from ..parametrized import one_weight
+from ..gradients import Gradient
 from ..recording import record
-from .draws import normal
+from .reference import EXACT, doubled, exact_layer, is_real
 from .tables import Line, Table
 
-EXACT = 1e-12
-"""Relative tolerance of the forward and backward solve of the reference, in float64."""
+REPEATS = 3
+"""Passes that are timed."""
 
 
 @dataclass(frozen=True)
@@ -44,11 +44,11 @@ class GradientError(Line):
     evaluations: float
     """Of f forward and products of the backward solve, mean over the rows; steps that are tracked are no solves."""
     seconds: float
-    """Forward and backward."""
+    """Forward and backward, the median of some passes after a first one; NaN: none was timed."""
 
 
 def gradient_audit(
-    layer: Equilibrium, *inputs: Any, rtol: float | None = None, z0: State | None = None
+    layer: Equilibrium, *inputs: Any, rtol: float | None = None, z0: State | None = None, repeats: int = REPEATS
 ) -> GradientError:
     """The error of the layer's gradient policy against the exact gradient, of the loss `⟨v, z*⟩` with a random v.
 
@@ -62,16 +62,18 @@ def gradient_audit(
         inputs: as the layer takes them.
         rtol: of the forward solve; None: the layer's.
         z0: the warm start, as the layer takes it.
+        repeats: passes that are timed after a first one, of which the median counts; 0: none.
 
     Raises:
         ConvergenceError: the reference cannot be solved.
-        TypeError: the cell fails in float64, the layer cannot be copied, or is a `Looped`.
+        TypeError: the cell fails in float64, or the layer cannot be copied.
         ValueError: there is no gradient, or it is zero.
     """
     _refuse_loop(layer)
     name = type(layer.gradient).__name__
     rtols = [layer.rtol if rtol is None else rtol]
-    return compare_gradients(layer, *inputs, gradients={name: layer.gradient}, rtols=rtols, z0=z0)[0]
+    gradients = {name: layer.gradient}
+    return compare_gradients(layer, *inputs, gradients=gradients, rtols=rtols, z0=z0, repeats=repeats)[0]
 
 
 def compare_gradients(
@@ -80,6 +82,7 @@ def compare_gradients(
     gradients: Mapping[str, Gradient],
     rtols: Sequence[float],
     z0: State | None = None,
+    repeats: int = REPEATS,
 ) -> Table[GradientError]:
     """The errors of several policies at several tolerances of the forward solve, the policies one after the other.
 
@@ -89,10 +92,12 @@ def compare_gradients(
     _refuse_loop(layer)
     if not gradients or not rtols:
         raise ValueError("compare_gradients: name at least one policy in gradients, and one tolerance in rtols")
-    with torch.inference_mode(False):
+    if not isinstance(repeats, int) or isinstance(repeats, bool) or repeats < 0:
+        raise ValueError(f"compare_gradients: repeats={repeats!r} must be an integer of at least 0")
+    with torch.inference_mode(False), untouched(layer), uncompiled_cells():
         layer, inputs, z0 = Call("", layer, inputs, z0).apart()[1:4]  # what an evaluation leaves behind stays out of it
-        exact, _, _ = _gradient(exact_layer(layer, inputs, z0), *_doubled(layer, inputs, z0), strict=True)
-        return _compared(layer, inputs, z0, exact, gradients, rtols)
+        exact, _ = _gradient(exact_layer(layer, inputs, z0), *doubled(layer, inputs, z0), strict=True)
+        return _compared(layer, inputs, z0, exact, gradients, rtols, repeats)
 
 
 def _refuse_loop(layer: Any) -> None:
@@ -103,45 +108,6 @@ def _refuse_loop(layer: Any) -> None:
         )
 
 
-def exact_layer(layer: Equilibrium, inputs: tuple[Any, ...], z0: State | None) -> Equilibrium:
-    """A copy in float64 that solves to 1e-12 forward and backward, by its own solver or one that can.
-
-    Raises:
-        ConvergenceError: none can.
-        TypeError: the cell fails in float64.
-    """
-    exact = copy.deepcopy(layer).double()
-    exact.gradient, exact.rtol, exact.atol = ImplicitGradient(GMRES(), rtol=EXACT, max_steps=1000), EXACT, 0.0
-    exact.max_steps, exact.loop = 1000, Eager()
-    doubled, start = _doubled(layer, inputs, z0)
-    _refuse_hidden(exact, doubled, start)
-    for exact.solver in (layer.solver, Anderson(), NewtonKrylov()):
-        try:
-            solution = exact.solve(*doubled, z0=start)
-        except (RuntimeError, TypeError) as error:
-            raise TypeError(
-                f"the exact gradient is computed in float64, in which the cell fails ({error}): register its tensors "
-                "as parameters or buffers, and make new ones like the state"
-            ) from error
-        if bool(solution.converged.all()):
-            return exact
-    raise ConvergenceError(
-        f"the exact gradient cannot be found, solves to {EXACT:g} in float64 do not converge: {solution.summary()}"
-    )
-
-
-def _refuse_hidden(layer: Equilibrium, inputs: tuple[Any, ...], start: State) -> None:
-    problem = prepare(layer.cell, start, inputs)
-    with torch.enable_grad(), one_weight(layer.cell), suppress(RuntimeError, TypeError):  # a failure is told later
-        point = problem.layout.flatten(start).detach().requires_grad_()
-        refuse_hidden("the gradient", problem, point, problem(point))
-
-
-def _doubled(layer: Equilibrium, inputs: tuple[Any, ...], z0: State | None) -> tuple[tuple[Any, ...], State]:
-    doubled, start = as_double((inputs, layer.start(inputs, z0)))
-    return doubled, start
-
-
 def _compared(
     layer: Equilibrium,
     inputs: tuple[Any, ...],
@@ -149,6 +115,7 @@ def _compared(
     exact: Tensor,
     gradients: Mapping[str, Gradient],
     rtols: Sequence[float],
+    repeats: int,
 ) -> Table[GradientError]:
     if not bool(exact.any()):
         raise ValueError("the exact gradient is zero: there is nothing to compare with")
@@ -156,44 +123,39 @@ def _compared(
     for name, gradient in gradients.items():
         for rtol in rtols:
             layer.gradient, layer.rtol = gradient, rtol
-            found, evaluations, seconds = _gradient(layer, inputs, z0, strict=False)
+            found, evaluations = _gradient(layer, inputs, z0, strict=False)
+            seconds = _median_seconds(lambda: _gradient(layer, inputs, z0, strict=False), repeats)
             cosine = torch.dot(found, exact) / (found.norm() * exact.norm()).clamp_min(torch.finfo(exact.dtype).tiny)
             error = (found - exact).norm() / exact.norm()
             errors.append(GradientError(name, rtol, cosine.item(), error.item(), evaluations, seconds))
     return errors
 
 
-def as_double(values: Any) -> Any:
-    """Nested tuples with every real tensor in float64."""
-    return tree_map(lambda value: value.double() if _is_real(value) else value, values)
-
-
-def _is_real(value: Any) -> bool:
-    return isinstance(value, Tensor) and value.dtype.is_floating_point
+def _median_seconds(run: Callable[[], tuple[Tensor, float]], repeats: int) -> float:
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        run()[0][:1].tolist()  # waits for the device
+        times.append(time.perf_counter() - start)
+    return statistics.median(times) if times else math.nan
 
 
 def differentiable(layer: Equilibrium, inputs: tuple[Any, ...]) -> tuple[tuple[Any, ...], list[Tensor]]:
     """The inputs as leaves that want a gradient where they are real, and all that wants one."""
-    inputs = tuple(value.detach().requires_grad_() if _is_real(value) else value for value in inputs)
-    every = (value for value in (*layer.parameters(), *inputs) if isinstance(value, Tensor))
+    inputs = tree_map(lambda value: value.detach().requires_grad_() if is_real(value) else value, inputs)
+    every = (value for value in (*layer.parameters(), *tree_leaves(inputs)) if isinstance(value, Tensor))
     return inputs, [value for value in every if value.requires_grad]
 
 
-def _gradient(
-    layer: Equilibrium, inputs: tuple[Any, ...], z0: State | None, strict: bool
-) -> tuple[Tensor, float, float]:
-    """The gradient as one float64 vector, evaluations a row, seconds."""
+def _gradient(layer: Equilibrium, inputs: tuple[Any, ...], z0: State | None, strict: bool) -> tuple[Tensor, float]:
+    """The gradient as one float64 vector, and evaluations a row."""
     inputs, wanted = differentiable(layer, inputs)
     if not wanted:
         raise ValueError("the layer has neither parameters nor inputs that could have a gradient")
-    start = time.perf_counter()
     with torch.enable_grad(), record() as log:
-        z = layer(*inputs, z0=z0)
-        parts = (z,) if isinstance(z, Tensor) else z
-        loss = sum((_direction(part) * part).sum() for part in parts)
+        loss = sum((_direction(part) * part).sum() for part in tree_leaves(layer(*inputs, z0=z0)))
         found = torch.autograd.grad(loss, wanted, materialize_grads=True)  # type: ignore[arg-type]
     vector = torch.cat([part.detach().double().flatten() for part in found])
-    seconds = time.perf_counter() - start
     solutions = [entry.solution for entry in (*log.forward, *log.backward)]
     if strict and not all(bool(solution.converged.all()) for solution in solutions):
         failed = next(solution for solution in solutions if not bool(solution.converged.all()))
@@ -201,7 +163,7 @@ def _gradient(
             f"the exact gradient cannot be found, its solves to {EXACT:g} in float64 do not converge: "
             f"{failed.summary()}"
         )
-    return vector, float(sum(solution.evaluations.double().mean() for solution in solutions)), seconds
+    return vector, float(sum(solution.evaluations.double().mean() for solution in solutions))
 
 
 def _direction(part: Tensor) -> Tensor:

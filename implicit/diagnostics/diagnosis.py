@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -13,28 +12,32 @@ from torch import nn
 from solvers import State
 
 from ..calls import Call, aside, detached, first_of_each, layer_calls
+from ..copies import copied
 from ..equilibrium import Equilibrium
 from ..layer import Layer
-from .findings import Finding, Look
+from .findings import Finding, LeftOutError, Look
 from .gradient_checks import backward, loose
 from .host_time import waiting
-from .solve_checks import coupled, expanding, floor, not_finite, short, standing, stochastic, unfinished
+from .solve_checks import coupled, diverging, expanding, floor, not_finite, short, standing, stochastic, unfinished
 from .tables import Table
 
 
 def diagnose(model: nn.Module, *inputs: Any, z0: State | None = None) -> Table[Finding]:
     """Look for what keeps a layer from converging, or its gradient from being right; an empty list: nothing found.
 
-    In this order: a stochastic cell (whatever else were found would mean nothing, so it is found alone), rows coupled
-    through the batch, rows that are not finite, the dtype's floor, stalled or cycling rows, rows whose steps ran out,
-    a spectral radius above 1, no gradient, or one that is not finite, a backward solve that does not converge, a
-    tolerance too loose for the gradient (or a cell for which that cannot be told, since it fails in float64), a history
-    too short, and on a CUDA device a solve that waits for the host. Costs some solves, among them one in float64, on
-    this batch, of a copy: the model is left as it was, the random state too. Coupling and radius are looked at in 8
-    rows, spread over the batch. The wait is measured with a clock, where the loop is not `Captured` and could be: one
-    evaluation of the cell keeps the device busy for less than half the time of a step. Of a `Looped`, which has no
-    tolerance, rows that are not finite, the spectral radius at its last iterates, and the gradient are looked at: there
-    a random cell and rows that depend on each other are no fault.
+    In this order: a stochastic cell (whatever else were found would mean nothing, so it is found alone), rows that
+    diverge, with the norms of the weights, rows coupled through the batch, rows that are not finite, the dtype's floor,
+    stalled or cycling rows, rows whose steps ran out, a spectral radius above 1, no gradient, or one that is not
+    finite, a backward solve that does not converge, a tolerance too loose for the gradient (or a cell for which that
+    cannot be told, since it fails in float64), a history too short, and on a CUDA device a solve that waits for the
+    host. At last, which checks were left out, and why. A model or a layer that fails is a finding.
+
+    Costs some solves, among them one in float64, on this batch, of a copy: the model is left as it was, the random
+    state too. What a cell holds and cannot be copied (locks, open files) the copy shares. Coupling is looked at in 2
+    log₂(batch) evaluations, the radius in 8 rows, spread over the batch. The wait is measured with a clock, where the
+    loop is not `Captured` and could be: one evaluation of the cell keeps the device busy for less than half the time of
+    a step. Of a `Looped`, which has no tolerance, rows that are not finite, the spectral radius at its last iterates,
+    and the gradient are looked at: there a random cell and rows that depend on each other are no fault.
 
         for finding in implicit.diagnostics.diagnose(layer, x):
             print(finding)
@@ -46,6 +49,7 @@ def diagnose(model: nn.Module, *inputs: Any, z0: State | None = None) -> Table[F
         z0: the start, of such a layer.
 
     Raises:
+        TypeError: the model is no module, or z0 is given for one that is no such layer.
         ValueError: the model has called none.
     """
     if not isinstance(model, nn.Module):
@@ -53,50 +57,85 @@ def diagnose(model: nn.Module, *inputs: Any, z0: State | None = None) -> Table[F
             f"model is a {type(model).__name__}: pass an Equilibrium, a Looped, or a module with some inside"
         )
     with aside(model):  # what did not converge is a finding
-        findings: Table[Finding] = Table()
-        for call in _calls(model, detached(inputs), detached(z0)):
+        calls, failures = _calls(model, detached(inputs), detached(z0))
+        findings: Table[Finding] = Table(failures)
+        for call in calls:
             with call.conditions():
-                findings += [replace(finding, layer=call.name) for finding in _findings(Look(call.apart()))]
+                findings += [replace(finding, layer=call.name) for finding in _findings(call)]
         return findings
 
 
-def _calls(model: nn.Module, inputs: tuple[Any, ...], z0: State | None) -> list[Call]:
-    """The first call of each layer."""
+def _calls(model: nn.Module, inputs: tuple[Any, ...], z0: State | None) -> tuple[list[Call], list[Finding]]:
+    """The first call of each layer, and what else there is to say of the model."""
     if isinstance(model, Layer):
-        return [Call("", model, inputs, z0)]
+        return [Call("", model, inputs, z0)], []
     if z0 is not None:
         raise TypeError(f"z0 is the warm start of an Equilibrium, and {type(model).__name__} is none")
+    failures: list[Finding] = []
+    calls: list[Call] = []
     try:
-        model = copy.deepcopy(model)
+        model = copied(model)
+        with torch.no_grad(), layer_calls(model) as calls:
+            model(*inputs)
     except Exception as error:  # whatever a module of the user's raises
-        raise TypeError(f"{type(model).__name__} cannot be copied, and only a copy is looked at: {error}") from error
-    with torch.no_grad(), layer_calls(model) as calls:
-        model(*inputs)
-    if not calls:
+        failures = [_failed("the model fails", error, "the layers that it had called before were looked at")]
+    if not calls and not failures:
         raise ValueError(
             f"{type(model).__name__} has called no Equilibrium, nor a Looped, on these inputs: there is nothing to find"
         )
-    return first_of_each(calls)
+    return first_of_each(calls), failures
 
 
-def _findings(look: Look) -> list[Finding]:
-    if not isinstance(look.layer, Equilibrium):
-        return [finding for check in LOOP_CHECKS for finding in [check(look)] if finding]
-    fault = stochastic(look)
-    return [fault] if fault else [finding for check in CHECKS for finding in [check(look)] if finding]
+def _findings(call: Call) -> list[Finding]:
+    """What the checks find; after it, which of them could not be made."""
+    try:
+        look = Look(call.apart())
+        look.solution  # noqa: B018
+    except Exception as error:  # whatever the user's cell raises
+        return [_failed("the layer cannot be solved", error, "no check was made")]
+    found: list[Finding] = []
+    left_out: list[Finding] = []
+    checks = CHECKS if isinstance(look.layer, Equilibrium) else LOOP_CHECKS
+    for what, check in checks.items():
+        try:
+            finding = check(look)
+        except LeftOutError as reason:
+            left_out.append(Finding(LEFT_OUT, f"{what}: {_first_line(reason)}", "The others were made"))
+        except Exception as error:
+            left_out.append(_failed(LEFT_OUT, error, "the others were made", f"{what}: "))
+        else:
+            found += [finding] if finding else []
+            if finding and check is stochastic:
+                break
+    return found + left_out
 
 
-CHECKS: tuple[Callable[[Look], Finding | None], ...] = (
-    coupled,
-    not_finite,
-    floor,
-    standing,
-    unfinished,
-    expanding,
-    backward,
-    loose,
-    short,
-    waiting,
-)
-LOOP_CHECKS: tuple[Callable[[Look], Finding | None], ...] = (not_finite, expanding, backward)
+def _failed(name: str, error: Exception, meanwhile: str, what: str = "") -> Finding:
+    evidence = f"{what}{type(error).__name__}: {_first_line(error)}"
+    return Finding(name, evidence, f"Mend that and look again; {meanwhile}")
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), "")
+
+
+LEFT_OUT = "check left out"
+"""Name of the findings that tell of a check which was not made."""
+
+CHECKS: dict[str, Callable[[Look], Finding | None]] = {
+    "stochastic cell": stochastic,
+    "divergence": diverging,
+    "coupled rows": coupled,
+    "finite rows": not_finite,
+    "the dtype's floor": floor,
+    "stalled rows": standing,
+    "steps": unfinished,
+    "spectral radius": expanding,
+    "gradient": backward,
+    "tolerance beside the gradient": loose,
+    "length of the history": short,
+    "wait for the host": waiting,
+}
+
+LOOP_CHECKS = {what: CHECKS[what] for what in ("finite rows", "spectral radius", "gradient")}
 """Of a layer that does not solve."""

@@ -13,6 +13,7 @@ from solvers.problem import DroppedRowsError, prepare
 
 from ..calls import Call
 from ..parametrized import one_weight
+from .coupling import coupling
 from .rates import Tail, tails
 from .tables import Line, Table
 
@@ -37,13 +38,18 @@ class Finding(Line):
         return f"{self.layer + ', ' if self.layer else ''}{self.name}: {self.evidence}. {self.remedy}"
 
 
+class LeftOutError(Exception):
+    """A check that is not made, and why."""
+
+
 class Look:
     """A layer, its inputs, and what is found about them at most once."""
 
     def __init__(self, call: Call) -> None:
         self.layer, self.inputs, self.z0 = call.layer, call.inputs, call.z0
-        self.f, self.own = call.by_row()
-        self.problem = prepare(self.f, call.start, self.own)
+        self.prefix = f"{call.name}." if call.name else ""
+        """Of the layer's parameters in the model that is looked at."""
+        self.problem = prepare(call.layer.cell, call.start, call.inputs)
 
     @cached_property
     def solution(self) -> Solution:
@@ -53,6 +59,20 @@ class Look:
         except DroppedRowsError:
             self.layer.compact = False
             return self.layer.solve(*self.inputs, z0=self.z0)
+
+    @cached_property
+    def coupling(self) -> Tensor:
+        """(batch,) relative change of each row's image when others are moved."""
+        with one_weight(self.layer.cell):
+            return coupling(self.problem, self.value)
+
+    @property
+    def diverged(self) -> Tensor:
+        """(batch,) bool: rows that grew out of bounds, those included that overflowed on the way."""
+        solution = self.solution
+        first, grown = solution.absolute[:1].isfinite().all(dim=0), solution.absolute.isinf().any(dim=0)
+        overflowed = (solution.status == Status.NON_FINITE) & first & grown
+        return (solution.status == Status.DIVERGED) | overflowed
 
     @property
     def floored(self) -> Tensor:
@@ -68,13 +88,11 @@ class Look:
 
     @property
     def standing(self) -> Tensor:
-        """(batch,) bool: rows that stand still, go round or run away above the dtype's floor."""
+        """(batch,) bool: rows that stand still or go round above the dtype's floor."""
         solution = self.solution
         still = torch.tensor([bool(tail.stalled or tail.period) for tail in self.tails], dtype=torch.bool, device="cpu")
-        failed = (
-            (solution.status == Status.STALLED) | (solution.status == Status.DIVERGED) | still.to(self.value.device)
-        )
-        return ~solution.converged & ~self.floored & (solution.status != Status.NON_FINITE) & failed
+        failed = (solution.status == Status.STALLED) | still.to(self.value.device)
+        return ~solution.converged & ~self.floored & ~self.diverged & (solution.status != Status.NON_FINITE) & failed
 
     @property
     def value(self) -> Tensor:

@@ -13,8 +13,9 @@ from solvers.problem import prepare
 from solvers.rules.jacobian_products import WAYS, first_way
 
 from ..calls import detached
+from ..draws import normal
 from ..parametrized import one_weight
-from .draws import normal
+from .coupling import refuse_coupled
 
 
 def lyapunov_exponents(
@@ -32,6 +33,9 @@ def lyapunov_exponents(
         k: how many, at most the numbers of a row.
         steps: averaged over.
         discard: steps before, in which orbit and directions settle.
+
+    Raises:
+        ValueError: a number is out of range, or the rows depend on each other.
     """
     if torch.is_inference_mode_enabled():
         with torch.inference_mode(False):
@@ -44,6 +48,7 @@ def lyapunov_exponents(
             raise ValueError(f"lyapunov_exponents: {name}={value!r} must be an integer {allowed}")
     with torch.no_grad(), one_weight(f):
         flat = problem.layout.flatten(z).detach()
+        refuse_coupled("lyapunov_exponents", problem, flat)
         directions = normal((len(flat), dim, k), flat)
         directions = torch.linalg.qr(directions).Q
         way, _ = first_way(problem, flat, problem(flat), problem.spread, directions[:, :, 0])

@@ -12,8 +12,7 @@ from torch import Tensor
 from solvers import State
 from solvers.state import Layout
 
-from ..layer import Layer
-from .draws import normal
+from ..draws import normal
 from .tables import summary
 
 
@@ -26,7 +25,7 @@ class PathIndependence:
     spread: Tensor = field(repr=False)
     """(batch,) float64, the largest `‖z_i − z*‖ / ‖z*‖`; a few rtol: the same solution."""
     converged: Tensor = field(repr=False)
-    """(starts, batch): whether the solve from this start met its tolerance; of a `Looped`, which has none, False."""
+    """(starts, batch): whether the solve from this start met its tolerance."""
 
     def to_dict(self) -> dict[str, list[float]]:
         """A line a row, in plain numbers: `pandas.DataFrame(found.to_dict())`."""
@@ -59,8 +58,7 @@ def path_independence(
     Computation", NeurIPS 2022.
 
     Args:
-        layer, inputs: as the layer is called. A `Looped` is run for its steps: alike iterates from everywhere say that
-            they have forgotten the start.
+        layer, inputs: as the layer is called.
         starts: how many, at least 1.
         seed: of the starts.
         z0: in place of the layer's own start.

@@ -7,11 +7,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from solvers import State
 from solvers.problem import prepare
 
 from ..calls import detached
+from ..compiled import uncompiled_cells
 from ..graph import anchored, refuse_hidden
 from ..parametrized import one_weight
 
@@ -20,8 +22,10 @@ def jacobian_penalty(f: Callable[..., State], z: State, args: tuple[Any, ...] = 
     """`‖J‖_F² / dim`, in mean over the rows, `J = ∂f/∂z`: a scalar to add to a loss, so that solves stay short.
 
     Estimated without bias by `‖vᵀJ‖² / dim`, v of independent random signs, one vector–Jacobian product a sample.
-    Gradients reach the parameters of f and its arguments, and z where it has a graph. Source: Hutchinson (1990); Bai,
-    Koltun, Kolter, "Stabilizing Equilibrium Models by Jacobian Regularization", ICML 2021.
+    Gradients reach the parameters of f and its arguments, and z where it has a graph. For their sake f is evaluated
+    without what has no second derivatives: code of torch.compile, fused kernels of scaled dot-product attention.
+    Source: Hutchinson (1990); Bai, Koltun, Kolter, "Stabilizing Equilibrium Models by Jacobian Regularization", ICML
+    2021.
 
         z = layer(x)
         loss = criterion(z, y) + 0.1 * jacobian_penalty(layer.cell, z, (x,))
@@ -38,7 +42,7 @@ def jacobian_penalty(f: Callable[..., State], z: State, args: tuple[Any, ...] = 
             return jacobian_penalty(f, *detached((z, args)), samples=samples)
     problem = prepare(f, z, args)
     tracked = torch.is_grad_enabled()
-    with torch.enable_grad(), one_weight(f):
+    with torch.enable_grad(), one_weight(f), uncompiled_cells(), sdpa_kernel(SDPBackend.MATH):
         flat = problem.layout.flatten(z)
         # the derivative at z alone, not along its history
         point = flat.view_as(flat) if flat.requires_grad and tracked else anchored(flat)

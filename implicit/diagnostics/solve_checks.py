@@ -7,14 +7,16 @@ from typing import Any
 
 import torch
 
-from solvers import ConvergenceError, Monotone, Status, solve
-from solvers.problem import select
+from solvers import Monotone, Status, solve
 
 from ..equilibrium import Equilibrium
+from ..few_rows import few_rows
 from ..gradients import ImplicitGradient
 from ..parametrized import one_weight
-from .findings import Finding, Look, name_rows
+from .coupling import REMEDY, as_one_row, causes
+from .findings import Finding, LeftOutError, Look, name_rows
 from .spectrum import spectral_radius
+from .weights import blamed
 
 EVALUATIONS = 8
 """At one point, of which none may differ."""
@@ -32,26 +34,35 @@ def stochastic(look: Look) -> Finding | None:
     return Finding(
         "stochastic cell",
         f"{EVALUATIONS} evaluations at the same point differ by up to {difference:.1e}",
-        "A random map has no fixed point: use implicit.LockedDropout, or turn dropout off inside the cell",
+        "A random map has no fixed point: use implicit.LockedDropout, or turn dropout off inside; what "
+        "moves at each evaluation (torch.nn.utils.spectral_norm) moves once a solve as one of its parametrizations",
     )
 
 
 def coupled(look: Look) -> Finding | None:
-    rows = look.finite()
-    if look.problem.layout.batch < 2 or not len(rows):
+    bad = look.coupling > 0
+    if not bad.any():
         return None
-    whole = look.image()[rows]
-    with torch.no_grad(), one_weight(look.layer.cell):
-        # twice: batch normalisation refuses one row
-        pairs = [row.expand(2) for row in rows]
-        alone = torch.stack([look.problem.take(pair)(look.value[pair])[0] for pair in pairs])
-    change = torch.linalg.vector_norm(whole - alone, dim=1) / (1 + torch.linalg.vector_norm(whole, dim=1))
-    if not change.max() > 1000 * look.problem.rounding:
-        return None
+    found = "; ".join(causes(look.layer.cell, look.inputs, look.problem.layout.batch))
     return Finding(
         "rows coupled through the batch",
-        f"the cell gives a row alone another image than in its batch (relative change {change.max():.1e})",
-        "Each row is solved on its own: use LayerNorm or GroupNorm in place of BatchNorm, or put it outside the cell",
+        f"the image of {name_rows(bad)} changes when other rows do (by up to {look.coupling.max():.1e}, relative)"
+        + (f"; {found}" if found else ""),
+        REMEDY,
+    )
+
+
+def diverging(look: Look) -> Finding | None:
+    bad = look.diverged
+    if not bad.any():
+        return None
+    norms = blamed(look.layer, look.prefix)
+    return Finding(
+        "every row diverges" if bad.all() else "rows that diverge",
+        f"{f'all {len(bad)} rows' if bad.all() else name_rows(bad)} grew out of all bounds"
+        + (f"; the spectral norms of the weights are {norms}" if norms else "; there are no weight matrices to blame"),
+        "Scale the largest weights that act on z down, or keep them small by "
+        "torch.nn.utils.parametrizations.spectral_norm and a factor below 1: no solver finds what does not exist",
     )
 
 
@@ -83,12 +94,14 @@ def standing(look: Look) -> Finding | None:
     if not bad.any():
         return None
     periods = sorted({tail.period for tail, row in zip(look.tails, bad.tolist(), strict=True) if row and tail.period})
+    norms = blamed(look.layer, look.prefix)
     cycle = f", some with period {', '.join(map(str, periods))}" if periods else ""
     return Finding(
         "stalled or cycling rows",
-        f"{name_rows(bad)} do not get below a relative residual of {solution.residual[bad].max():.1e}{cycle}",
-        "They may have no fixed point: make the cell contractive (normalise its weights, add jacobian_penalty to the "
-        "loss), or try another solver or damping",
+        f"{name_rows(bad)} do not get below a relative residual of {solution.residual[bad].max():.1e}{cycle}"
+        + (f"; the spectral norms of the weights are {norms}" if norms else ""),
+        "They may have no fixed point: make the cell contractive (scale its weights down or normalise them, add "
+        "jacobian_penalty to the loss), or try another solver or damping",
     )
 
 
@@ -107,23 +120,29 @@ def unfinished(look: Look) -> Finding | None:
 
 def expanding(look: Look) -> Finding | None:
     layer, rows = look.layer, look.finite()
-    solves = isinstance(layer, Equilibrium)
-    made_for_it = solves and isinstance(layer.solver, Monotone) and isinstance(layer.gradient, ImplicitGradient)
-    if made_for_it or not len(rows):
+    if not len(rows):
         return None
-    point = look.problem.layout.unflatten(look.value[rows])
-    try:
-        with one_weight(layer.cell):
-            radius = spectral_radius(look.f, point, select(look.own, rows))
-    except (ConvergenceError, ValueError):
-        return None  # what autograd cannot see is told by the look at the gradient
+    solves = isinstance(layer, Equilibrium)
+    if solves and isinstance(layer.solver, Monotone) and isinstance(layer.gradient, ImplicitGradient):
+        raise LeftOutError("Monotone and the exact gradient converge whatever it is; spectral_radius measures it")
+    with one_weight(layer.cell):
+        if look.coupling.any():
+            part, point = as_one_row(look.problem), look.value.reshape(1, -1)
+        else:
+            part, point = few_rows(look.problem, look.value, rows), look.value[rows]
+        try:
+            radius = spectral_radius(part.f, part.layout.unflatten(point.to(part.layout.dtype)), part.args)
+        except ValueError:
+            return None  # what autograd cannot see is told by the look at the gradient
     above = radius > 1 + max(1e-6, 100 * look.problem.rounding)
     if not above.any():
         return None
+    where = f"the {'solutions' if solves else 'last iterates'}, in {int(above.sum())} of {len(rows)} rows looked at"
+    if look.coupling.any():
+        where = "the solution, of the batch as one row"
     return Finding(
         "spectral radius above 1",
-        f"it is up to {radius[above].max():.4g} at the {'solutions' if solves else 'last iterates'}, in "
-        f"{int(above.sum())} of {len(rows)} rows looked at",
+        f"it is up to {radius[above].max():.4g} at {where}",
         "Plain iteration and truncated gradients (Neumann, phantom) diverge there: keep an exact gradient, and add "
         "jacobian_penalty to the loss or normalise the cell's weights"
         if solves

@@ -15,8 +15,11 @@ from solvers import ConvergenceError, State
 from solvers.problem import Problem, prepare
 
 from ..calls import detached
+from ..compiled import uncompiled_cells
+from ..few_rows import few_rows
 from ..graph import refuse_hidden
 from ..parametrized import one_weight
+from .coupling import refuse_coupled
 from .jacobians import NotFiniteError, Transposed, dense_jacobians, tracked
 
 DENSE = 128
@@ -41,13 +44,13 @@ def eigenvalues(f: Callable[..., State], z: State, args: tuple[Any, ...] = (), *
         eigenvalues(layer.cell, layer(x), (x,))
 
     Args:
-        f: as in `solvers.solve`; its rows are independent.
+        f: as in `solvers.solve`; its rows are independent. A graph, whose nodes are no rows, is one row: z[None].
         z: where, usually the equilibrium.
-        args: as in `solvers.solve`; every tensor has the batch in dim 0.
+        args: as in `solvers.solve`.
         k: how many, at most the numbers of a row, and two fewer where they are more than 128.
 
     Raises:
-        ValueError: k is out of range, or f depends on z outside of autograd's graph.
+        ValueError: k is out of range, the rows depend on each other, or f depends on z outside of autograd's graph.
         ConvergenceError: Arnoldi's iteration ended without them.
     """
 
@@ -103,15 +106,16 @@ def _by_row(
     krylov: Callable[[LinearOperator, NDArray[Any], float], NDArray[Any]],
 ) -> NDArray[Any]:
     """(batch, k): of each row what `dense` makes of its Jacobian, or `krylov` of its transposed as an operator."""
-    with torch.inference_mode(False):  # in which nothing could be differentiated
+    with torch.inference_mode(False), uncompiled_cells():  # in inference mode nothing could be differentiated
         z, args = detached((z, args))
-        return _rows(name, prepare(f, z, args), z, k, dtype, dense, krylov)
+        problem = prepare(f, z, args)
+        return _rows(name, problem, problem.layout.flatten(z), k, dtype, dense, krylov)
 
 
 def _rows(
     name: str,
     problem: Problem,
-    z: State,
+    flat: Tensor,
     k: int,
     dtype: Any,
     dense: Callable[[NDArray[Any]], NDArray[Any]],
@@ -125,8 +129,8 @@ def _rows(
     found = np.full((batch, k), np.nan, dtype=dtype)
     tolerance = max(1e-6, 100 * problem.rounding)
     with torch.no_grad(), one_weight(problem.f):
-        flat = problem.layout.flatten(z)
         refuse_hidden(name, problem, *tracked(problem, flat))
+        refuse_coupled(name, problem, flat)
         if dim <= DENSE:
             jacobians = dense_jacobians(problem, flat)
             for row, jacobian in enumerate(jacobians):
@@ -135,7 +139,7 @@ def _rows(
             return found
         for row in range(batch):
             index = torch.tensor([row], device=flat.device)
-            alone = problem.take(index)
+            alone = few_rows(problem, flat, index)
             operator = Transposed(alone, flat[index])
             start = np.random.default_rng(0).standard_normal(dim)
             try:

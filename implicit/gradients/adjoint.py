@@ -12,7 +12,7 @@ from solvers import QuasiNewtonSolver
 from solvers.loops.captures import Source
 
 from ..capture import backward_source
-from ..compiled import uncompiled
+from ..compiled import uncompiled_cells
 from ..explicit import Explicit
 from ..graph import anchored
 from .base import Evaluation, Gradient, Map, Report, refuse_second_derivatives
@@ -80,7 +80,7 @@ class Products:
     def evaluate_again(self) -> None:
         """Have a graph of its own."""
         self.point = self.point.detach().requires_grad_()
-        with torch.enable_grad(), uncompiled():
+        with torch.enable_grad(), uncompiled_cells():
             image = self.explicit(self.point, *(tensor.detach() for tensor in self.tensors))
         self.image = image if image.requires_grad else image + 0 * self.point
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..compiled import uncompiled
+from ..compiled import uncompiled_cells
 from ..explicit import Explicit
 from ..graph import computed_from, leaves
 from .root import Linear, pullback, transformed
@@ -57,7 +57,7 @@ class Sources:
         """
         wants = (True, *self.uses)
         known = [tensor.detach().requires_grad_(want) for want, tensor in zip(wants, (z, *tensors), strict=True)]
-        with torch.enable_grad(), uncompiled():
+        with torch.enable_grad(), uncompiled_cells():
             image = self.explicit(*known)
         uses, captured, _ = computed_from(image, (*known[1:], *tensors))
         handed_in, direct = uses[: len(tensors)], uses[len(tensors) :]
@@ -94,7 +94,7 @@ def differentiable(
     def f(z: Tensor, *some: Tensor) -> Tensor:
         replaced = dict(zip(chosen, some, strict=True))
         everything = (replaced.get(place, tensor) for place, tensor in enumerate(constants))
-        with uncompiled():
+        with uncompiled_cells():
             image: Tensor = sources.explicit(z, *everything)
         return image
 

@@ -1,5 +1,7 @@
 """Gradients beside the exact one, where that is known from dense linear algebra."""
 
+import math
+import time
 import warnings
 
 import pytest
@@ -104,3 +106,40 @@ def test_the_reference_is_found_where_the_layers_own_solver_could_not():
     with torch.inference_mode():
         again = gradient_audit(layer, torch.ones(2, 2))
     assert again.cosine == pytest.approx(audit.cosine)
+
+
+def test_seconds_are_the_median_of_passes_after_a_first_one(monkeypatch):
+    layer, x = affine(NeumannGradient(steps=3)), torch.randn(5, 4)
+    durations = iter([9.0, 1.0, 5.0, 2.0, 3.0])  # the longest is outlasted by the median
+    now = [0.0]
+
+    class Clock:
+        @staticmethod
+        def perf_counter():
+            Clock.calls += 1
+            now[0] += next(durations) if Clock.calls % 2 == 0 else 0.0
+            return now[0]
+
+        calls = 0
+
+    monkeypatch.setattr("implicit.diagnostics.audit.time", Clock)
+    (row,) = compare_gradients(layer, x, gradients={"one": layer.gradient}, rtols=[1e-3], repeats=5)
+    assert row.seconds == 3.0
+    assert Clock.calls == 10
+    assert math.isnan(gradient_audit(layer, x, repeats=0).seconds)
+    with pytest.raises(ValueError, match="repeats=-1 must be an integer of at least 0"):
+        gradient_audit(layer, x, repeats=-1)
+
+
+def test_the_first_pass_is_not_timed():
+    class Slow(Affine):
+        passes = 0
+
+        def forward(self, z, x):
+            if self.matrix.dtype == torch.float32 and not Slow.passes:  # not the reference, in float64
+                time.sleep(0.3)
+                Slow.passes = 1
+            return super().forward(z, x)
+
+    layer = Equilibrium(Slow(0.5 * torch.eye(4)))
+    assert gradient_audit(layer, torch.randn(5, 4)).seconds < 0.3

@@ -96,12 +96,16 @@ def test_a_tolerance_below_what_the_dtype_resolves():
 
 def test_rows_that_run_away_are_not_at_the_floor_although_their_relative_residual_is_small():
     found = names(Equilibrium(Affine(torch.eye(8))), torch.ones(3, 8))
-    assert "stalled or cycling rows" in found
+    assert "every row diverges" in found
     assert "the dtype's floor" not in found
 
 
 def test_rows_that_have_no_fixed_point():
-    assert "stalled or cycling rows" in names(Equilibrium(Affine(torch.eye(3))), torch.ones(2, 3))
+    class Jumps(nn.Module):
+        def forward(self, z, x):
+            return torch.where(z > 0, -1.0, 1.0) + 0 * (z + x)
+
+    assert names(Equilibrium(Jumps()), torch.ones(2, 3))[0] == "stalled or cycling rows"
 
 
 def test_a_spectral_radius_above_one():
@@ -114,7 +118,9 @@ def test_weights_of_any_norm_are_no_fault_where_the_solver_is_made_for_them():
     with torch.no_grad():
         net.transforms[0].proximal.linear.weight *= 4
     x = torch.randn(4, 8, dtype=torch.float64)
-    assert diagnose(net, x) == []
+    (finding,) = diagnose(net, x)
+    assert (finding.name, finding.layer) == ("check left out", "transforms.0.resolvent")
+    assert finding.evidence.startswith("spectral radius: Monotone")
     net.transforms[0].resolvent.solver = Anderson()
     assert "spectral radius above 1" in [finding.name for finding in diagnose(net, x)]
 
@@ -163,7 +169,7 @@ def test_a_whole_model_is_looked_at_layer_by_layer_and_left_as_it_was():
     before, state = {name: value.clone() for name, value in model.state_dict().items()}, torch.get_rng_state()
     findings = diagnose(model, x)
     assert {finding.layer for finding in findings} == {"blocks.1"}
-    assert str(findings[0]).startswith("blocks.1, stalled or cycling rows: ")
+    assert str(findings[0]).startswith("blocks.1, every row diverges: all 6 rows")
     for name, value in model.state_dict().items():
         assert torch.equal(value, before[name]), name
     assert torch.equal(torch.get_rng_state(), state)
@@ -236,7 +242,8 @@ class Shared(nn.Module):
 def test_inputs_that_rows_share_are_no_obstacle():
     weight, x = 0.5 * torch.eye(8), torch.randn(5, 8)
     assert names(Equilibrium(Shared(), compact=False), x, weight) == []
-    assert names(Equilibrium(Shared(0.3), compact=False), x, weight) == ["rows coupled through the batch"]
+    coupled = ["rows coupled through the batch", "check left out"]
+    assert names(Equilibrium(Shared(0.3), compact=False), x, weight) == coupled
     assert "spectral radius above 1" in names(Equilibrium(Shared(), compact=False), x, -6 * weight)
 
 
@@ -333,15 +340,30 @@ def test_noise_at_some_evaluations_is_found():
     assert names(Equilibrium(Cell(extra=Now())), torch.randn(3, 8)) == ["stochastic cell"]
 
 
-def test_what_cannot_be_looked_at_is_refused_in_words():
-    import threading
-
-    class Locked(Cell):
-        def __init__(self):
-            super().__init__()
-            self.lock = threading.Lock()
-
-    with pytest.raises(TypeError, match="Locked cannot be copied"):
-        diagnose(Equilibrium(Locked()), torch.randn(2, 8))
+def test_what_is_no_module_is_refused_in_words():
     with pytest.raises(TypeError, match="model is a function"):
         diagnose(lambda x: x, torch.randn(2, 8))
+
+
+def test_where_every_row_diverges_that_is_said_first_with_the_weights_to_blame():
+    class Squares(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(8, 8), nn.Linear(8, 8)
+            self.scaled = normalised(nn.Linear(8, 8))
+
+        def forward(self, z, x):
+            return (10 * self.a(self.scaled(z))).square() + self.b(x).square() + 1
+
+    model, x = nn.Sequential(Equilibrium(Cell()), Equilibrium(Squares())), torch.rand(6, 8)
+    norms = {name: torch.linalg.svdvals(value)[0].item() for name, value in model.named_parameters() if value.ndim > 1}
+    first = diagnose(model, x)[0]
+    assert (first.layer, first.name) == ("1", "every row diverges")
+    assert first.evidence.startswith("all 6 rows grew out of all bounds; the spectral norms of the weights are ")
+    named = [part.split(" ") for part in first.evidence.split("weights are ")[1].split(", ")]
+    values = [float(value) for _, value in named]
+    assert values == sorted(values, reverse=True)
+    assert {name for name, _ in named} == {f"1.cell.{part}.weight" for part in ("a", "b", "scaled")}
+    for name, value in named:
+        expected = 1.0 if "scaled" in name else norms[name]  # as it is now, not as its original
+        assert float(value) == pytest.approx(expected, rel=0.2 if "scaled" in name else 6e-3)

@@ -87,6 +87,16 @@ def test_figures_are_those_of_the_diagnostics():
     assert sample.gradient_cosine == pytest.approx(gradient_audit(layer, x).cosine)
 
 
+def test_a_sample_has_its_layers_own_name_within_a_log_of_a_larger_model():
+    layer = Equilibrium(Cell())
+    model = nn.Sequential(nn.Linear(6, 6), layer)
+    with Monitor(layer) as monitor, record(model) as log:
+        model(torch.randn(5, 6)).sum().backward()
+    assert log.forward[0].name == "1"
+    assert monitor.samples[0].layer == "Equilibrium(Cell)"
+    assert monitor.samples[0].evaluations > 1
+
+
 def test_training_goes_on_as_it_would_have():
     plain, _ = trained()
     watched, _ = trained(lambda model: Monitor(model, every=2, rows=3))

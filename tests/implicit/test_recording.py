@@ -63,6 +63,14 @@ def test_nested_blocks_each_get_what_happens_within_them():
     assert (len(outer.forward), len(inner.forward)) == (2, 1)
 
 
+def test_each_log_names_a_layer_by_itself_whoever_else_listens():
+    model, x = nn.Sequential(Equilibrium(Half())), torch.ones(1, 1)
+    with record() as without, record(model) as named, record(nn.ModuleList([model])) as deeper, record() as inner:
+        model(x).sum().backward()
+    for log, name in ((without, "Equilibrium(Half)"), (named, "0"), (deeper, "0.0"), (inner, "Equilibrium(Half)")):
+        assert [entry.name for entry in (*log.forward, *log.backward)] == [name, name]
+
+
 def test_a_failed_solve_warns_at_the_callers_line():
     layer = Equilibrium(Half(), solver=Picard(), max_steps=3)
     with pytest.warns(

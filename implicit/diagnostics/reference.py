@@ -1,0 +1,79 @@
+"""The exact gradient of a layer: what is solved for it, and in which precision."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from solvers import GMRES, Anderson, ConvergenceError, Eager, NewtonKrylov, State
+from solvers.problem import prepare
+from solvers.state import tree_map
+
+from ..copies import copied
+from ..draws import normal
+from ..equilibrium import Equilibrium
+from ..gradients import ImplicitGradient
+from ..graph import refuse_hidden
+from ..parametrized import one_weight
+from .coupling import coupling
+from .joint import JointEquilibrium
+
+EXACT = 1e-12
+"""Relative tolerance of the forward and backward solve of the reference, in float64."""
+
+
+def exact_layer(layer: Equilibrium, inputs: tuple[Any, ...], z0: State | None) -> Equilibrium:
+    """A copy in float64 that solves to 1e-12 forward and backward, by its own solver or one that can.
+
+    Raises:
+        ConvergenceError: none can.
+        TypeError: the cell fails in float64.
+    """
+    exact = copied(layer).double()
+    exact.gradient, exact.rtol, exact.atol = ImplicitGradient(GMRES(), rtol=EXACT, max_steps=1000), EXACT, 0.0
+    exact.max_steps, exact.loop = 1000, Eager()
+    wide, start = doubled(layer, inputs, z0)
+    if _looked_at(exact, wide, start):
+        exact = JointEquilibrium(exact, start)
+    for exact.solver in (layer.solver, Anderson(), NewtonKrylov()):
+        try:
+            solution = exact.solve(*wide, z0=start)
+        except (RuntimeError, TypeError) as error:
+            raise TypeError(
+                f"the exact gradient is computed in float64, in which the cell fails ({error}): register its tensors "
+                "as parameters or buffers, and make new ones like the state"
+            ) from error
+        if bool(solution.converged.all()):
+            return exact
+    raise ConvergenceError(
+        f"the exact gradient cannot be found, solves to {EXACT:g} in float64 do not converge: {solution.summary()}"
+    )
+
+
+def _looked_at(layer: Equilibrium, inputs: tuple[Any, ...], start: State) -> bool:
+    """Whether rows depend on each other; `ValueError` where the cell hides its derivative."""
+    problem = prepare(layer.cell, start, inputs)
+    with torch.enable_grad(), one_weight(layer.cell), suppress(RuntimeError, TypeError):  # a failure is told later
+        point = problem.layout.flatten(start).detach().requires_grad_()
+        refuse_hidden("the gradient", problem, point, problem(point))
+        point = point.detach()
+        return bool(coupling(problem, point + normal(point.shape, point)).any())
+    return False
+
+
+def doubled(layer: Equilibrium, inputs: tuple[Any, ...], z0: State | None) -> tuple[tuple[Any, ...], State]:
+    """Inputs and first iterate in float64."""
+    wide, start = as_double((inputs, layer.start(inputs, z0)))
+    return wide, start
+
+
+def as_double(values: Any) -> Any:
+    """Nested containers with every real tensor in float64."""
+    return tree_map(lambda value: value.double() if is_real(value) else value, values)
+
+
+def is_real(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.dtype.is_floating_point

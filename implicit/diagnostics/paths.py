@@ -13,6 +13,7 @@ from solvers import State
 from solvers.state import Layout
 
 from ..draws import normal
+from ..layer import Layer
 from .tables import summary
 
 

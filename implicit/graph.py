@@ -81,7 +81,7 @@ def _edge(tensor: Tensor) -> Any:
 def saved_through_hooks() -> bool:
     """Whether hooks of the caller, such as those of a checkpoint, get to see what autograd saves now."""
     with torch.enable_grad():
-        saved: Any = torch.ones((), requires_grad=True).exp().grad_fn
+        saved: Any = torch.ones((), device="cpu", requires_grad=True).exp().grad_fn
     try:
         saved._raw_saved_result.register_hooks(_itself, _itself)  # refused where there are some
     except RuntimeError:

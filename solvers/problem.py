@@ -105,7 +105,8 @@ class Problem:
                 raise
             if self.dropped:
                 raise DroppedRowsError(str(error)) from error
-            if self.advice is not None and len(error.args) == 1 and isinstance(error.args[0], str):
+            advised = isinstance(error, (RuntimeError, ValueError, TypeError, IndexError)) and len(error.args) == 1
+            if self.advice is not None and advised:
                 error.args = (f"{error.args[0]}\n{self.advice}",)
             raise
         self.advice = None

@@ -42,7 +42,7 @@ class Evaluation:
     """That of the forward solve."""
     outcome: Outcome
     """What it found; with histories, if the policy `remembers`."""
-    hooked: bool
+    hooked: bool = False
     """Whether what the evaluation saved for autograd went through hooks, as within a checkpoint."""
 
 

@@ -1,0 +1,157 @@
+"""Gradients where the rows of a batch depend on each other, against a dense Newton solve and a dense adjoint one."""
+
+import pytest
+import torch
+from torch import nn
+
+from implicit import (
+    Equilibrium,
+    ImplicitGradient,
+    NeumannGradient,
+    PhantomGradient,
+    ShineGradient,
+    UnrolledGradient,
+    fixed_point,
+)
+from solvers import GMRES, Anderson, Broyden, NewtonKrylov, Picard
+
+ROWS, DIM = 8, 5
+DOUBLE = {"dtype": torch.float64}
+pytestmark = pytest.mark.filterwarnings("ignore:the rows", "ignore:rows that had stopped")
+
+
+class Graph(nn.Module):
+    def __init__(self):
+        super().__init__()
+        adjacency = torch.rand(ROWS, ROWS, **DOUBLE)
+        self.register_buffer("adjacency", adjacency / adjacency.sum(1, keepdim=True))
+        self.weight = nn.Parameter(0.8 * torch.linalg.qr(torch.randn(DIM, DIM, **DOUBLE)).Q)
+
+    def forward(self, z, x):
+        return torch.tanh(self.adjacency @ z @ self.weight + x)
+
+
+class BatchStatistics(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(DIM, DIM, **DOUBLE)
+
+    def forward(self, z, x):
+        y = self.linear(z)
+        return torch.tanh(0.5 * (y - y.mean(0)) / (0.5 + y.std(0)) + x)
+
+
+class AcrossTheBatch(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(DIM, DIM, **DOUBLE)
+
+    def forward(self, z, x):
+        return torch.tanh(0.7 * torch.softmax(self.linear(z) @ z.mT, 1) @ z + x)
+
+
+class Chain(nn.Module):
+    """Each row hangs on the next: far from normal."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.diag(torch.full((ROWS - 1,), 0.9, **DOUBLE), 1))
+
+    def forward(self, z, x):
+        return self.weight @ z.sin() + x
+
+
+CELLS = [Graph, BatchStatistics, AcrossTheBatch, Chain]
+
+
+def reference(cell, x, weight):
+    """The gradients of `(z · weight).sum()` in x and the parameters."""
+
+    def residual(flat):
+        z = flat.view_as(x)
+        return (z - cell(z, x)).flatten()
+
+    z = torch.zeros_like(x).flatten().detach()
+    for _ in range(60):
+        step = torch.linalg.solve(torch.autograd.functional.jacobian(residual, z), residual(z).detach())
+        z = z - step
+        if step.norm() < 1e-14 * z.norm():
+            break
+    jacobian = torch.autograd.functional.jacobian(residual, z)
+    u = torch.linalg.solve(jacobian.mT, weight.flatten()).view_as(x)
+    return z.view_as(x), torch.autograd.grad((cell(z.view_as(x), x) * u).sum(), [x, *cell.parameters()])
+
+
+def joined(tensors):
+    return torch.cat([tensor.flatten() for tensor in tensors])
+
+
+def setting(kind):
+    torch.manual_seed(0)
+    cell, x = kind(), torch.randn(ROWS, DIM, **DOUBLE, requires_grad=True)
+    weight = torch.randn(ROWS, DIM, **DOUBLE) * torch.logspace(-6, 2, ROWS, **DOUBLE)[:, None]
+    weight[3] = 0  # a row that the loss does not ask for, and that others need
+    return cell, x, weight
+
+
+GRADIENTS = [
+    ImplicitGradient(rtol=1e-9),
+    ImplicitGradient(GMRES(), rtol=1e-9),
+    ImplicitGradient(Picard(), rtol=1e-9, max_steps=400),
+    ImplicitGradient(Broyden(), rtol=1e-9),
+    NeumannGradient(400),
+    PhantomGradient(400),
+    UnrolledGradient(400),
+]
+
+
+@pytest.mark.parametrize("compact", [True, False])
+@pytest.mark.parametrize("solver", [Picard(), Anderson(), Broyden()], ids=repr)
+@pytest.mark.parametrize("gradient", GRADIENTS, ids=lambda gradient: type(gradient).__name__)
+@pytest.mark.parametrize("kind", CELLS)
+def test_every_policy_is_right(kind, gradient, solver, compact):
+    cell, x, weight = setting(kind)
+    z, expected = reference(cell, x, weight)
+    layer = Equilibrium(cell, solver=solver, gradient=gradient, rtol=1e-11, max_steps=400, compact=compact)
+    found = layer(x)
+    torch.testing.assert_close(found, z, rtol=1e-7, atol=1e-8)
+    gradients = joined(torch.autograd.grad((found * weight).sum(), [x, *cell.parameters()]))
+    assert (gradients - joined(expected)).norm() < 1e-6 * joined(expected).norm()
+
+
+@pytest.mark.parametrize("kind", CELLS)
+def test_a_start_from_the_inverse_that_was_learned_is_only_a_start(kind):
+    cell, x, weight = setting(kind)
+    _, expected = reference(cell, x, weight)
+    layer = Equilibrium(cell, rtol=1e-11, max_steps=400, gradient=ImplicitGradient(rtol=1e-9, reuse=True))
+    gradients = joined(torch.autograd.grad((layer(x) * weight).sum(), [x, *cell.parameters()]))
+    assert (gradients - joined(expected)).norm() < 1e-6 * joined(expected).norm()
+    layer.gradient = ShineGradient()  # an estimate, and no worse than finite
+    assert joined(torch.autograd.grad((layer(x) * weight).sum(), [x, *cell.parameters()])).isfinite().all()
+
+
+@pytest.mark.parametrize("solver", [Anderson(), GMRES(), NewtonKrylov()], ids=repr)
+def test_functions_and_second_derivatives(solver):
+    cell, x, _ = setting(Graph)
+    forward = Anderson() if isinstance(solver, GMRES) else solver
+    options = {"solver": forward, "rtol": 1e-13, "max_steps": 400}
+
+    def second(z):
+        (first,) = torch.autograd.grad(z.square().sum(), x, create_graph=True)
+        return torch.autograd.grad(first.sin().sum(), (x, cell.weight))
+
+    gradient = ImplicitGradient(Anderson() if isinstance(solver, NewtonKrylov) else solver, rtol=1e-12, max_steps=400)
+    found = second(fixed_point(cell, torch.zeros_like(x), (x,), gradient=gradient, **options))
+    z = torch.zeros_like(x)
+    for _ in range(300):
+        z = cell(z, x)
+    for one, other in zip(found, second(z), strict=True):
+        assert (one - other).norm() < 1e-7 * other.norm()
+
+
+def test_a_gradient_whose_rows_differ_by_many_orders_stays_in_range():
+    gradient, x = ImplicitGradient(rtol=1e-6), torch.randn(3, DIM, requires_grad=True)
+    z = fixed_point(lambda z, x: 0.5 * z + x, torch.zeros_like(x), (x,), rtol=1e-6, gradient=gradient)
+    weight = torch.tensor([1e-15, 1.0, 1e15])[:, None].expand_as(z)
+    (found,) = torch.autograd.grad(z, x, weight)
+    torch.testing.assert_close(found, 2 * weight, rtol=1e-4, atol=0)

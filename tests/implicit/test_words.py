@@ -1,0 +1,186 @@
+"""What a layer says: the first error, few warnings, inputs by name."""
+
+import warnings
+
+import pytest
+import torch
+from torch import nn
+
+from implicit import ConvergenceWarning, Equilibrium, ImplicitGradient, PhantomGradient, fixed_point, record
+from solvers import Picard
+
+
+class Cell(nn.Module):
+    def __init__(self, dim=16, gain=0.5):
+        super().__init__()
+        self.inner = nn.Linear(dim, dim)
+        nn.init.orthogonal_(self.inner.weight, gain)
+
+    def forward(self, z, x):
+        return torch.tanh(self.inner(z) + x)
+
+
+class Wider(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner, self.inject = nn.Linear(6, 6), nn.Linear(4, 6)
+
+    def forward(self, z, x):
+        return torch.tanh(0.3 * self.inner(z) + self.inject(x))
+
+
+class Reshaping(nn.Module):
+    def forward(self, z, x):
+        return torch.cat((z, x), 1)
+
+
+@pytest.mark.parametrize(
+    ("cell", "kind", "own"),
+    [
+        (Wider(), RuntimeError, "shapes cannot be multiplied"),
+        (Reshaping(), ValueError, "keep the shape"),
+    ],
+)
+def test_a_first_evaluation_that_fails_says_where_z_came_from(cell, kind, own):
+    with pytest.raises(kind, match=rf"(?s){own}.*z starts as zeros like the first input, shape \(2, 4\).*initial="):
+        Equilibrium(cell)(torch.randn(2, 4))
+
+
+def test_it_says_so_only_then():
+    x = torch.randn(2, 4)
+    with pytest.raises(RuntimeError, match="multiplied") as told:
+        Equilibrium(Wider(), initial=lambda x: torch.zeros_like(x))(x)
+    assert "initial=" not in str(told.value)
+    with pytest.raises(RuntimeError, match="multiplied") as told:
+        Equilibrium(Wider())(x, z0=torch.zeros(2, 5))
+    assert "initial=" not in str(told.value)
+
+    class Late(nn.Module):
+        calls = 0
+
+        def forward(self, z, x):
+            Late.calls += 1
+            if Late.calls > 1:
+                raise RuntimeError("late")
+            return 0.5 * z + x
+
+    with pytest.raises(RuntimeError, match=r"^late$"):
+        Equilibrium(Late())(x)
+
+
+def heard(times, *layers, gradient=True, x=None):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for _ in range(times):
+            for layer in layers:
+                z = layer(torch.randn(8, 16) if x is None else x)
+                if gradient:
+                    z.square().mean().backward()
+    return [str(warning.message) for warning in caught if issubclass(warning.category, ConvergenceWarning)]
+
+
+def failing(gain=4.0, **options):
+    return Equilibrium(Cell(gain=gain), **{"max_steps": 8, "rtol": 1e-5, **options})
+
+
+def test_a_run_whose_solves_fail_warns_once_a_layer_and_direction():
+    torch.manual_seed(0)
+    layers = failing(), failing()
+    told = heard(20, *layers)
+    for direction in ("forward", "backward"):
+        assert 2 <= sum(f"{direction} solve" in text for text in told) <= 4
+    assert all("diagnose" in text for text in told)
+
+
+def test_it_is_told_again_when_it_has_become_ten_times_worse():
+    torch.manual_seed(0)
+    x, layer = torch.randn(4, 16), Equilibrium(Cell(gain=0.9), solver=Picard(), rtol=1e-7, max_steps=25)
+    first = heard(3, layer, gradient=False, x=x)
+    layer.max_steps = 24
+    assert len(first) == 1
+    assert not heard(3, layer, gradient=False, x=x)
+    layer.max_steps = 4
+    assert len(heard(3, layer, gradient=False, x=x)) == 1
+    layer.max_steps = 25
+    assert not heard(3, layer, gradient=False, x=x)
+    x[0] = torch.nan
+    assert len(heard(3, layer, gradient=False, x=x)) == 1  # nothing is worse
+
+
+def test_what_was_not_to_be_seen_has_not_been_told():
+    torch.manual_seed(0)
+    layer = failing()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        layer(torch.randn(8, 16))
+    assert heard(1, layer)
+
+
+def test_functions_are_known_by_their_code():
+    def run():
+        return fixed_point(lambda z: 2 * z + 1, torch.zeros(2, 3), solver=Picard(), max_steps=5)
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for _ in range(5):
+            run()
+    assert len(caught) == 1
+
+
+def test_the_spectral_radius_is_told_where_a_graph_is_at_hand():
+    class Linear(nn.Module):
+        def __init__(self, matrix):
+            super().__init__()
+            self.matrix = nn.Parameter(matrix)
+
+        def forward(self, z, x):
+            return z @ self.matrix + x
+
+    turn = torch.tensor([[0.0, -1.5], [1.5, 0.0]])  # a pair of complex eigenvalues of modulus 1.5
+    layer = Equilibrium(Linear(turn), solver=Picard(), max_steps=6, gradient=PhantomGradient())
+    with pytest.warns(ConvergenceWarning, match="no graph|forward solve") as caught, torch.no_grad():
+        layer(torch.ones(1, 2))
+    assert "spectral radius" not in str(caught[0].message)
+    exact = Equilibrium(Linear(turn), solver=Picard(), max_steps=6, gradient=ImplicitGradient())
+    with pytest.warns(ConvergenceWarning, match=r"spectral radius of the Jacobian there is about 1\.5: plain"):
+        exact(torch.ones(1, 2))
+
+
+def test_records_have_every_solve_that_failed():
+    torch.manual_seed(0)
+    layer = failing()
+    with record() as log:
+        heard(5, layer)
+    assert len(log.forward) == len(log.backward) == 5
+
+
+class Named(nn.Module):
+    def forward(self, z, x, scale=1.0, mask=None):
+        y = torch.tanh(0.5 * z + scale * x)
+        return y if mask is None else y * mask
+
+
+def test_inputs_by_name():
+    layer, x, mask = Equilibrium(Named()), torch.randn(3, 4), torch.rand(3, 4)
+    assert torch.equal(layer(x, mask=mask), layer(x, 1.0, mask))
+    assert torch.equal(layer(scale=0.3, x=x), layer(x, 0.3))
+    assert torch.equal(layer.solve(x, mask=mask).value, layer.solve(x, 1.0, mask).value)
+    assert torch.equal(layer.iterates(x, at=(2,), mask=mask)[0], layer.iterates(x, 1.0, mask, at=(2,))[0])
+    seen = []
+    Equilibrium(Named(), initial=lambda *inputs: seen.append(inputs) or torch.zeros_like(inputs[0]))(x, scale=0.5)
+    assert len(seen[0]) == 2  # no more than were given
+
+
+def test_names_that_the_cell_does_not_have_are_refused():
+    layer, x = Equilibrium(Named()), torch.randn(3, 4)
+    with pytest.raises(TypeError, match=r"argument 'msk'; its forward is \(z, x, scale=1\.0, mask=None\)"):
+        layer(x, msk=x)
+    with pytest.raises(TypeError, match="multiple values for argument 'x'"):
+        layer(x, x=x)
+
+    class Only(nn.Module):
+        def forward(self, z, x, *, mask):
+            return 0.5 * z * mask + x
+
+    with pytest.raises(TypeError, match="mask can only be named"):
+        Equilibrium(Only())(x, mask=x)

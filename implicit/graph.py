@@ -50,31 +50,50 @@ class Origin(NamedTuple):
 
 def computed_from(tensor: Tensor, sources: Sequence[Tensor]) -> Origin:
     """What of these, and what else. A point that is anchored does not count, nor what it was computed from."""
-    *edges, own = (_edge(each) if each.requires_grad else None for each in (*sources, tensor))
-    sought: set[Any] = {edge for edge in edges if edge is not None}
+    edges = [(source.grad_fn, source.output_nr) for source in sources]
+    inner = {edge for edge in edges if edge[0] is not None}
+    leaves = {id(source) for source in sources if source.grad_fn is None and source.requires_grad}
     found: set[Any] = set()
     others: list[Tensor] = []
-    compiled = False
     seen: set[Any] = set()
-    queue: list[Any] = [] if own is None else [own]
+    compiled = False
+    queue: list[Any] = [(tensor.grad_fn, tensor.output_nr)]
+    if tensor.grad_fn is None:
+        queue = [_edge(tensor)] if tensor.requires_grad else []
     while queue:
         edge = queue.pop()
         node = edge[0]
-        if edge in sought:
+        if edge in inner:
             found.add(edge)
-        elif node not in seen and not isinstance(node, _Anchor._backward_cls):
-            seen.add(node)
-            compiled |= type(node).__name__ == "CompiledFunctionBackward"
-            if hasattr(node, "variable"):
+            continue
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        kind = type(node).__name__
+        if kind == "AccumulateGrad":
+            if id(node.variable) in leaves:
+                found.add(id(node.variable))
+            else:
                 others.append(node.variable)
-            queue.extend(following for following in node.next_functions if following[0] is not None)
-    return Origin([edge in found for edge in edges], others, compiled)
+        elif not isinstance(node, _Anchor._backward_cls):
+            compiled |= kind == "CompiledFunctionBackward"
+            queue += node.next_functions
+    used = [(id(source) if edge[0] is None else edge) in found for source, edge in zip(sources, edges)]
+    if others:
+        # hooks hand leaves back as other objects, which accumulate in the same place
+        places = {_edge(other)[0]: other for other in others}
+        for number, source in enumerate(sources):
+            if not used[number] and id(source) in leaves and (place := _edge(source)[0]) in places:
+                used[number] = True
+                others = [other for other in others if other is not places[place]]
+    return Origin(used, others, compiled)
 
 
-def _edge(tensor: Tensor) -> Any:
-    if tensor.layout == torch.strided or not tensor.is_leaf:
-        return get_gradient_edge(tensor)[:2]
-    copy: Any = tensor.clone()  # of a sparse one there is no view
+def _edge(leaf: Tensor) -> Any:
+    """Where its gradient accumulates."""
+    if leaf.layout == torch.strided:
+        return get_gradient_edge(leaf)[:2]
+    copy: Any = leaf.clone()  # of a sparse one there is no view
     return copy.grad_fn.next_functions[0]
 
 

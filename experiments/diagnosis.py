@@ -46,8 +46,8 @@ class Diagnosis:
 
     @property
     def healthy(self) -> bool:
-        """Whether everything was looked at and nothing found."""
-        return not self.findings and not self.failures
+        """Whether no fault was found, and nothing failed."""
+        return not any(finding.fault for finding in self.findings) and not self.failures
 
     def title(self, layer: str) -> str:
         """What people call it: its place among the layers."""

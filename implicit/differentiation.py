@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from itertools import compress
@@ -22,6 +24,7 @@ from .gradients import Gradient
 from .gradients.base import Evaluation, with_value
 from .gradients.root import followed, transformed
 from .graph import computed_from, leaves, radius_from_graph, saved_through_hooks
+from .pure import own_modules
 from .recording import Reports, current_logs
 from .suitability import warn_of_chance, warn_of_coupling, warn_of_unsuitable
 
@@ -134,10 +137,19 @@ def _transformed_solve(problem: Problem, z0: State, gradient: Gradient, settings
     tensors = (start, *known)
     with torch.enable_grad():
         blank = (torch.zeros(tensor.shape, dtype=tensor.dtype, device=tensor.device) for tensor in tensors)
-        if followed(explicit(*blank)):
+        with _told_in_words():
+            image = explicit(*blank)
+        if followed(image):
+            parts = own_modules(problem.f) if isinstance(problem.f, nn.Module) else []
+            replaced = any("forward" in vars(part) for part in parts)
             raise RuntimeError(
-                "f captures a tensor that a transform of torch.func, or autograd around it, follows: pass it through "
-                "args, or make f an nn.Module that has it as a parameter"
+                "f captures a tensor that a transform of torch.func, or autograd around it, follows: "
+                + (
+                    "its forward, or that of a part, was replaced by a function that holds the module. Bind it by "
+                    "types.MethodType or functools.partial, which are followed"
+                    if replaced
+                    else "pass it through args, or make f an nn.Module that has it as a parameter"
+                )
             )
 
     def find(start: Tensor, *tensors: Tensor) -> Tensor:
@@ -146,9 +158,33 @@ def _transformed_solve(problem: Problem, z0: State, gradient: Gradient, settings
         return outcome.value.clone()
 
     def f(z: Tensor, start: Tensor, *tensors: Tensor) -> Tensor:
-        return explicit(z, *tensors)
+        with _told_in_words():
+            return explicit(z, *tensors)
 
-    return gradient.root(f, find, partial(reports.enter, "backward"), *tensors)
+    with _told_in_words():
+        return gradient.root(f, find, partial(reports.enter, "backward"), *tensors)
+
+
+@contextmanager
+def _told_in_words() -> Iterator[None]:
+    """What of f the transforms of torch.func cannot follow."""
+    try:
+        yield
+    except RuntimeError as error:
+        for sign, part in _UNKNOWN_TO_TRANSFORMS.items():
+            if sign in str(error):
+                raise RuntimeError(
+                    f"the transforms of torch.func cannot follow {part}, which f has: take it out, or differentiate "
+                    "with torch.autograd, which can"
+                ) from error
+        raise
+
+
+_UNKNOWN_TO_TRANSFORMS = {
+    "setup_context": "a full backward hook, or an autograd.Function without setup_context",
+    "saved tensor hooks": "a checkpoint, or other hooks of what autograd saves",
+    "data pointer": "a look at values by .numpy()",
+}
 
 
 def _tracked(problem: Problem, gradient: Gradient, value: Tensor) -> tuple[Tensor, Tensor]:

@@ -32,6 +32,7 @@ class Explicit:
     def __init__(self, problem: Problem, known: Known) -> None:
         self.problem = copy.copy(problem)
         self.problem.source = None  # recordings are of the module itself, not of its twins
+        self.problem.advice = None
         self.problem.args = tree_map(known.placed, problem.args)
         self.module = PureModule(problem.f, known) if isinstance(problem.f, nn.Module) else None
 

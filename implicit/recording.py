@@ -225,11 +225,18 @@ def _is_news(owner: Any, direction: str, solution: Solution) -> bool:
 
 
 def _lasting(owner: Any) -> Any:
-    """What is the same each time the code that defines a function runs."""
-    while isinstance(owner, partial):
-        owner = owner.func
-    owner = getattr(owner, "__self__", owner)
-    return getattr(owner, "__code__", owner)
+    """What is the same each time the code that defines a function runs: a module that it holds, else that code."""
+    if isinstance(owner, partial):
+        held = owner.args
+    else:
+        held = (
+            getattr(owner, "__self__", None),
+            *(cell.cell_contents for cell in getattr(owner, "__closure__", None) or ()),
+        )
+    for value in held:
+        if isinstance(value, nn.Module):
+            return value
+    return _lasting(owner.func) if isinstance(owner, partial) else getattr(owner, "__code__", owner)
 
 
 def level_of_caller() -> int:

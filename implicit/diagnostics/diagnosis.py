@@ -15,7 +15,7 @@ from ..calls import Call, aside, detached, first_of_each, layer_calls
 from ..copies import copied
 from ..equilibrium import Equilibrium
 from ..layer import Layer
-from .findings import Finding, LeftOutError, Look
+from .findings import LEFT_OUT, Finding, LeftOutError, Look
 from .gradient_checks import backward, loose
 from .host_time import waiting
 from .solve_checks import coupled, diverging, expanding, floor, not_finite, short, standing, stochastic, unfinished
@@ -118,9 +118,6 @@ def _failed(name: str, error: Exception, meanwhile: str, what: str = "") -> Find
 def _first_line(error: Exception) -> str:
     return next(iter(str(error).strip().splitlines()), "")
 
-
-LEFT_OUT = "check left out"
-"""Name of the findings that tell of a check which was not made."""
 
 CHECKS: dict[str, Callable[[Look], Finding | None]] = {
     "stochastic cell": stochastic,

@@ -17,6 +17,8 @@ from .coupling import coupling
 from .rates import Tail, tails
 from .tables import Line, Table
 
+LEFT_OUT = "check left out"
+"""Name of the findings that tell of a check which was not made."""
 ROWS = 8
 """At most so many rows, spread over the batch, are looked at where a look is dear."""
 
@@ -33,6 +35,11 @@ class Finding(Line):
     """What to do about it."""
     layer: str = ""
     """Its place in the model that was looked at; empty: the model is the layer."""
+
+    @property
+    def fault(self) -> bool:
+        """Whether something is wrong, not merely unknown."""
+        return self.name != LEFT_OUT
 
     def __str__(self) -> str:
         return f"{self.layer + ', ' if self.layer else ''}{self.name}: {self.evidence}. {self.remedy}"

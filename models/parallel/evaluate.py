@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import Any, overload
 
 import torch
@@ -162,6 +163,9 @@ def _solved(
         swapped = tuple(part.movedim(0, 1) for part in parts(outputs))
         return swapped if isinstance(outputs, tuple) else swapped[0]
 
+    def swept(net: OptDNN, outputs: Any) -> Any:  # warnings are told once a network
+        return swap(sweep(swap(outputs)))
+
     # until then they need not come any closer
     exact = Picard(exact_after=depth)
     if solver == Picard():
@@ -169,7 +173,7 @@ def _solved(
     nothing = scaled(sweep.trajectory.points(z0.detach(), None), 0.0)
     with record() as log:
         outputs = fixed_point(
-            lambda outputs: swap(sweep(swap(outputs))),
+            partial(swept, net),
             swap(nothing),
             solver=solver,
             gradient=ImplicitGradient(exact, rtol=min(rtol, 1e-6), max_steps=depth + 1),

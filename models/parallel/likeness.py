@@ -36,6 +36,10 @@ def check_alike(layers: Sequence[Sequence[nn.Module]]) -> None:
             raise UnlikeError(f"{type(first).__name__} has buffers, which training may move: call eval() on it")
         for number, other in enumerate(column):
             facts = other.__dict__
+            if isinstance(other, torch.jit.ScriptModule):
+                raise UnlikeError(
+                    f"a part of layer {number} was compiled by TorchScript, which keeps its weights to itself"
+                )
             for key in _HOOKS:
                 if facts[key]:
                     raise UnlikeError(

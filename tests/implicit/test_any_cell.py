@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint, checkpoint_sequential
 
-from implicit import ImplicitGradient, fixed_point
+from implicit import ConvergenceWarning, Equilibrium, ImplicitGradient, NeumannGradient, fixed_point
 from solvers import GMRES
 
 from .cells import DIM, TIGHT, exact, inputs, tight_layer, unrolled
@@ -291,3 +291,81 @@ def test_a_sparse_weight_trains():
     (found,) = torch.autograd.grad(tight_layer(cell)(x).sin().sum(), cell.matrix)
     (expected,) = torch.autograd.grad(unrolled(cell, x).sin().sum(), cell.matrix)
     torch.testing.assert_close(found.to_dense(), expected.to_dense(), rtol=1e-7, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("full backward hook", "cannot follow a full backward hook"),
+        ("function of old", "autograd.Function without setup_context"),
+        ("checkpoint", "cannot follow a checkpoint"),
+        ("patched by a function", "its forward, or that of a part, was replaced.*MethodType"),
+        ("scripted part", "captures a tensor"),
+        ("looks", r"a look at values by \.numpy"),
+    ],
+)
+def test_what_the_transforms_of_torch_func_cannot_follow_is_refused_in_words(kind, message):
+    layer, x = tight_layer(KINDS[kind]()), inputs(2).detach()
+    with pytest.raises(RuntimeError, match=message):
+        torch.func.grad(lambda x: layer(x).sum())(x)
+
+
+@pytest.mark.parametrize("kind", ["patched by a partial", "patched as accelerate does", "complex weights"])
+def test_what_they_can_is_right(kind):
+    torch.manual_seed(0)
+    cell, x = KINDS[kind](), inputs(2).detach()
+    layer = tight_layer(cell)
+    parameters = {name: parameter.detach() for name, parameter in layer.named_parameters()}
+    found = torch.func.grad(lambda p: torch.func.functional_call(layer, p, (x,)).sin().sum())(parameters)
+    expected = torch.autograd.grad(unrolled(cell, x).sin().sum(), list(cell.parameters()))
+    for one, other in zip(found.values(), expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-7, atol=1e-9)
+
+
+def test_batches_of_gradients():
+    layer, x = tight_layer(), inputs(2)
+    z, many = layer(x), torch.randn(5, 2, DIM, dtype=torch.float64)
+    one_by_one = torch.stack([torch.autograd.grad(z, x, each, retain_graph=True)[0] for each in many])
+    (batched,) = torch.autograd.grad(z, x, many, is_grads_batched=True, retain_graph=True)
+    torch.testing.assert_close(batched, one_by_one, rtol=1e-9, atol=1e-11)
+    mapped = torch.func.vmap(lambda each: torch.autograd.grad(z, x, each, retain_graph=True)[0])(many)
+    torch.testing.assert_close(mapped, one_by_one, rtol=1e-9, atol=1e-11)
+
+    def loss(x):
+        return layer(x).square().sum()
+
+    for whole, function in ((torch.autograd.functional.jacobian, layer), (torch.autograd.functional.hessian, loss)):
+        found, expected = whole(function, x.detach(), vectorize=True), whole(function, x.detach())
+        torch.testing.assert_close(found, expected, rtol=1e-8, atol=1e-10)
+
+
+@pytest.mark.parametrize("policy", [ImplicitGradient(rtol=1e-6), NeumannGradient(30)], ids=["exact", "Neumann"])
+def test_a_checkpoint_round_a_layer_costs_one_more_solve(policy):
+    class Counted(Plain):
+        calls = 0
+
+        def forward(self, z, x):
+            Counted.calls += 1
+            return super().forward(z, x)
+
+    cell, x = Counted(), inputs(4)
+    layer = Equilibrium(cell, gradient=policy, rtol=1e-8)
+    expected = torch.autograd.grad(layer(x).sin().sum(), [x, *cell.parameters()])
+    Counted.calls = 0
+    z = checkpoint(layer, x, use_reentrant=False)
+    forward, Counted.calls = Counted.calls, 0
+    found = torch.autograd.grad(z.sin().sum(), [x, *cell.parameters()])
+    assert Counted.calls <= forward + 1
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-8)
+    with torch.autograd.graph.save_on_cpu():
+        z = layer(x)
+    for one, other in zip(torch.autograd.grad(z.sin().sum(), [x, *cell.parameters()]), expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-8)
+
+
+def test_a_checkpoint_round_a_layer_whose_solve_fails_is_consistent():
+    layer, x = Equilibrium(Plain(), rtol=1e-9, max_steps=3), inputs(4)
+    with pytest.warns(ConvergenceWarning):
+        z = checkpoint(layer, x, use_reentrant=False)  # the warning measures; evaluated again, there is none
+    assert torch.autograd.grad(z.sum(), x)[0].isfinite().all()

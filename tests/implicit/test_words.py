@@ -127,6 +127,18 @@ def test_functions_are_known_by_their_code():
     assert len(caught) == 1
 
 
+def test_functions_that_hold_a_module_are_known_by_it():
+    def told(cell):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            for _ in range(3):
+                fixed_point(lambda z: 2 * cell(z, 1.0) + z, torch.zeros(2, 16), solver=Picard(), max_steps=5)
+        return len(caught)
+
+    cells = Cell(), Cell()
+    assert [told(cell) for cell in (*cells, cells[0])] == [1, 1, 0]
+
+
 def test_the_spectral_radius_is_told_where_a_graph_is_at_hand():
     class Linear(nn.Module):
         def __init__(self, matrix):

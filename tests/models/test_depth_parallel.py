@@ -472,10 +472,23 @@ def hooked():
         (lambda: [Dense(WIDTH, 7), hooked()], "Linear in layer 1 has hooks"),
         (lambda: [Dense(WIDTH, 7), Dense(WIDTH, 7).eval()], "training True in one and False"),
         (lambda: [nn.BatchNorm1d(WIDTH), nn.BatchNorm1d(WIDTH)], "has buffers, which training may move"),
+        (lambda: [torch.jit.script(nn.Linear(5, 5)) for _ in range(2)], "layer 0 was compiled by Torch"),
         (lambda: [nn.Sequential(nn.Linear(5, 5)), nn.Sequential(nn.Linear(5, 5), nn.ReLU())], "different submodules"),
     ],
-    ids=["shapes", "classes", "dtypes", "activations", "settings", "hooks", "training", "buffers", "submodules"],
+    ids=[
+        "shapes",
+        "classes",
+        "dtypes",
+        "activations",
+        "settings",
+        "hooks",
+        "training",
+        "buffers",
+        "scripts",
+        "submodules",
+    ],
 )
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script")
 def test_transforms_that_are_not_alike_are_refused_with_the_difference_or_evaluated_one_by_one(layers, message):
     net, z = OptDNN("gd", layers()), torch.randn(3, WIDTH)
     with pytest.raises(UnlikeError, match=message):

@@ -29,9 +29,10 @@ class Captured(Loop):
     steps and values are those of `Eager(check_every)`. Needs fixed shapes, so compact=False, and a solver with a fixed
     cost a step.
 
-    On a processor the same buffers are used, and the steps are called instead of replayed: nothing is gained. A
-    function that is no module may read tensors that nobody knows: it is run as by `Eager`. So is a cell that solves a
-    problem of its own, whose steps are recorded instead.
+    On a processor the same buffers are used, and the steps are called instead of replayed: nothing is gained. What
+    `solve` and `fixed_point` are given may read tensors that nobody knows, and has no layer to keep its graphs: it is
+    run as by `Eager`: make it the cell of an `Equilibrium`. A cell that solves a problem of its own is run so, too; the
+    steps of that problem are recorded instead.
     """
 
     check_every: int = 8

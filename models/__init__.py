@@ -21,7 +21,7 @@ from .methods import (
 from .networks import convnext_form, image_network, vector_network, vit_form
 from .optdnn import OptDEQ, OptDNN
 from .paraformer import ParaFormer, TokenParaFormer, VectorParaFormer
-from .parallel import Parallel, UnlikeError, lyapunov_exponent, parallel_evaluate
+from .parallel import Newton, Parallel, UnlikeError, Unrolled, lyapunov_exponent, parallel_evaluate, unroll
 from .proximal import ProximalStep
 from .readings import Explicit, Implicit, InfiniteDepth, Sweeps
 from .resolvable import ContractiveConv, ContractiveDense, MonotoneConv, MonotoneDense
@@ -52,6 +52,7 @@ __all__ = [
     "MonotoneConv",
     "MonotoneDense",
     "Nesterov",
+    "Newton",
     "OptDEQ",
     "OptDNN",
     "ParaFormer",
@@ -64,12 +65,14 @@ __all__ = [
     "Sweeps",
     "TokenParaFormer",
     "UnlikeError",
+    "Unrolled",
     "VectorParaFormer",
     "coefficient",
     "convnext_form",
     "image_network",
     "lyapunov_exponent",
     "parallel_evaluate",
+    "unroll",
     "vector_network",
     "vit_form",
 ]

@@ -4,5 +4,7 @@ from .contractivity import lyapunov_exponent
 from .evaluate import parallel_evaluate
 from .likeness import UnlikeError
 from .module import Parallel
+from .newton import Newton
+from .unroll import Unrolled, unroll
 
-__all__ = ["Parallel", "UnlikeError", "lyapunov_exponent", "parallel_evaluate"]
+__all__ = ["Newton", "Parallel", "UnlikeError", "Unrolled", "lyapunov_exponent", "parallel_evaluate", "unroll"]

@@ -15,13 +15,14 @@ from solvers import Picard, Solution, Solver
 from ..methods.base import scaled
 from ..optdnn import OptDNN
 from .likeness import UnlikeError
+from .newton import Newton
 from .sweeps import NewtonSweep, Sweep
 from .trajectory import parts, recursion
 
 
 @overload
 def parallel_evaluate(
-    net: OptDNN, z0: Tensor, *inputs: Tensor, sweeps: int, newton: bool = ..., batched: bool | None = ...
+    net: OptDNN, z0: Tensor, *inputs: Tensor, sweeps: int, newton: Newton | None = ..., batched: bool | None = ...
 ) -> Tensor: ...
 @overload
 def parallel_evaluate(
@@ -31,7 +32,7 @@ def parallel_evaluate(
     rtol: float,
     solver: Solver = ...,
     max_sweeps: int | None = ...,
-    newton: bool = ...,
+    newton: Newton | None = ...,
     batched: bool | None = ...,
 ) -> Solution[Any]: ...
 def parallel_evaluate(
@@ -42,7 +43,7 @@ def parallel_evaluate(
     rtol: float | None = None,
     solver: Solver = Picard(),
     max_sweeps: int | None = None,
-    newton: bool = False,
+    newton: Newton | None = None,
     batched: bool | None = None,
 ) -> Tensor | Solution:
     """`z_L` by iteration over the whole trajectory: after `sweeps` sweeps, or once they change nothing any more.
@@ -68,7 +69,7 @@ def parallel_evaluate(
         solver: drives the sweeps towards the tolerance. `Picard()` is exact after L of them; others, such as
             `Anderson()`, give that up, and pay only where layers contract.
         max_sweeps: at most so many towards the tolerance; None: L + 1, which suffice for `Picard()`.
-        newton: sweeps that follow the transforms' Jacobians (`NewtonSweep`).
+        newton: `Newton()`, for sweeps that follow the transforms' Jacobians: fewer of them, for small widths.
         batched: True evaluates all transforms as one (`UnlikeError` where they are not alike), False one by one, None
             as one where they are alike and, with `sweeps`, likely to be faster so.
 
@@ -77,6 +78,8 @@ def parallel_evaluate(
     """
     if not isinstance(net, OptDNN):
         raise TypeError(f"net is a {type(net).__name__}: pass an OptDNN")
+    if newton is not None and not isinstance(newton, Newton):
+        raise TypeError(f"newton={newton!r}: pass Newton(), Newton(diagonal=True, damping=0.1), or None")
     if sweeps is not None and rtol is not None:
         raise TypeError(f"sweeps={sweeps} and rtol={rtol} exclude each other: pass one of them")
     with one_weight(net):
@@ -107,13 +110,13 @@ def _batching_pays(z0: Tensor, depth: int) -> bool:
     return z0.device.type != "cpu" or (depth >= 16 and z0.numel() <= 8192)
 
 
-def _batched(net: OptDNN, z0: Tensor, inputs: tuple[Tensor, ...], sweeps: int, newton: bool) -> Tensor | None:
+def _batched(net: OptDNN, z0: Tensor, inputs: tuple[Tensor, ...], sweeps: int, newton: Newton | None) -> Tensor | None:
     """None where something overflowed at a bad guess, and would spoil layers that do not depend on it.
 
     Nothing is read from the device before the end, and nothing at all where it cannot be: there NaN takes the place of
     what is spoilt.
     """
-    sweep = (NewtonSweep if newton else Sweep)(net, z0, inputs)
+    sweep = NewtonSweep(net, z0, inputs, newton) if newton else Sweep(net, z0, inputs)
     outputs, checks = None, []
     for _ in range(sweeps):
         outputs = sweep(outputs)
@@ -147,17 +150,23 @@ def _solved(
     rtol: float,
     solver: Solver,
     max_sweeps: int | None,
-    newton: bool,
+    newton: Newton | None,
     batched: bool | None,
 ) -> Solution[Any]:
     """The outputs of all layers as a fixed point, (batch, L, …), and `z_L` from them."""
-    depth, kind = len(net.transforms), NewtonSweep if newton else Sweep
+    depth = len(net.transforms)
+
+    def made(batched: bool) -> Sweep:
+        if newton is None:
+            return Sweep(net, z0, inputs, batched=batched)
+        return NewtonSweep(net, z0, inputs, newton, batched=batched)
+
     try:
-        sweep = kind(net, z0, inputs, batched=batched is not False)
+        sweep = made(batched is not False)
     except UnlikeError:
         if batched:
             raise
-        sweep = kind(net, z0, inputs, batched=False)
+        sweep = made(False)
 
     def swap(outputs: Any) -> Any:
         swapped = tuple(part.movedim(0, 1) for part in parts(outputs))

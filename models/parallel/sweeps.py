@@ -9,8 +9,9 @@ from torch import Tensor
 
 from ..methods.base import scaled
 from ..optdnn import OptDNN
+from .newton import Newton, scan
 from .stack import Loop, stacked
-from .trajectory import scan, trajectory
+from .trajectory import trajectory
 
 
 class Sweep:
@@ -37,14 +38,15 @@ class Sweep:
 
 
 class NewtonSweep(Sweep):
-    """The same with the transforms' Jacobians followed along the trajectory: Newton's method over the depth.
+    """The same with the transforms' Jacobians followed along the trajectory: `Newton`'s method over the depth.
 
-    Converges in a few sweeps, at the price of a Jacobian for each layer and row and of a scan of matrices of the
-    streams' joint width: for small widths. Source: Lim, Zhu, Selfridge, Kasim, "Parallelizing non-linear sequential
-    models over the sequence length" (DEER), ICLR 2024.
+    Costs a Jacobian for each layer and row, and a scan of matrices of the streams' joint width, or, where only the
+    diagonals are followed, of one matrix a feature, with as many rows as there are streams.
     """
 
-    def __init__(self, net: OptDNN, z0: Tensor, inputs: tuple[Tensor, ...], *, batched: bool = True) -> None:
+    def __init__(
+        self, net: OptDNN, z0: Tensor, inputs: tuple[Tensor, ...], newton: Newton, *, batched: bool = True
+    ) -> None:
         super().__init__(net, z0, inputs, batched=batched)
         companion = self.trajectory.companion
         if companion is None or self.trajectory.pair:
@@ -52,30 +54,40 @@ class NewtonSweep(Sweep):
                 f"{net.method} has no Newton sweep: it takes a method of one transform a layer and of a constant "
                 "number of streams"
             )
-        self._companion = companion
+        self.newton, self._companion = newton, companion
 
     def __call__(self, outputs: Any) -> Any:
         points = self.trajectory.points(self.z0, outputs)
         flat = points.flatten(2)
-        layers, batch, width = flat.shape
-        values, pull = torch.func.vjp(self.evaluated, points)  # type: ignore[misc]
-        basis = torch.eye(width, dtype=flat.dtype, device=flat.device)
-        rows = torch.vmap(lambda row: pull(row.expand(flat.shape).reshape(points.shape))[0])(basis)
-        jacobians = rows.flatten(3).movedim(0, 2)  # (layers, batch, width, width)
+        values, jacobians = self.newton.jacobians(lambda flat: self.evaluated(flat.view(points.shape)).flatten(2), flat)
         companion = self._companion
         start, steps, inflow, query = (
             part.to(flat) for part in (companion.start, companion.steps, companion.inflow, companion.query)
         )
         # x⁺ = (A ⊗ I + B C ⊗ J) x + B ⊗ (T(y) − J y), on streams of features
-        fed_back = torch.einsum("lsm,lmt,lbij->lbsitj", inflow, query, jacobians)
-        matrices = torch.einsum("lst,ij->lsitj", steps, basis)[:, None] + fed_back
-        constant = values.flatten(2) - (jacobians @ flat[..., None])[..., 0]
-        size = len(start) * width
-        states = scan(
-            matrices.reshape(layers, batch, size, size),
-            torch.einsum("lsm,lbi->lbsi", inflow, constant).reshape(layers, batch, size, 1),
-            torch.einsum("s,bi->bsi", start, self.z0.flatten(1)).reshape(batch, size, 1),
-        )
-        moved = torch.einsum("lmt,lbti->lbi", query, states[:-1].view(layers, batch, len(start), width))
-        following = values.flatten(2) + (jacobians @ (moved - flat)[..., None])[..., 0]
-        return following.view(values.shape)
+        constant = values - _times(jacobians, flat)
+        inflows = torch.einsum("lsm,lbi->lbis", inflow, constant)
+        starts = torch.einsum("s,bi->bis", start, self.z0.flatten(1))
+        fed_back = inflow @ query
+        if self.newton.diagonal:
+            matrices = steps[:, None, None] + jacobians[..., None, None] * fed_back[:, None, None]
+            states = scan(matrices, inflows[..., None], starts[..., None])[..., 0]
+        else:
+            layers, batch, width = flat.shape
+            size = len(start) * width
+            basis = torch.eye(width, dtype=flat.dtype, device=flat.device)
+            matrices = torch.einsum("lst,ij->lisjt", steps, basis)[:, None]
+            matrices = matrices + torch.einsum("lst,lbij->lbisjt", fed_back, jacobians)
+            found = scan(
+                matrices.reshape(layers, batch, size, size),
+                inflows.reshape(layers, batch, size, 1),
+                starts.reshape(batch, size, 1),
+            )
+            states = found.view(layers + 1, batch, width, len(start))
+        moved = torch.einsum("lms,lbis->lbi", query, states[:-1])
+        return (values + _times(jacobians, moved - flat)).view(points.shape)
+
+
+def _times(jacobians: Tensor, points: Tensor) -> Tensor:
+    """`J x`, of matrices or of their diagonals."""
+    return jacobians * points if jacobians.ndim == points.ndim else (jacobians @ points[..., None])[..., 0]

@@ -14,26 +14,7 @@ from solvers.state import without_autocast
 from ..methods import Method
 from ..methods.base import Point
 from ..methods.coefficients import Coefficients, Values
-
-
-def scan(matrices: Tensor, vectors: Tensor, start: Tensor) -> Tensor:
-    """All of `x_{k+1} = M_k x_k + v_k`, in ⌈log₂ L⌉ rounds of batched products instead of L steps.
-
-    Args:
-        matrices: (L, …, n, n).
-        vectors: (L, …, n, c).
-        start: x_0, (…, n, c).
-
-    Returns:
-        x_0 … x_L, (L + 1, …, n, c).
-    """
-    states = torch.cat(((matrices[0] @ start + vectors[0])[None], vectors[1:]))
-    shift = 1
-    while shift < len(states):
-        states = torch.cat((states[:shift], states[shift:] + matrices[shift:] @ states[:-shift]))
-        matrices = torch.cat((matrices[:shift], matrices[shift:] @ matrices[:-shift]))
-        shift *= 2
-    return torch.cat((start.expand_as(states[0])[None], states))
+from .newton import scan
 
 
 def recursion(method: Method, z0: Tensor, outputs: list[Any], coefficients: list[Values]) -> tuple[list[Point], Tensor]:

@@ -14,6 +14,7 @@ from models import (
     GradientDescent,
     HeavyBall,
     MonotoneDense,
+    Newton,
     OptDNN,
     Parallel,
     lyapunov_exponent,
@@ -21,8 +22,9 @@ from models import (
 )
 from models.blocks import attention, convnext, convolutional, dense
 from models.parallel.likeness import UnlikeError
+from models.parallel.newton import scan
 from models.parallel.stack import Stack
-from models.parallel.trajectory import Trajectory, scan
+from models.parallel.trajectory import Trajectory
 from solvers import Anderson, Status
 
 WIDTH, DEPTH = 5, 6
@@ -301,7 +303,7 @@ class Gentle(nn.Module):
 def test_newtons_sweeps_converge_quadratically(name):
     net, z = OptDNN(METHODS[name], [Gentle() for _ in range(12)]), torch.randn(3, WIDTH)
     serial = net(z)
-    errors = [(parallel_evaluate(net, z, sweeps=k, newton=True) - serial).norm().item() for k in range(1, 8)]
+    errors = [(parallel_evaluate(net, z, sweeps=k, newton=Newton()) - serial).norm().item() for k in range(1, 8)]
     plain = (parallel_evaluate(net, z, sweeps=7) - serial).norm().item()
     assert errors[-1] < 1e-10 * max(errors[0], 1)
     assert errors[-1] < 1e-6 * plain
@@ -311,7 +313,7 @@ def test_newtons_sweeps_converge_quadratically(name):
 @pytest.mark.parametrize("name", ONE_TRANSFORM)
 def test_newtons_sweeps_reach_the_tolerance_with_the_serial_gradients(name):
     net, z = network(name), torch.randn(3, WIDTH, requires_grad=True)
-    solution = parallel_evaluate(net, z, rtol=1e-9, newton=True)
+    solution = parallel_evaluate(net, z, rtol=1e-9, newton=Newton())
     assert solution.converged.all()
     torch.testing.assert_close(solution.value, net(z), rtol=0, atol=1e-7)
     torch.testing.assert_close(gradients(solution.value, net, z), gradients(net(z), net, z), rtol=1e-3, atol=1e-4)
@@ -320,7 +322,7 @@ def test_newtons_sweeps_reach_the_tolerance_with_the_serial_gradients(name):
 @pytest.mark.parametrize("name", ["dense", "ladmm", "pdhg"])
 def test_methods_without_a_newton_sweep_are_named(name):
     with pytest.raises(TypeError, match="has no Newton sweep"):
-        parallel_evaluate(network(name), torch.zeros(1, WIDTH), sweeps=1, newton=True)
+        parallel_evaluate(network(name), torch.zeros(1, WIDTH), sweeps=1, newton=Newton())
 
 
 # --- contractivity -----------------------------------------------------------------------------------------------
@@ -499,7 +501,7 @@ def test_transforms_that_are_not_alike_are_refused_with_the_difference_or_evalua
         torch.testing.assert_close(parallel_evaluate(net, z, sweeps=2, batched=one_by_one), net(z))
 
 
-@pytest.mark.parametrize(("name", "newton"), [("gd", False), ("gd", True), ("pdhg", False)])
+@pytest.mark.parametrize(("name", "newton"), [("gd", None), ("gd", Newton()), ("pdhg", None)])
 def test_layers_that_are_not_alike_reach_the_tolerance_one_by_one(name, newton):
     pairs = [(Dense(WIDTH, hidden), Dense(WIDTH, hidden + 1)) for hidden in (3, 5, 7)]
     net = OptDNN(name, [pair if name == "pdhg" else pair[0] for pair in pairs])
@@ -553,3 +555,35 @@ def test_a_stack_of_modules_answers_as_each():
 def test_what_makes_no_sense_is_refused(arguments, message):
     with pytest.raises((TypeError, ValueError), match=message):
         parallel_evaluate(network("gd"), torch.zeros(1, WIDTH), **arguments)
+
+
+@pytest.mark.parametrize("newton", [Newton(diagonal=True), Newton(damping=0.3), Newton(True, 0.5)], ids=repr)
+@pytest.mark.parametrize("name", ONE_TRANSFORM)
+def test_sweeps_that_follow_less_of_the_jacobians_reach_the_serial_network_too(name, newton):
+    net, z = network(name), torch.randn(3, WIDTH, requires_grad=True)
+    depth = len(net.transforms)
+    exact = parallel_evaluate(net, z, sweeps=depth, newton=newton)
+    torch.testing.assert_close(exact, net(z), rtol=0, atol=1e-9)
+    solution = parallel_evaluate(net, z, rtol=1e-9, newton=newton)
+    assert solution.converged.all()
+    torch.testing.assert_close(gradients(solution.value, net, z), gradients(net(z), net, z), rtol=1e-3, atol=1e-4)
+
+
+def test_diagonals_are_followed_exactly_where_jacobians_are_diagonal():
+    class Diagonal(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.scale = nn.Parameter(0.5 * torch.rand(WIDTH))
+
+        def forward(self, z):
+            return self.scale * z.sin()
+
+    net, z = OptDNN("nesterov", [Diagonal() for _ in range(12)]), torch.randn(3, WIDTH)
+    for sweeps in (1, 2, 3):
+        full, diagonal = (parallel_evaluate(net, z, sweeps=sweeps, newton=Newton(one)) for one in (False, True))
+        torch.testing.assert_close(diagonal, full, rtol=1e-10, atol=1e-12)
+
+
+def test_newton_is_an_object():
+    with pytest.raises(TypeError, match=r"newton=True: pass Newton\(\)"):
+        parallel_evaluate(network("gd"), torch.zeros(1, WIDTH), sweeps=1, newton=True)

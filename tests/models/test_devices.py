@@ -9,7 +9,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from models import METHODS, OptDEQ, OptDNN, ParaFormer, parallel_evaluate
+from models import METHODS, Newton, OptDEQ, OptDNN, ParaFormer, parallel_evaluate
 from models.blocks import attention, convnext, convolutional, dense
 from models.mdeq import MDEQ
 from models.mondeq import mondeq
@@ -247,7 +247,7 @@ def test_nor_do_newtons_sweeps(batch):
         net, shape = network("gd", blocks)
         z = torch.randn(batch, *shape, requires_grad=True)
         with kernels():
-            parallel_evaluate(net, z, sweeps=2, newton=True).square().sum().backward()
+            parallel_evaluate(net, z, sweeps=2, newton=Newton()).square().sum().backward()
 
 
 # --- on a GPU ----------------------------------------------------------------------------------------------------
@@ -324,7 +324,7 @@ def test_every_reading_trains_where_it_is_moved(name, blocks, batch, reading, de
     evaluate = {
         "swept": lambda net, z: parallel_evaluate(net, z, sweeps=2),
         "swept as one": lambda net, z: parallel_evaluate(net, z, sweeps=2, batched=True),
-        "newton": lambda net, z: parallel_evaluate(net, z, sweeps=2, newton=True),
+        "newton": lambda net, z: parallel_evaluate(net, z, sweeps=2, newton=Newton()),
     }.get(reading, lambda net, z: net(z))
     found = []
     for place in dict.fromkeys(("cpu", device)):

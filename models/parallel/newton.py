@@ -1,0 +1,82 @@
+"""Newton's method over a chain of steps: the Jacobians that a sweep follows, and the recursion that they make."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from numbers import Real
+
+import torch
+from torch import Tensor
+
+CHUNK = 16
+"""Columns of the Jacobians that are found at once where only the diagonal is kept."""
+
+
+@dataclass(frozen=True)
+class Newton:
+    """Sweeps that follow the Jacobians `J_k` of the steps: `x_{k+1} ← f_k(x̄_k) + (1 − damping) J_k (x_k − x̄_k)`.
+
+    From a guess x̄ of the whole chain to the next one, by a scan of ⌈log₂ L⌉ rounds. Converges in a few sweeps where the
+    steps contract on the whole, and in as many as there are steps in any case. Source: Lim, Zhu, Selfridge, Kasim,
+    "Parallelizing non-linear sequential models over the sequence length" (DEER), ICLR 2024; Gonzalez, Warrington,
+    Smith, Linderman, "Towards scalable and stable parallelization of nonlinear RNNs" (quasi-DEER, ELK), NeurIPS 2024.
+    """
+
+    diagonal: bool = False
+    """Follow the Jacobians' diagonals alone: more sweeps, each with memory and arithmetic linear in the width."""
+    damping: float = 0.0
+    """In [0, 1]: how much of the Jacobians is left out. Where a chain expands, some keeps the sweeps from running away;
+    1 is plain iteration."""
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.diagonal, bool):
+            raise TypeError(f"Newton: diagonal={self.diagonal!r} must be True or False")
+        if not isinstance(self.damping, Real) or isinstance(self.damping, bool) or not 0 <= self.damping <= 1:
+            raise ValueError(f"Newton: damping={self.damping!r} must be a number from 0 to 1")
+
+    def jacobians(self, f: Callable[[Tensor], Tensor], points: Tensor) -> tuple[Tensor, Tensor]:
+        """`f(points)`, and what is followed of its Jacobians: (…, width, width), or the diagonals, (…, width).
+
+        Args:
+            f: keeps the shape; entries of the last dim depend on those of the same place alone.
+            points: (…, width).
+        """
+        values, pull = torch.func.vjp(f, points)  # type: ignore[misc]
+        width = points.shape[-1]
+        basis = torch.eye(width, dtype=points.dtype, device=points.device)
+        if not self.diagonal:
+            rows = torch.vmap(lambda row: pull(row.expand(points.shape))[0])(basis)
+            return values, (1 - self.damping) * rows.movedim(0, -2)
+        found = []
+        for chunk in torch.arange(width, device=points.device).split(CHUNK):
+            rows = torch.vmap(lambda row: pull(row.expand(points.shape))[0])(basis[chunk])
+            places = chunk.view(-1, *[1] * points.ndim).expand(*rows.shape[:-1], 1)
+            found.append(rows.gather(-1, places)[..., 0].movedim(0, -1))
+        return values, (1 - self.damping) * torch.cat(found, dim=-1)
+
+
+def scan(
+    matrices: Tensor,
+    vectors: Tensor,
+    start: Tensor,
+    product: Callable[[Tensor, Tensor], Tensor] = torch.matmul,
+) -> Tensor:
+    """All of `x_{k+1} = M_k x_k + v_k`, in ⌈log₂ L⌉ rounds of batched products instead of L steps.
+
+    Args:
+        matrices: (L, …, n, n).
+        vectors: (L, …, n, c).
+        start: x_0, (…, n, c).
+        product: of two matrices, and of a matrix and a vector; `torch.mul` for diagonals, which are like the vectors.
+
+    Returns:
+        x_0 … x_L, (L + 1, …, n, c).
+    """
+    states = torch.cat(((product(matrices[0], start) + vectors[0])[None], vectors[1:]))
+    shift = 1
+    while shift < len(states):
+        states = torch.cat((states[:shift], states[shift:] + product(matrices[shift:], states[:-shift])))
+        matrices = torch.cat((matrices[:shift], product(matrices[shift:], matrices[:-shift])))
+        shift *= 2
+    return torch.cat((start.expand_as(states[0])[None], states))

@@ -1,0 +1,104 @@
+"""A recurrent cell over a sequence, all times at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from implicit import fixed_point, one_weight
+from solvers import Picard, Solution, State, solve
+from solvers.state import Layout
+
+from .chain import Chain, ChainGradient, ChainNewton
+from .newton import Newton
+
+
+@dataclass(frozen=True)
+class Unrolled(Solution[Any]):
+    """What `unroll` finds: `value` is the states after each step, (batch, time, …), with their gradient."""
+
+    growth: Callable[[], Tensor] = field(repr=False, kw_only=True)
+
+    def lyapunov_exponent(self) -> Tensor:
+        """(batch,) mean growth of a disturbance, `log ‖J_L ⋯ J_1 v‖ / L`, in nepers a step.
+
+        Below 0 the recurrence forgets, and few sweeps suffice; above 0 it is chaotic, and they are as many as steps.
+        Source: Gonzalez et al., "Predictability enables parallelization of nonlinear state space models", NeurIPS 2025.
+        """
+        return self.growth()
+
+
+def unroll(
+    cell: Callable[[Tensor, Any], Any],
+    x: Tensor,
+    h0: State,
+    *,
+    rtol: float = 1e-5,
+    newton: Newton = Newton(),
+    max_sweeps: int | None = None,
+) -> Unrolled:
+    """`h_t = cell(x_t, h_{t−1})` for all t by sweeps over the sequence, each of which evaluates all steps at once.
+
+    Value and gradient are those of the loop, to the tolerance: the gradient by the implicit function theorem, its
+    adjoint recurrence likewise by sweeps, in memory that does not grow with their number. Prefer it where sequences are
+    long, the state is narrow and the machine idle in each step: a sweep evaluates the cell at all times, and its
+    Jacobian there (`Newton`). Where the recurrence is chaotic the loop is faster, and rounding makes both differ.
+
+        solution = unroll(nn.GRUCell(8, 16), x, torch.zeros(len(x), 16))
+        solution.value, solution.steps, solution.lyapunov_exponent()
+
+    Args:
+        cell: `(x_t, h) → h` on batches, as `torch.nn.GRUCell`; deterministic, its rows independent.
+        x: (batch, time, …), at least one step.
+        h0: (batch, …), or a tuple of such, as for `torch.nn.LSTMCell`.
+        rtol: of the whole trajectory of a row.
+        newton: what sweeps follow.
+        max_sweeps: None: one more than there are steps, which suffice.
+
+    Raises:
+        TypeError, ValueError: an argument is not of that form.
+    """
+    if not isinstance(x, Tensor) or x.ndim < 2 or not x.shape[1]:
+        raise ValueError(f"x is {_shape(x)}: pass a tensor (batch, time, …) with at least one step")
+    if not isinstance(newton, Newton):
+        raise TypeError(f"newton={newton!r}: pass Newton(), or Newton(diagonal=True, damping=0.1)")
+    layout = Layout(h0)
+    if layout.batch != len(x):
+        raise ValueError(f"h0 has a batch of {layout.batch}, x one of {len(x)}: pass as many rows")
+    length = x.shape[1]
+    if max_sweeps is None:
+        max_sweeps = length + 1
+    first = layout.flatten(h0)
+    chain = Chain(cell, layout, x.detach(), first.detach())
+    with one_weight(cell):
+        start = chain.first[:, None].expand(-1, length, -1).contiguous()
+        sweeps = ChainNewton(chain, newton, exact_after=length)
+        found = solve(chain.swept, start, (x, first), solver=sweeps, rtol=rtol, atol=0.0, max_steps=max_sweeps)
+        value = found.value
+        if torch.is_grad_enabled():
+            exact = Picard(exact_after=length)
+            value = fixed_point(
+                partial(_swept, cell, chain),  # warnings are told once a cell
+                found.value,
+                (x, first),
+                solver=exact,
+                gradient=ChainGradient(exact, min(rtol, 1e-6), length + 1, chain=chain, newton=newton),
+                rtol=rtol,
+                atol=0.0,
+                max_steps=1,
+            )
+    states = chain.structured(value)
+    return Unrolled(**{**vars(replace(found, value=states)), "growth": partial(chain.growth, found.value)})
+
+
+def _swept(cell: Any, chain: Chain, states: Tensor, x: Tensor, first: Tensor) -> Tensor:
+    return chain.swept(states, x, first)
+
+
+def _shape(x: Any) -> str:
+    return f"of shape {tuple(x.shape)}" if isinstance(x, Tensor) else f"a {type(x).__name__}"

@@ -1,0 +1,175 @@
+"""A recurrent cell over a sequence at once, against the loop."""
+
+import warnings
+from functools import partial
+
+import pytest
+import torch
+from torch import nn
+
+from implicit import ConvergenceWarning, record
+from models import Newton, unroll
+from solvers import Status
+
+FEATURES, WIDTH = 5, 6
+WAYS = [Newton(), Newton(diagonal=True), Newton(damping=0.3), Newton(diagonal=True, damping=0.5), Newton(damping=1.0)]
+
+
+def loop(cell, x, h):
+    states = []
+    for t in range(x.shape[1]):
+        h = cell(x[:, t], h)
+        states.append(h)
+    if isinstance(h, torch.Tensor):
+        return torch.stack(states, 1)
+    return tuple(torch.stack(part, 1) for part in zip(*states, strict=True))
+
+
+class Matrix(nn.Module):
+    """`h ↦ tanh(W h) + x`: no shape that PyTorch has, two dims a state."""
+
+    def __init__(self, gain=0.5):
+        super().__init__()
+        self.weight = nn.Parameter(gain * torch.linalg.qr(torch.randn(WIDTH, WIDTH)).Q)
+
+    def forward(self, x, h):
+        return (self.weight @ h).tanh() + x[:, :2, None].mT
+
+
+def recurrence(kind, rows=3, length=30):
+    torch.manual_seed(0)
+    cell = {"gru": nn.GRUCell, "rnn": nn.RNNCell, "lstm": nn.LSTMCell}.get(kind, lambda *_: Matrix())(FEATURES, WIDTH)
+    x = torch.randn(rows, length, FEATURES, requires_grad=True)
+    h = torch.randn(*((rows, WIDTH, 2) if kind == "matrix" else (rows, WIDTH)), requires_grad=True)
+    other = torch.randn(rows, WIDTH, requires_grad=True)
+    return cell, x, (h, other) if kind == "lstm" else h
+
+
+def leaves(cell, x, h0):
+    return [x, *(h0 if isinstance(h0, tuple) else [h0]), *cell.parameters()]
+
+
+def total(states):
+    return sum(part.sin().sum() for part in (states if isinstance(states, tuple) else [states]))
+
+
+@pytest.mark.parametrize("newton", WAYS, ids=repr)
+@pytest.mark.parametrize("kind", ["gru", "rnn", "lstm", "matrix"])
+def test_value_and_gradient_are_those_of_the_loop(kind, newton):
+    cell, x, h0 = recurrence(kind)
+    solution, expected = unroll(cell, x, h0, rtol=1e-11, newton=newton), loop(cell, x, h0)
+    assert solution.converged.all()
+    found = solution.value if isinstance(solution.value, tuple) else (solution.value,)
+    for one, other in zip(found, expected if isinstance(expected, tuple) else (expected,), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-8, atol=1e-9)
+    gradients = (torch.autograd.grad(total(states), leaves(cell, x, h0)) for states in (solution.value, expected))
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+
+
+def test_second_derivatives_are_those_of_the_loop():
+    cell, x, h0 = recurrence("matrix", 2, 6)
+
+    def second(states):
+        (first,) = torch.autograd.grad(states.sin().sum(), x, create_graph=True)
+        return torch.autograd.grad(first.sin().sum(), leaves(cell, x, h0), allow_unused=True)
+
+    found, expected = second(unroll(cell, x, h0, rtol=1e-12).value), second(loop(cell, x, h0))
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+
+
+def test_few_sweeps_where_the_recurrence_forgets():
+    cell, x, h0 = recurrence("gru", length=200)
+    with record() as log:
+        solution = unroll(cell, x, h0, rtol=1e-10)
+        solution.value.sum().backward()
+    assert solution.steps.max() <= 10
+    assert log.backward[-1].solution.steps.max() <= 3  # the adjoint equation is linear: one sweep, and a look
+    assert solution.lyapunov_exponent().max() < 0
+
+
+@pytest.mark.parametrize("newton", WAYS, ids=repr)
+def test_as_many_sweeps_as_steps_suffice_where_it_is_chaotic(newton):
+    torch.manual_seed(0)
+    mix = torch.linalg.qr(torch.randn(WIDTH, WIDTH)).Q
+
+    def cell(x, h):
+        return torch.sin(5 * h @ mix + x[:, :1])
+
+    x, h0 = torch.randn(2, 12, FEATURES), torch.randn(2, WIDTH)
+    solution = unroll(cell, x, h0, rtol=1e-10, newton=newton)
+    assert solution.converged.all()
+    torch.testing.assert_close(solution.value, loop(cell, x, h0), rtol=1e-7, atol=1e-7)
+    assert solution.lyapunov_exponent().min() > 0
+
+
+def test_the_exponent_is_that_of_the_product_of_jacobians():
+    cell, x, h0 = recurrence("rnn", 2, 150)
+    exponent = unroll(cell, x, h0, rtol=1e-12).lyapunov_exponent()
+    for row in range(2):
+        disturbance, h = torch.ones(WIDTH) / WIDTH**0.5, h0[row].detach()
+        growth = 0.0
+        for t in range(150):
+            jacobian = torch.autograd.functional.jacobian(partial(cell, x[row, t].detach()), h)
+            disturbance, h = jacobian @ disturbance, cell(x[row, t], h).detach()
+            growth += disturbance.norm().log().item()
+            disturbance = disturbance / disturbance.norm()
+        assert abs(exponent[row].item() - growth / 150) < 1e-8
+
+
+def test_one_step_one_row_and_no_row():
+    cell, x, h0 = recurrence("gru")
+    torch.testing.assert_close(
+        unroll(cell, x[:1, :1], h0[:1]).value[:, 0], cell(x[:1, 0], h0[:1]), rtol=1e-4, atol=1e-5
+    )
+    assert unroll(cell, x[:0], h0[:0]).value.shape == (0, 30, WIDTH)
+    with torch.no_grad():
+        assert not unroll(cell, x, h0).value.requires_grad
+    stretched = x.mT.contiguous().mT
+    torch.testing.assert_close(unroll(cell, stretched, h0).value, loop(cell, x, h0), rtol=1e-4, atol=1e-5)
+
+
+def test_single_precision_and_sequences_that_run_away_in_part():
+    cell, x, h0 = (part.float() if isinstance(part, (torch.Tensor, nn.Module)) else part for part in recurrence("gru"))
+    solution = unroll(cell, x.detach(), h0.detach(), rtol=1e-5)
+    torch.testing.assert_close(solution.value, loop(cell, x, h0), rtol=1e-3, atol=1e-4)
+
+    def doubling(x, h):
+        return 2 * h + x
+
+    x = torch.ones(2, 300, 3, dtype=torch.float32)
+    x[1] = 0
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        solution = unroll(doubling, x, torch.zeros(2, 3, dtype=torch.float32))
+    assert solution.status.tolist() == [Status.NON_FINITE, Status.CONVERGED]
+    assert (solution.value[1] == 0).all()
+
+
+def test_a_row_that_is_not_a_number_fails_alone():
+    cell, x, h0 = recurrence("gru")
+    x = x.detach()
+    x[1, 7] = torch.nan
+    with pytest.warns(ConvergenceWarning, match="NON_FINITE"):
+        solution = unroll(cell, x, h0, rtol=1e-9)
+    assert solution.converged.tolist() == [True, False, True]
+    torch.testing.assert_close(solution.value[::2], loop(cell, x, h0)[::2], rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("call", "kind", "message"),
+    [
+        (lambda cell, x, h: unroll(cell, x[:, :0], h), ValueError, r"x is of shape \(3, 0, 5\).*at least one step"),
+        (lambda cell, x, h: unroll(cell, None, h), ValueError, "x is a NoneType"),
+        (lambda cell, x, h: unroll(cell, x, h[:2]), ValueError, "h0 has a batch of 2, x one of 3"),
+        (lambda cell, x, h: unroll(cell, x, h, newton=True), TypeError, r"newton=True: pass Newton\(\)"),
+        (lambda cell, x, h: unroll(lambda x, h: h[:, :2], x, h), ValueError, "must keep the shape"),
+        (lambda cell, x, h: unroll(cell, x, h, max_sweeps=0), ValueError, "max_steps=0"),
+        (lambda cell, x, h: Newton(damping=1.5), ValueError, r"damping=1\.5 must be a number from 0 to 1"),
+        (lambda cell, x, h: Newton(diagonal=1), TypeError, "diagonal=1 must be True or False"),
+    ],
+)
+def test_bad_input_is_named(call, kind, message):
+    with pytest.raises(kind, match=message):
+        call(*recurrence("gru"))

@@ -47,7 +47,7 @@ def _gpu(quick: bool, folder: Path) -> None:
 BENCHMARKS: dict[str, tuple[str, Callable[[bool, Path], None]]] = {
     "solvers": ("overhead, evaluations, frugality, honest failure, growth with batch and state", _solvers),
     "gradients": ("errors, products, second derivatives and seconds", _gradients),
-    "parallel": ("branches batched and in a loop, time against depth", _parallel),
+    "parallel": ("branches batched and in a loop, time against depth, and along sequences", _parallel),
     "memory": ("peaks of solvers and gradients against steps", _memory),
     "training": ("an equilibrium classifier of digits, from the same weights on the same batches", _training),
     "gpu": ("on a CUDA device: a step of a solver, eager and captured, and a training step", _gpu),

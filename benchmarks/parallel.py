@@ -1,4 +1,4 @@
-"""Branches batched and in a loop; time against depth, serial and parallel."""
+"""Branches batched and in a loop; time against depth and along sequences, serial and parallel."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from models.branches import Branches
 
 from .report import Cell, Progress, Table
 from .run import run
+from .sequences import sequences
 
 SHAPES = ((1, 17, 64), (8, 17, 32), (8, 65, 16), (32, 65, 8))
 """Batch, tokens, branches; width 192, three heads, hidden 768, one block a branch."""
@@ -30,6 +31,7 @@ def compare(quick: bool, folder: Path) -> None:
 def _tables(quick: bool, progress: Progress) -> Iterator[tuple[str, Table]]:
     yield "branches", branches(quick, progress)
     yield "depth", depth(quick, progress)
+    yield "sequences", sequences(quick, progress)
 
 
 def branches(quick: bool, progress: Progress) -> Table:

@@ -68,7 +68,7 @@ def test_a_quick_run_of_parallel_prints_and_writes_every_table(tmp_path):
     result = run("parallel", "--quick", "--out", str(tmp_path))
     assert result.returncode == 0, result.stderr
     tables = json.loads((tmp_path / "parallel.json").read_text())["tables"]
-    assert set(tables) == {"branches", "depth"}
+    assert set(tables) == {"branches", "depth", "sequences"}
     for table in tables.values():
         assert table["title"] in result.stdout
         assert table["rows"]

@@ -156,6 +156,8 @@ class Reports(NamedTuple):
     """`layer_name` of a layer, or the function's."""
     owner: Any
     """The layer, or the function."""
+    settings: str = ""
+    """Where to find the settings that a warning names, if they are not the layer's or its gradient's."""
 
     def enter(
         self,
@@ -182,11 +184,8 @@ class Reports(NamedTuple):
         if converged or _ignored() or not _is_news(self.owner, direction, solution):
             return
         text = f"{self.name}, {direction} solve: {solution.summary()}"
-        if direction == "backward":
-            text += (
-                "\nFor this solve these are settings of gradient=ImplicitGradient(solver=…, rtol=…, max_steps=…), "
-                "whose unconverged=… says what becomes of such rows"
-            )
+        if self.settings or direction == "backward":
+            text += "\n" + (self.settings or _BACKWARD)
         measured = radius()
         if measured is not None:
             text += f"\nThe spectral radius of the Jacobian there is about {measured:.2g}"
@@ -198,6 +197,10 @@ class Reports(NamedTuple):
         warnings.warn(text, ConvergenceWarning, stacklevel=level_of_caller())
 
 
+_BACKWARD = (
+    "For this solve these are settings of gradient=ImplicitGradient(solver=…, rtol=…, max_steps=…), whose "
+    "unconverged=… says what becomes of such rows"
+)
 _worst: weakref.WeakKeyDictionary[Any, dict[str, float]] = weakref.WeakKeyDictionary()
 """Of each layer, or of a function's code, the largest residual that a warning has told, in each direction."""
 WORSE = 10.0

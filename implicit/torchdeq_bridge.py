@@ -12,7 +12,8 @@ from torch import Tensor
 
 from solvers import GMRES, Anderson, Broyden, Monotone, NewtonKrylov, Picard, Solution, Solver, solve
 
-from .recording import Reports, current_logs
+from .recording import current_logs
+from .reports import Reports
 
 try:
     from torchdeq.solver import register_solver

@@ -25,7 +25,8 @@ from .gradients.base import Evaluation, with_value
 from .gradients.root import followed, transformed
 from .graph import computed_from, leaves, radius_from_graph, saved_through_hooks
 from .pure import own_modules
-from .recording import Reports, current_logs
+from .recording import current_logs
+from .reports import Reports
 from .suitability import warn_of_chance, warn_of_coupling, warn_of_unsuitable
 
 

@@ -18,7 +18,8 @@ from .gradients.root import transformed
 from .layer import Layer
 from .loop_trace import LoopTrace
 from .parametrized import one_weight
-from .recording import Reports, current_logs, layer_name
+from .recording import current_logs, layer_name
+from .reports import Reports
 
 
 class Looped(Layer):

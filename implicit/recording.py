@@ -1,19 +1,15 @@
-"""See what the implicit layers of a model did: `record()`, and the warning of a solve that did not converge."""
+"""See what the implicit layers of a model did: `record()`."""
 
 from __future__ import annotations
 
-import math
 import os
 import sys
-import warnings
-import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, field, replace
-from functools import partial
+from dataclasses import dataclass, field
 from html import escape
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -145,98 +141,6 @@ def layer_name(layer: nn.Module, otherwise: str) -> LayerName:
     name = LayerName(place)
     name.layer, name.otherwise = id(layer), otherwise
     return name
-
-
-class Reports(NamedTuple):
-    """Where the solves of one call of a layer, or of `fixed_point`, are told."""
-
-    logs: tuple[Log, ...]
-    """Those that were open at its forward."""
-    name: str
-    """`layer_name` of a layer, or the function's."""
-    owner: Any
-    """The layer, or the function."""
-
-    def enter(
-        self,
-        direction: Literal["forward", "backward"],
-        converged: bool,
-        found: Callable[[], Solution],
-        radius: Callable[[], float | None] = lambda: None,
-    ) -> None:
-        """Enter a solve in the logs, and warn if rows did not converge, unless that has been said before.
-
-        Args:
-            direction: which of the two.
-            converged: whether all rows did.
-            found: makes the solution, which costs transfers to the device.
-            radius: measures the spectral radius of the Jacobian, where that is cheap.
-        """
-        if converged and not self.logs:
-            return
-        solution = found()
-        for log in self.logs:
-            kept = solution if log.values else replace(solution, value=())
-            called = self.name.within(log) if isinstance(self.name, LayerName) else self.name
-            (log.forward if direction == "forward" else log.backward).append(Record(called, kept))
-        if converged or _ignored() or not _is_news(self.owner, direction, solution):
-            return
-        text = f"{self.name}, {direction} solve: {solution.summary()}"
-        if direction == "backward":
-            text += (
-                "\nFor this solve these are settings of gradient=ImplicitGradient(solver=…, rtol=…, max_steps=…), "
-                "whose unconverged=… says what becomes of such rows"
-            )
-        measured = radius()
-        if measured is not None:
-            text += f"\nThe spectral radius of the Jacobian there is about {measured:.2g}"
-            text += ": plain iteration runs away, scale the weights down" if measured > 1 else ""
-        text += (
-            "\nimplicit.diagnostics.diagnose looks for the cause. Said again once it is ten times worse; "
-            "implicit.record() has every solve"
-        )
-        warnings.warn(text, ConvergenceWarning, stacklevel=level_of_caller())
-
-
-_worst: weakref.WeakKeyDictionary[Any, dict[str, float]] = weakref.WeakKeyDictionary()
-"""Of each layer, or of a function's code, the largest residual that a warning has told, in each direction."""
-WORSE = 10.0
-"""Factor by which a residual must exceed that to be told again."""
-
-
-def _ignored() -> bool:
-    """Whether the caller wants no such warning: what he does not see has not been told."""
-    for action, message, category, module, _ in warnings.filters:
-        if issubclass(ConvergenceWarning, category) and message is None and module is None:
-            return action == "ignore"
-    return False
-
-
-def _is_news(owner: Any, direction: str, solution: Solution) -> bool:
-    known = _worst.setdefault(_lasting(owner), {})
-    residuals = solution.residual[~solution.converged]
-    residual = math.inf if bool(residuals.isnan().any()) else float(residuals.max())
-    if direction in known and not residual >= WORSE * known[direction]:
-        return False
-    if known.get(direction) == math.inf:
-        return False
-    known[direction] = residual
-    return True
-
-
-def _lasting(owner: Any) -> Any:
-    """What is the same each time the code that defines a function runs: a module that it holds, else that code."""
-    if isinstance(owner, partial):
-        held = owner.args
-    else:
-        held = (
-            getattr(owner, "__self__", None),
-            *(cell.cell_contents for cell in getattr(owner, "__closure__", None) or ()),
-        )
-    for value in held:
-        if isinstance(value, nn.Module):
-            return value
-    return _lasting(owner.func) if isinstance(owner, partial) else getattr(owner, "__code__", owner)
 
 
 def level_of_caller() -> int:

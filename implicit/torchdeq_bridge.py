@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from types import FrameType
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from solvers import GMRES, Anderson, Broyden, Monotone, NewtonKrylov, Picard, Solution, Solver, solve
+
+from .recording import current_logs
+from .reports import Reports
 
 try:
     from torchdeq.solver import register_solver
@@ -59,46 +64,71 @@ def in_torchdeqs_form(solver: Solver) -> Callable[..., tuple[Tensor, list[Tensor
     ) -> tuple[Tensor, list[Tensor], SolverStat]:
         """Solve x = func(x) from x0, (batch, …); a tensor without further dims is a batch of scalars, as in torchdeq.
 
+        A solve that fails issues a `ConvergenceWarning`, and `record()` has it, as for layers of ours.
+
         Args:
             func, x0: the map and where to start.
-            max_iter: largest number of steps.
+            max_iter: largest number of evaluations of func.
             tol: tolerance on `‖func(x) − x‖`, for `stop_mode="rel"` relative to `‖func(x)‖`.
             stop_mode: "abs" or "rel".
-            indexing: evaluations of func, counted from 1, whose result to return, too.
+            indexing: evaluations of func, counted from 1, whose result to return, too; for those from `max_iter` on, or
+                after the last, the solution.
         """
         if stop_mode not in ("abs", "rel"):
             raise ValueError(f"stop_mode={stop_mode!r} must be 'abs' or 'rel'")
-        wanted, seen, calls = set(indexing or ()), [], 0
+        wanted = sorted(indexing or ())
+        seen: dict[int, Tensor] = {}
+        calls = 0
 
         def watched(z: Tensor) -> Tensor:
             nonlocal calls
             calls += 1
             image = func(z.view(x0.shape)).reshape(z.shape)
-            if calls in wanted:
-                seen.append(image.view(x0.shape))
+            if calls in wanted and calls < max_iter:
+                seen[calls] = image.view(x0.shape)
             return image
 
         relative = stop_mode == "rel"
         start = x0.reshape(len(x0), -1)
         rtol, atol = (tol, 0.0) if relative else (0.0, tol)
         solution = solve(watched, start, solver=solver, rtol=rtol, atol=atol, max_steps=max_iter)
+        direction, reports = _reports(func, sys._getframe(1))
+        reports.enter(direction, bool(solution.converged.all()), lambda: solution)
         value = solution.value.view(x0.shape)
-        return value, seen or ([value] if wanted else []), _statistics(solution, func(value).reshape(len(x0), -1))
+        return value, [seen.get(call, value) for call in wanted], _statistics(solution)
 
     return torchdeq_solver
 
 
-def _statistics(solution: Solution, image: Tensor) -> Any:
-    """torchdeq's record of a solve; its absolute trace, roughly, is the relative one times ‖f(z)‖ at the end."""
-    scale = torch.linalg.vector_norm(image, dim=1)
-    lowest = solution.residual.to(scale)
-    # torchdeq pads its traces with the lowest value
-    trace = solution.trace.T.to(scale)
-    trace = torch.where(trace.isnan(), lowest[:, None], trace)
+def _reports(func: Any, caller: FrameType) -> tuple[Literal["forward", "backward"], Reports]:
+    """Which pass of torchdeq's a solve belongs to, and where it is told."""
+    hint = "torchdeq has max_steps as {0}_max_iter, rtol and atol as {0}_tol and {0}_stop_mode"
+    if getattr(func, "__module__", "") != "torchdeq.grad":
+        return "forward", Reports(current_logs(), "torchdeq", _users(func), hint.format("f"))
+    # a function that torchdeq makes anew for each solve: what it belongs to is among its maker's variables
+    known = caller.f_locals
+    owner = _users(known["func"]) if "func" in known else known.get("trainer", func)
+    return "backward", Reports(current_logs(), "torchdeq", owner, hint.format("b"))
+
+
+def _users(func: Any) -> Any:
+    """The user's function in torchdeq's wrapper."""
+    return getattr(func, "func", func)
+
+
+def _statistics(solution: Solution) -> Any:
+    """torchdeq's record of a solve, its traces padded with the lowest value."""
+    lowest, trace, distances = (
+        floats.to(solution.value.dtype) for floats in (solution.residual, solution.trace, solution.absolute)
+    )
+    # where on the trace the value lies
+    place = (trace - lowest).abs().nan_to_num(torch.inf).argmin(dim=0, keepdim=True)
+    absolute = distances.gather(0, place)[0]
+    stopped = trace.isnan()
     return SolverStat(
-        abs_lowest=lowest * scale,
+        abs_lowest=absolute,
         rel_lowest=lowest,
-        abs_trace=trace * scale[:, None],
-        rel_trace=trace,
-        nstep=solution.steps.to(scale),
+        abs_trace=torch.where(stopped, absolute, distances).T,
+        rel_trace=torch.where(stopped, lowest, trace).T,
+        nstep=solution.steps.to(lowest),
     )

@@ -3,10 +3,22 @@
 from __future__ import annotations
 
 import sys
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+
+@contextmanager
+def twice_differentiable() -> Iterator[None]:
+    """Within the block cells are evaluated such that they have second derivatives: uncompiled, without fused attention.
+
+    A cell that chooses its kernel of attention itself keeps it.
+    """
+    with uncompiled_cells(), sdpa_kernel(SDPBackend.MATH):
+        yield
 
 
 def uncompiled_cells() -> AbstractContextManager[Any]:

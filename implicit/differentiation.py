@@ -17,8 +17,9 @@ from solvers.problem import Problem
 from solvers.run import Keep
 from solvers.settings import Settings
 from solvers.solution import Outcome
-from solvers.state import tree_leaves
+from solvers.state import tree_leaves, usable
 
+from .compiled import twice_differentiable
 from .explicit import Explicit
 from .gradients import Gradient
 from .gradients.base import Evaluation, with_value
@@ -58,7 +59,7 @@ def differentiable_solve(
     tracked = torch.is_grad_enabled()
     hooked = tracked and saved_through_hooks()  # at every call: a checkpoint counts what is saved
     keep = Keep(histories=tracked and gradient.remembers, iterates=at)
-    start = layout.flatten(z0)
+    start = usable(layout.flatten(z0))
     with torch.no_grad():
         outcome = iterate(problem, start, settings, keep=keep, checked=tracked)
     if problem.autocast is not None:
@@ -134,7 +135,7 @@ def _solved_again(
 def _transformed_solve(problem: Problem, z0: State, gradient: Gradient, settings: Settings, reports: Reports) -> Tensor:
     """The same under a transform of torch.func or forward mode: everything that these follow is handed to `root`."""
     explicit, known = Explicit.of(problem)
-    start = problem.layout.flatten(z0)
+    start = usable(problem.layout.flatten(z0))
     tensors = (start, *known)
     with torch.enable_grad():
         blank = (torch.zeros(tensor.shape, dtype=tensor.dtype, device=tensor.device) for tensor in tensors)
@@ -159,7 +160,7 @@ def _transformed_solve(problem: Problem, z0: State, gradient: Gradient, settings
         return outcome.value.clone()
 
     def f(z: Tensor, start: Tensor, *tensors: Tensor) -> Tensor:
-        with _told_in_words():
+        with _told_in_words(), twice_differentiable():
             return explicit(z, *tensors)
 
     with _told_in_words():

@@ -147,7 +147,7 @@ class Equilibrium(Layer):
         note_call(self, inputs, z0, {} if max_steps is None else {"max_steps": max_steps})
         with one_weight(self.cell):
             problem, start, settings = self._problem(inputs, z0, max_steps)
-            return differentiable_solve(name, self, problem, start, self.gradient, settings, at)
+            return differentiable_solve(name, self.cell, problem, start, self.gradient, settings, at)
 
     @uncompiled
     def solve(
@@ -159,7 +159,7 @@ class Equilibrium(Layer):
         with one_weight(self.cell), torch.no_grad():
             return solve_prepared(*self._problem(inputs, z0, max_steps))
 
-    def exported(self, *inputs: Any, steps: int | None = None) -> FixedSteps:
+    def exported(self, *inputs: Any, steps: int | None = None, **keywords: Any) -> FixedSteps:
         """The layer with a fixed number of steps, which `torch.export`, ONNX and `torch.jit.trace` take.
 
         Args:
@@ -167,7 +167,7 @@ class Equilibrium(Layer):
                 `solvers.ConvergenceError` is raised.
             steps: of the solver; None: as many as the slowest of these rows takes.
         """
-        return fixed_steps(self, inputs, steps)
+        return fixed_steps(self, self.positional(inputs, keywords), steps)
 
     def _problem(
         self, inputs: tuple[Any, ...], z0: State | None, max_steps: int | None

@@ -39,7 +39,10 @@ class FixedSteps(nn.Module):
 
     @torch.no_grad()
     def forward(self, *inputs: Any) -> State:
-        """The state after the last step, like the layer's."""
+        """The state after the last step, like the layer's.
+
+        In `torch.export` the inputs are one tuple: `dynamic_shapes=(({0: Dim.AUTO},),)` for one with any batch.
+        """
         if torch.jit._trace.is_tracing() and not isinstance(self.solver, Picard):
             raise RuntimeError(
                 f"torch.jit.trace cannot replay {type(self.solver).__name__}, which writes into its memory: use "
@@ -68,6 +71,8 @@ def fixed_steps(layer: Equilibrium, inputs: tuple[Any, ...], steps: int | None) 
             f"{type(settings.solver).__name__} takes what steps its data need: set the layer's solver to Picard(), "
             "Anderson() or Broyden() first"
         )
+    if not Layout(layer.start(inputs, None)).batch:
+        raise ValueError("the inputs have no rows, on which the steps could be counted: pass some such as are expected")
     if steps is None:
         steps = int(layer.solve(*inputs).check().steps.max())
     elif not isinstance(steps, int) or isinstance(steps, bool) or steps < 1:

@@ -46,7 +46,8 @@ class Layer(nn.Module, ABC):
         """The inputs, those by name in the places that the cell's `forward` has for them."""
         if not keywords:
             return inputs
-        forward = getattr(self.cell, "_orig_mod", self.cell).forward
+        cell = self.cell.module if isinstance(self.cell, nn.DataParallel) else self.cell
+        forward = getattr(cell, "_orig_mod", cell).forward
         try:
             bound = inspect.signature(forward).bind(None, *inputs, **keywords)
         except TypeError as error:
@@ -71,4 +72,9 @@ class Layer(nn.Module, ABC):
             return torch.zeros_like(self.cell.shift(*inputs))
         if not inputs or not isinstance(inputs[0], Tensor):
             raise TypeError("the default start is zeros like the first input, which is no tensor: pass initial= or z0=")
+        if not inputs[0].is_floating_point():
+            raise TypeError(
+                f"{self.title}: z starts as zeros like the first input, which is of {inputs[0].dtype}, and a state has "
+                "real floating-point numbers: pass initial=, a function of the inputs that makes the first state"
+            )
         return torch.zeros_like(inputs[0])

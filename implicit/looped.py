@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from solvers import Solution, State
-from solvers.problem import IN_PLACE
-from solvers.state import Layout, autocast_dtype, tree_leaves, tree_map
+from solvers.problem import IN_PLACE, advise
+from solvers.state import Layout, autocast_dtype, tree_leaves, tree_map, usable
 
 from .calls import note_call
 from .depths import depths, is_count
@@ -83,7 +83,7 @@ class Looped(Layer):
             trace = LoopTrace(self.cell, inputs)
             value = self._loop(inputs, z0, steps, trace)
             name = layer_name(self, self.title)
-            Reports(logs, name, self).enter("forward", True, lambda: trace.solution(value))
+            Reports(logs, name, self.cell).enter("forward", True, lambda: trace.solution(value))
             return value
 
     def solve(
@@ -98,7 +98,7 @@ class Looped(Layer):
     def _loop(
         self, inputs: tuple[Any, ...], z0: State | None, steps: int | Tensor | None, trace: LoopTrace | None = None
     ) -> State:
-        z = tree_map(_usable, self.start(inputs, z0))
+        z = tree_map(usable, self.start(inputs, z0))
         layout = Layout(z)
         depth = depths(self.steps if steps is None else steps, layout)
         untracked = depth.most - self._tracked(depth.most)
@@ -143,11 +143,10 @@ class Looped(Layer):
         versions = _versions(z)
         try:
             image = self._checked(layout, self.cell(z, *inputs))
-        except (RuntimeError, ValueError, TypeError, IndexError) as error:
-            if named or isinstance(error, torch.OutOfMemoryError):
-                raise
-            kind = next(kind for kind in (RuntimeError, ValueError, TypeError, IndexError) if isinstance(error, kind))
-            raise kind(f"{error}\n{self.advice(z)}") from error
+        except Exception as error:
+            if not named and not isinstance(error, torch.OutOfMemoryError):
+                advise(error, self.advice(z))
+            raise
         if versions != _versions(z):
             raise ValueError(IN_PLACE)
         return image
@@ -158,13 +157,6 @@ class Looped(Layer):
 
     def extra_repr(self) -> str:
         return f"steps={self.steps}, tracked={self.tracked}"
-
-
-def _usable(tensor: Any) -> Any:
-    """A tensor of inference mode is copied, out of it."""
-    if torch.compiler.is_compiling() or not isinstance(tensor, Tensor):
-        return tensor
-    return tensor.clone() if tensor.is_inference() and not torch.is_inference_mode_enabled() else tensor
 
 
 def _without_graph(tensor: Tensor) -> Tensor:

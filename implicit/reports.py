@@ -109,4 +109,8 @@ def _lasting(owner: Any) -> Any:
     for value in held:
         if isinstance(value, nn.Module):
             return value
-    return _lasting(owner.func) if isinstance(owner, partial) else getattr(owner, "__code__", owner)
+    if isinstance(owner, partial):
+        return _lasting(owner.func)
+    if isinstance(owner, nn.Module):
+        return owner
+    return getattr(owner, "__code__", None) or type(owner).__call__.__code__

@@ -99,7 +99,7 @@ def solved_jointly(
         best=best,
         best_scale=scale,
     )
-    return replace(first, value=joint, rows=rows, norms=norms, dropped=False)
+    return replace(first, value=joint, rows=rows, norms=norms, dropped=False, joint=True)
 
 
 def _padded(norms: Floats, steps: int) -> Floats:

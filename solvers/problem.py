@@ -105,9 +105,8 @@ class Problem:
                 raise
             if self.dropped:
                 raise DroppedRowsError(str(error)) from error
-            advised = isinstance(error, (RuntimeError, ValueError, TypeError, IndexError)) and len(error.args) == 1
-            if self.advice is not None and advised:
-                error.args = (f"{error.args[0]}\n{self.advice}",)
+            if self.advice is not None:
+                advise(error, self.advice)
             raise
         self.advice = None
         # a cell may take gradients inside: without a graph of ours, its own must not grow from step to step
@@ -164,6 +163,17 @@ class Problem:
         wide = copy.copy(self)
         wide.layout = self.layout.widened()
         return wide
+
+
+def advise(error: Exception, advice: str) -> None:
+    """Say this besides, in the message where there is one."""
+    if len(error.args) <= 1 and isinstance(error, _WITH_MESSAGES):
+        error.args = ("\n".join((*map(str, error.args), advice)),)
+    elif hasattr(error, "add_note"):  # from Python 3.11 on
+        error.add_note(advice)
+
+
+_WITH_MESSAGES = (RuntimeError, ValueError, TypeError, IndexError, AttributeError, AssertionError)
 
 
 class RootProblem(Problem):

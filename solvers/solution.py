@@ -175,6 +175,8 @@ class Outcome:
     histories: list[History] = field(default_factory=list)
     iterates: list[Tensor] = field(default_factory=list)
     """(batch, dim), as `Keep` asked; rows that had stopped before have their solution."""
+    joint: bool = False
+    """Whether rows turned out to depend on each other, and were solved as one."""
 
     @property
     def converged(self) -> bool:

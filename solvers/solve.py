@@ -31,7 +31,7 @@ _OPEN_ENDED = (
 def uncompiled(function: Callable[P, R]) -> Callable[P, R]:
     """The function, run as it is between the graphs of a compiled caller: a solve's length depends on its data."""
     apart: Any = _disable_dynamo(function)  # which imports the compiler when first called: that takes seconds
-    apart._torchdynamo_disable, apart._torchdynamo_disable_msg = True, _OPEN_ENDED
+    apart._torchdynamo_disable, apart._torchdynamo_disable_msg = True, f"{function.__qualname__}: {_OPEN_ENDED}"
 
     @wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:

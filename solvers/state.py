@@ -122,6 +122,13 @@ def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
     return nullcontext() if autocast_dtype(device) is None else torch.autocast(device.type, enabled=False)
 
 
+def usable(tensor: Any) -> Any:
+    """A tensor of inference mode is copied, out of it."""
+    if torch.compiler.is_compiling() or not isinstance(tensor, Tensor):
+        return tensor
+    return tensor.clone() if tensor.is_inference() and not torch.is_inference_mode_enabled() else tensor
+
+
 def tree_map(change: Callable[..., Any], values: S, *others: Any) -> S:
     """Nested containers with every leaf changed; None is a leaf."""
     changed: Any = optree.tree_map(change, values, *others, none_is_leaf=True)  # type: ignore[arg-type]

@@ -7,13 +7,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from solvers import State
 from solvers.problem import prepare
 
 from ..calls import detached
-from ..compiled import uncompiled_cells
+from ..compiled import twice_differentiable
 from ..graph import anchored, refuse_hidden
 from ..parametrized import one_weight
 
@@ -42,7 +41,7 @@ def jacobian_penalty(f: Callable[..., State], z: State, args: tuple[Any, ...] = 
             return jacobian_penalty(f, *detached((z, args)), samples=samples)
     problem = prepare(f, z, args)
     tracked = torch.is_grad_enabled()
-    with torch.enable_grad(), one_weight(f), uncompiled_cells(), sdpa_kernel(SDPBackend.MATH):
+    with torch.enable_grad(), one_weight(f), twice_differentiable():
         flat = problem.layout.flatten(z)
         # the derivative at z alone, not along its history
         point = flat.view_as(flat) if flat.requires_grad and tracked else anchored(flat)

@@ -84,8 +84,8 @@ def floor(look: Look) -> Finding | None:
     return Finding(
         "the dtype's floor",
         f"{name_rows(bad)} stopped at a relative residual of {solution.residual[bad].max():.1e}, "
-        f"above rtol={look.layer.rtol:g}; {look.problem.layout.dtype} resolves {rounding:.1e}",
-        f"Set rtol to {100 * rounding:.0e} or more, or use a wider dtype",
+        f"above rtol={look.layer.rtol:g}; {look.problem.autocast or look.problem.layout.dtype} resolves {rounding:.1e}",
+        f"Set rtol to {4 * rounding:.0e} or more, or use a wider dtype",
     )
 
 

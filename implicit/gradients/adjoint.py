@@ -16,7 +16,7 @@ from ..compiled import uncompiled_cells
 from ..explicit import Explicit
 from ..graph import anchored
 from .base import Evaluation, Gradient, Map, Report, refuse_second_derivatives
-from .batched import one_by_one
+from .batched import one_by_one, refuse_batch
 from .higher import Sources, differentiable
 
 
@@ -115,18 +115,22 @@ class _Implicit(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        image, point, value, *tensors = ctx.saved_tensors
+        image, point, value, *visited = ctx.saved_tensors
         policy, sources, report = ctx.policy, ctx.sources, ctx.report
+        tensors = sources.all(visited)
         others = (None,) * 6
         if torch.is_grad_enabled():
             if not policy.exact:
                 refuse_second_derivatives()
             sources.refuse_compiled()
+            refuse_batch(grads[0])
 
             def linear(product: Map, shift: Tensor) -> Tensor:
                 return one_by_one(lambda shift: policy.linear(product, shift, report, None), shift)
 
-            return None, *others, *differentiable(linear, sources, value, tensors, ctx.needs_input_grad[7:], grads[0])
+            wanted = sources.wanted(ctx.needs_input_grad[7:])
+            found = differentiable(linear, sources, value, tensors, wanted, grads[0])
+            return None, *others, *(each for place, each in enumerate(found) if place not in sources.constants)
 
         products = Products(image, point, sources.explicit, tensors)
         if ctx.hooked:  # each product would have the hooks bring back what was saved: a checkpoint, by another solve

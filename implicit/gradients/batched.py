@@ -49,3 +49,12 @@ def _unbatched(function: Map, x: Tensor) -> Tensor:
     found = [_unbatched(function, each) for each in torch._remove_batch_dim(x, level, 1, 0)]
     mapped: Tensor = torch._add_batch_dim(torch.stack(found), 0, level)
     return mapped
+
+
+def refuse_batch(grad: Tensor) -> None:
+    """Raise where a batch of gradients is to be differentiated again."""
+    if torch._C._functorch.is_legacy_batchedtensor(grad):
+        raise RuntimeError(
+            "a batch of gradients through an equilibrium (is_grads_batched=True, vectorize=True) has no graph of its own: "
+            "drop create_graph=True, or take the gradients one by one, or by torch.func"
+        )

@@ -10,10 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..compiled import uncompiled_cells
+from ..compiled import twice_differentiable
 from ..explicit import Explicit
 from ..graph import computed_from, leaves
 from .root import Linear, pullback, transformed
+
+SMALL = 2**14
+"""Entries of a tensor up to which a copy costs next to nothing."""
 
 
 @dataclass(frozen=True)
@@ -28,18 +31,41 @@ class Sources:
     """Other leaves that want gradients."""
     compiled: bool
     """Whether by code of torch.compile."""
+    constants: dict[int, Tensor]
+    """By place, copies of small tensors that have no gradient: a cell may count, average and iterate in buffers."""
 
     @classmethod
     def of(cls, explicit: Explicit, tensors: Sequence[Tensor], image: Tensor) -> Sources:
         origin = computed_from(image, tensors)
-        return cls(explicit, origin.used, tuple(origin.others), origin.compiled)
+        small = {
+            place: tensor.detach().clone()
+            for place, (tensor, uses) in enumerate(zip(tensors, origin.used, strict=True))
+            if not uses and tensor.numel() <= SMALL
+        }
+        return cls(explicit, origin.used, tuple(origin.others), origin.compiled, small)
 
     def visited(self, tensors: Sequence[Tensor]) -> list[Tensor]:
-        """The tensors, those that are not used without their graph.
+        """The tensors, without those that are constants; others that are not used without their graph.
 
         A backward pass visits all that a node hangs below, even where it brings no gradient.
         """
-        return [tensor if uses else tensor.detach() for tensor, uses in zip(tensors, self.uses, strict=True)]
+        return [
+            tensor if uses else tensor.detach()
+            for place, (tensor, uses) in enumerate(zip(tensors, self.uses, strict=True))
+            if place not in self.constants
+        ]
+
+    def all(self, visited: Sequence[Tensor]) -> list[Tensor]:
+        """All tensors, given those; the constants as they were, whatever an evaluation does to them."""
+        given = iter(visited)
+        fresh = {place: constant.clone() for place, constant in self.constants.items()}
+        return [fresh[place] if place in fresh else next(given) for place in range(len(self.uses))]
+
+    def wanted(self, visited: tuple[bool, ...]) -> tuple[bool, ...]:
+        """Which want a gradient, of all tensors and those captured, given which do of those visited and captured."""
+        given = iter(visited)
+        known = [False if place in self.constants else next(given) for place in range(len(self.uses))]
+        return (*known, *given)
 
     def refuse_compiled(self) -> None:
         """Raise where the backward pass runs through compiled code, which has no second derivatives."""
@@ -57,7 +83,7 @@ class Sources:
         """
         wants = (True, *self.uses)
         known = [tensor.detach().requires_grad_(want) for want, tensor in zip(wants, (z, *tensors), strict=True)]
-        with torch.enable_grad(), uncompiled_cells():
+        with torch.enable_grad(), twice_differentiable():
             image = self.explicit(*known)
         uses, captured, _ = computed_from(image, (*known[1:], *tensors))
         handed_in, direct = uses[: len(tensors)], uses[len(tensors) :]
@@ -89,12 +115,13 @@ def differentiable(
     if captured and transformed():
         refuse_captured(sources.explicit, captured, f"{what} by a transform of torch.func")
     chosen = [place for place, wants in enumerate(wanted[: len(tensors)]) if wants]
-    constants = [tensor.detach() for tensor in tensors]
+    others = [tensor.detach() for tensor in tensors]
 
     def f(z: Tensor, *some: Tensor) -> Tensor:
         replaced = dict(zip(chosen, some, strict=True))
-        everything = (replaced.get(place, tensor) for place, tensor in enumerate(constants))
-        with uncompiled_cells():
+        replaced |= {place: constant.clone() for place, constant in sources.constants.items()}
+        everything = (replaced.get(place, tensor) for place, tensor in enumerate(others))
+        with twice_differentiable():
             image: Tensor = sources.explicit(z, *everything)
         return image
 

@@ -79,10 +79,13 @@ class _Joined(torch.autograd.Function):
 
 
 def _leaf(tensor: Tensor) -> Tensor:
+    return _alone(tensor).requires_grad_(tensor.is_floating_point() or tensor.is_complex())
+
+
+def _alone(tensor: Tensor) -> Tensor:
+    """A copy without a graph; a batch of gradients knows no detach."""
     with torch.no_grad():
-        # a batch of gradients knows no detach
-        alone = tensor.clone() if torch._C._functorch.is_legacy_batchedtensor(tensor) else tensor.detach()
-    return alone.requires_grad_(tensor.is_floating_point() or tensor.is_complex())
+        return tensor.clone() if torch._C._functorch.is_legacy_batchedtensor(tensor) else tensor.detach()
 
 
 def _grad(

@@ -42,6 +42,11 @@ class ReversibleGradient(Gradient):
 
     def attach(self, at: Evaluation) -> Tensor:
         assert isinstance(at.solver, Reversible)
+        if at.outcome.joint:
+            raise RuntimeError(
+                "the gradient of a reversible iteration undoes each row by itself, and the rows depend on each other: "
+                "make what is one problem one row, z0[None] and x[None], or use ImplicitGradient"
+            )
         explicit, tensors = at.explicit()
         captured = Sources.of(explicit, tensors, at.image).captured
         if captured:

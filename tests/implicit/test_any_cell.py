@@ -369,3 +369,76 @@ def test_a_checkpoint_round_a_layer_whose_solve_fails_is_consistent():
     with pytest.warns(ConvergenceWarning):
         z = checkpoint(layer, x, use_reentrant=False)  # the warning measures; evaluated again, there is none
     assert torch.autograd.grad(z.sum(), x)[0].isfinite().all()
+
+
+class Averaging(Plain):
+    """It keeps an average in a buffer that its value depends on."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("scale", torch.ones((), dtype=torch.float64))
+        self.register_buffer("calls", torch.zeros((), dtype=torch.float64))
+
+    def forward(self, z, x):
+        with torch.no_grad():
+            self.calls += 1
+        return self.scale * super().forward(z, x)
+
+
+@pytest.mark.filterwarnings("ignore:rows that had stopped")
+@pytest.mark.parametrize("kind", [Averaging, lambda: old_spectral_norm()], ids=["average", "spectral norm of old"])
+def test_cells_that_write_into_their_buffers(kind):
+    torch.manual_seed(0)
+    cell, x = kind(), inputs(2)
+    layer = tight_layer(cell)
+    wanted = [x, *cell.parameters()]
+    for _ in range(30):
+        layer(x.detach())  # until the buffers have settled
+    once = torch.autograd.grad(layer(x).sin().sum() + layer(2 * x).sin().sum(), wanted)
+    z = layer(x)
+    layer.solve(x)  # in between
+    other = layer(2 * x)
+    twice = torch.autograd.grad(z.sin().sum() + other.sin().sum(), wanted)
+    for one, two in zip(once, twice, strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-6, atol=1e-8)
+
+    def second(z):
+        (first,) = torch.autograd.grad(z.sin().sum(), x, create_graph=True)
+        return torch.autograd.grad(first.sin().sum(), wanted)
+
+    for one, two in zip(second(layer(x)), second(unrolled(cell, x)), strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-5, atol=1e-7)
+
+
+def old_spectral_norm():
+    cell = Plain()
+    nn.utils.spectral_norm(cell.inner)
+    return cell
+
+
+def test_batches_of_gradients_are_not_differentiated_again():
+    x, many = inputs(2), torch.randn(5, 2, DIM, dtype=torch.float64)
+    with pytest.raises(RuntimeError, match=r"batch of gradients.*drop create_graph=True"):
+        torch.autograd.grad(tight_layer()(x), x, many, is_grads_batched=True, create_graph=True)
+
+
+def test_attention_has_second_derivatives():
+    class Attention(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.query = nn.Linear(DIM, DIM, dtype=torch.float64)
+
+        def forward(self, z, x):
+            mixed = nn.functional.scaled_dot_product_attention(self.query(z)[:, None], z[:, None], z[:, None])
+            return torch.tanh(0.5 * mixed[:, 0] + x)
+
+    cell, x = Attention(), torch.randn(2, 3, DIM, dtype=torch.float64, requires_grad=True)
+
+    def second(z):
+        (first,) = torch.autograd.grad(z.sin().sum(), x, create_graph=True)
+        return torch.autograd.grad(first.sin().sum(), [x, *cell.parameters()])
+
+    with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+        expected = second(unrolled(cell, x))
+    for one, other in zip(second(tight_layer(cell)(x)), expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-7, atol=1e-9)

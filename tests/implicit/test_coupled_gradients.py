@@ -9,11 +9,12 @@ from implicit import (
     ImplicitGradient,
     NeumannGradient,
     PhantomGradient,
+    ReversibleGradient,
     ShineGradient,
     UnrolledGradient,
     fixed_point,
 )
-from solvers import GMRES, Anderson, Broyden, NewtonKrylov, Picard
+from solvers import GMRES, Anderson, Broyden, NewtonKrylov, Picard, Reversible
 
 ROWS, DIM = 8, 5
 DOUBLE = {"dtype": torch.float64}
@@ -155,3 +156,15 @@ def test_a_gradient_whose_rows_differ_by_many_orders_stays_in_range():
     weight = torch.tensor([1e-15, 1.0, 1e15])[:, None].expand_as(z)
     (found,) = torch.autograd.grad(z, x, weight)
     torch.testing.assert_close(found, 2 * weight, rtol=1e-4, atol=0)
+
+
+def test_what_undoes_each_row_by_itself_refuses():
+    class Mean(nn.Module):
+        def forward(self, z, x):
+            return torch.tanh(0.3 * z + 0.4 * z.mean(0, keepdim=True) + x)
+
+    x = torch.randn(12, DIM, **DOUBLE)
+    x[::2] *= 0.05
+    layer = Equilibrium(Mean(), solver=Reversible(), gradient=ReversibleGradient(), compact=False, rtol=1e-3)
+    with pytest.raises(RuntimeError, match=r"undoes each row by itself.*z0\[None\]"):
+        layer(x.requires_grad_())

@@ -183,11 +183,11 @@ def test_rows_that_stopped_at_different_steps_are_undone_each_on_its_own(options
 
 
 def test_the_reversible_iteration_stores_no_iterates():
-    cell, x = Cell(), inputs()
+    x = inputs()
 
     def saved(steps):
         sizes = []
-        layer = tight_layer(cell, ReversibleGradient(), solver=Reversible(), max_steps=steps)
+        layer = tight_layer(Cell(), ReversibleGradient(), solver=Reversible(), max_steps=steps)
         with (
             torch.autograd.graph.saved_tensors_hooks(lambda t: sizes.append(t.nbytes) or t, lambda t: t),
             pytest.warns(ConvergenceWarning),

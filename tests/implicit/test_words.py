@@ -6,8 +6,17 @@ import pytest
 import torch
 from torch import nn
 
-from implicit import ConvergenceWarning, Equilibrium, ImplicitGradient, PhantomGradient, fixed_point, record
-from solvers import Picard
+from implicit import (
+    ConvergenceWarning,
+    Equilibrium,
+    ImplicitGradient,
+    PhantomGradient,
+    ReversibleGradient,
+    UnrolledGradient,
+    fixed_point,
+    record,
+)
+from solvers import Picard, Reversible
 
 
 class Cell(nn.Module):
@@ -196,3 +205,57 @@ def test_names_that_the_cell_does_not_have_are_refused():
 
     with pytest.raises(TypeError, match="mask can only be named"):
         Equilibrium(Only())(x, mask=x)
+
+
+def test_token_ids_first_ask_for_a_first_state():
+    with pytest.raises(TypeError, match=r"zeros like the first input, which is of torch\.int64.*pass initial="):
+        Equilibrium(Cell())(torch.randint(0, 10, (2, 5)))
+
+
+def test_other_errors_of_a_first_evaluation_keep_their_kind():
+    class Asserting(nn.Module):
+        def forward(self, z, x):
+            assert z.shape[1] == 96
+            return z
+
+    with pytest.raises(AssertionError, match="z starts as zeros like the first input"):
+        Equilibrium(Asserting())(torch.randn(2, 4))
+
+    class Named(nn.Module):
+        def forward(self, z, x):
+            return z.hidden
+
+    with pytest.raises(AttributeError, match=r"(?s)hidden.*z starts as zeros like the first input"):
+        Equilibrium(Named())(torch.randn(2, 4))
+
+
+def test_a_layer_made_anew_at_each_step_is_known_by_its_cell():
+    torch.manual_seed(0)
+    cell = Cell(gain=4.0)
+
+    def layer(x):
+        return Equilibrium(cell, max_steps=8, rtol=1e-5)(x)
+
+    assert len(heard(10, layer)) <= 4
+
+
+def test_callable_objects_are_known_by_their_code():
+    class Doubling:
+        def __call__(self, z):
+            return 2 * z + 1
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for _ in range(4):
+            fixed_point(Doubling(), torch.zeros(2, 3), solver=Picard(), max_steps=5)
+    assert len(caught) == 1
+
+
+@pytest.mark.parametrize("gradient", [UnrolledGradient(5), ReversibleGradient()], ids=["unrolled", "reversible"])
+def test_starts_from_inference_mode(gradient):
+    solver = Reversible() if isinstance(gradient, ReversibleGradient) else Picard()
+    layer, x = Equilibrium(Cell(), solver=solver, gradient=gradient), torch.randn(3, 16)
+    with torch.inference_mode():
+        before = layer(x)
+    layer(x, z0=before).sum().backward()
+    torch.func.grad(lambda x: Equilibrium(Cell())(x, z0=before).sum())(x)

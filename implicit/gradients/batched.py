@@ -55,6 +55,6 @@ def refuse_batch(grad: Tensor) -> None:
     """Raise where a batch of gradients is to be differentiated again."""
     if torch._C._functorch.is_legacy_batchedtensor(grad):
         raise RuntimeError(
-            "a batch of gradients through an equilibrium (is_grads_batched=True, vectorize=True) has no graph of its own: "
+            "a batch of gradients through an equilibrium (is_grads_batched=True, vectorize=True) has no graph: "
             "drop create_graph=True, or take the gradients one by one, or by torch.func"
         )

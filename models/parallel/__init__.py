@@ -5,6 +5,6 @@ from .evaluate import parallel_evaluate
 from .likeness import UnlikeError
 from .module import Parallel
 from .newton import Newton
-from .unroll import Unrolled, unroll
+from .sequence import Unrolled, unroll
 
 __all__ = ["Newton", "Parallel", "UnlikeError", "Unrolled", "lyapunov_exponent", "parallel_evaluate", "unroll"]

@@ -48,7 +48,12 @@ class GradientError(Line):
 
 
 def gradient_audit(
-    layer: Equilibrium, *inputs: Any, rtol: float | None = None, z0: State | None = None, repeats: int = REPEATS
+    layer: Equilibrium,
+    *inputs: Any,
+    rtol: float | None = None,
+    z0: State | None = None,
+    repeats: int = REPEATS,
+    **keywords: Any,
 ) -> GradientError:
     """The error of the layer's gradient policy against the exact gradient, of the loss `⟨v, z*⟩` with a random v.
 
@@ -59,7 +64,7 @@ def gradient_audit(
 
     Args:
         layer: its cell and inputs must work in float64, too.
-        inputs: as the layer takes them.
+        inputs, keywords: as the layer takes them, by place and by name.
         rtol: of the forward solve; None: the layer's.
         z0: the warm start, as the layer takes it.
         repeats: passes that are timed after a first one, of which the median counts; 0: none.
@@ -73,7 +78,8 @@ def gradient_audit(
     name = type(layer.gradient).__name__
     rtols = [layer.rtol if rtol is None else rtol]
     gradients = {name: layer.gradient}
-    return compare_gradients(layer, *inputs, gradients=gradients, rtols=rtols, z0=z0, repeats=repeats)[0]
+    found = compare_gradients(layer, *inputs, gradients=gradients, rtols=rtols, z0=z0, repeats=repeats, **keywords)
+    return found[0]
 
 
 def compare_gradients(
@@ -83,6 +89,7 @@ def compare_gradients(
     rtols: Sequence[float],
     z0: State | None = None,
     repeats: int = REPEATS,
+    **keywords: Any,
 ) -> Table[GradientError]:
     """The errors of several policies at several tolerances of the forward solve, the policies one after the other.
 
@@ -95,6 +102,7 @@ def compare_gradients(
     if not isinstance(repeats, int) or isinstance(repeats, bool) or repeats < 0:
         raise ValueError(f"compare_gradients: repeats={repeats!r} must be an integer of at least 0")
     with torch.inference_mode(False), untouched(layer), uncompiled_cells():
+        inputs = layer.positional(inputs, keywords)
         layer, inputs, z0 = Call("", layer, inputs, z0).apart()[1:4]  # what an evaluation leaves behind stays out of it
         exact, _ = _gradient(exact_layer(layer, inputs, z0), *doubled(layer, inputs, z0), strict=True)
         return _compared(layer, inputs, z0, exact, gradients, rtols, repeats)

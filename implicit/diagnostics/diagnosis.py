@@ -22,7 +22,7 @@ from .solve_checks import coupled, diverging, expanding, floor, not_finite, shor
 from .tables import Table
 
 
-def diagnose(model: nn.Module, *inputs: Any, z0: State | None = None) -> Table[Finding]:
+def diagnose(model: nn.Module, *inputs: Any, z0: State | None = None, **keywords: Any) -> Table[Finding]:
     """Look for what keeps a layer from converging, or its gradient from being right; an empty list: nothing found.
 
     In this order: a stochastic cell (whatever else were found would mean nothing, so it is found alone), rows that
@@ -45,7 +45,7 @@ def diagnose(model: nn.Module, *inputs: Any, z0: State | None = None) -> Table[F
     Args:
         model: an `Equilibrium` or a `Looped`, or a model with some inside, each of which is looked at in its first
             call; in the mode, training or evaluation, that is to be looked at.
-        inputs: as the model takes them.
+        inputs, keywords: as the model takes them, by place and by name.
         z0: the start, of such a layer.
 
     Raises:
@@ -57,7 +57,7 @@ def diagnose(model: nn.Module, *inputs: Any, z0: State | None = None) -> Table[F
             f"model is a {type(model).__name__}: pass an Equilibrium, a Looped, or a module with some inside"
         )
     with aside(model):  # what did not converge is a finding
-        calls, failures = _calls(model, detached(inputs), detached(z0))
+        calls, failures = _calls(model, detached(inputs), detached(z0), detached(keywords))
         findings: Table[Finding] = Table(failures)
         for call in calls:
             with call.conditions():
@@ -65,10 +65,12 @@ def diagnose(model: nn.Module, *inputs: Any, z0: State | None = None) -> Table[F
         return findings
 
 
-def _calls(model: nn.Module, inputs: tuple[Any, ...], z0: State | None) -> tuple[list[Call], list[Finding]]:
+def _calls(
+    model: nn.Module, inputs: tuple[Any, ...], z0: State | None, keywords: dict[str, Any]
+) -> tuple[list[Call], list[Finding]]:
     """The first call of each layer, and what else there is to say of the model."""
     if isinstance(model, Layer):
-        return [Call("", model, inputs, z0)], []
+        return [Call("", model, model.positional(inputs, keywords), z0)], []
     if z0 is not None:
         raise TypeError(f"z0 is the warm start of an Equilibrium, and {type(model).__name__} is none")
     failures: list[Finding] = []
@@ -76,7 +78,7 @@ def _calls(model: nn.Module, inputs: tuple[Any, ...], z0: State | None) -> tuple
     try:
         model = copied(model)
         with torch.no_grad(), layer_calls(model) as calls:
-            model(*inputs)
+            model(*inputs, **keywords)
     except Exception as error:  # whatever a module of the user's raises
         failures = [_failed("the model fails", error, "the layers that it had called before were looked at")]
     if not calls and not failures:

@@ -50,7 +50,7 @@ class PathIndependence:
 
 
 def path_independence(
-    layer: Layer, *inputs: Any, starts: int = 8, seed: int = 0, z0: State | None = None
+    layer: Layer, *inputs: Any, starts: int = 8, seed: int = 0, z0: State | None = None, **keywords: Any
 ) -> PathIndependence:
     """Solve from random starts as well, normal with the root mean square of each row's solution.
 
@@ -59,13 +59,14 @@ def path_independence(
     Computation", NeurIPS 2022.
 
     Args:
-        layer, inputs: as the layer is called.
+        layer, inputs, keywords: as the layer is called.
         starts: how many, at least 1.
         seed: of the starts.
         z0: in place of the layer's own start.
     """
     if not isinstance(starts, int) or isinstance(starts, bool) or starts < 1:
         raise ValueError(f"path_independence: starts={starts!r} must be an integer of at least 1")
+    inputs = layer.positional(inputs, keywords)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what converged is told in the result
         own = layer.solve(*inputs, z0=z0)

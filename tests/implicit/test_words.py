@@ -16,6 +16,7 @@ from implicit import (
     fixed_point,
     record,
 )
+from implicit.diagnostics import diagnose, gradient_audit, path_independence
 from solvers import Picard, Reversible
 
 
@@ -259,3 +260,24 @@ def test_starts_from_inference_mode(gradient):
         before = layer(x)
     layer(x, z0=before).sum().backward()
     torch.func.grad(lambda x: Equilibrium(Cell())(x, z0=before).sum())(x)
+
+
+def test_diagnostics_and_the_form_of_fixed_steps_take_inputs_by_name():
+    layer, x, mask = Equilibrium(Named(), rtol=1e-6), torch.randn(3, 4), torch.rand(3, 4)
+    assert [str(found) for found in diagnose(layer, x, mask=mask)] == [
+        str(found) for found in diagnose(layer, x, 1.0, mask)
+    ]
+    named, placed = gradient_audit(layer, x, scale=0.3), gradient_audit(layer, x, 0.3)
+    assert named.relative_error == placed.relative_error
+    assert torch.equal(path_independence(layer, x, mask=mask).spread, path_independence(layer, x, 1.0, mask).spread)
+    torch.testing.assert_close(layer.exported(x, mask=mask)(x, 1.0, mask), layer(x, mask=mask), rtol=1e-4, atol=1e-5)
+
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.equilibrium = layer
+
+        def forward(self, x, mask):
+            return self.equilibrium(x, mask=mask)
+
+    assert not [found for found in diagnose(Model(), x, mask=mask) if found.fault]

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from .base import Source, Task
 from .deblurring import deblur
 from .pictures import cifar10, cifar100, imagenet
 from .small import digits, parity, rings, telgarsky
+from .task import Source, Task
 
 TASKS: dict[str, Callable[[Source], Task]] = {
     "digits": digits,
@@ -19,6 +19,6 @@ TASKS: dict[str, Callable[[Source], Task]] = {
     "cifar100": cifar100,
     "imagenet": imagenet,
 }
-"""A new one is a function and a row, and its contestants in `families.FAMILIES`."""
+"""A new one is a function and a row, and its contestants in `contestants.CONTESTANTS`."""
 
 __all__ = ["TASKS", "Source", "Task", "rings", "telgarsky"]

@@ -7,9 +7,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import TensorDataset
 
-from ..goals import Restoration
-from .base import Source, Task
+from .goals import Restoration
 from .small import needs_no_data
+from .task import Source, Task
 
 SIDE = 24
 NOISE = 0.01

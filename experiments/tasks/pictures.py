@@ -12,8 +12,8 @@ import torch
 from torch.utils.data import default_collate
 
 from ..errors import InputError, first_line
-from ..goals import Classification
-from .base import Source, Task
+from .goals import Classification
+from .task import Source, Task
 
 LABEL_SMOOTHING, MIXING, AVERAGING = 0.1, 0.8, 0.999
 CIFAR_MEAN, CIFAR_DEVIATION = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)

@@ -7,8 +7,8 @@ from torch import Tensor
 from torch.utils.data import TensorDataset
 
 from ..errors import InputError
-from ..goals import Classification, Regression
-from .base import Source, Task
+from .goals import Classification, Regression
+from .task import Source, Task
 
 
 def digits(source: Source) -> Task:

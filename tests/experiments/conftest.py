@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 from torch.utils.data import TensorDataset
 
-from experiments.cli import main
+from experiments.commands.main import main
 from experiments.tasks import TASKS, rings
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -15,7 +15,7 @@ BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "
 @pytest.fixture
 def latency_of_one_row(monkeypatch):
     """Every latency is that of one row: 256 pictures of 224 × 224 take a minute a pass."""
-    monkeypatch.setattr("experiments.measure._repeated", lambda inputs, size: inputs[:1])
+    monkeypatch.setattr("experiments.measuring.measure._repeated", lambda inputs, size: inputs[:1])
 
 
 @pytest.fixture(scope="module")

@@ -15,18 +15,18 @@ import pytest
 from rich.console import Console
 from torch import nn
 
-from experiments.cli import main
-from experiments.families import FAMILIES
-from experiments.measure import Measurement
-from experiments.results import Comparison, Row, Run
-from experiments.table import columns, print_table
+from experiments.commands.main import main
+from experiments.contestants import CONTESTANTS
+from experiments.measuring.measure import Measurement
+from experiments.reporting.comparison import Comparison, Row, Run
+from experiments.reporting.table import columns, print_table
 from experiments.tasks import TASKS, Source, rings
-from experiments.training import Training
+from experiments.training.train import Training
 
 
 def run(*arguments, **options):
     return subprocess.run(
-        [sys.executable, "-m", "experiments.cli", *arguments], capture_output=True, text=True, check=False, **options
+        [sys.executable, "-m", "experiments", *arguments], capture_output=True, text=True, check=False, **options
     )
 
 
@@ -88,10 +88,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(arguments, message, tmp_path, 
 @pytest.mark.parametrize(("package", "extra"), [("lightning", "train"), ("matplotlib", "plots")])
 def test_a_missing_package_is_named_with_its_extra(package, extra, tmp_path):
     (tmp_path / f"{package}.py").write_text("raise ImportError('broken on purpose')\n")
-    script = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); from experiments.cli import main; sys.exit(main())"
-    result = subprocess.run(
-        [sys.executable, "-c", script, "compare", "rings"], capture_output=True, text=True, cwd=tmp_path, check=False
-    )
+    result = run("compare", "rings", cwd=tmp_path)  # the folder comes first where modules are sought
     assert result.returncode == 2
     assert f"pip install 'implicit-networks[{extra}]'" in result.stderr
     assert "Traceback" not in result.stderr
@@ -106,12 +103,12 @@ def test_help_shows_each_default():
 
 
 def test_an_interrupted_run_leaves_nothing(tmp_path, monkeypatch, capsys):
-    import experiments.trials
+    import experiments.running.trials
 
     def interrupt(*args, **options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(experiments.trials, "train", interrupt)
+    monkeypatch.setattr(experiments.running.trials, "train", interrupt)
     assert main(["compare", "rings", "--out", str(tmp_path / "run")]) == 130
     assert not list(tmp_path.iterdir())
     assert "interrupted" in capsys.readouterr().err
@@ -204,7 +201,7 @@ def listen_to_interrupts():
 
 @pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGTERM])
 def test_an_end_from_outside_keeps_the_last_checkpoint_and_says_how_to_go_on(ending, tmp_path):
-    command = [sys.executable, "-m", "experiments.cli", "compare", "rings", "--epochs", "500", "--out", "run"]
+    command = [sys.executable, "-m", "experiments", "compare", "rings", "--epochs", "500", "--out", "run"]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     # a run in the background inherits an ignored SIGINT
     with subprocess.Popen(command, cwd=tmp_path, preexec_fn=listen_to_interrupts, **pipes) as process:
@@ -288,9 +285,9 @@ def test_a_report_with_a_parallel_network_shows_time_against_depth(tmp_path):
 
 
 def test_sweeps_runs_what_it_trained_with_any_number_of_sweeps(tmp_path, monkeypatch, capsys):
-    import experiments.sweeps
+    import experiments.commands.sweeps
 
-    monkeypatch.setattr(experiments.sweeps, "TRAINED", (1, 8))
+    monkeypatch.setattr(experiments.commands.sweeps, "TRAINED", (1, 8))
     assert main(["sweeps", "--seeds", "1", "--epochs", "2", "--out", str(tmp_path / "run")]) == 0
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     assert set(results["accuracy"]) == {"1", "8"}
@@ -332,7 +329,7 @@ def test_several_baselines_are_each_named(finished):
 
 def make_row(name, numbers):
     """A row of the table as it was before it was written."""
-    contestant = FAMILIES["rings"](TASKS["rings"](Source()))[name]
+    contestant = CONTESTANTS["rings"](TASKS["rings"](Source()))[name]
     keys = [field.name for field in fields(Measurement) if field.name not in ("solutions", "latency")]
     runs = []
     for one in numbers["runs"]:

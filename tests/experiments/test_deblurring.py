@@ -10,8 +10,8 @@ import scipy.optimize
 import torch
 from torch.utils.data import TensorDataset
 
-from experiments.cli import main
-from experiments.families.deblurring import (
+from experiments.commands.main import main
+from experiments.contestants.deblurring import (
     EXPLICIT_STEP,
     KINK,
     WEIGHT,

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch.utils.data import TensorDataset
 
-import experiments.sweeps
-from experiments.cli import main
-from experiments.families import FAMILIES
+import experiments.commands.sweeps
+from experiments.commands.main import main
+from experiments.contestants import CONTESTANTS
 from experiments.tasks import TASKS, Source
 from tests.moving import held, left_behind
 
@@ -42,10 +42,10 @@ def few(task):
 def test_every_command_ends_with_its_result(command, device, tmp_path, monkeypatch):
     for task in ("rings", "parity", "telgarsky", "digits", "deblur"):
         monkeypatch.setitem(TASKS, task, few(TASKS[task]))
-    monkeypatch.setattr(experiments.sweeps, "TRAINED", (1, 2))
-    monkeypatch.setattr(experiments.sweeps, "DEPTH", 3)
-    monkeypatch.setattr(sys.modules["experiments.figures.restorations"], "DEPTHS", (1, 2))
-    monkeypatch.setattr("experiments.measure.LATENCY_SECONDS", 0.01)
+    monkeypatch.setattr(experiments.commands.sweeps, "TRAINED", (1, 2))
+    monkeypatch.setattr(experiments.commands.sweeps, "DEPTH", 3)
+    monkeypatch.setattr(sys.modules["experiments.reporting.figures.restorations"], "DEPTHS", (1, 2))
+    monkeypatch.setattr("experiments.measuring.measure.LATENCY_SECONDS", 0.01)
     folder = tmp_path / "run"
     assert main([*command.split(), *COMMANDS[command], "--device", device, "--out", str(folder)]) == 0
     assert json.loads((folder / "results.json").read_text())["failures"] == []
@@ -62,7 +62,7 @@ def test_another_default_device_changes_nothing(device, tmp_path, monkeypatch):
 @pytest.mark.parametrize("task", ["digits", "rings", "deblur"])
 def test_networks_and_goals_hold_their_tensors_where_they_are_moved(task):
     data = TASKS[task](Source())
-    for name, contestant in FAMILIES[task](data).items():
+    for name, contestant in CONTESTANTS[task](data).items():
         network = contestant.build(contestant.dial).to("meta")
         assert not list(left_behind(network)), name
         tensors = [*network.parameters(), *network.buffers()]

@@ -11,13 +11,13 @@ import torchvision
 from PIL import Image
 
 import experiments.tasks.pictures as pictures
-from experiments.cli import main
-from experiments.families import FAMILIES
-from experiments.goals import Classification
-from experiments.matching import matched_dial
-from experiments.options import parser, shipped
+from experiments.commands.main import main
+from experiments.commands.options import parser, shipped
+from experiments.contestants import CONTESTANTS
+from experiments.contestants.matching import matched_dial
+from experiments.contestants.terms import TERMS, parameters
 from experiments.tasks import TASKS, Source
-from experiments.terms import TERMS, parameters
+from experiments.tasks.goals import Classification
 
 RECIPES = sorted(path.stem for path in (Path(pictures.__file__).parents[1] / "recipes").glob("*.txt"))
 
@@ -90,8 +90,8 @@ def test_a_training_on_cifar_runs_from_end_to_end(cifar, tmp_path):
 def test_the_averaged_weights_are_what_is_tested(cifar, tmp_path):
     from dataclasses import replace
 
-    from experiments.measure import score
-    from experiments.training import train
+    from experiments.measuring.measure import score
+    from experiments.training.train import train
 
     task = replace(TASKS["cifar10"](Source(str(cifar))), batch=20, learning_rate=0.05, averaging=0.2)
     network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3072, 10))
@@ -120,11 +120,11 @@ def test_averaging_keeps_short_runs_and_spectral_norms(tmp_path):
 
     from torch.nn.utils import parametrize
 
-    from experiments.training import train
+    from experiments.training.train import train
 
     task = replace(TASKS["digits"](Source()), averaging=pictures.AVERAGING)
     torch.manual_seed(0)
-    network = FAMILIES["digits"](task)["pgd-implicit"].build(16)
+    network = CONTESTANTS["digits"](task)["pgd-implicit"].build(16)
     first = network[0].weight.detach().clone()
     train(network, task, epochs=2, seed=0, device="cpu", folder=tmp_path, name="pgd-implicit")
     checkpoint = torch.load(next(tmp_path.rglob("last.ckpt")), weights_only=False)
@@ -225,7 +225,7 @@ def test_classes_must_agree(folders, capsys):
 def test_every_recipe_names_what_there_is(recipe, cifar, folders):
     options = parser().parse_args([shipped(f"@{recipe}"), "--data", "DIR"])
     task = TASKS["imagenet" if options.task == "imagenet" else "cifar10"](Source(str(folders)))
-    contestants = FAMILIES[options.task](task)
+    contestants = CONTESTANTS[options.task](task)
     names = options.models.split(",")
     for name in names:
         assert name in contestants, name
@@ -246,20 +246,20 @@ def test_recipes_are_there_and_a_missing_one_is_named(capsys):
     "name", ["gd-wide", "fista-implicit-deep", "apg2-convnext", "apg2-vit", "mdeq", "mondeq", "paraformer"]
 )
 def test_forms_for_cifar_answer(name, cifar):
-    contestant = FAMILIES["cifar10"](TASKS["cifar10"](Source(str(cifar))))[name]
+    contestant = CONTESTANTS["cifar10"](TASKS["cifar10"](Source(str(cifar))))[name]
     with torch.no_grad():
         assert contestant.build(8).eval()(torch.rand(2, 3, 32, 32)).shape == (2, 10)
 
 
 def test_forms_for_imagenet_answer(folders):
-    rows = FAMILIES["imagenet"](TASKS["imagenet"](Source(str(folders))))
+    rows = CONTESTANTS["imagenet"](TASKS["imagenet"](Source(str(folders))))
     with torch.no_grad():
         for name in ("apg2-vit", "gd-convnext"):
             assert rows[name].build(1).eval()(torch.rand(1, 3, 224, 224)).shape == (1, 3)
 
 
 def test_each_form_has_the_size_of_its_baseline(cifar):
-    contestants = FAMILIES["cifar10"](TASKS["cifar10"](Source(str(cifar))))
+    contestants = CONTESTANTS["cifar10"](TASKS["cifar10"](Source(str(cifar))))
     terms, inputs = TERMS["parameters"], torch.rand(1, 3, 32, 32)
     for name, baseline in (
         ("dense-wide", "gd-wide"),

@@ -13,11 +13,11 @@ import pytest
 import torch
 from torch import nn
 
-from experiments.cli import main
-from experiments.families import FAMILIES
-from experiments.learner import Learner
+from experiments.commands.main import main
+from experiments.contestants import CONTESTANTS
 from experiments.tasks import TASKS, Source
-from experiments.training import train
+from experiments.training.learner import Learner
+from experiments.training.train import train
 
 SETTINGS = ["compare", "rings", "--epochs", "3", "--seeds", "1", "--models", "gd,pgd-deq"]
 
@@ -34,7 +34,7 @@ def numbers(folder):
 
 def start(*arguments, cwd):
     """A run in a process group of its own."""
-    command = [sys.executable, "-m", "experiments.cli", *arguments]
+    command = [sys.executable, "-m", "experiments", *arguments]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     return subprocess.Popen(command, cwd=cwd, start_new_session=True, **pipes)
 
@@ -152,7 +152,7 @@ def dropout(task):
 
 
 def progressive(task):
-    return FAMILIES["digits"](task)["paraformer-progressive"].build(16)
+    return CONTESTANTS["digits"](task)["paraformer-progressive"].build(16)
 
 
 def spectral(task):

@@ -15,15 +15,15 @@ import pytest
 import torch
 from torch.utils.data import TensorDataset
 
-from experiments.cli import main
+from experiments.commands.main import main
+from experiments.contestants import CONTESTANTS
 from experiments.errors import InputError
-from experiments.families import FAMILIES
-from experiments.goals import Classification
-from experiments.precision import met
-from experiments.shares import Shares, check_divides
 from experiments.tasks import TASKS, Source, Task
-from experiments.team import Team
-from experiments.training import train
+from experiments.tasks.goals import Classification
+from experiments.training.precision import met
+from experiments.training.shares import Shares, check_divides
+from experiments.training.team import Team
+from experiments.training.train import train
 
 SETTINGS = ["compare", "rings", "--epochs", "2", "--seeds", "1", "--models", "gd,pgd-deq"]
 PATIENCE = 150
@@ -40,7 +40,7 @@ def weights(folder, name):
 
 
 @contextmanager
-def start(*arguments, cwd, launcher=("-m", "experiments.cli"), **variables):
+def start(*arguments, cwd, launcher=("-m", "experiments"), **variables):
     """A process that, with those that it starts, ends with the block at the latest: one that hangs hangs no tests."""
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     environment = {**os.environ, "OMP_NUM_THREADS": "1", **variables}
@@ -81,7 +81,7 @@ def assert_alike(found, expected, tolerance):
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory):
     """The runs of two processes, with each strategy."""
-    torchrun = ("-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "experiments.cli")
+    torchrun = ("-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "experiments")
     folders = {}
     for strategy in ("ddp", "fsdp"):
         folder = tmp_path_factory.mktemp(strategy)
@@ -200,7 +200,7 @@ def test_half_precision_solves_to_what_it_resolves(tmp_path):
 
     def trained(precision):
         torch.manual_seed(0)
-        network = FAMILIES["rings"](task)["pgd-deq"].build(24)
+        network = CONTESTANTS["rings"](task)["pgd-deq"].build(24)
         options = {"epochs": 1, "seed": 0, "device": "cpu", "folder": tmp_path, "name": precision}
         return network, train(network, task, **options, precision=precision).curves[-1]
 

@@ -10,17 +10,17 @@ import torch
 from torch import nn
 from torch.utils.data import TensorDataset
 
+from experiments.contestants import CONTESTANTS
+from experiments.contestants.matching import matched_dial
+from experiments.contestants.terms import TERMS, flops, parameters
 from experiments.errors import InputError
 from experiments.failures import Failures
-from experiments.families import FAMILIES
-from experiments.figures.answers import functions
-from experiments.goals import Classification, margins
-from experiments.matching import matched_dial
-from experiments.measure import measure
-from experiments.statistics import fitted_slope, paired_difference
+from experiments.measuring.measure import measure
+from experiments.reporting.figures.answers import functions
+from experiments.reporting.statistics import fitted_slope, paired_difference
 from experiments.tasks import TASKS, Source, Task
+from experiments.tasks.goals import Classification, margins
 from experiments.tasks.small import RADII, telgarsky_function
-from experiments.terms import TERMS, flops, parameters
 from models import OptDNN
 
 SMALL = ("digits", "rings", "parity", "telgarsky")
@@ -99,7 +99,7 @@ def test_non_finite_data_are_refused():
 @pytest.mark.parametrize("name", SMALL)
 def test_all_networks_have_about_the_same_number_of_parameters(name):
     data, terms = task(name), TERMS["parameters"]
-    contestants = FAMILIES[name](data)
+    contestants = CONTESTANTS[name](data)
     budget = parameters(contestants["gd"].build(contestants["gd"].dial))
     inputs = data.sample(3)[0]
     outputs = 1 if name == "telgarsky" else data.goal.classes
@@ -109,7 +109,7 @@ def test_all_networks_have_about_the_same_number_of_parameters(name):
 
 
 def test_explicit_and_implicit_readings_have_the_same_parameters():
-    rows = FAMILIES["digits"](task("digits"))
+    rows = CONTESTANTS["digits"](task("digits"))
     for method in ("pgd", "fista"):
         explicit, implicit = (rows[f"{method}-{reading}"].build(8) for reading in ("explicit", "implicit"))
         implicit.load_state_dict(explicit.state_dict())
@@ -121,7 +121,7 @@ def test_an_unreachable_budget_is_refused():
 
 
 def test_equal_work_is_met():
-    rows, inputs = FAMILIES["rings"](task("rings")), task("rings").sample(16)[0]
+    rows, inputs = CONTESTANTS["rings"](task("rings")), task("rings").sample(16)[0]
     target = flops(rows["gd"].build(24), inputs)
     dial = matched_dial(rows["pgd-implicit"].build, target, flops, inputs, 0.15)
     torch.manual_seed(0)

@@ -1,0 +1,161 @@
+"""The command line: `implicit compare TASK`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import torch
+
+from ..errors import InputError, Interrupted, TrainingError, require
+from ..running.folder import read_settings
+from ..tasks import Source
+from ..training.team import launched
+from .launch import launch
+from .options import parser, settled, shipped
+
+if TYPE_CHECKING:
+    from ..failures import Failure
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code: 0, 1 if something failed, 2 for bad input, 130 when interrupted."""
+    code = _answered(list(sys.argv[1:] if arguments is None else arguments))
+    if code and launched():
+        for stream in filter(None, (sys.stdout, sys.stderr)):
+            stream.flush()
+        os._exit(code)  # the other processes may wait for this one, and see that it has gone
+    return code
+
+
+def _answered(given: list[str]) -> int:
+    try:
+        options = parser().parse_args([shipped(argument) for argument in given])
+    except (UnicodeDecodeError, RecursionError) as error:  # a recipe that is no text, or that reads itself
+        print(f"implicit: a recipe cannot be read: {error}", file=sys.stderr)
+        return 2
+    run = {"compare": _compare, "universality": _universality, "depth": _depth, "sweeps": _sweeps}[options.command]
+    for name in ("SIGTERM", "SIGHUP"):  # a polite end is an interruption too; Windows lacks the second
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), _interrupt)
+    try:
+        with _default_device():
+            return run(options, given)
+    except InputError as error:
+        _say(str(error))
+        return 2
+    except TrainingError as error:
+        print(f"implicit: {error}", file=sys.stderr)  # each process for itself
+        return 1
+    except BrokenPipeError:
+        # whoever read the progress has gone; nothing more can be said, and nothing half-written is left
+        sys.stdout = None  # type: ignore[assignment]
+        return 141
+    except Interrupted as end:
+        _say(f"interrupted; {end}")
+        return 130
+    except KeyboardInterrupt:
+        _say("interrupted; nothing was kept")
+        return 130
+
+
+def _default_device() -> AbstractContextManager[Any]:
+    """The processor, on which data are made, shuffled and loaded: a notebook may have another."""
+    # where it is the processor already, to say so would cost time at every call of PyTorch
+    return nullcontext() if torch.get_default_device().type == "cpu" else torch.device("cpu")
+
+
+def _say(message: str) -> None:
+    """Of several processes the leading one speaks for all."""
+    if not launched() or os.environ["RANK"] == "0":
+        print(f"implicit: {message}", file=sys.stderr)
+
+
+def _settled(options: argparse.Namespace, given: list[str]) -> tuple[dict[str, Any], set[str]]:
+    """What the command is to do, a resumed run's own settings included; and the names of what was given."""
+    chosen = vars(options)
+    plain = parser(defaults=False).parse_args([shipped(argument) for argument in given])
+    typed = {name for name, value in vars(plain).items() if value is not None}
+    if "resume" in chosen:
+        chosen = settled(chosen, typed - {"command", "resume"}, read_settings(chosen["resume"]))
+    return chosen, typed
+
+
+def _ended(failures: list[Failure]) -> int:
+    """The exit code."""
+    return 1 if failures else 0
+
+
+def _compare(options: argparse.Namespace, given: list[str]) -> int:
+    chosen, typed = _settled(options, given)
+    if "task" not in typed and "resume" not in typed:
+        raise InputError("compare needs a task, or --resume RUN; see implicit compare --help")
+    devices, nodes = chosen["devices"], chosen["nodes"]
+    if not launched() and devices * nodes > 1:
+        return launch(given, devices, nodes)
+    if launched() and typed & {"devices", "nodes"} and devices * nodes != int(os.environ["WORLD_SIZE"]):
+        size = os.environ["WORLD_SIZE"]
+        raise InputError(f"--devices {devices} --nodes {nodes} are not the {size} processes that were launched")
+    _require()
+    from ..running.compare import compare  # the libraries of training take seconds to import: not for --help
+
+    return _ended(
+        compare(
+            chosen["task"],
+            models=chosen["models"],
+            match=chosen["match"],
+            epochs=chosen.get("epochs"),
+            seeds=chosen["seeds"],
+            out=chosen.get("out"),
+            device=chosen["device"],
+            source=Source(chosen.get("data"), chosen["download"]),
+            precision=chosen["precision"],
+            strategy=chosen["strategy"],
+            resume=chosen.get("resume"),
+        )
+    )
+
+
+def _require() -> None:
+    """`InputError` unless what every command uses is there."""
+    require("plots", "matplotlib")
+    require("train", "torchmetrics", "sklearn", "jinja2", "rich", "lightning")
+
+
+def _alone(options: argparse.Namespace, given: list[str]) -> dict[str, Any]:
+    """The settings of a command of one process."""
+    if launched():
+        raise InputError(f"{options.command} runs in one process: start it without torchrun")
+    chosen, _ = _settled(options, given)
+    _require()
+    return {"out": None, "resume": None, **{name: value for name, value in chosen.items() if name != "command"}}
+
+
+def _universality(options: argparse.Namespace, given: list[str]) -> int:
+    chosen = {"epochs": None, **_alone(options, given)}
+    from .universality import universality
+
+    return _ended(universality(**chosen))
+
+
+def _depth(options: argparse.Namespace, given: list[str]) -> int:
+    chosen = _alone(options, given)
+    from .depth import depth
+
+    return _ended(depth(**chosen))
+
+
+def _sweeps(options: argparse.Namespace, given: list[str]) -> int:
+    chosen = {"epochs": None, **_alone(options, given)}
+    from .sweeps import sweeps
+
+    return _ended(sweeps(**chosen))
+
+
+def _interrupt(number: int, frame: object) -> NoReturn:
+    raise KeyboardInterrupt

@@ -1,0 +1,143 @@
+"""The results of a comparison: runs, rows, and the whole."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
+
+from ..contestants import Contestant
+from ..failures import Failure
+from ..measuring.diagnosis import Diagnosis
+from ..measuring.measure import Measurement
+from ..tasks import Task
+from ..training.train import Training
+from .statistics import Difference, paired_difference
+
+
+@dataclass(frozen=True)
+class Run:
+    """One network, trained from one seed and measured."""
+
+    seed: int
+    training: Training
+    measurement: Measurement
+    network: nn.Module
+    diagnosis: Diagnosis | None = None
+    """Of the first seed's network; None: another seed's, or it solves no equilibria."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One contestant with its runs."""
+
+    name: str
+    contestant: Contestant
+    parameters: int
+    dial: int
+    runs: list[Run]
+
+    @property
+    def diagnosis(self) -> Diagnosis | None:
+        """Of the first seed's network; None: it solves no equilibria, or was not diagnosed."""
+        return next((run.diagnosis for run in self.runs if run.diagnosis is not None), None)
+
+    def values(self, figure: str) -> list[float]:
+        """A figure of the measurement for each seed, those left out for which it could not be found."""
+        found = [getattr(run.measurement, figure) for run in self.runs]
+        return [value for value in found if value is not None]
+
+    def mean(self, figure: str) -> float:
+        """A figure of the measurement, averaged over the seeds; NaN: it is not known for any."""
+        return statistics.mean(self.values(figure) or [math.nan])
+
+    def deviation(self, figure: str) -> float:
+        """Its standard deviation over the seeds; 0 for one seed."""
+        values = self.values(figure)
+        return statistics.stdev(values) if len(values) > 1 else 0.0
+
+    @property
+    def trained(self) -> bool:
+        """Whether there was something to learn."""
+        return bool(self.runs[0].training.curves)
+
+    def seconds_per_epoch(self) -> float:
+        """Median over all epochs of all seeds, of what was trained."""
+        return statistics.median(seconds for run in self.runs for seconds in run.training.seconds_per_epoch)
+
+    def latency(self, batch: int) -> float:
+        """Median over the seeds, in seconds; NaN: it is not known for any."""
+        found = [run.measurement.latency[batch] for run in self.runs if batch in run.measurement.latency]
+        return statistics.median(found or [math.nan])
+
+    def to_dict(self) -> dict[str, Any]:
+        """The numbers, fit for JSON."""
+        return {
+            "reading": self.contestant.reading,
+            "description": self.contestant.description,
+            "parameters": self.parameters,
+            "dial": self.dial,
+            "baseline": self.contestant.baseline,
+            "learning_rate": self.contestant.learning_rate,
+            "score_mean": self.mean("score"),
+            "score_std": self.deviation("score"),
+            "diagnosis": self.diagnosis.to_dict() if self.diagnosis else None,
+            "runs": [
+                {
+                    "seed": run.seed,
+                    **run.measurement.to_dict(),
+                    "curves": run.training.curves,
+                    "seconds_per_epoch": run.training.seconds_per_epoch,
+                }
+                for run in self.runs
+            ],
+        }
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What a comparison has come to."""
+
+    task: Task
+    rows: list[Row]
+    """Of the networks that were measured, with one seed at least."""
+    settings: dict[str, Any]
+    missing: list[str] = field(default_factory=list)
+    """Networks that were not measured with any seed."""
+    failures: list[Failure] = field(default_factory=list)
+    """What went wrong."""
+
+    @property
+    def baseline(self) -> str | None:
+        """The row that all are compared with, which need not take part; None where there are several."""
+        names = {row.contestant.baseline for row in self.rows}
+        return names.pop() if len(names) == 1 else None
+
+    def difference(self, row: Row) -> Difference | None:
+        """Of the row's score to its baseline's, over the seeds; None for a baseline, and where it is not known."""
+        baseline = next((other for other in self.rows if other.name == row.contestant.baseline), row)
+        if baseline is row:
+            return None
+        scores, others = ({run.seed: run.measurement.score for run in one.runs} for one in (row, baseline))
+        pairs = [(score, others.get(seed)) for seed, score in scores.items()]
+        known = [(score, other) for score, other in pairs if score is not None and other is not None]
+        return paired_difference(*zip(*known)) if known else None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The numbers, fit for JSON."""
+        return {
+            "task": self.task.name,
+            "description": self.task.description,
+            **self.settings,
+            "score": self.task.goal.score,
+            "missing": self.missing,
+            "failures": [vars(failure) for failure in self.failures],
+            "models": {
+                row.name: {**row.to_dict(), "difference": vars(difference) if difference else None}
+                for row in self.rows
+                for difference in [self.difference(row)]
+            },
+        }

@@ -1,30 +1,31 @@
-"""The command line: `implicit compare TASK`."""
+"""The command line: `implicit COMMAND`."""
 
 from __future__ import annotations
 
 import argparse
+import importlib
 import os
 import signal
 import sys
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
-import torch
-
 from ..errors import InputError, Interrupted, TrainingError, require
-from ..running.folder import read_settings
-from ..tasks import Source
-from ..training.team import launched
+from ..running.settings import read_settings, settled
+from ..training.launched import launched
+from .arguments import shipped
 from .launch import launch
-from .options import parser, settled, shipped
+from .options import parser
 
 if TYPE_CHECKING:
     from ..failures import Failure
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit code: 0, 1 if something failed, 2 for bad input, 130 when interrupted."""
+    """Run the command line; returns the exit code.
+
+    0; 1 if something failed; 2 for bad input; 130 when interrupted; 141 when nobody reads what it prints any more.
+    """
     code = _answered(list(sys.argv[1:] if arguments is None else arguments))
     if code and launched():
         for stream in filter(None, (sys.stdout, sys.stderr)):
@@ -35,17 +36,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _answered(given: list[str]) -> int:
     try:
-        options = parser().parse_args([shipped(argument) for argument in given])
-    except (UnicodeDecodeError, RecursionError) as error:  # a recipe that is no text, or that reads itself
-        print(f"implicit: a recipe cannot be read: {error}", file=sys.stderr)
-        return 2
-    run = {"compare": _compare, "universality": _universality, "depth": _depth, "sweeps": _sweeps}[options.command]
-    for name in ("SIGTERM", "SIGHUP"):  # a polite end is an interruption too; Windows lacks the second
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), _interrupt)
-    try:
-        with _default_device():
-            return run(options, given)
+        code = _run(given)
+        sys.stdout.flush()
     except InputError as error:
         _say(str(error))
         return 2
@@ -62,12 +54,19 @@ def _answered(given: list[str]) -> int:
     except KeyboardInterrupt:
         _say("interrupted; nothing was kept")
         return 130
+    return code
 
 
-def _default_device() -> AbstractContextManager[Any]:
-    """The processor, on which data are made, shuffled and loaded: a notebook may have another."""
-    # where it is the processor already, to say so would cost time at every call of PyTorch
-    return nullcontext() if torch.get_default_device().type == "cpu" else torch.device("cpu")
+def _run(given: list[str]) -> int:
+    try:
+        options = parser().parse_args([shipped(argument) for argument in given])
+    except (UnicodeDecodeError, RecursionError) as error:  # a recipe that is no text, or that reads itself
+        raise InputError(f"a recipe cannot be read: {error}") from error
+    run = {"compare": _compare, "universality": _alone, "depth": _alone, "sweeps": _alone}[options.command]
+    for name in ("SIGTERM", "SIGHUP"):  # a polite end is an interruption too; Windows lacks the second
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), _interrupt)
+    return run(options, given)
 
 
 def _say(message: str) -> None:
@@ -81,7 +80,7 @@ def _settled(options: argparse.Namespace, given: list[str]) -> tuple[dict[str, A
     chosen = vars(options)
     plain = parser(defaults=False).parse_args([shipped(argument) for argument in given])
     typed = {name for name, value in vars(plain).items() if value is not None}
-    if "resume" in chosen:
+    if chosen["resume"] is not None:
         chosen = settled(chosen, typed - {"command", "resume"}, read_settings(chosen["resume"]))
     return chosen, typed
 
@@ -92,9 +91,14 @@ def _ended(failures: list[Failure]) -> int:
 
 
 def _compare(options: argparse.Namespace, given: list[str]) -> int:
+    if options.list:
+        from .listing import listing
+
+        print(listing(options.task, options.data))
+        return 0
     chosen, typed = _settled(options, given)
     if "task" not in typed and "resume" not in typed:
-        raise InputError("compare needs a task, or --resume RUN; see implicit compare --help")
+        raise InputError("compare needs a task, or --resume RUN; see implicit compare --list")
     devices, nodes = chosen["devices"], chosen["nodes"]
     if not launched() and devices * nodes > 1:
         return launch(given, devices, nodes)
@@ -102,23 +106,9 @@ def _compare(options: argparse.Namespace, given: list[str]) -> int:
         size = os.environ["WORLD_SIZE"]
         raise InputError(f"--devices {devices} --nodes {nodes} are not the {size} processes that were launched")
     _require()
-    from ..running.compare import compare  # the libraries of training take seconds to import: not for --help
+    from .compare import compare  # the libraries of training take seconds to import: not for --help
 
-    return _ended(
-        compare(
-            chosen["task"],
-            models=chosen["models"],
-            match=chosen["match"],
-            epochs=chosen.get("epochs"),
-            seeds=chosen["seeds"],
-            out=chosen.get("out"),
-            device=chosen["device"],
-            source=Source(chosen.get("data"), chosen["download"]),
-            precision=chosen["precision"],
-            strategy=chosen["strategy"],
-            resume=chosen.get("resume"),
-        )
-    )
+    return _ended(compare(chosen, given))
 
 
 def _require() -> None:
@@ -127,34 +117,18 @@ def _require() -> None:
     require("train", "torchmetrics", "sklearn", "jinja2", "rich", "lightning")
 
 
-def _alone(options: argparse.Namespace, given: list[str]) -> dict[str, Any]:
-    """The settings of a command of one process."""
+def _alone(options: argparse.Namespace, given: list[str]) -> int:
+    """A command of one process."""
     if launched():
         raise InputError(f"{options.command} runs in one process: start it without torchrun")
     chosen, _ = _settled(options, given)
     _require()
-    return {"out": None, "resume": None, **{name: value for name, value in chosen.items() if name != "command"}}
+    from ..training.device import data_on_the_processor
 
-
-def _universality(options: argparse.Namespace, given: list[str]) -> int:
-    chosen = {"epochs": None, **_alone(options, given)}
-    from .universality import universality
-
-    return _ended(universality(**chosen))
-
-
-def _depth(options: argparse.Namespace, given: list[str]) -> int:
-    chosen = _alone(options, given)
-    from .depth import depth
-
-    return _ended(depth(**chosen))
-
-
-def _sweeps(options: argparse.Namespace, given: list[str]) -> int:
-    chosen = {"epochs": None, **_alone(options, given)}
-    from .sweeps import sweeps
-
-    return _ended(sweeps(**chosen))
+    module = importlib.import_module(f".{options.command}", __package__)
+    run: Callable[..., list[Failure]] = getattr(module, options.command)
+    with data_on_the_processor():
+        return _ended(run(**{name: value for name, value in chosen.items() if name != "command"}))
 
 
 def _interrupt(number: int, frame: object) -> NoReturn:

@@ -26,7 +26,7 @@ from ..measuring.measure import latency, score
 from ..reporting.figures import COLOURS
 from ..reporting.table import terminal
 from ..running.pieces import in_pieces
-from ..tasks import TASKS, Source
+from ..tasks.small import digits
 from ..training.device import chosen_device
 from ..training.train import train
 
@@ -53,7 +53,7 @@ def network(sweeps: int) -> nn.Module:
 def sweeps(*, epochs: int | None, seeds: int, out: Path | None, device: str, resume: Path | None) -> list[Failure]:
     """Train, run with every number of sweeps, draw; returns what failed."""
     console, device = terminal(), chosen_device(device)
-    task = TASKS["digits"](Source())
+    task = digits()
     epochs = task.epochs if epochs is None else epochs
     accuracy: dict[int, dict[int, list[float]]] = {k: {run: [] for run in range(1, DEPTH + 1)} for k in TRAINED}
     seconds: dict[int, list[float]] = {run: [] for run in range(1, DEPTH + 1)}

@@ -20,15 +20,16 @@ from models import Method
 from models.networks import vector_network
 from models.readings import Reading
 
-from ..contestants import named, readings
+from ..contestants.readings import readings
 from ..errors import InputError
 from ..failures import Failure
 from ..measuring.measure import score
+from ..names import unknown
 from ..reporting.figures import COLOURS
 from ..reporting.statistics import Slope, fitted_slope
 from ..reporting.table import terminal
 from ..running.pieces import in_pieces
-from ..tasks import Source, telgarsky
+from ..tasks.small import telgarsky
 from ..training.device import chosen_device
 from ..training.train import train
 
@@ -57,10 +58,13 @@ def universality(
     console, device = terminal(), chosen_device(device)
     # an equilibrium has no depth
     known = {name: row for name, row in readings(network).items() if row.reading != "equilibrium"}
-    names = named(models, known)
+    names = list(dict.fromkeys(name.strip() for name in models.split(",")))
+    for name in names:
+        if name not in known:
+            raise unknown(name, known, "model", own=False)
     if len(depths) < 2 or seeds * len(depths) < 3:
         raise InputError("a slope needs two depths and three runs: name more in --depths, or raise --seeds")
-    task = telgarsky(Source())
+    task = telgarsky()
     epochs = EPOCHS if epochs is None else epochs
     errors: dict[str, dict[int, list[float]]] = {name: {depth: [] for depth in depths} for name in names}
     slopes: dict[str, Slope] = {}

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from models import METHODS, OptDEQ, OptDNN
 from solvers import Anderson, solve
 
-from ..tasks import Task
 from ..tasks.deblurring import blur
+from ..tasks.task import Task
 from .contestant import Contestant, Contestants, against
 
 LAYERS = 8

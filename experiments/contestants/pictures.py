@@ -15,9 +15,10 @@ from models.mondeq import mondeq
 from models.networks import convnext_form, image_network, narrow_deep, vit_form, wide_shallow
 from models.readings import InfiniteDepth, Reading
 
-from ..tasks import Task
 from ..tasks.goals import Classification
-from .contestant import Contestant, Contestants, against, readings
+from ..tasks.task import Task
+from .contestant import Contestant, Contestants, against
+from .readings import readings
 
 WIDTHS, DEPTHS = (32, 64, 128), (3, 3, 3)
 

@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from implicit import ConvergenceWarning
 
 Build = Callable[[int], nn.Module]
-"""A network from its dial, mostly the width of its hidden layers, which sets its size."""
+"""A network from its size, mostly the width of its hidden layers."""
 Cost = Callable[[nn.Module, Tensor], float]
 
 
@@ -24,7 +24,7 @@ class Terms:
     description: str
     """In words, for the table."""
     cost: Cost | None
-    """What must agree with the baseline; None: all have the baseline's dial."""
+    """What must agree with the baseline; None: all have the baseline's size."""
     tolerance: float = 0.0
     """Largest relative difference."""
 

@@ -5,14 +5,12 @@ from __future__ import annotations
 import statistics
 import time
 import warnings
-from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from functools import cached_property, partial
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.data import DataLoader, default_collate
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -21,9 +19,10 @@ from implicit.diagnostics import residual_quantiles
 from solvers import Solution
 
 from ..failures import Failures
-from ..tasks import Task
 from ..tasks.goals import Classification, margins
+from ..tasks.task import Task
 from ..training.shares import TEST_BATCH
+from .saved import saved_bytes
 
 LATENCY_BATCHES = (1, 256)
 LATENCY_RUNS, LATENCY_SECONDS = 9, 1.0
@@ -82,7 +81,7 @@ def measure(network: nn.Module, task: Task, device: str, failures: Failures) -> 
 
     def backward() -> list[Solution]:
         with record() as log:
-            loss = goal.loss(network(inputs[:256]), targets[:256])
+            loss = task.training_loss(network(inputs[:256]), targets[:256])
             if loss.requires_grad:  # there is something to learn
                 loss.backward()
         return [entry.solution for entry in log.backward]
@@ -90,10 +89,10 @@ def measure(network: nn.Module, task: Task, device: str, failures: Failures) -> 
     def margin() -> float:
         return margins(network, inputs, targets).median().item()
 
-    def saved_bytes() -> int:
+    def saved() -> int:
         rows = min(task.batch, len(task.train))  # type: ignore[arg-type]
         batch = default_collate([task.train[row] for row in range(rows)])
-        return _saved_bytes(network, lambda: goal.loss(network(batch[0].to(device)), batch[1].to(device)))
+        return saved_bytes(network, lambda: task.training_loss(network(batch[0].to(device)), batch[1].to(device)))
 
     def latency_at(size: int) -> float:
         return latency(network, _repeated(inputs, size))
@@ -118,7 +117,7 @@ def measure(network: nn.Module, task: Task, device: str, failures: Failures) -> 
             converged=None if solves is None else _share_converged(solves),
             latency={size: seconds for size, seconds in times.items() if seconds is not None},
             prefix_scores=prefixes or [],
-            saved_bytes=attempt("the saved bytes", saved_bytes),
+            saved_bytes=attempt("the saved bytes", saved),
             solutions=solves or [],
         )
 
@@ -186,25 +185,3 @@ def latency(network: nn.Module, inputs: Tensor) -> float:
                 torch.cuda.synchronize()
             times.append(time.perf_counter() - start)
     return statistics.median(times[2:])
-
-
-def _saved_bytes(network: nn.Module, loss: Callable[[], Tensor]) -> int:
-    """Storages, each counted once, that the graph of the loss holds in training mode, parameters left out."""
-    known = {parameter.untyped_storage().data_ptr() for parameter in network.parameters()}
-    sizes: dict[int, int] = {}
-    kept = []  # a storage must live for its address to be its name
-
-    def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in known:
-            sizes[storage.data_ptr()] = storage.nbytes()
-            kept.append(tensor.detach())
-        return tensor
-
-    network.train()
-    try:
-        with saved_tensors_hooks(pack, lambda tensor: tensor):
-            loss()
-    finally:
-        network.eval()
-    return sum(sizes.values())

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import math
+import os
 import statistics
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from ..contestants import Contestant
-from ..failures import Failure
+from ..contestants.contestant import Contestant
+from ..errors import InputError
+from ..failures import Failure, Failures
 from ..measuring.diagnosis import Diagnosis
 from ..measuring.measure import Measurement
-from ..tasks import Task
+from ..tasks.task import Task
 from ..training.train import Training
 from .statistics import Difference, paired_difference
 
@@ -37,7 +40,7 @@ class Row:
     name: str
     contestant: Contestant
     parameters: int
-    dial: int
+    size: int
     runs: list[Run]
 
     @property
@@ -79,7 +82,7 @@ class Row:
             "reading": self.contestant.reading,
             "description": self.contestant.description,
             "parameters": self.parameters,
-            "dial": self.dial,
+            "size": self.size,
             "baseline": self.contestant.baseline,
             "learning_rate": self.contestant.learning_rate,
             "score_mean": self.mean("score"),
@@ -99,7 +102,10 @@ class Row:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What a comparison has come to."""
+    """What a comparison has come to: what `compare` returns.
+
+    `rows` hold every run, with its trained network: `comparison.rows[0].runs[0].network`.
+    """
 
     task: Task
     rows: list[Row]
@@ -125,6 +131,27 @@ class Comparison:
         pairs = [(score, others.get(seed)) for seed, score in scores.items()]
         known = [(score, other) for score, other in pairs if score is not None and other is not None]
         return paired_difference(*zip(*known)) if known else None
+
+    def table(self) -> str:
+        """The table, to print."""
+        from .table import table_text
+
+        return table_text(self)
+
+    def report(self, folder: str | os.PathLike[str]) -> Path:
+        """Write `report.html`, one self-contained page, and its figures into a folder; returns the page's path.
+
+        `InputError` where it cannot be written; a figure that cannot be drawn is a line of the page.
+        """
+        from .report import write_report
+
+        failures, place = Failures(), Path(folder)
+        place.mkdir(parents=True, exist_ok=True)
+        write_report(self, place, failures)
+        page = place / "report.html"
+        if not page.exists():
+            raise InputError(f"the report cannot be written: {failures.found[-1].error}")
+        return page
 
     def to_dict(self) -> dict[str, Any]:
         """The numbers, fit for JSON."""

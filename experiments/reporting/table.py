@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 if TYPE_CHECKING:
     from .comparison import Comparison, Row
@@ -108,17 +109,25 @@ def print_table(comparison: Comparison, console: Console) -> None:
     console.print(_table(comparison, part))
 
 
+def table_text(comparison: Comparison) -> str:
+    """The whole table as text, as wide as it is."""
+    console = Console(width=10_000, color_system=None)
+    with console.capture() as captured:
+        console.print(_table(comparison, list(columns(comparison))))
+    return "\n".join(line.rstrip() for line in captured.get().splitlines())
+
+
 def _width(table: Table) -> int:
     """Columns that the table asks for, whatever the terminal has."""
     return Console(width=10_000).measure(table).maximum
 
 
 def _table(comparison: Comparison, headings: list[str]) -> Table:
-    table, shown = Table(title=comparison.task.name, box=box.SIMPLE_HEAD), columns(comparison)
+    table, shown = Table(title=Text(comparison.task.name), box=box.SIMPLE_HEAD), columns(comparison)
     for heading in headings:
-        table.add_column(heading, justify="left" if heading in ("network", "reading") else "right", no_wrap=True)
+        table.add_column(Text(heading), justify="left" if heading in ("network", "reading") else "right", no_wrap=True)
     for row in comparison.rows:
-        table.add_row(*(shown[heading][1](row) for heading in headings))
+        table.add_row(*(Text(shown[heading][1](row)) for heading in headings))
     for name in comparison.missing:
-        table.add_row(name, *["–"] * (len(headings) - 1))
+        table.add_row(Text(name), *["–"] * (len(headings) - 1))
     return table

@@ -1,4 +1,4 @@
-"""How a comparison was made: its command, place, versions and machine."""
+"""How a comparison was made: place, versions and machine."""
 
 from __future__ import annotations
 
@@ -9,18 +9,7 @@ from typing import Any
 
 import torch
 
-from ..tasks import Source
 from ..training.team import Team
-
-
-def command(given: dict[str, Any], source: Source) -> str:
-    """What to type to make it again."""
-    options = [f"--{name} {given[name]}" for name in ("models", "match", "epochs", "seeds", "device")]
-    usual = {"devices": 1, "nodes": 1, "precision": "32", "strategy": "ddp"}
-    options += [f"--{name} {given[name]}" for name, value in usual.items() if given[name] != value]
-    if source.data is not None:
-        options.append("--data DIR" + " --download" * source.download)  # whose folder is not said
-    return " ".join(["implicit compare", given["task"], *options])
 
 
 def place(device: str, team: Team, precision: str) -> str:
@@ -31,7 +20,7 @@ def place(device: str, team: Team, precision: str) -> str:
 
 def circumstances(device: str) -> dict[str, Any]:
     """Versions and machine, without names of persons or hosts."""
-    packages = ("torch", "numpy", "lightning", "torchmetrics", "scikit-learn")
+    packages = ("implicit-networks", "torch", "numpy", "lightning", "torchmetrics", "scikit-learn")
     return {
         "versions": {"python": platform.python_version(), **{package: version(package) for package in packages}},
         "machine": {

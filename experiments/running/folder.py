@@ -13,12 +13,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import InputError, Interrupted, first_line
+from ..errors import InputError, Interrupted
 from ..failures import Failures
+from ..names import file_name
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+PYTHON = "experiments.compare"
+"""In place of a command's name, for a run that a program has started."""
 UNFINISHED = "unfinished"
 """What lies under this name in the folder of a run serves to go on with it, and goes when nothing is missing."""
 
@@ -128,12 +131,14 @@ def _has_results(partial: Path) -> bool:
 
 def how_to_resume(final: Path, command: str) -> str:
     """In words."""
+    if command == PYTHON:
+        return f"go on with: compare(…, resume={str(final)!r})"
     return f"go on with: implicit {command} --resume {shlex.quote(str(final))}"
 
 
 def _first_free(task: str) -> Path:
     number = 1
-    while (path := Path("runs") / f"{task}-{number}").exists() or _partial(path).exists():
+    while (path := Path("runs") / f"{file_name(task)}-{number}").exists() or _partial(path).exists():
         number += 1
     return path
 
@@ -163,28 +168,6 @@ def tell_the_end(final: Path, name: str, kind: str, command: str, failures: Fail
         count = f"{len(failures.found)} failure{'s' * (len(failures.found) > 1)}"
         told = f"{count}, in full in {final / 'logs'}; {how_to_resume(final, command)}"
         console.print(told, soft_wrap=True, highlight=False, markup=False)
-
-
-def write_settings(folder: Path, settings: dict[str, Any]) -> None:
-    """Keep what the run was started with."""
-    (folder / UNFINISHED).mkdir(exist_ok=True)
-    path = folder / UNFINISHED / "settings.new"
-    path.write_text(json.dumps(settings, indent=1) + "\n")
-    os.replace(path, path.with_suffix(".json"))  # whole, or as it was
-
-
-def read_settings(run: Path) -> dict[str, Any]:
-    """What a run was started with that can be resumed, by its final name or its folder."""
-    path = resumable_folder(run) / UNFINISHED / "settings.json"
-    try:
-        settings = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"--resume {run}: {path} cannot be read ({first_line(error)}): remove {path.parents[1]}, and start anew"
-        ) from error
-    if not isinstance(settings, dict):
-        raise InputError(f"--resume {run}: {path} holds no settings: remove {path.parents[1]}, and start anew")
-    return settings
 
 
 def write_results(folder: Path, numbers: dict[str, Any]) -> None:

@@ -13,7 +13,8 @@ from rich.console import Console
 
 from ..failures import Failures
 from ..reporting.figures import styled
-from .folder import run_folder, tell_the_end, write_results, write_settings
+from .folder import run_folder, tell_the_end, write_results
+from .settings import write_settings
 from .unfinished import read, write
 
 T = TypeVar("T")

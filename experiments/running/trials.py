@@ -10,13 +10,14 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from ..contestants import Contestant
+from ..contestants.contestant import Contestant
 from ..contestants.terms import parameters
 from ..failures import Failures
 from ..measuring.diagnosis import ROWS, Diagnosis, diagnosed
 from ..measuring.measure import measure
+from ..names import file_name
 from ..reporting.comparison import Run
-from ..tasks import Task
+from ..tasks.task import Task
 from ..training.team import Team
 from ..training.train import Training, apart, train
 from .unfinished import keep, kept
@@ -46,14 +47,14 @@ class Trials:
         """What the comparison has taken so far, in all its runs."""
         return time.perf_counter() - self.started
 
-    def run(self, name: str, contestant: Contestant, dial: int, seed: int) -> Run | None:
+    def run(self, name: str, contestant: Contestant, size: int, seed: int) -> Run | None:
         """What the contestant comes to, None where it cannot be trained or measured.
 
         Every process of a team takes part, and the leading one is told.
         """
-        failures = self.failures.within(f"{name}, seed {seed}", f"{name}/seed-{seed}")
+        failures = self.failures.within(f"{name}, seed {seed}", f"{file_name(name)}/seed-{seed}")
         torch.manual_seed(seed)
-        network = failures.attempt("the making", lambda: contestant.build(dial))
+        network = failures.attempt("the making", lambda: contestant.build(size))
         if network is None:
             return None
         before = kept(self.folder, name, seed, network)

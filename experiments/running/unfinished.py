@@ -16,6 +16,7 @@ from solvers import Solution
 from ..errors import InputError
 from ..measuring.diagnosis import Diagnosis
 from ..measuring.measure import Measurement
+from ..names import file_name
 from ..reporting.comparison import Run
 from ..training.checkpoints import loaded
 from ..training.train import Training
@@ -84,4 +85,4 @@ def _diagnosis(plain: dict[str, Any]) -> Diagnosis:
 
 
 def _path(folder: Path, name: str) -> Path:
-    return folder / UNFINISHED / f"{name}.pt"
+    return folder / UNFINISHED / f"{file_name(name)}.pt"

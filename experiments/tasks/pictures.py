@@ -95,10 +95,10 @@ def _augmented(name: str, description: str, classes: int, parts: list[Any], *, e
     train, test = parts
     return Task(
         name,
-        f"{description}, strongly augmented",
-        Classification(classes, LABEL_SMOOTHING),
         train,
         test,
+        goal=Classification(classes, LABEL_SMOOTHING),
+        description=f"{description}, strongly augmented",
         epochs=epochs,
         batch=128,
         learning_rate=1e-3,

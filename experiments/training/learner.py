@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from implicit import record
 from implicit.recording import Log
 
-from ..tasks import Task
 from ..tasks.goals import Classification, Goal
+from ..tasks.task import Task
 from .shares import Shares
 
 _CURVES = ("train_loss", "train_score", "test_loss", "test_score")
@@ -25,7 +25,7 @@ class Learner(lightning.LightningModule):
 
     Args:
         network: trained in place.
-        task: goal, learning rate and decay.
+        task: loss, goal, optimiser and learning rate.
         shares: the order of the training data, which checkpoints hold, and each process's share of it.
         tested: of the test data.
         run: what the training is of, in plain values.
@@ -33,9 +33,8 @@ class Learner(lightning.LightningModule):
 
     def __init__(self, network: nn.Module, task: Task, shares: Shares, tested: Shares, run: dict[str, Any]) -> None:
         super().__init__()
-        self.network, self.goal, self.run = network, task.goal, run
+        self.network, self.task, self.goal, self.run = network, task, task.goal, run
         self.shares, self.tested, self.together = shares, tested, shares.team.size > 1
-        self.learning_rate, self.weight_decay = task.learning_rate, task.weight_decay
         self.scores = nn.ModuleDict({part: task.goal.metric() for part in ("train_part", "test_part")})
         self.curves: list[dict[str, float]] = []
         self.own: list[dict[str, Any]] = []
@@ -88,10 +87,10 @@ class Learner(lightning.LightningModule):
         self.shares.order.set_state(checkpoint["order"].cpu())
 
     def configure_optimizers(self) -> Any:
-        rate = self.learning_rate
-        optimizer = torch.optim.AdamW(self.parameters(), lr=rate, weight_decay=self.weight_decay)
-        steps = int(self.trainer.estimated_stepping_batches)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps)
+        rate, steps = self.task.learning_rate, int(self.trainer.estimated_stepping_batches)
+        optimizer = self.task.optimizer(self.parameters(), lr=rate, weight_decay=self.task.weight_decay)
+        cycles = bool({"momentum", "betas"} & set(optimizer.defaults))
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps, cycle_momentum=cycles)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def _loss(self, batch: tuple[Tensor, Tensor], part: str, rows: int) -> Tensor:
@@ -99,7 +98,7 @@ class Learner(lightning.LightningModule):
         inputs, targets = batch
         self._share = len(targets) * self.shares.team.size / rows
         outputs = self.network(inputs)
-        loss = self.goal.loss(outputs, targets)
+        loss = self.task.training_loss(outputs, targets)
         if targets.shape != outputs.shape or not isinstance(self.goal, Classification):
             score: Any = self.scores[f"{part}_part"]  # labels that were mixed have no right answer
             score(outputs, targets)

@@ -9,7 +9,7 @@ import torch
 from torch.utils.data import RandomSampler, Sampler
 
 from ..errors import InputError
-from ..tasks import Task
+from ..tasks.task import Task
 from .team import Team
 
 TEST_BATCH = 256

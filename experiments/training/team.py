@@ -15,6 +15,7 @@ import torch
 from torch import distributed
 
 from ..errors import InputError
+from .launched import launched
 
 T = TypeVar("T")
 STEP = timedelta(seconds=20)
@@ -64,11 +65,6 @@ class Team:
 
 
 ALONE = Team()
-
-
-def launched() -> bool:
-    """Whether a launcher, torchrun or this package's own, has started this process as one of several."""
-    return {"RANK", "LOCAL_RANK", "WORLD_SIZE"} <= set(os.environ) and int(os.environ["WORLD_SIZE"]) > 1
 
 
 @contextmanager

@@ -21,7 +21,8 @@ from torch.utils.data import DataLoader
 from implicit import ConvergenceWarning
 
 from ..errors import InputError, TrainingError, first_line
-from ..tasks import Task
+from ..names import file_name
+from ..tasks.task import Task
 from .averaging import Averaging, settle
 from .checkpoints import Keeper, checked
 from .learner import Learner, Progress, ShardedLearner, Stopwatch
@@ -70,7 +71,7 @@ def train(
         resume: go on from the checkpoint in `folder`, where there is one, to the numbers of an unbroken training.
     """
     run = {"task": task.name, "network": name, "seed": seed, "epochs": epochs}
-    path = folder / "checkpoints" / f"{name}-seed-{seed}" / "last.ckpt"
+    path = folder / "checkpoints" / f"{file_name(name)}-seed-{seed}" / "last.ckpt"
     stopwatch = Stopwatch()
     before = checked(path, run, network.state_dict()) if resume and path.exists() else None
     if before is not None and before["epoch"] + 1 >= epochs:
@@ -86,7 +87,7 @@ def train(
     learner = (ShardedLearner if sharded else Learner)(
         copy.deepcopy(network) if sharded else network, task, shares, tested, run
     )
-    keeper = Keeper(path, folder / "logs" / name / f"seed-{seed}")
+    keeper = Keeper(path, folder / "logs" / file_name(name) / f"seed-{seed}")
     trainer = lightning.Trainer(
         max_epochs=epochs,
         accelerator=device,

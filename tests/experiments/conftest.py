@@ -7,7 +7,7 @@ import pytest
 from torch.utils.data import TensorDataset
 
 from experiments.commands.main import main
-from experiments.tasks import TASKS, rings
+from experiments.tasks.small import rings
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
@@ -61,15 +61,15 @@ def opened(browser):
 def report(tmp_path_factory):
     """The report of a small run, on few of the points."""
 
-    def few(source):
-        whole = rings(source)
+    def few():
+        whole = rings()
         train, test = (TensorDataset(*(part[:300] for part in data.tensors)) for data in (whole.train, whole.test))
         return replace(whole, train=train, test=test)
 
     folder = tmp_path_factory.mktemp("report") / "run"
     models = "gd,pgd-deq,heavy_ball-deq,fista-deq,mondeq"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(TASKS, "rings", few)
+        patch.setattr("experiments.tasks.small.rings", few)
         assert (
             main(["compare", "rings", "--epochs", "2", "--seeds", "2", "--models", models, "--out", str(folder)]) == 0
         )

@@ -16,11 +16,12 @@ from rich.console import Console
 from torch import nn
 
 from experiments.commands.main import main
-from experiments.contestants import CONTESTANTS
+from experiments.contestants.own import known
 from experiments.measuring.measure import Measurement
 from experiments.reporting.comparison import Comparison, Row, Run
 from experiments.reporting.table import columns, print_table
-from experiments.tasks import TASKS, Source, rings
+from experiments.tasks.make import make_task
+from experiments.tasks.small import rings
 from experiments.training.train import Training
 
 
@@ -34,21 +35,31 @@ def run(*arguments, **options):
     ("arguments", "message"),
     [
         ([], "COMMAND"),
-        (["compare", "mnist"], "invalid choice: 'mnist'"),
+        (["compare", "mnist"], "unknown task 'mnist'. Choose from digits, "),
         (["compare", "digits", "--epochs", "0"], "'0' is not a whole number of at least 1"),
-        (["compare", "digits", "--epoch", "3"], "unrecognized arguments: --epoch 3; see implicit"),
+        (
+            ["compare", "digits", "--epoch", "3"],
+            "unrecognized arguments: --epoch 3; did you mean '--epochs'?; see",
+        ),
+        (["compair", "digits"], "invalid choice: 'compair'; did you mean 'compare'?"),
+        (["compare", "digit"], "unknown task 'digit'; did you mean 'digits'?"),
+        (["compare", "rings", "--models", "gd,ppa-implict"], "; did you mean 'ppa-implicit'?"),
+        (["compare", "rings", "--baseline", "gdd"], "unknown baseline 'gdd'; did you mean"),
+        (["compare", "rings", "--match", "flop"], "invalid choice: 'flop'; did you mean 'flops'?"),
+        (["compare", "rings", "--learning-rate", "0"], "'0' is not a number above 0"),
+        (["compare", "rings", "--optimizer", "adan"], "unknown optimizer 'adan'; did you mean 'adam'?"),
         (["compare", "digits", "--seeds", "1.5"], "'1.5' is not a whole number"),
         (["compare", "digits", "--lr", "3"], "unrecognized arguments: --lr 3"),
-        (["compare", "rings", "--models", "gd,resnet"], "unknown model 'resnet' in --models: choose from gd, "),
+        (["compare", "rings", "--models", "gd,resnet"], "unknown model 'resnet'. Choose from gd, "),
         (["compare", "rings", "--device", "tpu"], "--device tpu cannot be used"),
         (["compare", "rings", "--match", "luck"], "invalid choice: 'luck'"),
-        (["compare", "rings", "--data", "."], "the task rings brings its data"),
-        (["compare", "rings", "--download"], "the task rings brings its data"),
+        (["compare", "rings", "--data", "."], "task rings brings its data"),
+        (["compare", "rings", "--download"], "task rings brings its data"),
         (["universality", "--depths", "4,2"], "'4,2' does not rise"),
         (["universality", "--depths", "4,x"], "'x' is not a whole number"),
         (["universality", "--depths", "4"], "a slope needs two depths"),
-        (["universality", "--models", "gd,resnet"], "unknown model 'resnet' in --models: choose from gd, "),
-        (["universality", "--models", "pgd-deq"], "unknown model 'pgd-deq' in --models"),
+        (["universality", "--models", "gd,resnet"], "unknown model 'resnet'. Choose from gd, "),
+        (["universality", "--models", "pgd-deq"], "unknown model 'pgd-deq'"),
         (["depth", "--widths", "12,16"], "--widths 16 is not a multiple of the 3 heads"),
         (["depth", "--batches", "0"], "'0' is not a whole number of at least 1"),
         (["sweeps", "--seeds", "0"], "'0' is not a whole number of at least 1"),
@@ -225,10 +236,10 @@ def test_a_folder_may_be_reached_by_a_link(tmp_path):
 
 
 def test_a_training_that_diverges_is_shown(tmp_path, monkeypatch):
-    def steep(source):
-        return replace(rings(source), learning_rate=1e18)
+    def steep():
+        return replace(rings(), learning_rate=1e18)
 
-    monkeypatch.setitem(TASKS, "rings", steep)
+    monkeypatch.setattr("experiments.tasks.small.rings", steep)
     arguments = ["--epochs", "1", "--seeds", "1", "--models", "gd,pgd-deq", "--out", str(tmp_path / "run")]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -305,7 +316,7 @@ def test_the_table_is_whole_on_every_terminal(width, finished):
     numbers = json.loads((folder / "results.json").read_text())
     row = make_row("pgd-implicit", numbers["models"]["pgd-implicit"])
     console = Console(width=width, file=io.StringIO())
-    comparison = Comparison(TASKS["rings"](Source()), [row], {})
+    comparison = Comparison(make_task("rings"), [row], {})
     print_table(comparison, console)
     text = console.file.getvalue()
     assert "…" not in text
@@ -319,7 +330,7 @@ def test_several_baselines_are_each_named(finished):
     numbers = json.loads((folder / "results.json").read_text())["models"]
     first, second = (make_row(name, numbers[name]) for name in ("gd", "pgd-implicit"))
     third = replace(second, name="third", contestant=replace(second.contestant, baseline="pgd-implicit"))
-    comparison = Comparison(TASKS["rings"](Source()), [first, second, third], {})
+    comparison = Comparison(make_task("rings"), [first, second, third], {})
     _, shown = columns(comparison)["– its baseline"]
     assert shown(first) == "–"
     assert shown(second).endswith(" to gd")
@@ -329,11 +340,11 @@ def test_several_baselines_are_each_named(finished):
 
 def make_row(name, numbers):
     """A row of the table as it was before it was written."""
-    contestant = CONTESTANTS["rings"](TASKS["rings"](Source()))[name]
+    contestant = known("rings", make_task("rings"))[name]
     keys = [field.name for field in fields(Measurement) if field.name not in ("solutions", "latency")]
     runs = []
     for one in numbers["runs"]:
         latency = {int(batch): seconds for batch, seconds in one["latency"].items()}
         measurement = Measurement(**{key: one[key] for key in keys}, latency=latency, solutions=[])
         runs.append(Run(one["seed"], Training(one["curves"], one["seconds_per_epoch"]), measurement, nn.Identity()))
-    return Row(name, contestant, numbers["parameters"], numbers["dial"], runs)
+    return Row(name, contestant, numbers["parameters"], numbers["size"], runs)

@@ -4,6 +4,7 @@ import importlib
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from dataclasses import replace
@@ -22,7 +23,7 @@ from experiments.measuring import diagnosis, measure
 from experiments.reporting import figures, report
 from experiments.running import trials
 from experiments.running.pieces import Pieces
-from experiments.tasks import TASKS, rings
+from experiments.tasks.small import rings
 
 MODELS = ["gd", "pgd-deq", "heavy_ball"]
 SETTINGS = ["compare", "rings", "--epochs", "1", "--seeds", "1", "--models", ",".join(MODELS)]
@@ -32,12 +33,12 @@ SETTINGS = ["compare", "rings", "--epochs", "1", "--seeds", "1", "--models", ","
 def _few(monkeypatch):
     """On few of the points, few of which are measured."""
 
-    def few(source):
-        whole = rings(source)
+    def few():
+        whole = rings()
         train, test = (TensorDataset(*(part[:300] for part in data.tensors)) for data in (whole.train, whole.test))
         return replace(whole, train=train, test=test, measured=64)
 
-    monkeypatch.setitem(TASKS, "rings", few)
+    monkeypatch.setattr("experiments.tasks.small.rings", few)
     few_figures = {name: figures.FIGURES[name] for name in ("training", "residuals", "cost")}
     monkeypatch.setattr(report, "FIGURES", few_figures)  # drawing takes seconds
 
@@ -68,15 +69,15 @@ def in_training(patch):
 def in_the_making(patch):
     build = trials.Trials.run
 
-    def planted(self, name, contestant, dial, seed):
+    def planted(self, name, contestant, size, seed):
         class Broken:
             description, learning_rate = contestant.description, None
 
             @staticmethod
-            def build(dial):
+            def build(size):
                 raise Planted("planted")
 
-        return build(self, name, Broken if name == "heavy_ball" else contestant, dial, seed)
+        return build(self, name, Broken if name == "heavy_ball" else contestant, size, seed)
 
     patch.setattr(trials.Trials, "run", planted)
 
@@ -391,39 +392,29 @@ def test_the_other_commands_go_on_too(command, tmp_path, monkeypatch, capsys):
 
 
 def test_a_network_that_fails_in_every_process_costs_the_others_nothing(tmp_path):
-    script = tmp_path / "planted.py"
-    script.write_text(
-        "import sys\n"
-        "import experiments.contestants.contestant as base\n"
+    (tmp_path / "planted.py").write_text(
         "from torch import nn\n"
         "class Broken(nn.Module):\n"
-        "    def __init__(self):\n"
+        "    def __init__(self, task):\n"
         "        super().__init__()\n"
         "        self.linear = nn.Linear(2, 2)\n"
         "    def forward(self, x):\n"
         "        if self.training:\n"
         "            raise RuntimeError('planted')\n"
         "        return self.linear(x)\n"
-        "import experiments.contestants as contestants\n"
-        "original = contestants.CONTESTANTS['rings']\n"
-        "def planted(task):\n"
-        "    rows = original(task)\n"
-        "    rows['broken'] = base.Contestant('explicit', 'broken', lambda dial: Broken(), fixed=True)\n"
-        "    return {name: rows[name] for name in ('gd', 'broken', 'nesterov')}\n"
-        "contestants.CONTESTANTS['rings'] = planted\n"
-        "from experiments.commands.main import main\n"
-        "sys.exit(main())\n"
     )
-    arguments = ["compare", "rings", "--epochs", "1", "--seeds", "1", "--models", "all", "--out", "run"]
+    models = "gd,planted:Broken,nesterov"
+    arguments = ["compare", "rings", "--epochs", "1", "--seeds", "1", "--models", models, "--out", "run"]
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    result = subprocess.run(
-        [*torchrun, str(script), *arguments], cwd=tmp_path, capture_output=True, text=True, env=environment, timeout=240
-    )
+    command = [*torchrun, "-m", "experiments", *arguments]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=environment, timeout=240)
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     assert list(results["models"]) == ["gd", "nesterov"], result.stderr
-    assert results["missing"] == ["broken"]
-    assert "RuntimeError: planted" in (tmp_path / "run" / "logs" / "broken" / "seed-0" / "training.log").read_text()
+    assert results["missing"] == ["planted:Broken"]
+    assert results["command"] == f"torchrun --nproc-per-node 2 -m experiments {shlex.join(arguments)}"
+    (log,) = (tmp_path / "run" / "logs").glob("planted-Broken-*/seed-0/training.log")
+    assert "RuntimeError: planted" in log.read_text()
     assert result.returncode == 1
     assert "report: run/report.html" in result.stdout
 

@@ -8,13 +8,13 @@ import pytest
 import torch
 from torch import nn
 
-from experiments.contestants import CONTESTANTS
+from experiments.contestants.own import known
 from experiments.failures import Failures
 from experiments.measuring.diagnosis import Diagnosis, diagnosed
 from experiments.measuring.measure import measure
 from experiments.reporting.comparison import Comparison, Row, Run
 from experiments.reporting.report import page
-from experiments.tasks import TASKS, Source
+from experiments.tasks.make import make_task
 from experiments.training.train import Training
 from implicit import Equilibrium
 from implicit.diagnostics import Finding
@@ -26,10 +26,10 @@ PHONE, DESK = {"width": 390, "height": 844}, {"width": 1280, "height": 900}
 @pytest.fixture(scope="module")
 def comparison():
     """Three rows around untrained networks, none of them diagnosed."""
-    task = TASKS["rings"](Source())
+    task = make_task("rings")
     rows = []
     for name in ("gd", "pgd-implicit", "pgd-deq"):
-        contestant = CONTESTANTS["rings"](task)[name]
+        contestant = known("rings", task)[name]
         torch.manual_seed(0)
         network = contestant.build(4)
         run = Run(0, Training([], []), measure(network, replace(task, measured=8), "cpu", Failures()), network)

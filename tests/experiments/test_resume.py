@@ -14,8 +14,8 @@ import torch
 from torch import nn
 
 from experiments.commands.main import main
-from experiments.contestants import CONTESTANTS
-from experiments.tasks import TASKS, Source
+from experiments.contestants.own import known
+from experiments.tasks.make import make_task
 from experiments.training.learner import Learner
 from experiments.training.train import train
 
@@ -152,7 +152,7 @@ def dropout(task):
 
 
 def progressive(task):
-    return CONTESTANTS["digits"](task)["paraformer-progressive"].build(16)
+    return known("digits", task)["paraformer-progressive"].build(16)
 
 
 def spectral(task):
@@ -179,7 +179,7 @@ def noisy(pairs):
 )
 @pytest.mark.parametrize("at", [1, 3])
 def test_a_training_goes_on_bit_for_bit(make, changes, at, tmp_path, monkeypatch):
-    task = TASKS["digits"](Source())
+    task = make_task("digits")
     few = torch.utils.data.TensorDataset(*(tensor[:300] for tensor in task.train.tensors))
     task = replace(task, train=few, **changes)
 

@@ -16,10 +16,11 @@ import torch
 from torch.utils.data import TensorDataset
 
 from experiments.commands.main import main
-from experiments.contestants import CONTESTANTS
+from experiments.contestants.own import known
 from experiments.errors import InputError
-from experiments.tasks import TASKS, Source, Task
 from experiments.tasks.goals import Classification
+from experiments.tasks.make import make_task
+from experiments.tasks.task import Task
 from experiments.training.precision import met
 from experiments.training.shares import Shares, check_divides
 from experiments.training.team import Team
@@ -187,7 +188,7 @@ def test_shares_are_those_of_one_order():
 
 def test_a_batch_that_cannot_be_shared_is_refused():
     data = TensorDataset(torch.zeros(26, 2), torch.zeros(26, dtype=torch.int64))
-    task = Task("toy", "", Classification(2), data, data, batch=12)  # the last batch has two rows
+    task = Task("toy", data, data, goal=Classification(2), batch=12)  # the last batch has two rows
     check_divides(task, Team(size=2))
     for size in (3, 5, 24):
         with pytest.raises(InputError, match=re.escape("choose --devices × --nodes from 1, 2")):
@@ -195,12 +196,12 @@ def test_a_batch_that_cannot_be_shared_is_refused():
 
 
 def test_half_precision_solves_to_what_it_resolves(tmp_path):
-    task = TASKS["rings"](Source())
+    task = make_task("rings")
     task = replace(task, train=TensorDataset(*(tensor[:2000] for tensor in task.train.tensors)))
 
     def trained(precision):
         torch.manual_seed(0)
-        network = CONTESTANTS["rings"](task)["pgd-deq"].build(24)
+        network = known("rings", task)["pgd-deq"].build(24)
         options = {"epochs": 1, "seed": 0, "device": "cpu", "folder": tmp_path, "name": precision}
         return network, train(network, task, **options, precision=precision).curves[-1]
 

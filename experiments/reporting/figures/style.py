@@ -31,6 +31,7 @@ STYLE = {
     "axes.spines.right": False,
     "figure.dpi": 110,
     "font.size": 9,
+    "text.parse_math": False,  # a name may hold a dollar sign
 }
 
 

@@ -62,6 +62,8 @@ def _run(given: list[str]) -> int:
         options = parser().parse_args([shipped(argument) for argument in given])
     except (UnicodeDecodeError, RecursionError) as error:  # a recipe that is no text, or that reads itself
         raise InputError(f"a recipe cannot be read: {error}") from error
+    finally:
+        sys.stdout.flush()  # of --help: here a reader that has gone is noticed
     run = {"compare": _compare, "universality": _alone, "depth": _alone, "sweeps": _alone}[options.command]
     for name in ("SIGTERM", "SIGHUP"):  # a polite end is an interruption too; Windows lacks the second
         if hasattr(signal, name):

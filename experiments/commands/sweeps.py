@@ -15,7 +15,7 @@ from rich import box
 from rich.table import Table
 from torch import nn
 
-from implicit.plots import LINES, MARKERS
+from implicit.plots import COLOURS, LINES, MARKERS
 from models import Parallel
 from models.blocks import convolutional
 from models.networks import image_network
@@ -23,7 +23,6 @@ from models.readings import Sweeps
 
 from ..failures import Failure
 from ..measuring.measure import latency, score
-from ..reporting.figures import COLOURS
 from ..reporting.table import terminal
 from ..running.pieces import in_pieces
 from ..tasks.small import digits

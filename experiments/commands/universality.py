@@ -15,7 +15,7 @@ from rich import box
 from rich.table import Table
 from torch import nn
 
-from implicit.plots import LINES
+from implicit.plots import COLOURS, LINES
 from models import Method
 from models.networks import vector_network
 from models.readings import Reading
@@ -25,7 +25,6 @@ from ..errors import InputError
 from ..failures import Failure
 from ..measuring.measure import score
 from ..names import unknown
-from ..reporting.figures import COLOURS
 from ..reporting.statistics import Slope, fitted_slope
 from ..reporting.table import terminal
 from ..running.pieces import in_pieces

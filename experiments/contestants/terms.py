@@ -47,3 +47,10 @@ TERMS = {
     "flops": Terms("equal forward FLOPs before training", flops, 0.15),
     "shape": Terms("equal transforms, width and depth", None),
 }
+
+
+def in_common(terms: Terms, fixed: list[bool]) -> str:
+    """What the networks have in common, in words, some or all of them of one size."""
+    if all(fixed):
+        return "sizes of their own"
+    return terms.description + (", but for those of one size" if any(fixed) else "")

@@ -58,8 +58,10 @@ class Row:
         return statistics.mean(self.values(figure) or [math.nan])
 
     def deviation(self, figure: str) -> float:
-        """Its standard deviation over the seeds; 0 for one seed."""
+        """Its standard deviation over the seeds; 0 for one seed, NaN where a value is not finite."""
         values = self.values(figure)
+        if not all(map(math.isfinite, values)):
+            return math.nan
         return statistics.stdev(values) if len(values) > 1 else 0.0
 
     @property
@@ -122,6 +124,33 @@ class Comparison:
         names = {row.contestant.baseline for row in self.rows}
         return names.pop() if len(names) == 1 else None
 
+    @property
+    def ranked(self) -> list[Row]:
+        """The rows by their mean score, the best first, those without a finite one last."""
+
+        def place(row: Row) -> tuple[bool, float]:
+            score = row.mean("score")
+            return not math.isfinite(score), -score if self.task.goal.higher_is_better else score
+
+        return sorted(self.rows, key=place)
+
+    def judged(self, row: Row) -> str:
+        """`baseline`; `better` or `worse` by more than the interval; `undecided`; `unknown`: a score is missing."""
+        if row.name == row.contestant.baseline:
+            return "baseline"
+        difference = self.difference(row)
+        if difference is None or not math.isfinite(difference.mean):
+            return "unknown"
+        if not difference.decided:
+            return "undecided"
+        return "better" if (difference.mean > 0) == self.task.goal.higher_is_better else "worse"
+
+    def verdict(self) -> str:
+        """In some sentences: who differs from the baseline by more than the interval, at what cost; who does not."""
+        from .verdict import verdict
+
+        return " ".join(verdict(self))
+
     def difference(self, row: Row) -> Difference | None:
         """Of the row's score to its baseline's, over the seeds; None for a baseline, and where it is not known."""
         baseline = next((other for other in self.rows if other.name == row.contestant.baseline), row)
@@ -133,7 +162,7 @@ class Comparison:
         return paired_difference(*zip(*known)) if known else None
 
     def table(self) -> str:
-        """The table, to print."""
+        """The table as text, to print; the best score on top."""
         from .table import table_text
 
         return table_text(self)
@@ -160,6 +189,7 @@ class Comparison:
             "description": self.task.description,
             **self.settings,
             "score": self.task.goal.score,
+            "verdict": self.verdict(),
             "missing": self.missing,
             "failures": [vars(failure) for failure in self.failures],
             "models": {

@@ -27,8 +27,13 @@ class Difference:
 
 
 def paired_difference(values: Sequence[float], baseline: Sequence[float]) -> Difference:
-    """Of values and baseline values in pairs of one seed; without a second pair the interval is all numbers."""
+    """Of values and baseline values in pairs of one seed; without a second pair the interval is all numbers.
+
+    NaN where a value is not finite, of a training that diverged.
+    """
     differences = [value - base for value, base in zip(values, baseline, strict=True)]
+    if not all(map(math.isfinite, differences)):
+        return Difference(math.nan, math.nan, math.nan)
     mean = statistics.fmean(differences)
     if len(differences) < 2:
         return Difference(mean, -math.inf, math.inf)

@@ -14,6 +14,9 @@ from rich.text import Text
 if TYPE_CHECKING:
     from .comparison import Comparison, Row
 
+MARKS = {"better": "▲ ", "worse": "▼ "}
+"""Of what is decided."""
+
 
 def _mean(figure: str, form: str, scale: float = 1.0) -> Callable[[Row], str]:
     """How a row shows the mean of a figure, where it is known."""
@@ -45,26 +48,26 @@ def columns(comparison: Comparison) -> dict[str, tuple[str, Callable[[Row], str]
         return goal.show(row.mean("score")) + spread if count else "–"
 
     def difference(row: Row) -> str:
-        found = comparison.difference(row)
-        if found is None:
-            return "–"
+        found, kind = comparison.difference(row), comparison.judged(row)
+        if found is None or not math.isfinite(found.high - found.low):
+            return "baseline" if kind == "baseline" else "–"  # of one seed: it would say nothing
         mean, low, high = (("+" if value > 0 else "") + goal.show(value) for value in vars(found).values())
-        shown = f"{mean} [{low}, {high}]" if math.isfinite(found.high - found.low) else mean
+        shown = f"{MARKS.get(kind, '')}{mean} [{low}, {high}]"
         return shown if comparison.baseline else f"{shown} to {row.contestant.baseline}"
 
     table: dict[str, tuple[str, Callable[[Row], str]]] = {
         "network": ("", lambda row: row.name),
+        goal.heading: ("on the test part, mean ± standard deviation over the seeds", score),
+        f"– {baseline}": (
+            f"difference of that to {baseline}, in pairs of one seed: mean and 95 % interval (Student's t); "
+            "▲ better and ▼ worse, decided; one that holds 0 decides nothing",
+            difference,
+        ),
         "reading": ("", lambda row: row.contestant.reading),
         "parameters": ("trainable scalars", lambda row: f"{row.parameters:,}"),
         "MFLOPs": (
             "matmul and convolution FLOPs executed a sample, forward, in millions, the solver's own included",
             _mean("flops", ".3g", 1e-6),
-        ),
-        goal.heading: ("on the test part, mean ± standard deviation over the seeds", score),
-        f"– {baseline}": (
-            f"difference of that to {baseline}, in pairs of one seed: mean and 95 % interval (Student's t); "
-            "one that holds 0 decides nothing",
-            difference,
         ),
         "margin": (
             "median distance of test points to the decision boundary, to first order, negative for wrong answers",
@@ -91,14 +94,20 @@ def columns(comparison: Comparison) -> dict[str, tuple[str, Callable[[Row], str]
     return table
 
 
+class _Terminal(Console):
+    def on_broken_pipe(self) -> None:
+        raise  # the BrokenPipeError that is being handled: the command line answers it
+
+
 def terminal(*, quiet: bool = False) -> Console:
     """Where a run prints, if it is not quiet."""
-    console = Console(quiet=quiet)
-    return console if console.is_terminal else Console(width=200, quiet=quiet)  # a log has no edge to wrap at
+    console = _Terminal(quiet=quiet)
+    return console if console.is_terminal else _Terminal(width=200, quiet=quiet)  # a log has no edge to wrap at
 
 
 def print_table(comparison: Comparison, console: Console) -> None:
-    """Print the table, in as many parts as the terminal's width asks for; each part begins with the network."""
+    """Print the verdict, then the table, in as many parts as the terminal's width asks for, each with the names."""
+    console.print(f"\n{comparison.verdict()}", highlight=False, markup=False)
     first, *rest = columns(comparison)
     part = [first]
     for heading in rest:
@@ -126,7 +135,7 @@ def _table(comparison: Comparison, headings: list[str]) -> Table:
     table, shown = Table(title=Text(comparison.task.name), box=box.SIMPLE_HEAD), columns(comparison)
     for heading in headings:
         table.add_column(Text(heading), justify="left" if heading in ("network", "reading") else "right", no_wrap=True)
-    for row in comparison.rows:
+    for row in comparison.ranked:
         table.add_row(*(Text(shown[heading][1](row)) for heading in headings))
     for name in comparison.missing:
         table.add_row(Text(name), *["–"] * (len(headings) - 1))

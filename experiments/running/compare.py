@@ -14,7 +14,7 @@ from rich.markup import escape
 from ..contestants.contestant import Contestants
 from ..contestants.matching import matched_sizes
 from ..contestants.own import Entry, compared_with, entered
-from ..contestants.terms import TERMS, Terms, parameters
+from ..contestants.terms import TERMS, Terms, in_common, parameters
 from ..errors import InputError
 from ..failures import Failures
 from ..reporting.comparison import Comparison, Row, Run
@@ -23,9 +23,8 @@ from ..reporting.table import print_table, terminal
 from ..tasks.task import Task
 from ..training.device import chosen_device, data_on_the_processor
 from ..training.precision import PRECISIONS, check_precision
-from ..training.shares import check_divides
+from ..training.shares import check_divides, check_strategy
 from ..training.team import Team, joined
-from ..training.train import check_strategy
 from .circumstances import circumstances, place
 from .folder import PYTHON, run_folder, tell_the_end, write_results
 from .settings import check_alike, read_settings, write_settings
@@ -144,7 +143,7 @@ def compared(
         check_divides(task, team)
         check_strategy(task, team)
         contestants = compared_with(baseline, contestants, names)
-        alike = _alike(terms, [contestants[name].fixed for name in names])
+        alike = in_common(terms, [contestants[name].fixed for name in names])
         folder, final = team.first(
             lambda: stack.enter_context(run_folder(out, recorded["command"], failures, name=task.name, resume=resume))
         )
@@ -188,13 +187,6 @@ def compared(
     if team.leads:  # it speaks for all
         tell_the_end(final, "report.html", "report", recorded["command"], failures, console)
     return comparison
-
-
-def _alike(terms: Terms, fixed: list[bool]) -> str:
-    """What the networks have in common, in words."""
-    if all(fixed):
-        return "sizes of their own"
-    return terms.description + (", but for those of one size" if any(fixed) else "")
 
 
 def _count(number: int, thing: str) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 import lightning
 import torch
 from lightning.pytorch.callbacks import Callback, RichProgressBar
+from rich.console import Console
 from torch import Tensor, nn
 
 from implicit import record
@@ -134,6 +135,28 @@ class Progress(RichProgressBar):
     def get_metrics(self, trainer: Any, pl_module: Any) -> dict[str, Any]:
         score = trainer.callback_metrics.get("test_score")
         return {} if score is None else {f"test {self._goal.heading}": self._goal.show(float(score))}
+
+    def _get_train_description(self, current_epoch: int) -> str:
+        return f"Epoch {current_epoch + 1}/{self.trainer.max_epochs}"  # counted as people do
+
+
+class Lines(Callback):
+    """What a pipe or a log gets in place of the bar: at most ten lines."""
+
+    def __init__(self, goal: Goal) -> None:
+        self._goal = goal
+
+    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        done, whole = trainer.current_epoch + 1, trainer.max_epochs
+        score = trainer.callback_metrics.get("test_score")
+        if trainer.is_global_zero and score is not None and 10 * done // whole > 10 * (done - 1) // whole:
+            print(f"    epoch {done}/{whole}, test {self._goal.heading}: {self._goal.show(float(score))}", flush=True)
+
+
+def progress(goal: Goal) -> Callback:
+    """The bar, where somebody looks at it: on a terminal, or in a notebook."""
+    console = Console()
+    return Progress(goal) if console.is_terminal or console.is_jupyter else Lines(goal)
 
 
 class Stopwatch(Callback):

@@ -75,3 +75,9 @@ def check_divides(task: Task, team: Team) -> None:
 def test_share(size: int) -> int:
     """Rows of a test batch that each of so many processes takes."""
     return -(-TEST_BATCH // size)
+
+
+def check_strategy(task: Task, team: Team) -> None:
+    """`InputError` where a strategy cannot train the task."""
+    if team.strategy == "fsdp" and task.averaging is not None:
+        raise InputError(f"--strategy fsdp cannot average weights, which {task.name} asks for: use ddp")

@@ -20,12 +20,12 @@ from torch.utils.data import DataLoader
 
 from implicit import ConvergenceWarning
 
-from ..errors import InputError, TrainingError, first_line
+from ..errors import TrainingError, first_line
 from ..names import file_name
 from ..tasks.task import Task
 from .averaging import Averaging, settle
 from .checkpoints import Keeper, checked
-from .learner import Learner, Progress, ShardedLearner, Stopwatch
+from .learner import Learner, Progress, ShardedLearner, Stopwatch, progress
 from .precision import PRECISIONS, met
 from .shares import Shares, test_share
 from .team import ALONE, Team
@@ -87,6 +87,7 @@ def train(
     learner = (ShardedLearner if sharded else Learner)(
         copy.deepcopy(network) if sharded else network, task, shares, tested, run
     )
+    shown = progress(task.goal)
     keeper = Keeper(path, folder / "logs" / file_name(name) / f"seed-{seed}")
     trainer = lightning.Trainer(
         max_epochs=epochs,
@@ -95,11 +96,12 @@ def train(
         logger=False,
         callbacks=[
             stopwatch,
-            Progress(task.goal),
+            shown,
             *([] if task.averaging is None else [Averaging(task.averaging, device)]),
             keeper,
         ],
         enable_model_summary=False,
+        enable_progress_bar=isinstance(shown, Progress),
         log_every_n_steps=1,
         num_sanity_val_steps=0,
         **_processes(team, device),
@@ -130,12 +132,6 @@ def train(
     if sharded and team.leads:
         _restore(network, checked(path, run, network.state_dict()), task)
     return Training(learner.curves, stopwatch.seconds)
-
-
-def check_strategy(task: Task, team: Team) -> None:
-    """`InputError` where a strategy cannot train the task."""
-    if team.strategy == "fsdp" and task.averaging is not None:
-        raise InputError(f"--strategy fsdp cannot average weights, which {task.name} asks for: use ddp")
 
 
 def _restore(network: nn.Module, checkpoint: dict[str, Any], task: Task) -> None:

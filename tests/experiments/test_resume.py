@@ -64,7 +64,7 @@ def test_a_killed_run_ends_at_the_numbers_of_one_that_was_not(killed, tmp_path, 
     shutil.copytree(killed / "run.partial", tmp_path / "run.partial")
     assert main(["compare", "--resume", str(tmp_path / "run.partial")]) == 0
     printed = capsys.readouterr().out
-    assert "Epoch 2/2" in printed
+    assert "epoch 3/3, test accuracy %" in printed
     assert main([*SETTINGS, "--out", str(tmp_path / "whole")]) == 0
     assert numbers(tmp_path / "run") == numbers(tmp_path / "whole")
     logs = [tmp_path / name / "logs" / "pgd-deq" / "seed-0" / "metrics.csv" for name in ("run", "whole")]

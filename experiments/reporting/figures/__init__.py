@@ -7,11 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 from .answers import boundaries, functions
 from .branches import kept_branches
-from .depth import depth_of_readings
 from .restorations import distances, restorations
 from .scores import cost, differences
 from .solves import evaluations, residuals, spectra, steps
-from .style import COLOURS, styled
+from .style import literal, styled
 from .training import training_curves
 from .words import in_words
 
@@ -19,12 +18,19 @@ if TYPE_CHECKING:
     from ..comparison import Comparison
 
 FIGURES: dict[str, tuple[str, Callable[[Comparison], Any]]] = {
+    "differences": (
+        "Scores less the baseline's, in pairs of one seed: what lies across the line is undecided.",
+        differences,
+    ),
+    "cost": ("The score against work, time and memory: best in the upper left, or the lower for errors.", cost),
+    "training": (
+        "Score and loss over training, the mean over the seeds: the baseline, and whom you pick.",
+        training_curves,
+    ),
     "boundaries": ("What the networks answer in the plane; black: the decision boundary (first seed).", boundaries),
     "functions": ("The target and what the networks make of it (first seed).", functions),
     "restorations": ("Test crops and their restorations, with their PSNR (first seed).", restorations),
     "distances": ("Before training: the networks against the optimum of the classical problem.", distances),
-    "differences": ("Scores less the baseline's, in pairs of one seed.", differences),
-    "training": ("Score and loss over training.", training_curves),
     "residuals": ("Convergence of the solves on the test part, after training (first seed).", residuals),
     "steps": ("After how many steps the rows of the test part had stopped, after training (first seed).", steps),
     "eigenvalues": (
@@ -33,13 +39,8 @@ FIGURES: dict[str, tuple[str, Callable[[Comparison], Any]]] = {
         spectra,
     ),
     "evaluations": ("Evaluations of the cells over training.", evaluations),
-    "cost": ("The score against work, time and memory.", cost),
     "branches": ("What the branches of a Para-Former add, after training.", kept_branches),
-    "depth": (
-        "Time against depth, measured for this report on transformer blocks: serial, implicit, side by side, swept.",
-        depth_of_readings,
-    ),
 }
 """File name → (caption, how it is drawn; None where the comparison has nothing to show)."""
 
-__all__ = ["COLOURS", "FIGURES", "in_words", "styled"]
+__all__ = ["FIGURES", "in_words", "literal", "styled"]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from .style import COLOURS, panels
+from implicit.plots import COLOURS
+
+from ...tasks.goals import Classification, Goal
+from .style import panels
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -18,7 +20,8 @@ if TYPE_CHECKING:
 def boundaries(comparison: Comparison) -> Figure | None:
     """For tasks in the plane: what each network of the first seed answers, with the test points."""
     inputs, labels = comparison.task.sample()
-    if inputs.shape[1:] != (2,) or not comparison.rows:
+    goal = comparison.task.goal
+    if not (isinstance(goal, Classification) and goal.classes == 2) or inputs.shape[1:] != (2,) or not comparison.rows:
         return None
     figure, axes = _panels(comparison)
     reach = 1.15 * float(inputs.abs().max())
@@ -32,11 +35,11 @@ def boundaries(comparison: Comparison) -> Figure | None:
         for label, marker in ((0, "o"), (1, "^")):
             points = inputs[:400][labels[:400] == label]
             ax.scatter(*points.T.numpy(), s=5, marker=marker, color="white", edgecolors="black", linewidths=0.3)
-        ax.set(title=_title(row, lambda score: f"{100 * score:.1f} %"), aspect="equal", xlabel="x₁")
+        ax.set(title=_title(row, comparison.task.goal), aspect="equal", xlabel="x₁")
         ax.grid(False)
     for ax in axes[:, 0]:
         ax.set_ylabel("x₂")
-    figure.colorbar(picture, ax=axes, label="probability of the outer ring", shrink=0.7)
+    figure.colorbar(picture, ax=axes, label="probability of class 1", shrink=0.7)
     return figure
 
 
@@ -51,15 +54,15 @@ def functions(comparison: Comparison) -> Figure | None:
             values = row.runs[0].network(inputs)
         ax.plot(inputs.numpy(), targets.numpy(), color="#999999", linewidth=2.5, label="target")
         ax.plot(inputs.numpy(), values.numpy(), color=COLOURS[1], linewidth=1, label="network")
-        ax.set(title=_title(row, lambda score: f"MSE {score:.1e}"), xlabel="x")
+        ax.set(title=_title(row, comparison.task.goal), xlabel="x")
     axes.flat[0].legend(loc="upper right")
     return figure
 
 
-def _title(row: Row, show: Callable[[float], str]) -> str:
+def _title(row: Row, goal: Goal) -> str:
     """The network with its score from the first seed, where it is known."""
     score = row.runs[0].measurement.score
-    return row.name if score is None else f"{row.name}: {show(score)}"
+    return row.name if score is None else f"{row.name}: {goal.show(score)} {goal.unit}".strip()
 
 
 def _panels(comparison: Comparison) -> tuple[Figure, Any]:

@@ -7,23 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import matplotlib.pyplot as plt
 
-from implicit.plots import LINES, MARKERS
+from implicit.plots import COLOURS, LINES, MARKERS
 
-from ...measuring.depth_times import TOKENS, measured
-from .style import COLOURS
+from ...measuring.depth_times import TOKENS
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-    from ..comparison import Comparison
-
-
-def depth_of_readings(comparison: Comparison) -> Figure | None:
-    """A short measurement beside a comparison in which a parallel network takes part."""
-    if not any(row.contestant.reading == "parallel" for row in comparison.rows):
-        return None
-    device = "cpu" if comparison.settings["machine"]["device"] == "cpu" else "cuda"
-    return times_against_depth([measured(48, 1, depth, device, repeats=3) for depth in (1, 4, 16)], device)
 
 
 def times_against_depth(records: list[dict[str, Any]], device: str) -> Figure:

@@ -35,8 +35,8 @@ def residuals(comparison: Comparison) -> Figure | None:
 
 
 def steps(comparison: Comparison) -> Figure | None:
-    """After how many steps the rows of the test part had stopped, after training with the first seed."""
-    rows = _solving(comparison)
+    """After how many steps the rows of the test part had stopped, where that differs (first seed, trained)."""
+    rows = [row for row in _solving(comparison) if _differ(row)]
     if not rows:
         return None
     figure, axes = _panels(rows)
@@ -65,9 +65,12 @@ def spectra(comparison: Comparison) -> Figure | None:
 def evaluations(comparison: Comparison) -> Figure | None:
     """Evaluations a row and share of converged rows over training: the mean over the seeds."""
     rows = _solving(comparison)
-    if not rows:
+    if not rows or comparison.settings["epochs"] < 2:
         return None
-    figure, axes = plt.subplots(1, 2, figsize=(10, 3.8), layout="constrained")
+    converged = {row.name: 100 * np.mean(curve_of(row, "converged"), axis=0) for row in rows}
+    fails = any(values.min() < 100 for values in converged.values())  # else a panel would say nothing
+    figure, axes = plt.subplots(1, 1 + fails, figsize=(6.5 + 3.5 * fails, 3.8), layout="constrained", squeeze=False)
+    axes = axes[0]
     for number, row in enumerate(rows):
         looks: dict[str, Any] = {"color": colour_of(comparison.rows.index(row)), "markersize": 4}
         looks["marker"] = MARKERS[number % len(MARKERS)]
@@ -75,13 +78,14 @@ def evaluations(comparison: Comparison) -> Figure | None:
         for direction, line in (("forward", "-"), ("backward", "--")):
             values = np.mean(curve_of(row, f"{direction}_evaluations"), axis=0)
             axes[0].plot(epochs, values, line, label=f"{row.name}, {direction}", **looks)
-        values = 100 * np.mean(curve_of(row, "converged"), axis=0)
-        axes[1].plot(epochs, values, LINES[number % len(LINES)], label=row.name, **looks)
+        if fails:
+            axes[1].plot(epochs, converged[row.name], LINES[number % len(LINES)], label=row.name, **looks)
     axes[0].set(ylabel="evaluations a row (dashed: backward)", title="Work of the solves, all layers together")
     axes[0].set_ylim(bottom=0)
-    axes[1].set(ylabel="rows converged (%)", title="Solves that met their tolerance in training")
-    axes[1].set_ylim(top=100.5)
-    axes[1].legend(loc="center left", bbox_to_anchor=(1.02, 0.5))
+    if fails:
+        axes[1].set(ylabel="rows converged (%)", title="Solves that met their tolerance in training")
+        axes[1].set_ylim(top=100.5)
+    axes[-1].legend(*_one_a_network(axes[0]), loc="center left", bbox_to_anchor=(1.02, 0.5))
     for ax in axes:
         ax.set(xlabel="epoch", xlim=(0.5, comparison.settings["epochs"] + 0.5))
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -91,6 +95,20 @@ def evaluations(comparison: Comparison) -> Figure | None:
 def _solving(comparison: Comparison) -> list[Row]:
     """The trained rows that solve equilibria."""
     return [row for row in comparison.rows if row.trained and row.runs[0].measurement.solutions]
+
+
+def _one_a_network(ax: Any) -> tuple[list[Any], list[str]]:
+    """The curves forwards, with the networks' names."""
+    handles, labels = ax.get_legend_handles_labels()
+    forward = [
+        (handle, label.removesuffix(", forward")) for handle, label in zip(handles, labels) if "backward" not in label
+    ]
+    return [handle for handle, _ in forward], [label for _, label in forward]
+
+
+def _differ(row: Row) -> bool:
+    """Whether the rows of some solve stopped at different steps."""
+    return any(int(solution.steps.min()) < int(solution.steps.max()) for solution in _solutions(row).values())
 
 
 def _solutions(row: Row) -> dict[str, Solution]:

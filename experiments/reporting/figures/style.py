@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import matplotlib as mpl
@@ -13,15 +14,14 @@ mpl.use("Agg")  # figures go to files, whatever display there is
 import matplotlib.pyplot as plt
 from cycler import cycler
 
+from implicit.plots import COLOURS
+
 from ...tasks.goals import Goal
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from ..comparison import Comparison, Row
-
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-"""Okabe and Ito's palette, told apart by colour-blind readers."""
 
 STYLE = {
     "axes.prop_cycle": cycler(color=COLOURS),
@@ -31,7 +31,7 @@ STYLE = {
     "axes.spines.right": False,
     "figure.dpi": 110,
     "font.size": 9,
-    "text.parse_math": False,  # a name may hold a dollar sign
+    "svg.hashsalt": "report",  # the same numbers make the same page
 }
 
 
@@ -45,6 +45,17 @@ def styled() -> Iterator[None]:
     finally:
         for number in set(plt.get_fignums()) - before:
             plt.close(number)
+
+
+def literal(comparison: Comparison) -> Comparison:
+    """The same with names in which Matplotlib finds no formula, whatever dollar signs they hold."""
+
+    def named(row: Row) -> Row:
+        baseline = row.contestant.baseline
+        contestant = replace(row.contestant, baseline=None if baseline is None else baseline.replace("$", r"\$"))
+        return replace(row, name=row.name.replace("$", r"\$"), contestant=contestant)
+
+    return replace(comparison, rows=[named(row) for row in comparison.rows])
 
 
 def score_label(goal: Goal) -> str:

@@ -19,4 +19,4 @@ def in_words(figure: Figure) -> str:
         parts = [ax.get_title(), axes if axes != axes_before else "", names if names != names_before else ""]
         panels.append("; ".join(" ".join(part.split()) for part in parts if part))
         axes_before, names_before = axes, names
-    return ". ".join(filter(None, [figure.get_suptitle(), *panels])) + "."
+    return ". ".join(filter(None, [figure.get_suptitle(), *panels])).replace(r"\$", "$") + "."

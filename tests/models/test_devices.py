@@ -107,7 +107,7 @@ def test_newton_sweeps_read_nothing(batch):
     net, shape = network("nesterov", "dense")
     net.to("meta")
     z = torch.randn(batch, *shape, device="meta", requires_grad=True)
-    sweep = NewtonSweep(net, z, ())
+    sweep = NewtonSweep(net, z, (), Newton())
     output = sweep.trajectory.last(z, sweep(sweep(None)))
     assert torch.autograd.grad(output.sum(), z)[0].device.type == "meta"
 

@@ -19,7 +19,7 @@ def verdict(comparison: Comparison) -> list[str]:
     """Some sentences, the most important first."""
     if not comparison.rows:
         return ["Nothing was measured."]
-    seeds = len(comparison.settings["seeds"])
+    seeds = max(len(row.runs) for row in comparison.rows)
     if seeds < 2:
         return [
             f"One seed says nothing about differences: the table shows what each network came to once, and a second "

@@ -161,7 +161,8 @@ def compared(
         settings = {"command": command, "terms": alike, "epochs": epochs, "seeds": list(range(seeds))}
         settings |= circumstances(device)
         runs: dict[str, list[Run]] = {name: [] for name in names}
-        comparison = Comparison(task, [], settings, names, failures.found)
+        # of a process that does not lead it stays empty: the leading one speaks for all, also with its exit code
+        comparison = Comparison(task, [], settings, names, failures.found if team.leads else [])
         for number, name in enumerate(names, start=1):
             contestant = contestants[name]
             for seed in range(seeds):

@@ -371,7 +371,7 @@ def test_several_baselines_are_each_named(finished):
     third = replace(second, name="third", contestant=replace(second.contestant, baseline="pgd-implicit"))
     comparison = Comparison(make_task("rings"), [first, second, third], {})
     _, shown = columns(comparison)["– its baseline"]
-    assert shown(first) == "–"
+    assert shown(first) == "baseline"
     assert shown(second).endswith(" to gd")
     assert shown(third).endswith(" to pgd-implicit")
     assert columns(replace(comparison, rows=[first, second]))["– gd"][1](second).count("to") == 0

@@ -84,7 +84,7 @@ def test_a_function_of_one_variable_is_drawn_beside_what_the_networks_make_of_it
     figure = functions(SimpleNamespace(task=data, rows=rows))
     inputs, targets = data.sample()
     for ax, (name, network) in zip(figure.axes, networks.items(), strict=True):
-        assert ax.get_title() == f"{name}: MSE 2.5e-01"
+        assert ax.get_title() == f"{name}: MSE 2.50e-01"
         for line, values in zip(ax.lines, (targets, network(inputs)), strict=True):
             np.testing.assert_array_equal(line.get_xydata(), torch.cat((inputs, values), dim=1))
     assert functions(SimpleNamespace(task=make_task("rings"), rows=rows)) is None

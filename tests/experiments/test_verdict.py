@@ -35,7 +35,7 @@ def row(name, scores, baseline="gd", seconds=1.0, evaluations=0.0, saved=2**20, 
 def compared(*rows, goal=None, epochs=2):
     goal = Classification(2) if goal is None else goal
     data = DATA if isinstance(goal, Classification) else TensorDataset(torch.zeros(4, 2), torch.zeros(4, 1))
-    settings = {"seeds": list(range(len(rows[0].runs))), "epochs": epochs}
+    settings = {"epochs": epochs}
     return Comparison(Task("toy", data, data, goal=goal), list(rows), settings)
 
 
@@ -100,7 +100,7 @@ def test_several_baselines_have_a_verdict_each_and_a_missing_one_is_said():
         "Worse than wide (90.00 %) by more than the 95 % interval: w (-20.00 [-20.00, -20.00])" in comparison.verdict()
     )
     assert "The baseline gd has no scores" in compared(BETTER).verdict()
-    assert Comparison(GD, [], {"seeds": [0]}).verdict() == "Nothing was measured."
+    assert Comparison(GD, [], {}).verdict() == "Nothing was measured."
 
 
 def test_the_table_is_sorted_and_marks_what_is_decided():

@@ -62,7 +62,7 @@ def functions(comparison: Comparison) -> Figure | None:
 def _title(row: Row, goal: Goal) -> str:
     """The network with its score from the first seed, where it is known."""
     score = row.runs[0].measurement.score
-    return row.name if score is None else f"{row.name}: {goal.show(score)} {goal.unit}".strip()
+    return row.name if score is None else f"{row.name}: {goal.score} {goal.show(score)} {goal.unit}".strip()
 
 
 def _panels(comparison: Comparison) -> tuple[Figure, Any]:

@@ -4,7 +4,8 @@ BIN := .venv/bin
 .PHONY: demo test oldest newest coverage lint bench notebooks docs clean
 
 demo: .venv/.demo
-	$(BIN)/implicit compare digits --seeds 1 --epochs 12
+	$(BIN)/implicit compare digits --models gd,pgd-implicit,pgd-deq
+	@echo "All networks: $(BIN)/implicit compare digits; other tasks: $(BIN)/implicit compare --list"
 
 test: .venv/.dev lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -q

@@ -8,7 +8,7 @@ from functools import partial
 
 import torch
 
-from experiments.timing import Runs, by_turns
+from experiments.measuring.timing import Runs, by_turns
 
 from .peers import versions
 from .report import Cell

@@ -11,7 +11,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from experiments.timing import Runs
+from experiments.measuring.timing import Runs
 from implicit import ConvergenceWarning, Equilibrium, ImplicitGradient, record
 from solvers import GMRES, Anderson, Loop, Solver
 

@@ -9,7 +9,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from experiments.timing import Runs, by_turns
+from experiments.measuring.timing import Runs, by_turns
 from solvers import Solver, solve
 
 from .counting import Counted, row_norms

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from experiments.timing import Runs, by_turns
+from experiments.measuring.timing import Runs, by_turns
 from solvers import Anderson, Broyden, Compiled, Picard, Solver, solve
 
 from .counting import Counted

@@ -10,8 +10,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from experiments.depth_times import seconds_of, sweep_errors, swept
-from experiments.timing import Runs, by_turns
+from experiments.measuring.depth_times import seconds_of, sweep_errors, swept
+from experiments.measuring.timing import Runs, by_turns
 from models.branches import Branches
 
 from .report import Cell, Progress, Table

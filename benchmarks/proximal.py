@@ -12,7 +12,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from experiments.timing import Runs, by_turns
+from experiments.measuring.timing import Runs, by_turns
 from implicit import ConvergenceWarning
 from solvers import GMRES, Anderson, Broyden, Picard, Solver
 

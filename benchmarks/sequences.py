@@ -8,7 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from experiments.timing import Runs, by_turns
+from experiments.measuring.timing import Runs, by_turns
 from models import Newton, unroll
 
 from .report import Cell, Progress, Table

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from experiments.timing import Runs, by_turns
+from experiments.measuring.timing import Runs, by_turns
 from implicit import Equilibrium, SplittingGradient, record
 from models.mondeq import MonotoneCell
 from solvers import PeacemanRachford

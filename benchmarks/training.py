@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from experiments.timing import Runs, by_turns
+from experiments.measuring.timing import Runs, by_turns
 from implicit import ConvergenceWarning, Equilibrium, Gradient, ImplicitGradient, PhantomGradient
 from solvers import GMRES, Anderson, Broyden, Picard, Solver
 

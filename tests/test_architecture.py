@@ -30,6 +30,28 @@ def test_imports_run_one_way(room):
         assert not later & set(imported(path)), path
 
 
+EXPERIMENTS = ["tasks", "contestants", "training", "measuring", "reporting", "running", "commands"]
+
+
+def rooms_within(path):
+    """The rooms of experiments that a file imports from, by relative imports."""
+    place = path.relative_to(ROOT / "experiments").parts[:-1]
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            whole = [*place[: len(place) - node.level + 1], *filter(None, (node.module or "").split("."))]
+            yield from whole[:1] or [alias.name for alias in node.names]
+
+
+def test_imports_within_experiments_run_one_way():
+    assert {path.name for path in (ROOT / "experiments").iterdir() if (path / "__init__.py").exists()} == {*EXPERIMENTS}
+    for room in EXPERIMENTS:
+        later = set(EXPERIMENTS[EXPERIMENTS.index(room) + 1 :])
+        for path in (ROOT / "experiments" / room).rglob("*.py"):
+            assert not later & set(rooms_within(path)), path
+    for name in ("errors", "failures", "names"):
+        assert not set(EXPERIMENTS) & set(rooms_within(ROOT / "experiments" / f"{name}.py")), name
+
+
 @pytest.mark.parametrize("room", PACKAGES)
 def test_packages_are_this_repositorys(room):
     assert Path(importlib.import_module(room).__file__).parent == ROOT / room

@@ -85,7 +85,11 @@ def test_wheel_and_sdist_hold_every_package_its_data_and_nothing_else(built):
         assert f"{package.replace('.', '/')}/__init__.py" in names
     tops = {name.split("/")[0] for name in names if ".dist-info/" not in name}
     assert tops == {"solvers", "implicit", "models", "experiments"}
-    for data in ("experiments/report.html", "experiments/recipes/cifar10-implicit.txt", "solvers/py.typed"):
+    for data in (
+        "experiments/reporting/report.html",
+        "experiments/commands/recipes/cifar10-implicit.txt",
+        "solvers/py.typed",
+    ):
         assert data in names
     with tarfile.open(sdist) as archive:
         inside = {name.partition("/")[2] for name in archive.getnames()}
@@ -107,7 +111,7 @@ MISSING = {
     "import implicit.lightning_monitor": "needs Lightning: pip install 'implicit-networks[train]'",
     "import implicit.torchdeq_bridge": "needs torchdeq: pip install 'implicit-networks[torchdeq]'",
     "from models.baselines import resnet; resnet(3, 10)": "pip install 'implicit-networks[vision]'",
-    "from experiments.cli import main; main(['compare', 'digits'])": "pip install 'implicit-networks[plots]'",
+    "from experiments.commands.main import main; main(['compare', 'digits'])": "pip install 'implicit-networks[plots]'",
 }
 
 

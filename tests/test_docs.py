@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 import yaml
 
-from experiments.options import parser
+from experiments.commands.options import parser
 
 ROOT = Path(__file__).parents[1]
 GUIDE = sorted((ROOT / "docs").rglob("*.md"))
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *GUIDE]
 PACKAGES = ["solvers", "implicit", "implicit.diagnostics", "implicit.plots", "models"]
-PACKAGES += ["models.methods", "models.parallel"]
+PACKAGES += ["models.methods", "models.parallel", "experiments"]
 
 
 def called(path):

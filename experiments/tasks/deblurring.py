@@ -7,9 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import TensorDataset
 
-from ..goals import Restoration
-from .base import Source, Task
-from .small import needs_no_data
+from .goals import Restoration
+from .task import Task
 
 SIDE = 24
 NOISE = 0.01
@@ -27,11 +26,10 @@ def blur(pictures: Tensor) -> Tensor:
     return F.conv2d(F.conv2d(padded, line.view(1, 1, 1, -1)), line.view(1, 1, -1, 1))
 
 
-def deblur(source: Source) -> Task:
+def deblur() -> Task:
     """Crops of the two photographs bundled with scikit-learn, blurred, with noise; the lower quarter is for testing."""
     from sklearn.datasets import load_sample_images
 
-    needs_no_data("deblur", source)
     generator = torch.Generator("cpu").manual_seed(0)
     train, test = [], []
     for photograph in load_sample_images().images:
@@ -51,10 +49,10 @@ def deblur(source: Source) -> Task:
 
     return Task(
         "deblur",
-        f"photographs bundled with scikit-learn in crops of {SIDE}×{SIDE}, blurred by {SPREAD} pixels, noise {NOISE}",
-        Restoration(),
         pairs(train),
         pairs(test),
+        goal=Restoration(),
+        description=f"photographs bundled with scikit-learn, {SIDE}×{SIDE}, blurred by {SPREAD} pixels, noise {NOISE}",
         epochs=10,
         batch=32,
         learning_rate=5e-3,

@@ -12,8 +12,8 @@ import torch
 from torch.utils.data import default_collate
 
 from ..errors import InputError, first_line
-from ..goals import Classification
-from .base import Source, Task
+from .goals import Classification
+from .task import Source, Task
 
 LABEL_SMOOTHING, MIXING, AVERAGING = 0.1, 0.8, 0.999
 CIFAR_MEAN, CIFAR_DEVIATION = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
@@ -95,10 +95,10 @@ def _augmented(name: str, description: str, classes: int, parts: list[Any], *, e
     train, test = parts
     return Task(
         name,
-        f"{description}, strongly augmented",
-        Classification(classes, LABEL_SMOOTHING),
         train,
         test,
+        goal=Classification(classes, LABEL_SMOOTHING),
+        description=f"{description}, strongly augmented",
         epochs=epochs,
         batch=128,
         learning_rate=1e-3,

@@ -6,17 +6,15 @@ import torch
 from torch import Tensor
 from torch.utils.data import TensorDataset
 
-from ..errors import InputError
-from ..goals import Classification, Regression
-from .base import Source, Task
+from .goals import Classification, Regression
+from .task import Task
 
 
-def digits(source: Source) -> Task:
+def digits() -> Task:
     """The 1,797 handwritten 8×8 digits bundled with scikit-learn (Alpaydin, Kaynak 1998), a quarter for testing."""
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 
-    needs_no_data("digits", source)
     images, labels = load_digits(return_X_y=True)
     split = train_test_split(images, labels, test_size=0.25, random_state=0, stratify=labels)
     train_images, test_images, train_labels, test_labels = map(torch.as_tensor, split)
@@ -26,10 +24,10 @@ def digits(source: Source) -> Task:
 
     return Task(
         "digits",
-        "handwritten digits, 8×8 pixels, bundled with scikit-learn",
-        Classification(10),
         pairs(train_images, train_labels),
         pairs(test_images, test_labels),
+        goal=Classification(10),
+        description="handwritten digits, 8×8 pixels, bundled with scikit-learn",
         epochs=7,
         batch=128,
         learning_rate=6e-3,
@@ -40,9 +38,8 @@ RADII = (1.0, 1.15, 1.9)
 """Of the nested rings: class 0 within the first, class 1 between the second and the third."""
 
 
-def rings(source: Source) -> Task:
+def rings() -> Task:
     """Nested rings in the plane: ‖x‖ ≤ r₁ against r₂ ≤ ‖x‖ ≤ r₃, uniform in area; 1,000 points, 2,000 for testing."""
-    needs_no_data("rings", source)
 
     def pairs(count: int, seed: int, repeats: int) -> TensorDataset:
         generator = torch.Generator("cpu").manual_seed(seed)
@@ -56,10 +53,10 @@ def rings(source: Source) -> Task:
 
     return Task(
         "rings",
-        "nested rings in the plane, 1,000 points, each eight times an epoch",
-        Classification(2),
         pairs(1000, seed=0, repeats=8),
         pairs(2000, seed=1, repeats=1),
+        goal=Classification(2),
+        description="nested rings in the plane, 1,000 points, each eight times an epoch",
         epochs=10,
         batch=250,
         learning_rate=1e-2,
@@ -70,17 +67,16 @@ DIMENSIONS = 8
 """Of the parity task."""
 
 
-def parity(source: Source) -> Task:
+def parity() -> Task:
     """Parity: all points of {−1, 1}⁸, the class is the sign of the product. All are trained on: approximation."""
-    needs_no_data("parity", source)
     points = torch.cartesian_prod(*[torch.tensor([-1.0, 1.0], device="cpu")] * DIMENSIONS)
     labels = (points.prod(dim=1) > 0).long()
     return Task(
         "parity",
-        "the parity of 8 signs, all 256 points, 32 times an epoch; the test part is the same points",
-        Classification(2),
         TensorDataset(points.repeat(32, 1), labels.repeat(32)),
         TensorDataset(points, labels),
+        goal=Classification(2),
+        description="the parity of 8 signs, all 256 points, 32 times an epoch; the test part is the same points",
         epochs=10,
         batch=256,
         learning_rate=1e-2,
@@ -99,9 +95,8 @@ def telgarsky_function(x: Tensor, folds: int = FOLDS) -> Tensor:
     return x
 
 
-def telgarsky(source: Source) -> Task:
+def telgarsky() -> Task:
     """Telgarsky's function on [0, 1]: 4,096 points for training, 2,000 for testing."""
-    needs_no_data("telgarsky", source)
 
     def pairs(x: Tensor) -> TensorDataset:
         return TensorDataset(2 * x[:, None] - 1, telgarsky_function(x)[:, None])
@@ -109,17 +104,11 @@ def telgarsky(source: Source) -> Task:
     generator = torch.Generator("cpu").manual_seed(0)
     return Task(
         "telgarsky",
-        f"Telgarsky's function of {2 ** (FOLDS - 1)} teeth on an interval, scaled to [−1, 1]",
-        Regression(),
         pairs(torch.rand(4096, generator=generator, device="cpu")),
         pairs(torch.linspace(0, 1, 2000, device="cpu")),
+        goal=Regression(),
+        description=f"Telgarsky's function of {2 ** (FOLDS - 1)} teeth on an interval, scaled to [−1, 1]",
         batch=128,
         learning_rate=1e-2,
         weight_decay=0.0,
     )
-
-
-def needs_no_data(name: str, source: Source) -> None:
-    """`InputError` where a folder is given or asked for."""
-    if source.data is not None or source.download:
-        raise InputError(f"the task {name} brings its data: it takes neither --data nor --download")

@@ -6,8 +6,8 @@ from dataclasses import replace
 import pytest
 from torch.utils.data import TensorDataset
 
-from experiments.cli import main
-from experiments.tasks import TASKS, rings
+from experiments.commands.main import main
+from experiments.tasks.small import rings
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
@@ -15,7 +15,7 @@ BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "
 @pytest.fixture
 def latency_of_one_row(monkeypatch):
     """Every latency is that of one row: 256 pictures of 224 × 224 take a minute a pass."""
-    monkeypatch.setattr("experiments.measure._repeated", lambda inputs, size: inputs[:1])
+    monkeypatch.setattr("experiments.measuring.measure._repeated", lambda inputs, size: inputs[:1])
 
 
 @pytest.fixture(scope="module")
@@ -61,15 +61,15 @@ def opened(browser):
 def report(tmp_path_factory):
     """The report of a small run, on few of the points."""
 
-    def few(source):
-        whole = rings(source)
+    def few():
+        whole = rings()
         train, test = (TensorDataset(*(part[:300] for part in data.tensors)) for data in (whole.train, whole.test))
         return replace(whole, train=train, test=test)
 
     folder = tmp_path_factory.mktemp("report") / "run"
     models = "gd,pgd-deq,heavy_ball-deq,fista-deq,mondeq"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(TASKS, "rings", few)
+        patch.setattr("experiments.tasks.small.rings", few)
         assert (
             main(["compare", "rings", "--epochs", "2", "--seeds", "2", "--models", models, "--out", str(folder)]) == 0
         )

@@ -7,11 +7,11 @@ import torch
 from torch import nn
 from torch.utils.data import TensorDataset
 
-from experiments.families.progressive import Progressive
-from experiments.figures.branches import kept_branches
-from experiments.goals import Classification
-from experiments.measure import Branched, prefix_scores, score
-from experiments.terms import flops
+from experiments.contestants.progressive import Progressive
+from experiments.contestants.terms import flops
+from experiments.measuring.measure import Branched, prefix_scores, score
+from experiments.reporting.figures.branches import kept_branches
+from experiments.tasks.goals import Classification
 from models import ParaFormer
 
 

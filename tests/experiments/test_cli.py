@@ -15,18 +15,19 @@ import pytest
 from rich.console import Console
 from torch import nn
 
-from experiments.cli import main
-from experiments.families import FAMILIES
-from experiments.measure import Measurement
-from experiments.results import Comparison, Row, Run
-from experiments.table import columns, print_table
-from experiments.tasks import TASKS, Source, rings
-from experiments.training import Training
+from experiments.commands.main import main
+from experiments.contestants.own import known
+from experiments.measuring.measure import Measurement
+from experiments.reporting.comparison import Comparison, Row, Run
+from experiments.reporting.table import columns, print_table
+from experiments.tasks.make import make_task
+from experiments.tasks.small import rings
+from experiments.training.train import Training
 
 
 def run(*arguments, **options):
     return subprocess.run(
-        [sys.executable, "-m", "experiments.cli", *arguments], capture_output=True, text=True, check=False, **options
+        [sys.executable, "-m", "experiments", *arguments], capture_output=True, text=True, check=False, **options
     )
 
 
@@ -34,21 +35,31 @@ def run(*arguments, **options):
     ("arguments", "message"),
     [
         ([], "COMMAND"),
-        (["compare", "mnist"], "invalid choice: 'mnist'"),
+        (["compare", "mnist"], "unknown task 'mnist'. Choose from digits, "),
         (["compare", "digits", "--epochs", "0"], "'0' is not a whole number of at least 1"),
-        (["compare", "digits", "--epoch", "3"], "unrecognized arguments: --epoch 3; see implicit"),
+        (
+            ["compare", "digits", "--epoch", "3"],
+            "unrecognized arguments: --epoch 3; did you mean '--epochs'?; see",
+        ),
+        (["compair", "digits"], "invalid choice: 'compair'; did you mean 'compare'?"),
+        (["compare", "digit"], "unknown task 'digit'; did you mean 'digits'?"),
+        (["compare", "rings", "--models", "gd,ppa-implict"], "; did you mean 'ppa-implicit'?"),
+        (["compare", "rings", "--baseline", "gdd"], "unknown baseline 'gdd'; did you mean"),
+        (["compare", "rings", "--match", "flop"], "invalid choice: 'flop'; did you mean 'flops'?"),
+        (["compare", "rings", "--learning-rate", "0"], "'0' is not a number above 0"),
+        (["compare", "rings", "--optimizer", "adan"], "unknown optimizer 'adan'; did you mean 'adam'?"),
         (["compare", "digits", "--seeds", "1.5"], "'1.5' is not a whole number"),
         (["compare", "digits", "--lr", "3"], "unrecognized arguments: --lr 3"),
-        (["compare", "rings", "--models", "gd,resnet"], "unknown model 'resnet' in --models: choose from gd, "),
+        (["compare", "rings", "--models", "gd,resnet"], "unknown model 'resnet'. Choose from gd, "),
         (["compare", "rings", "--device", "tpu"], "--device tpu cannot be used"),
         (["compare", "rings", "--match", "luck"], "invalid choice: 'luck'"),
-        (["compare", "rings", "--data", "."], "the task rings brings its data"),
-        (["compare", "rings", "--download"], "the task rings brings its data"),
+        (["compare", "rings", "--data", "."], "task rings brings its data"),
+        (["compare", "rings", "--download"], "task rings brings its data"),
         (["universality", "--depths", "4,2"], "'4,2' does not rise"),
         (["universality", "--depths", "4,x"], "'x' is not a whole number"),
         (["universality", "--depths", "4"], "a slope needs two depths"),
-        (["universality", "--models", "gd,resnet"], "unknown model 'resnet' in --models: choose from gd, "),
-        (["universality", "--models", "pgd-deq"], "unknown model 'pgd-deq' in --models"),
+        (["universality", "--models", "gd,resnet"], "unknown model 'resnet'. Choose from gd, "),
+        (["universality", "--models", "pgd-deq"], "unknown model 'pgd-deq'"),
         (["depth", "--widths", "12,16"], "--widths 16 is not a multiple of the 3 heads"),
         (["depth", "--batches", "0"], "'0' is not a whole number of at least 1"),
         (["sweeps", "--seeds", "0"], "'0' is not a whole number of at least 1"),
@@ -85,13 +96,48 @@ def test_bad_input_is_one_line_and_leaves_nothing(arguments, message, tmp_path, 
     assert sorted(tmp_path.rglob("*")) == before
 
 
+@pytest.mark.parametrize("arguments", [["--help"], ["compare", "--help"], ["--version"]])
+def test_help_and_version_need_no_pytorch(arguments):
+    script = (
+        "import sys, experiments.commands.main as it\ntry: it.main(sys.argv[1:])\nfinally: print(list(sys.modules))"
+    )
+    result = subprocess.run([sys.executable, "-c", script, *arguments], capture_output=True, text=True, check=True)
+    assert not {"torch", "numpy", "lightning", "matplotlib"} & set(re.findall(r"'([a-z]+)'", result.stdout))
+
+
+def test_the_version_is_that_of_the_distribution(capsys):
+    with pytest.raises(SystemExit):
+        main(["--version"])
+    assert re.fullmatch(r"implicit-networks \d+\.\d+\.\d+\S*\n", capsys.readouterr().out)
+
+
+def test_tasks_recipes_and_models_are_listed(capsys):
+    assert main(["compare", "--list"]) == 0
+    text = capsys.readouterr().out
+    for name in ("digits", "imagenet", "@cifar10-implicit"):
+        assert f"  {name} " in text
+    assert main(["compare", "digits", "--list"]) == 0
+    text = capsys.readouterr().out
+    assert re.search(r"^  pgd-deq +equilibrium: infinite depth", text, flags=re.MULTILINE)
+    assert re.search(r"^  vit \* ", text, flags=re.MULTILINE)
+    assert main(["compare", "cifar10", "--list"]) == 2
+    assert "pass --data DIR" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", [["compare", "--list"], ["compare", "rings", "--epochs", "1", "--models", "gd"]])
+def test_a_reader_that_has_gone_ends_the_run_as_documented(arguments, tmp_path):
+    command = [sys.executable, "-m", "experiments", *arguments]
+    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        process.stdout.close()  # what `| head -0` does
+        error = process.stderr.read()
+    assert process.returncode == 141
+    assert "Traceback" not in error
+
+
 @pytest.mark.parametrize(("package", "extra"), [("lightning", "train"), ("matplotlib", "plots")])
 def test_a_missing_package_is_named_with_its_extra(package, extra, tmp_path):
     (tmp_path / f"{package}.py").write_text("raise ImportError('broken on purpose')\n")
-    script = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); from experiments.cli import main; sys.exit(main())"
-    result = subprocess.run(
-        [sys.executable, "-c", script, "compare", "rings"], capture_output=True, text=True, cwd=tmp_path, check=False
-    )
+    result = run("compare", "rings", cwd=tmp_path)  # the folder comes first where modules are sought
     assert result.returncode == 2
     assert f"pip install 'implicit-networks[{extra}]'" in result.stderr
     assert "Traceback" not in result.stderr
@@ -106,12 +152,12 @@ def test_help_shows_each_default():
 
 
 def test_an_interrupted_run_leaves_nothing(tmp_path, monkeypatch, capsys):
-    import experiments.trials
+    import experiments.running.trials
 
     def interrupt(*args, **options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(experiments.trials, "train", interrupt)
+    monkeypatch.setattr(experiments.running.trials, "train", interrupt)
     assert main(["compare", "rings", "--out", str(tmp_path / "run")]) == 130
     assert not list(tmp_path.iterdir())
     assert "interrupted" in capsys.readouterr().err
@@ -180,7 +226,8 @@ def test_results_hold_every_number(finished):
 def test_the_report_needs_nothing_but_itself(finished):
     folder, _ = finished
     page = (folder / "report.html").read_text()
-    assert page.count('<img src="data:image/png;base64,') == 8
+    assert page.count('<img src="data:image/png;base64,') == 7
+    assert page.count("<svg") == 1  # of the training, to pick curves from
     assert not re.search(r'(src|href)="(?!data:|#)', page)
     assert "<script" not in page
     for name in ("gd", "pgd-implicit", "pgd-deq"):
@@ -204,7 +251,7 @@ def listen_to_interrupts():
 
 @pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGTERM])
 def test_an_end_from_outside_keeps_the_last_checkpoint_and_says_how_to_go_on(ending, tmp_path):
-    command = [sys.executable, "-m", "experiments.cli", "compare", "rings", "--epochs", "500", "--out", "run"]
+    command = [sys.executable, "-m", "experiments", "compare", "rings", "--epochs", "500", "--out", "run"]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     # a run in the background inherits an ignored SIGINT
     with subprocess.Popen(command, cwd=tmp_path, preexec_fn=listen_to_interrupts, **pipes) as process:
@@ -228,10 +275,10 @@ def test_a_folder_may_be_reached_by_a_link(tmp_path):
 
 
 def test_a_training_that_diverges_is_shown(tmp_path, monkeypatch):
-    def steep(source):
-        return replace(rings(source), learning_rate=1e18)
+    def steep():
+        return replace(rings(), learning_rate=1e18)
 
-    monkeypatch.setitem(TASKS, "rings", steep)
+    monkeypatch.setattr("experiments.tasks.small.rings", steep)
     arguments = ["--epochs", "1", "--seeds", "1", "--models", "gd,pgd-deq", "--out", str(tmp_path / "run")]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -280,17 +327,17 @@ def test_depth_times_every_reading(tmp_path, capsys):
     assert "largest Lyapunov exponent" in text
 
 
-def test_a_report_with_a_parallel_network_shows_time_against_depth(tmp_path):
+def test_no_figure_is_of_another_task(tmp_path):
     quick = ["--epochs", "1", "--seeds", "1", "--models", "gd,gd-parallel"]
     assert main(["compare", "rings", *quick, "--out", str(tmp_path / "run")]) == 0
-    assert (tmp_path / "run" / "depth.png").stat().st_size > 10_000
-    assert "Time against depth" in (tmp_path / "run" / "report.html").read_text()
+    assert {path.name for path in (tmp_path / "run").glob("*.png")} <= {"boundaries.png", "cost.png"}
+    assert "One seed says nothing about differences" in (tmp_path / "run" / "report.html").read_text()
 
 
 def test_sweeps_runs_what_it_trained_with_any_number_of_sweeps(tmp_path, monkeypatch, capsys):
-    import experiments.sweeps
+    import experiments.commands.sweeps
 
-    monkeypatch.setattr(experiments.sweeps, "TRAINED", (1, 8))
+    monkeypatch.setattr(experiments.commands.sweeps, "TRAINED", (1, 8))
     assert main(["sweeps", "--seeds", "1", "--epochs", "2", "--out", str(tmp_path / "run")]) == 0
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     assert set(results["accuracy"]) == {"1", "8"}
@@ -308,7 +355,7 @@ def test_the_table_is_whole_on_every_terminal(width, finished):
     numbers = json.loads((folder / "results.json").read_text())
     row = make_row("pgd-implicit", numbers["models"]["pgd-implicit"])
     console = Console(width=width, file=io.StringIO())
-    comparison = Comparison(TASKS["rings"](Source()), [row], {})
+    comparison = Comparison(make_task("rings"), [row], {})
     print_table(comparison, console)
     text = console.file.getvalue()
     assert "…" not in text
@@ -322,9 +369,9 @@ def test_several_baselines_are_each_named(finished):
     numbers = json.loads((folder / "results.json").read_text())["models"]
     first, second = (make_row(name, numbers[name]) for name in ("gd", "pgd-implicit"))
     third = replace(second, name="third", contestant=replace(second.contestant, baseline="pgd-implicit"))
-    comparison = Comparison(TASKS["rings"](Source()), [first, second, third], {})
+    comparison = Comparison(make_task("rings"), [first, second, third], {})
     _, shown = columns(comparison)["– its baseline"]
-    assert shown(first) == "–"
+    assert shown(first) == "baseline"
     assert shown(second).endswith(" to gd")
     assert shown(third).endswith(" to pgd-implicit")
     assert columns(replace(comparison, rows=[first, second]))["– gd"][1](second).count("to") == 0
@@ -332,11 +379,11 @@ def test_several_baselines_are_each_named(finished):
 
 def make_row(name, numbers):
     """A row of the table as it was before it was written."""
-    contestant = FAMILIES["rings"](TASKS["rings"](Source()))[name]
+    contestant = known("rings", make_task("rings"))[name]
     keys = [field.name for field in fields(Measurement) if field.name not in ("solutions", "latency")]
     runs = []
     for one in numbers["runs"]:
         latency = {int(batch): seconds for batch, seconds in one["latency"].items()}
         measurement = Measurement(**{key: one[key] for key in keys}, latency=latency, solutions=[])
         runs.append(Run(one["seed"], Training(one["curves"], one["seconds_per_epoch"]), measurement, nn.Identity()))
-    return Row(name, contestant, numbers["parameters"], numbers["dial"], runs)
+    return Row(name, contestant, numbers["parameters"], numbers["size"], runs)

@@ -10,8 +10,8 @@ import scipy.optimize
 import torch
 from torch.utils.data import TensorDataset
 
-from experiments.cli import main
-from experiments.families.deblurring import (
+from experiments.commands.main import main
+from experiments.contestants.deblurring import (
     EXPLICIT_STEP,
     KINK,
     WEIGHT,
@@ -21,13 +21,13 @@ from experiments.families.deblurring import (
     optimum,
     unrolled,
 )
-from experiments.tasks import TASKS, Source
 from experiments.tasks.deblurring import RADIUS, SPREAD, blur
+from experiments.tasks.make import make_task
 
 
 @pytest.fixture(scope="module")
 def pictures():
-    return TASKS["deblur"](Source()).sample(2)[0].double()
+    return make_task("deblur").sample(2)[0].double()
 
 
 def test_the_blur_is_scipys_and_its_own_adjoint():
@@ -103,9 +103,9 @@ def test_an_explicit_layer_is_a_gradient_step(pictures):
 
 @pytest.mark.usefixtures("latency_of_one_row")
 def test_training_gains_on_the_blurred_pictures_and_the_report_shows_them(tmp_path, monkeypatch):
-    whole = TASKS["deblur"](Source())
+    whole = make_task("deblur")
     few = replace(whole, test=TensorDataset(*(part[::5] for part in whole.test.tensors)))
-    monkeypatch.setitem(TASKS, "deblur", lambda source: few)
+    monkeypatch.setattr("experiments.tasks.deblurring.deblur", lambda: few)
     models = ["--models", "classical,pgd-explicit,fista-deq", "--epochs", "1", "--seeds", "1"]
     assert main(["compare", "deblur", *models, "--out", str(tmp_path / "run")]) == 0
     results = json.loads((tmp_path / "run" / "results.json").read_text())

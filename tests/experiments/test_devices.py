@@ -8,10 +8,12 @@ import pytest
 import torch
 from torch.utils.data import TensorDataset
 
-import experiments.sweeps
-from experiments.cli import main
-from experiments.families import FAMILIES
-from experiments.tasks import TASKS, Source
+import experiments.commands.sweeps
+import experiments.tasks.deblurring
+import experiments.tasks.small
+from experiments.commands.main import main
+from experiments.contestants.own import known
+from experiments.tasks.make import make_task
 from tests.moving import held, left_behind
 
 SMALL = ["--epochs", "1", "--seeds", "1"]
@@ -30,8 +32,8 @@ COMMANDS = {
 def few(task):
     """A task on few of its data."""
 
-    def make(source):
-        whole = task(source)
+    def make():
+        whole = task()
         train, test = (TensorDataset(*(part[:96] for part in data.tensors)) for data in (whole.train, whole.test))
         return replace(whole, train=train, test=test, measured=32)
 
@@ -40,12 +42,14 @@ def few(task):
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_ends_with_its_result(command, device, tmp_path, monkeypatch):
-    for task in ("rings", "parity", "telgarsky", "digits", "deblur"):
-        monkeypatch.setitem(TASKS, task, few(TASKS[task]))
-    monkeypatch.setattr(experiments.sweeps, "TRAINED", (1, 2))
-    monkeypatch.setattr(experiments.sweeps, "DEPTH", 3)
-    monkeypatch.setattr(sys.modules["experiments.figures.restorations"], "DEPTHS", (1, 2))
-    monkeypatch.setattr("experiments.measure.LATENCY_SECONDS", 0.01)
+    small, deblurring = experiments.tasks.small, experiments.tasks.deblurring
+    for module, names in ((small, ("rings", "parity", "telgarsky", "digits")), (deblurring, ("deblur",))):
+        for name in names:
+            monkeypatch.setattr(module, name, few(getattr(module, name)))
+    monkeypatch.setattr(experiments.commands.sweeps, "TRAINED", (1, 2))
+    monkeypatch.setattr(experiments.commands.sweeps, "DEPTH", 3)
+    monkeypatch.setattr(sys.modules["experiments.reporting.figures.restorations"], "DEPTHS", (1, 2))
+    monkeypatch.setattr("experiments.measuring.measure.LATENCY_SECONDS", 0.01)
     folder = tmp_path / "run"
     assert main([*command.split(), *COMMANDS[command], "--device", device, "--out", str(folder)]) == 0
     assert json.loads((folder / "results.json").read_text())["failures"] == []
@@ -53,7 +57,7 @@ def test_every_command_ends_with_its_result(command, device, tmp_path, monkeypat
 
 
 def test_another_default_device_changes_nothing(device, tmp_path, monkeypatch):
-    monkeypatch.setitem(TASKS, "rings", few(TASKS["rings"]))
+    monkeypatch.setattr("experiments.tasks.small.rings", few(experiments.tasks.small.rings))
     with torch.device("meta"):  # on which nothing has a value
         arguments = [*SMALL, "--models", "gd,pgd-deq", "--device", device, "--out", str(tmp_path / "run")]
         assert main(["compare", "rings", *arguments]) == 0
@@ -61,9 +65,9 @@ def test_another_default_device_changes_nothing(device, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("task", ["digits", "rings", "deblur"])
 def test_networks_and_goals_hold_their_tensors_where_they_are_moved(task):
-    data = TASKS[task](Source())
-    for name, contestant in FAMILIES[task](data).items():
-        network = contestant.build(contestant.dial).to("meta")
+    data = make_task(task)
+    for name, contestant in known(task, data).items():
+        network = contestant.build(contestant.size).to("meta")
         assert not list(left_behind(network)), name
         tensors = [*network.parameters(), *network.buffers()]
         assert all(tensor.is_meta for tensor in tensors), name

@@ -4,6 +4,7 @@ import importlib
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from dataclasses import replace
@@ -14,19 +15,15 @@ import pytest
 from torch import nn
 from torch.utils.data import TensorDataset
 
-import experiments.diagnosis
-import experiments.figures
-import experiments.learner
-import experiments.measure
-import experiments.report
-import experiments.sweeps
-import experiments.trials
-import experiments.universality
-from experiments.cli import main
+from experiments.commands import sweeps
+from experiments.commands.main import main
 from experiments.errors import InputError
 from experiments.failures import Failures, alike
-from experiments.pieces import Pieces
-from experiments.tasks import TASKS, rings
+from experiments.measuring import diagnosis, measure
+from experiments.reporting import figures, report
+from experiments.running import trials
+from experiments.running.pieces import Pieces
+from experiments.tasks.small import rings
 
 MODELS = ["gd", "pgd-deq", "heavy_ball"]
 SETTINGS = ["compare", "rings", "--epochs", "1", "--seeds", "1", "--models", ",".join(MODELS)]
@@ -36,14 +33,14 @@ SETTINGS = ["compare", "rings", "--epochs", "1", "--seeds", "1", "--models", ","
 def _few(monkeypatch):
     """On few of the points, few of which are measured."""
 
-    def few(source):
-        whole = rings(source)
+    def few():
+        whole = rings()
         train, test = (TensorDataset(*(part[:300] for part in data.tensors)) for data in (whole.train, whole.test))
         return replace(whole, train=train, test=test, measured=64)
 
-    monkeypatch.setitem(TASKS, "rings", few)
-    few_figures = {name: experiments.figures.FIGURES[name] for name in ("training", "residuals", "cost")}
-    monkeypatch.setattr(experiments.report, "FIGURES", few_figures)  # drawing takes seconds
+    monkeypatch.setattr("experiments.tasks.small.rings", few)
+    few_figures = {name: figures.FIGURES[name] for name in ("training", "residuals", "cost")}
+    monkeypatch.setattr(report, "FIGURES", few_figures)  # drawing takes seconds
 
 
 class Planted(Exception):
@@ -66,71 +63,71 @@ def fails(*args, **options):
 
 
 def in_training(patch):
-    patch.setattr(experiments.trials, "train", failing_for(experiments.trials.train, "heavy_ball"))
+    patch.setattr(trials, "train", failing_for(trials.train, "heavy_ball"))
 
 
 def in_the_making(patch):
-    build = experiments.trials.Trials.run
+    build = trials.Trials.run
 
-    def planted(self, name, contestant, dial, seed):
+    def planted(self, name, contestant, size, seed):
         class Broken:
             description, learning_rate = contestant.description, None
 
             @staticmethod
-            def build(dial):
+            def build(size):
                 raise Planted("planted")
 
-        return build(self, name, Broken if name == "heavy_ball" else contestant, dial, seed)
+        return build(self, name, Broken if name == "heavy_ball" else contestant, size, seed)
 
-    patch.setattr(experiments.trials.Trials, "run", planted)
+    patch.setattr(trials.Trials, "run", planted)
 
 
 def in_the_whole_measurement(patch):
-    measure, count = experiments.trials.measure, [0]
+    measure, count = trials.measure, [0]
 
     def planted(*args):
         count[0] += 1
         return fails() if count[0] == 2 else measure(*args)
 
-    patch.setattr(experiments.trials, "measure", planted)
+    patch.setattr(trials, "measure", planted)
 
 
 def in_the_latency_of_one_row(patch):
-    latency = experiments.measure.latency
-    patch.setattr(experiments.measure, "latency", lambda net, x: fails() if len(x) == 1 else latency(net, x))
+    latency = measure.latency
+    patch.setattr(measure, "latency", lambda net, x: fails() if len(x) == 1 else latency(net, x))
 
 
 def in_the_score(patch):
-    patch.setattr(experiments.measure, "score", fails)
+    patch.setattr(measure, "score", fails)
 
 
 def in_the_forward_pass(patch):
-    patch.setattr(experiments.measure, "FlopCounterMode", fails)
+    patch.setattr(measure, "FlopCounterMode", fails)
 
 
 def in_the_diagnosis(patch):
-    patch.setattr(experiments.diagnosis, "diagnose", fails)
+    patch.setattr(diagnosis, "diagnose", fails)
 
 
 def in_the_eigenvalues(patch):
-    patch.setattr(experiments.diagnosis, "eigenvalues", fails)
+    patch.setattr(diagnosis, "eigenvalues", fails)
 
 
 def in_all_of_the_diagnosis(patch):
-    patch.setattr(experiments.trials, "diagnosed", fails)
+    patch.setattr(trials, "diagnosed", fails)
 
 
 def in_a_figure(patch):
-    caption, _ = experiments.report.FIGURES["training"]
-    patch.setitem(experiments.report.FIGURES, "training", (caption, fails))
+    caption, _ = report.FIGURES["training"]
+    patch.setitem(report.FIGURES, "training", (caption, fails))
 
 
 def in_the_report(patch):
-    patch.setattr(experiments.report, "page", fails)
+    patch.setattr(report, "page", fails)
 
 
 def in_the_table(patch):
-    patch.setattr("experiments.compare.print_table", fails)
+    patch.setattr("experiments.running.compare.print_table", fails)
 
 
 PLANTED = {  # where → the network that is missing, logs, words of the report, fits that are left
@@ -216,7 +213,7 @@ def test_a_run_goes_on_and_ends_with_a_report_and_resuming_it_does_what_is_missi
     ]
     if plant is in_the_report:
         assert not (folder / "report.html").exists()
-        assert (folder / "training.png").exists()
+        assert (folder / "residuals.png").exists()
     else:
         page = (folder / "report.html").read_text()
         assert 'id="failures"' in page
@@ -224,7 +221,7 @@ def test_a_run_goes_on_and_ends_with_a_report_and_resuming_it_does_what_is_missi
         for name in MODELS:
             assert f'<th scope="row">{name}</th>' in page
         assert page.count("not measured") == (1 if missing else 0)
-        assert page.count("<img ") >= 2
+        assert page.count("<figure>") >= 1
         assert "report: " in printed.out
 
     fitted = []
@@ -247,7 +244,11 @@ def test_a_run_goes_on_and_ends_with_a_report_and_resuming_it_does_what_is_missi
 
 def test_what_is_known_is_written_before_the_next_thing_starts(tmp_path, monkeypatch):
     folder, seen = tmp_path / "run.partial", {}
-    train, measure, drawn = experiments.trials.train, experiments.trials.measure, experiments.report.FIGURES["cost"]
+    train, measure, drawn = (
+        trials.train,
+        trials.measure,
+        report.FIGURES["cost"],
+    )
 
     def look(name):
         results = folder / "results.json"
@@ -266,9 +267,9 @@ def test_what_is_known_is_written_before_the_next_thing_starts(tmp_path, monkeyp
         look("drawing")
         return drawn[1](comparison)
 
-    monkeypatch.setattr(experiments.trials, "train", trained)
-    monkeypatch.setattr(experiments.trials, "measure", measured)
-    monkeypatch.setitem(experiments.report.FIGURES, "cost", (drawn[0], draw))
+    monkeypatch.setattr(trials, "train", trained)
+    monkeypatch.setattr(trials, "measure", measured)
+    monkeypatch.setitem(report.FIGURES, "cost", (drawn[0], draw))
     assert main([*SETTINGS[:-1], "gd,nesterov", "--out", str(tmp_path / "run")]) == 0
     assert seen == {
         "training gd": None,
@@ -280,7 +281,7 @@ def test_what_is_known_is_written_before_the_next_thing_starts(tmp_path, monkeyp
 
 def test_where_everything_fails_the_report_says_so(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(experiments.trials, "train", fails)
+        patch.setattr(trials, "train", fails)
         assert main([*SETTINGS, "--out", str(tmp_path / "run")]) == 1
     page = (tmp_path / "run" / "report.html").read_text()
     assert page.count("not measured") == len(MODELS)
@@ -294,9 +295,9 @@ def test_a_seed_that_fails_costs_the_others_nothing(tmp_path, monkeypatch):
             raise Planted("planted")
         return train(*args, seed=seed, name=name, **options)
 
-    train = experiments.trials.train
+    train = trials.train
     with monkeypatch.context() as patch:
-        patch.setattr(experiments.trials, "train", planted)
+        patch.setattr(trials, "train", planted)
         arguments = ["--epochs", "1", "--seeds", "3", "--models", "gd,pgd-deq", "--out", str(tmp_path / "run")]
         assert main(["compare", "rings", *arguments]) == 1
     models = json.loads((tmp_path / "run" / "results.json").read_text())["models"]
@@ -317,7 +318,7 @@ def test_an_ended_run_that_is_resumed_and_interrupted_keeps_its_name_and_its_rep
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(experiments.trials, "train", interrupt)
+        patch.setattr(trials, "train", interrupt)
         assert main(["compare", "--resume", str(folder)]) == 130
     assert f"{folder} is kept; go on with: implicit compare --resume {folder}" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
@@ -342,11 +343,11 @@ def once(original, at):
 
 
 COMMANDS = {  # command → arguments, module, what is planted in, its calls in all
-    "depth": (["--widths", "6", "--batches", "2", "--depths", "1,2,3"], "experiments.depth.measured", 3),
-    "sweeps": (["--seeds", "1", "--epochs", "1"], "experiments.sweeps.train", 2),
+    "depth": (["--widths", "6", "--batches", "2", "--depths", "1,2,3"], "experiments.commands.depth.measured", 3),
+    "sweeps": (["--seeds", "1", "--epochs", "1"], "experiments.commands.sweeps.train", 2),
     "universality": (
         ["--models", "gd", "--depths", "1,2", "--seeds", "2", "--epochs", "1"],
-        "experiments.universality.train",
+        "experiments.commands.universality.train",
         4,
     ),
 }
@@ -355,10 +356,10 @@ COMMANDS = {  # command → arguments, module, what is planted in, its calls in 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_the_other_commands_go_on_too(command, tmp_path, monkeypatch, capsys):
     arguments, place, calls = COMMANDS[command]
-    monkeypatch.setattr(experiments.sweeps, "TRAINED", (1, 2))
-    monkeypatch.setattr(experiments.sweeps, "DEPTH", 2)
+    monkeypatch.setattr(sweeps, "TRAINED", (1, 2))
+    monkeypatch.setattr(sweeps, "DEPTH", 2)
     folder = tmp_path / "run"
-    original = getattr(importlib.import_module(f"experiments.{command}"), place.rpartition(".")[2])
+    original = getattr(importlib.import_module(f"experiments.commands.{command}"), place.rpartition(".")[2])
     with monkeypatch.context() as patch:
         planted, count = once(original, at=2)
         patch.setattr(place, planted)
@@ -372,7 +373,9 @@ def test_the_other_commands_go_on_too(command, tmp_path, monkeypatch, capsys):
     with monkeypatch.context() as patch:
         planted, count = once(original, at=0)
         patch.setattr(place, planted)
-        patch.setattr(f"experiments.{command}.{'times_against_depth' if command == 'depth' else '_drawn'}", fails)
+        patch.setattr(
+            f"experiments.commands.{command}.{'times_against_depth' if command == 'depth' else '_drawn'}", fails
+        )
         assert main([command, "--resume", str(folder)]) == 1  # what was missing is there, and the figure is not
     assert count == [1]
     (failure,) = json.loads((folder / "results.json").read_text())["failures"]
@@ -391,39 +394,29 @@ def test_the_other_commands_go_on_too(command, tmp_path, monkeypatch, capsys):
 
 
 def test_a_network_that_fails_in_every_process_costs_the_others_nothing(tmp_path):
-    script = tmp_path / "planted.py"
-    script.write_text(
-        "import sys\n"
-        "import experiments.families.base as base\n"
+    (tmp_path / "planted.py").write_text(
         "from torch import nn\n"
         "class Broken(nn.Module):\n"
-        "    def __init__(self):\n"
+        "    def __init__(self, task):\n"
         "        super().__init__()\n"
         "        self.linear = nn.Linear(2, 2)\n"
         "    def forward(self, x):\n"
         "        if self.training:\n"
         "            raise RuntimeError('planted')\n"
         "        return self.linear(x)\n"
-        "import experiments.families as families\n"
-        "original = families.FAMILIES['rings']\n"
-        "def planted(task):\n"
-        "    rows = original(task)\n"
-        "    rows['broken'] = base.Contestant('explicit', 'broken', lambda dial: Broken(), fixed=True)\n"
-        "    return {name: rows[name] for name in ('gd', 'broken', 'nesterov')}\n"
-        "families.FAMILIES['rings'] = planted\n"
-        "from experiments.cli import main\n"
-        "sys.exit(main())\n"
     )
-    arguments = ["compare", "rings", "--epochs", "1", "--seeds", "1", "--models", "all", "--out", "run"]
+    models = "gd,planted:Broken,nesterov"
+    arguments = ["compare", "rings", "--epochs", "1", "--seeds", "1", "--models", models, "--out", "run"]
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    result = subprocess.run(
-        [*torchrun, str(script), *arguments], cwd=tmp_path, capture_output=True, text=True, env=environment, timeout=240
-    )
+    command = [*torchrun, "-m", "experiments", *arguments]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=environment, timeout=240)
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     assert list(results["models"]) == ["gd", "nesterov"], result.stderr
-    assert results["missing"] == ["broken"]
-    assert "RuntimeError: planted" in (tmp_path / "run" / "logs" / "broken" / "seed-0" / "training.log").read_text()
+    assert results["missing"] == ["planted:Broken"]
+    assert results["command"] == f"torchrun --nproc-per-node 2 -m experiments {shlex.join(arguments)}"
+    (log,) = (tmp_path / "run" / "logs").glob("planted-Broken-*/seed-0/training.log")
+    assert "RuntimeError: planted" in log.read_text()
     assert result.returncode == 1
     assert "report: run/report.html" in result.stdout
 

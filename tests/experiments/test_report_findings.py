@@ -8,14 +8,14 @@ import pytest
 import torch
 from torch import nn
 
-from experiments.diagnosis import Diagnosis, diagnosed
+from experiments.contestants.own import known
 from experiments.failures import Failures
-from experiments.families import FAMILIES
-from experiments.measure import measure
-from experiments.report import page
-from experiments.results import Comparison, Row, Run
-from experiments.tasks import TASKS, Source
-from experiments.training import Training
+from experiments.measuring.diagnosis import Diagnosis, diagnosed
+from experiments.measuring.measure import measure
+from experiments.reporting.comparison import Comparison, Row, Run
+from experiments.reporting.report import page
+from experiments.tasks.make import make_task
+from experiments.training.train import Training
 from implicit import Equilibrium
 from implicit.diagnostics import Finding
 from solvers import ConvergenceError
@@ -26,10 +26,10 @@ PHONE, DESK = {"width": 390, "height": 844}, {"width": 1280, "height": 900}
 @pytest.fixture(scope="module")
 def comparison():
     """Three rows around untrained networks, none of them diagnosed."""
-    task = TASKS["rings"](Source())
+    task = make_task("rings")
     rows = []
     for name in ("gd", "pgd-implicit", "pgd-deq"):
-        contestant = FAMILIES["rings"](task)[name]
+        contestant = known("rings", task)[name]
         torch.manual_seed(0)
         network = contestant.build(4)
         run = Run(0, Training([], []), measure(network, replace(task, measured=8), "cpu", Failures()), network)
@@ -127,16 +127,16 @@ def test_a_diagnosis_that_ends_early_says_so_and_loses_nothing(comparison, opene
         raise ConvergenceError("no reference\nand more")
 
     network = comparison.rows[2].runs[0].network
-    monkeypatch.setattr("experiments.diagnosis.diagnose", fail)
+    monkeypatch.setattr("experiments.measuring.diagnosis.diagnose", fail)
     found = diagnosed(network, torch.randn(3, 2), Failures())
     assert found.failures == ["the diagnosis ended with ConvergenceError: no reference"]
     assert found.rows == 3
     assert found.eigenvalues
     text = section(opened(rendered(comparison, tmp_path, pgd_deq=found), DESK))
     assert "Not known: the diagnosis ended with ConvergenceError: no reference." in text
-    monkeypatch.setattr("experiments.diagnosis.eigenvalues", fail)
+    monkeypatch.setattr("experiments.measuring.diagnosis.eigenvalues", fail)
     assert "the eigenvalues of 1.equilibrium" in diagnosed(network, torch.randn(3, 2), Failures()).failures[1]
-    monkeypatch.setattr("experiments.diagnosis.diagnose", lambda *arguments: 1 / 0)
+    monkeypatch.setattr("experiments.measuring.diagnosis.diagnose", lambda *arguments: 1 / 0)
     failures = Failures()
     found = diagnosed(network, torch.randn(3, 2), failures)
     assert found.failures[0] == "the diagnosis ended with ZeroDivisionError: division by zero"

@@ -61,13 +61,14 @@ def test_the_keyboard_reaches_everything_in_order_and_focus_is_seen(report, open
     assert tab.evaluate("document.activeElement.matches('main .scroll')")  # past the sections' links
 
     tab = opened(report, PHONE)
-    expected = tab.locator("a, .scroll").evaluate_all("all => all.map(e => e.getAttribute('href') ?? e.ariaLabel)")
+    called = "(e => e.getAttribute('href') ?? e.ariaLabel ?? e.id)"
+    expected = tab.locator("a, .scroll, input").evaluate_all(f"all => all.map({called})")
     reached = []
     for _ in expected:
         tab.keyboard.press("Tab")
         assert "none" not in tab.evaluate(outline)
         assert int(tab.evaluate("parseInt(getComputedStyle(document.activeElement).outlineWidth)")) >= 2
-        reached.append(tab.evaluate("document.activeElement.getAttribute('href') ?? document.activeElement.ariaLabel"))
+        reached.append(tab.evaluate(f"{called}(document.activeElement)"))
     assert reached == expected
     assert len(expected) > 10
 
@@ -99,18 +100,51 @@ def test_figures_are_decoded_and_told_in_words(report, opened):
     tab = opened(report, DESK)
     figures = tab.locator("img").evaluate_all("all => all.map(e => [e.naturalWidth, e.alt])")
     files = sorted(report.parent.glob("*.png"))
-    assert len(figures) == len(files) == 8
+    assert len(figures) + 1 == len(files) == 8  # the training is drawn in the page
     assert all(width > 300 for width, _ in figures)
     words = {alt for _, alt in figures}
-    assert len(words) == len(files)
+    assert len(words) == len(figures)
     captions = tab.locator("figcaption").all_text_contents()
     assert not words & set(captions)
     assert any("largest modulus" in alt and "fista-deq" in alt for alt in words)
     assert any("rows stopped (%) against steps" in alt for alt in words)
 
 
+def test_the_reader_picks_whose_training_is_drawn(report, opened):
+    tab = opened(report, DESK)
+    names = tab.locator(".picks label").all_text_contents()
+    assert sorted(names) == sorted(["gd", "pgd-deq", "heavy_ball-deq", "fista-deq", "mondeq"])
+    checked = tab.locator(".picks input").evaluate_all("all => all.map(e => e.checked)")
+    assert checked.count(True) in (3, 4)  # the best three, and the baseline
+    curves = "all => all.map(e => getComputedStyle(e).display != 'none')"
+    for panel in (0, 1):
+        assert tab.locator(f"[id^='curve-'][id$='-{panel}']").evaluate_all(curves) == checked
+    first = checked.index(False)
+    tab.locator(".picks label").nth(first).click()
+    assert tab.locator(f"#curve-{first}-0").evaluate("e => getComputedStyle(e).display") != "none"
+    assert "$" not in tab.locator(".drawing").text_content()
+
+
+def test_the_first_columns_stay_in_sight_while_the_rest_scrolls(report, opened):
+    tab = opened(report, PHONE)
+    tab.locator("table").evaluate("table => table.parentElement.scrollLeft = 10000")
+    for place in (1, 2):
+        edges = tab.locator(f"tbody tr > :nth-child({place})").evaluate_all(
+            "all => all.map(e => [e.getBoundingClientRect().left, e.getBoundingClientRect().right])"
+        )
+        assert all(0 <= left < right < 0.75 * PHONE["width"] for left, right in edges)
+
+
+def test_the_page_opens_with_the_verdict(report, opened):
+    tab = opened(report, PHONE)
+    assert tab.locator("main h2").first.text_content() == "The verdict"
+    text = tab.locator(".verdict").text_content()
+    assert "gd" in text
+    assert "2 seeds decide large differences only" in text
+
+
 def test_figures_with_many_panels_wrap(report):
-    for name in ("residuals", "steps", "eigenvalues", "boundaries"):
+    for name in ("residuals", "eigenvalues", "boundaries"):
         with Image.open(report.with_name(f"{name}.png")) as picture:
             width, height = (pixels / 150 for pixels in picture.size)  # inches
         assert width <= 11.2

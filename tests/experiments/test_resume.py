@@ -13,11 +13,11 @@ import pytest
 import torch
 from torch import nn
 
-from experiments.cli import main
-from experiments.families import FAMILIES
-from experiments.learner import Learner
-from experiments.tasks import TASKS, Source
-from experiments.training import train
+from experiments.commands.main import main
+from experiments.contestants.own import known
+from experiments.tasks.make import make_task
+from experiments.training.learner import Learner
+from experiments.training.train import train
 
 SETTINGS = ["compare", "rings", "--epochs", "3", "--seeds", "1", "--models", "gd,pgd-deq"]
 
@@ -34,7 +34,7 @@ def numbers(folder):
 
 def start(*arguments, cwd):
     """A run in a process group of its own."""
-    command = [sys.executable, "-m", "experiments.cli", *arguments]
+    command = [sys.executable, "-m", "experiments", *arguments]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     return subprocess.Popen(command, cwd=cwd, start_new_session=True, **pipes)
 
@@ -64,7 +64,7 @@ def test_a_killed_run_ends_at_the_numbers_of_one_that_was_not(killed, tmp_path, 
     shutil.copytree(killed / "run.partial", tmp_path / "run.partial")
     assert main(["compare", "--resume", str(tmp_path / "run.partial")]) == 0
     printed = capsys.readouterr().out
-    assert "Epoch 2/2" in printed
+    assert "epoch 3/3, test accuracy %" in printed
     assert main([*SETTINGS, "--out", str(tmp_path / "whole")]) == 0
     assert numbers(tmp_path / "run") == numbers(tmp_path / "whole")
     logs = [tmp_path / name / "logs" / "pgd-deq" / "seed-0" / "metrics.csv" for name in ("run", "whole")]
@@ -152,7 +152,7 @@ def dropout(task):
 
 
 def progressive(task):
-    return FAMILIES["digits"](task)["paraformer-progressive"].build(16)
+    return known("digits", task)["paraformer-progressive"].build(16)
 
 
 def spectral(task):
@@ -179,7 +179,7 @@ def noisy(pairs):
 )
 @pytest.mark.parametrize("at", [1, 3])
 def test_a_training_goes_on_bit_for_bit(make, changes, at, tmp_path, monkeypatch):
-    task = TASKS["digits"](Source())
+    task = make_task("digits")
     few = torch.utils.data.TensorDataset(*(tensor[:300] for tensor in task.train.tensors))
     task = replace(task, train=few, **changes)
 

@@ -15,15 +15,16 @@ import pytest
 import torch
 from torch.utils.data import TensorDataset
 
-from experiments.cli import main
+from experiments.commands.main import main
+from experiments.contestants.own import known
 from experiments.errors import InputError
-from experiments.families import FAMILIES
-from experiments.goals import Classification
-from experiments.precision import met
-from experiments.shares import Shares, check_divides
-from experiments.tasks import TASKS, Source, Task
-from experiments.team import Team
-from experiments.training import train
+from experiments.tasks.goals import Classification
+from experiments.tasks.make import make_task
+from experiments.tasks.task import Task
+from experiments.training.precision import met
+from experiments.training.shares import Shares, check_divides
+from experiments.training.team import Team
+from experiments.training.train import train
 
 SETTINGS = ["compare", "rings", "--epochs", "2", "--seeds", "1", "--models", "gd,pgd-deq"]
 PATIENCE = 150
@@ -40,7 +41,7 @@ def weights(folder, name):
 
 
 @contextmanager
-def start(*arguments, cwd, launcher=("-m", "experiments.cli"), **variables):
+def start(*arguments, cwd, launcher=("-m", "experiments"), **variables):
     """A process that, with those that it starts, ends with the block at the latest: one that hangs hangs no tests."""
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     environment = {**os.environ, "OMP_NUM_THREADS": "1", **variables}
@@ -81,7 +82,7 @@ def assert_alike(found, expected, tolerance):
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory):
     """The runs of two processes, with each strategy."""
-    torchrun = ("-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "experiments.cli")
+    torchrun = ("-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "experiments")
     folders = {}
     for strategy in ("ddp", "fsdp"):
         folder = tmp_path_factory.mktemp(strategy)
@@ -187,7 +188,7 @@ def test_shares_are_those_of_one_order():
 
 def test_a_batch_that_cannot_be_shared_is_refused():
     data = TensorDataset(torch.zeros(26, 2), torch.zeros(26, dtype=torch.int64))
-    task = Task("toy", "", Classification(2), data, data, batch=12)  # the last batch has two rows
+    task = Task("toy", data, data, goal=Classification(2), batch=12)  # the last batch has two rows
     check_divides(task, Team(size=2))
     for size in (3, 5, 24):
         with pytest.raises(InputError, match=re.escape("choose --devices × --nodes from 1, 2")):
@@ -195,12 +196,12 @@ def test_a_batch_that_cannot_be_shared_is_refused():
 
 
 def test_half_precision_solves_to_what_it_resolves(tmp_path):
-    task = TASKS["rings"](Source())
+    task = make_task("rings")
     task = replace(task, train=TensorDataset(*(tensor[:2000] for tensor in task.train.tensors)))
 
     def trained(precision):
         torch.manual_seed(0)
-        network = FAMILIES["rings"](task)["pgd-deq"].build(24)
+        network = known("rings", task)["pgd-deq"].build(24)
         options = {"epochs": 1, "seed": 0, "device": "cpu", "folder": tmp_path, "name": precision}
         return network, train(network, task, **options, precision=precision).curves[-1]
 

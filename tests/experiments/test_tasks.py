@@ -10,24 +10,25 @@ import torch
 from torch import nn
 from torch.utils.data import TensorDataset
 
+from experiments.contestants.matching import matched_size
+from experiments.contestants.own import known
+from experiments.contestants.terms import TERMS, flops, parameters
 from experiments.errors import InputError
 from experiments.failures import Failures
-from experiments.families import FAMILIES
-from experiments.figures.answers import functions
-from experiments.goals import Classification, margins
-from experiments.matching import matched_dial
-from experiments.measure import measure
-from experiments.statistics import fitted_slope, paired_difference
-from experiments.tasks import TASKS, Source, Task
+from experiments.measuring.measure import measure
+from experiments.reporting.figures.answers import functions
+from experiments.reporting.statistics import fitted_slope, paired_difference
+from experiments.tasks.goals import Classification, margins
+from experiments.tasks.make import make_task
 from experiments.tasks.small import RADII, telgarsky_function
-from experiments.terms import TERMS, flops, parameters
+from experiments.tasks.task import Task
 from models import OptDNN
 
 SMALL = ("digits", "rings", "parity", "telgarsky")
 
 
 def task(name):
-    return TASKS[name](Source())
+    return make_task(name)
 
 
 @pytest.mark.parametrize("name", SMALL)
@@ -74,7 +75,7 @@ def test_telgarskys_function_has_its_teeth(folds):
 
 
 def test_a_function_of_one_variable_is_drawn_beside_what_the_networks_make_of_it():
-    data = TASKS["telgarsky"](Source())
+    data = make_task("telgarsky")
     networks = {"twice": lambda x: 2 * x, "none": torch.zeros_like}
     rows = [
         SimpleNamespace(name=name, runs=[SimpleNamespace(network=network, measurement=SimpleNamespace(score=0.25))])
@@ -83,33 +84,33 @@ def test_a_function_of_one_variable_is_drawn_beside_what_the_networks_make_of_it
     figure = functions(SimpleNamespace(task=data, rows=rows))
     inputs, targets = data.sample()
     for ax, (name, network) in zip(figure.axes, networks.items(), strict=True):
-        assert ax.get_title() == f"{name}: MSE 2.5e-01"
+        assert ax.get_title() == f"{name}: MSE 2.50e-01"
         for line, values in zip(ax.lines, (targets, network(inputs)), strict=True):
             np.testing.assert_array_equal(line.get_xydata(), torch.cat((inputs, values), dim=1))
-    assert functions(SimpleNamespace(task=TASKS["rings"](Source()), rows=rows)) is None
+    assert functions(SimpleNamespace(task=make_task("rings"), rows=rows)) is None
 
 
 def test_non_finite_data_are_refused():
     good, bad = torch.zeros(2, 2), torch.tensor([[0.0, torch.nan]])
     labels = torch.zeros(2, dtype=torch.int64)
-    with pytest.raises(ValueError, match="its data hold NaN or Inf"):
-        Task("broken", "", Classification(1), TensorDataset(good, labels), TensorDataset(bad, labels[:1]))
+    with pytest.raises(ValueError, match="task broken: its test part holds NaN or Inf"):
+        Task("broken", TensorDataset(good, labels), TensorDataset(bad, labels[:1]), goal=Classification(1))
 
 
 @pytest.mark.parametrize("name", SMALL)
 def test_all_networks_have_about_the_same_number_of_parameters(name):
     data, terms = task(name), TERMS["parameters"]
-    contestants = FAMILIES[name](data)
-    budget = parameters(contestants["gd"].build(contestants["gd"].dial))
+    contestants = known(name, data)
+    budget = parameters(contestants["gd"].build(contestants["gd"].size))
     inputs = data.sample(3)[0]
     outputs = 1 if name == "telgarsky" else data.goal.classes
     for contestant in contestants.values():
-        network = contestant.build(matched_dial(contestant.build, budget, terms.cost, inputs, terms.tolerance))
+        network = contestant.build(matched_size("it", contestant.build, budget, terms.cost, inputs, terms.tolerance))
         assert network(inputs).shape == (3, outputs)
 
 
 def test_explicit_and_implicit_readings_have_the_same_parameters():
-    rows = FAMILIES["digits"](task("digits"))
+    rows = known("digits", task("digits"))
     for method in ("pgd", "fista"):
         explicit, implicit = (rows[f"{method}-{reading}"].build(8) for reading in ("explicit", "implicit"))
         implicit.load_state_dict(explicit.state_dict())
@@ -117,21 +118,21 @@ def test_explicit_and_implicit_readings_have_the_same_parameters():
 
 def test_an_unreachable_budget_is_refused():
     with pytest.raises(InputError, match="no size comes within 2% of the baseline's 150"):
-        matched_dial(lambda hidden: nn.Linear(99, hidden), 150, parameters, torch.zeros(1), 0.02)
+        matched_size("it", lambda hidden: nn.Linear(99, hidden), 150, parameters, torch.zeros(1), 0.02)
 
 
 def test_equal_work_is_met():
-    rows, inputs = FAMILIES["rings"](task("rings")), task("rings").sample(16)[0]
+    rows, inputs = known("rings", task("rings")), task("rings").sample(16)[0]
     target = flops(rows["gd"].build(24), inputs)
-    dial = matched_dial(rows["pgd-implicit"].build, target, flops, inputs, 0.15)
+    size = matched_size("it", rows["pgd-implicit"].build, target, flops, inputs, 0.15)
     torch.manual_seed(0)
-    assert flops(rows["pgd-implicit"].build(dial).eval(), inputs) == pytest.approx(target, rel=0.15)
+    assert flops(rows["pgd-implicit"].build(size).eval(), inputs) == pytest.approx(target, rel=0.15)
 
 
 def test_flops_and_saved_bytes_are_those_of_a_linear_layer():
     inputs, labels = torch.randn(100, 20), torch.arange(100) % 3
     data = TensorDataset(inputs, labels)
-    numbers = measure(nn.Linear(20, 3, bias=False), Task("toy", "", Classification(3), data, data), "cpu", Failures())
+    numbers = measure(nn.Linear(20, 3, bias=False), Task("toy", data, data, goal=Classification(3)), "cpu", Failures())
     assert numbers.flops == 2 * 20 * 3
     assert numbers.converged == 1
     assert numbers.forward_evaluations == 0
@@ -154,7 +155,7 @@ def test_evaluations_of_all_solves_are_added():
             return self.scale * self.body(x)
 
     data = TensorDataset(torch.randn(50, 3), torch.arange(50) % 3)
-    numbers = measure(Head(), Task("toy", "", Classification(3), data, data, batch=8), "cpu", Failures())
+    numbers = measure(Head(), Task("toy", data, data, goal=Classification(3), batch=8), "cpu", Failures())
     assert len(numbers.solutions) == 2
     expected = sum(solution.evaluations.double().mean().item() for solution in numbers.solutions)
     assert numbers.forward_evaluations == pytest.approx(expected)

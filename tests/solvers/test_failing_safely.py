@@ -39,7 +39,7 @@ def breaking(b):
     return f
 
 
-FAMILIES = {
+CONTESTANTS = {
     "translation": (lambda b: lambda z: z + b, torch.float64, FAILED),
     "exp(z) + 1": (lambda b: lambda z: z.exp() + 1, torch.float64, EXPLODED),
     "z² + b, b > 1/4": (lambda b: lambda z: z**2 + 0.26 + b.abs(), torch.float64, EXPLODED),
@@ -55,9 +55,9 @@ FAMILIES = {
 
 
 @pytest.mark.parametrize("solver", SOLVERS, ids=repr)
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", CONTESTANTS)
 def test_what_has_no_fixed_point_is_reported(family, solver):
-    make, dtype, expected = FAMILIES[family]
+    make, dtype, expected = CONTESTANTS[family]
     for seed in range(3):
         b = shifts(seed)
         start = torch.zeros(ROWS, 4, dtype=dtype) if seed == 0 else b.to(dtype)

@@ -1,0 +1,8 @@
+"""`python -m experiments COMMAND`: the command line."""
+
+import sys
+
+from .commands.main import main
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""The command line, `implicit COMMAND`: what it can be asked for."""

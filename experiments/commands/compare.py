@@ -1,0 +1,82 @@
+"""The command that compares."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ..contestants.own import chosen, known
+from ..contestants.terms import TERMS
+from ..errors import InputError
+from ..failures import Failure
+from ..names import found
+from ..running.compare import compared
+from ..tasks.make import make_task
+from ..tasks.task import Source, Task
+from ..training import OPTIMIZERS
+from ..training.device import chosen_device, data_on_the_processor
+from ..training.precision import check_precision
+from ..training.team import Team, joined
+
+
+def compare(options: dict[str, Any], typed: Sequence[str]) -> list[Failure]:
+    """Compare on one task, as the command line asks; returns what failed.
+
+    Args:
+        options: of the command line, those of a resumed run its own.
+        typed: the arguments as they were given.
+    """
+    device = chosen_device(options["device"])
+    check_precision(options["precision"], device)
+    data = None if options["data"] is None else str(Path(options["data"]).resolve())
+    with data_on_the_processor(), joined(device, options["strategy"]) as team:
+        task = _task(options, team)
+        contestants, names = chosen(options["models"], known(options["task"], task), task)
+        epochs = options["epochs"] or task.epochs
+        resumed = options.get("command_line")  # the one that the run was started with
+        command_line = resumed if options["resume"] is not None and resumed else _command_line(typed, team)
+        recorded = {**options, "epochs": epochs, "data": data, "command_line": command_line}
+        return compared(
+            task,
+            contestants,
+            names,
+            baseline=options["baseline"],
+            terms=TERMS[options["match"]],
+            epochs=epochs,
+            seeds=options["seeds"],
+            out=options["out"],
+            device=device,
+            precision=options["precision"],
+            team=team,
+            resume=options["resume"],
+            recorded={name: value for name, value in recorded.items() if name not in ("out", "resume", "download")},
+            command=command_line,
+        ).failures
+
+
+def _task(options: dict[str, Any], team: Team) -> Task:
+    """The task with the changes of the command line; where data are fetched, the leading process does it first."""
+    source = Source(options["data"], options["download"])
+    if source.download and team.size > 1:
+        team.first(lambda: bool(make_task(options["task"], source)))
+        source = replace(source, download=False)
+    task = make_task(options["task"], source)
+    changes = {name: options[name] for name in ("batch", "learning_rate") if options[name] is not None}
+    if options["optimizer"] is not None:
+        changes["optimizer"] = found(options["optimizer"], OPTIMIZERS, "optimizer")
+        if not callable(changes["optimizer"]):
+            raise InputError(f"optimizer {options['optimizer']} is no class of an optimiser")
+    return replace(task, **changes)
+
+
+def _command_line(typed: Sequence[str], team: Team) -> str:
+    """What was typed; a process of torchrun knows no more of it than how many there are."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return shlex.join(["implicit", *typed])
+    nodes = ["--nnodes", str(team.nodes)] if team.nodes > 1 else []
+    launcher = ["torchrun", *nodes, "--nproc-per-node", str(team.size // team.nodes), "-m", "experiments"]
+    return shlex.join([*launcher, *typed])

@@ -1,0 +1,35 @@
+"""What there is to compare, in lines."""
+
+from __future__ import annotations
+
+import inspect
+
+from ..contestants.own import known
+from ..names import found
+from ..tasks import TASKS
+from ..tasks.make import make_task
+from ..tasks.task import Source
+from .arguments import RECIPES
+
+
+def listing(task: str | None, data: str | None) -> str:
+    """The tasks and the recipes; or the models of a task, whose data lie in that folder."""
+    if task is None:
+        tasks = {name: (inspect.getdoc(found(name, TASKS, "task")) or "").splitlines()[0] for name in TASKS}
+        recipes = {
+            f"@{path.stem}": path.read_text().splitlines()[0].lstrip("# ") for path in sorted(RECIPES.glob("*.txt"))
+        }
+        rest = "implicit compare TASK --list has the models of one. Your own: MODULE:FUNCTION, which returns a Task."
+        return "\n".join(["tasks", *_lines(tasks), "recipes", *_lines(recipes), rest])
+    contestants = known(task, make_task(task, Source(data)))
+    models = {
+        f"{name}{'' if contestant.usual else ' *'}": f"{contestant.reading}: {contestant.description}"
+        for name, contestant in contestants.items()
+    }
+    rest = "* takes part where it is named, not in all. Your own: MODULE:FUNCTION, which makes a network of a task."
+    return "\n".join([f"models of {task}", *_lines(models), rest])
+
+
+def _lines(words: dict[str, str]) -> list[str]:
+    width = max(map(len, words), default=0)
+    return [f"  {name:{width}}  {line}" for name, line in words.items()]

@@ -1,0 +1,137 @@
+"""The command line: `implicit COMMAND`."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from ..errors import InputError, Interrupted, TrainingError, require
+from ..running.settings import read_settings, settled
+from ..training.launched import launched
+from .arguments import shipped
+from .launch import launch
+from .options import parser
+
+if TYPE_CHECKING:
+    from ..failures import Failure
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code.
+
+    0; 1 if something failed; 2 for bad input; 130 when interrupted; 141 when nobody reads what it prints any more.
+    """
+    code = _answered(list(sys.argv[1:] if arguments is None else arguments))
+    if code and launched():
+        for stream in filter(None, (sys.stdout, sys.stderr)):
+            stream.flush()
+        os._exit(code)  # the other processes may wait for this one, and see that it has gone
+    return code
+
+
+def _answered(given: list[str]) -> int:
+    try:
+        code = _run(given)
+        sys.stdout.flush()
+    except InputError as error:
+        _say(str(error))
+        return 2
+    except TrainingError as error:
+        print(f"implicit: {error}", file=sys.stderr)  # each process for itself
+        return 1
+    except BrokenPipeError:
+        # whoever read the progress has gone; nothing more can be said, and nothing half-written is left
+        sys.stdout = None  # type: ignore[assignment]
+        return 141
+    except Interrupted as end:
+        _say(f"interrupted; {end}")
+        return 130
+    except KeyboardInterrupt:
+        _say("interrupted; nothing was kept")
+        return 130
+    return code
+
+
+def _run(given: list[str]) -> int:
+    try:
+        options = parser().parse_args([shipped(argument) for argument in given])
+    except (UnicodeDecodeError, RecursionError) as error:  # a recipe that is no text, or that reads itself
+        raise InputError(f"a recipe cannot be read: {error}") from error
+    finally:
+        sys.stdout.flush()  # of --help: here a reader that has gone is noticed
+    run = {"compare": _compare, "universality": _alone, "depth": _alone, "sweeps": _alone}[options.command]
+    for name in ("SIGTERM", "SIGHUP"):  # a polite end is an interruption too; Windows lacks the second
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), _interrupt)
+    return run(options, given)
+
+
+def _say(message: str) -> None:
+    """Of several processes the leading one speaks for all."""
+    if not launched() or os.environ["RANK"] == "0":
+        print(f"implicit: {message}", file=sys.stderr)
+
+
+def _settled(options: argparse.Namespace, given: list[str]) -> tuple[dict[str, Any], set[str]]:
+    """What the command is to do, a resumed run's own settings included; and the names of what was given."""
+    chosen = vars(options)
+    plain = parser(defaults=False).parse_args([shipped(argument) for argument in given])
+    typed = {name for name, value in vars(plain).items() if value is not None}
+    if chosen["resume"] is not None:
+        chosen = settled(chosen, typed - {"command", "resume"}, read_settings(chosen["resume"]))
+    return chosen, typed
+
+
+def _ended(failures: list[Failure]) -> int:
+    """The exit code."""
+    return 1 if failures else 0
+
+
+def _compare(options: argparse.Namespace, given: list[str]) -> int:
+    if options.list:
+        from .listing import listing
+
+        print(listing(options.task, options.data))
+        return 0
+    chosen, typed = _settled(options, given)
+    if "task" not in typed and "resume" not in typed:
+        raise InputError("compare needs a task, or --resume RUN; see implicit compare --list")
+    devices, nodes = chosen["devices"], chosen["nodes"]
+    if not launched() and devices * nodes > 1:
+        return launch(given, devices, nodes)
+    if launched() and typed & {"devices", "nodes"} and devices * nodes != int(os.environ["WORLD_SIZE"]):
+        size = os.environ["WORLD_SIZE"]
+        raise InputError(f"--devices {devices} --nodes {nodes} are not the {size} processes that were launched")
+    _require()
+    from .compare import compare  # the libraries of training take seconds to import: not for --help
+
+    return _ended(compare(chosen, given))
+
+
+def _require() -> None:
+    """`InputError` unless what every command uses is there."""
+    require("plots", "matplotlib")
+    require("train", "torchmetrics", "sklearn", "jinja2", "rich", "lightning")
+
+
+def _alone(options: argparse.Namespace, given: list[str]) -> int:
+    """A command of one process."""
+    if launched():
+        raise InputError(f"{options.command} runs in one process: start it without torchrun")
+    chosen, _ = _settled(options, given)
+    _require()
+    from ..training.device import data_on_the_processor
+
+    module = importlib.import_module(f".{options.command}", __package__)
+    run: Callable[..., list[Failure]] = getattr(module, options.command)
+    with data_on_the_processor():
+        return _ended(run(**{name: value for name, value in chosen.items() if name != "command"}))
+
+
+def _interrupt(number: int, frame: object) -> NoReturn:
+    raise KeyboardInterrupt

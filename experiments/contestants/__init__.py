@@ -1,0 +1,13 @@
+"""The networks that are compared, and what makes them alike."""
+
+CONTESTANTS = {
+    "digits": "experiments.contestants.small:digits",
+    "rings": "experiments.contestants.small:rings",
+    "parity": "experiments.contestants.small:parity",
+    "telgarsky": "experiments.contestants.small:rings",
+    "deblur": "experiments.contestants.deblurring:restorers",
+    "cifar10": "experiments.contestants.pictures:cifar",
+    "cifar100": "experiments.contestants.pictures:cifar",
+    "imagenet": "experiments.contestants.pictures:imagenet",
+}
+"""Task of the command line → the function that makes its contestants, imported when it is asked for."""

@@ -1,0 +1,81 @@
+"""Sizes at which networks are alike."""
+
+from __future__ import annotations
+
+from functools import cache, partial
+
+import torch
+from torch import Tensor
+
+from ..errors import InputError
+from ..failures import Failures
+from ..names import file_name, where
+from ..tasks.task import Task
+from .contestant import Contestant, Contestants
+from .terms import Build, Cost, Terms
+
+LARGEST = 2**16
+"""Size at which a network is taken not to grow."""
+
+
+def matched_sizes(
+    contestants: Contestants, names: list[str], terms: Terms, task: Task, failures: Failures
+) -> dict[str, int]:
+    """The size of each of these contestants under the terms; without those that cannot be made, which are failures."""
+    inputs, _ = task.sample(16)
+
+    @cache
+    def target(baseline: str) -> float:
+        assert terms.cost is not None
+        torch.manual_seed(0)
+        build, size = contestants[baseline].build, own_size(baseline, contestants[baseline])
+        try:
+            return terms.cost(build(size).eval(), inputs)
+        except Exception as error:
+            raise InputError(f"the baseline {baseline} cannot be made: {where(error)}") from error
+
+    def size_of(name: str, contestant: Contestant) -> int:
+        if terms.cost is None or contestant.fixed or name == contestant.baseline:
+            return own_size(name, contestant)
+        assert contestant.baseline is not None
+        return matched_size(name, contestant.build, target(contestant.baseline), terms.cost, inputs, terms.tolerance)
+
+    found = {
+        name: failures.within(name, file_name(name)).attempt(
+            "the matching of the size", partial(size_of, name, contestants[name])
+        )
+        for name in names
+    }
+    return {name: size for name, size in found.items() if size is not None}
+
+
+def own_size(name: str, contestant: Contestant) -> int:
+    """Of a contestant that is not matched; `InputError` where it is not known."""
+    if contestant.size is None and not contestant.fixed:
+        raise InputError(f"{name} has no size to start from: give its argument a default, size=64")
+    return contestant.size or 1
+
+
+def matched_size(name: str, build: Build, target: float, cost: Cost, inputs: Tensor, tolerance: float) -> int:
+    """The size at which the network's cost comes closest to the target, within the tolerance."""
+
+    def of(size: int) -> float:
+        torch.manual_seed(0)  # the work of a solve depends on the weights
+        return cost(build(size).eval(), inputs)
+
+    low, high = 1, 2
+    while of(high) < target:
+        if high >= LARGEST:
+            raise InputError(f"{name} does not grow with its size: leave the argument out, or use it")
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if of(middle) < target else (low, middle)
+    size = min((low, high), key=lambda size: abs(of(size) - target))
+    found = of(size)
+    if abs(found - target) > tolerance * target:
+        raise InputError(
+            f"{name}: no size comes within {tolerance:.0%} of the baseline's {target:,.0f}: the closest, {size}, has "
+            f"{found:,.0f}"
+        )
+    return size

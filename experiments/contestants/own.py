@@ -1,0 +1,116 @@
+"""Contestants of a user's own, and the toolkit's for a task of theirs."""
+
+from __future__ import annotations
+
+import inspect
+import weakref
+from collections.abc import Callable
+
+from torch import Tensor, nn
+
+from ..errors import InputError
+from ..names import found, unknown
+from ..tasks.goals import Classification
+from ..tasks.task import Task
+from . import CONTESTANTS
+from .contestant import Contestant, Contestants, against
+from .small import pictures, vectors
+
+Entry = Contestant | Callable[..., nn.Module]
+"""A contestant, or a function of the task, or of the task and a `size`, that makes a new network."""
+
+
+def contestants_for(task: Task) -> Contestants:
+    """The toolkit's own contestants for a task of yours, by what its inputs are: name → contestant.
+
+    Args:
+        task: on vectors, (batch, numbers), or on pictures, (batch, channels, height, width), in classes; there are
+            none for other inputs.
+    """
+    inputs, _ = task.sample(1)
+    if isinstance(inputs, Tensor) and inputs.ndim == 2:
+        return vectors(task, width=16, depth=6, size=32)
+    if isinstance(inputs, Tensor) and inputs.ndim == 4 and isinstance(task.goal, Classification):
+        return pictures(task)
+    return {}
+
+
+def known(name: str, task: Task) -> Contestants:
+    """The toolkit's contestants for the task of that name on the command line."""
+    make = found(CONTESTANTS[name], {}, "the contestants of") if name in CONTESTANTS else contestants_for
+    contestants: Contestants = make(task)
+    return contestants
+
+
+def entered(name: str, entry: Entry, task: Task) -> Contestant:
+    """What takes part under that name; `InputError` where it cannot."""
+    if isinstance(entry, Contestant):
+        return entry
+    if isinstance(entry, nn.Module):
+        raise InputError(
+            f"{name} is a network: pass a function of the task that makes one, for each seed needs a new one"
+        )
+    if not callable(entry):
+        raise InputError(f"{name} is a {type(entry).__name__}, not a function of the task that makes a network")
+    try:
+        parameters = inspect.signature(entry).parameters
+    except (TypeError, ValueError):  # some that are written in C do not tell
+        parameters = {}  # type: ignore[assignment]
+    sized = "size" in parameters
+    default = parameters["size"].default if sized else None
+    last: Callable[[], object] = type(None)
+
+    def build(size: int) -> nn.Module:
+        nonlocal last
+        network = entry(task, size=size) if sized else entry(task)
+        if not isinstance(network, nn.Module):
+            raise TypeError(f"{name} returned a {type(network).__name__}, not a torch.nn.Module")
+        if network is last():
+            raise TypeError(f"{name} returned the same network again: it is to make a new one for each seed")
+        last = weakref.ref(network)
+        return network
+
+    return Contestant(
+        "own",
+        (inspect.getdoc(entry) or "a network of your own").splitlines()[0].rstrip("."),
+        build,
+        fixed=not sized,
+        size=default if isinstance(default, int) else None,
+    )
+
+
+def chosen(models: str, contestants: Contestants, task: Task) -> tuple[Contestants, list[str]]:
+    """All that can be a baseline, and the names of those that take part.
+
+    Args:
+        models: names separated by commas: of the toolkit's, `all` of those that usually take part, `MODULE:FUNCTION`.
+        contestants: the toolkit's.
+        task: for which networks are made.
+    """
+    names: list[str] = []
+    contestants = dict(contestants)
+    for name in (part.strip() for part in models.split(",")):
+        if name == "all":
+            names += [usual for usual, contestant in contestants.items() if contestant.usual]
+            if not names:
+                inputs, _ = task.sample(1)
+                shape = f" of shape {tuple(inputs.shape)}" if isinstance(inputs, Tensor) else ""
+                raise InputError(f"no network of the toolkit fits inputs{shape}: name yours, --models MODULE:FUNCTION")
+            continue
+        if name not in contestants:
+            if ":" not in name:
+                raise unknown(name, contestants, "model")
+            contestants[name] = entered(name, found(name, {}, "model"), task)
+        names.append(name)
+    return contestants, list(dict.fromkeys(names))
+
+
+def compared_with(baseline: str | None, contestants: Contestants, names: list[str]) -> Contestants:
+    """The same contestants, each with a baseline among them: its own, where all have one, or the first of the names."""
+    if baseline is None and all(contestants[name].baseline in contestants for name in names):
+        return contestants
+    first = names[0] if baseline is None else baseline
+    if first not in contestants:
+        raise unknown(first, contestants, "baseline")
+    size = None if contestants[first].fixed else contestants[first].size
+    return against(first, size, contestants)

@@ -1,0 +1,118 @@
+"""The contestants of the small tasks."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from models import Method, ParaFormer, baselines
+from models.blocks import Blocks, convolutional
+from models.mdeq import MDEQ
+from models.mondeq import mondeq
+from models.networks import image_network, vector_network
+from models.readings import Reading
+
+from ..errors import InputError
+from ..tasks.goals import Classification
+from ..tasks.task import Task
+from .contestant import Contestant, Contestants, against
+from .progressive import Progressive
+from .readings import readings
+
+PARAFORMER_RATE = 2.5e-2
+"""The others' learning rate leaves it unfinished after so few steps."""
+
+
+def vectors(task: Task, *, width: int, depth: int, size: int) -> Contestants:
+    """Networks from vectors to logits, or to vectors; `size` is that of the baseline."""
+    x, target = task.sample(1)
+    inputs = x.shape[1]
+    if isinstance(task.goal, Classification):
+        outputs = task.goal.classes
+    elif target.ndim == 2:
+        outputs = target.shape[1]
+    else:
+        raise InputError(f"task {task.name}: its targets have shape {tuple(target.shape)}, not (batch, numbers)")
+
+    def make(method: Method, reading: Reading, hidden: int) -> nn.Module:
+        return vector_network(inputs, outputs, method, reading=reading, width=width, hidden=hidden, depth=depth)
+
+    rows = readings(make)
+    rows["mondeq"] = Contestant(
+        "equilibrium", "monotone operator equilibrium network", lambda width: mondeq(inputs, outputs, width=width)
+    )
+    return against("gd", size, rows)
+
+
+def rings(task: Task) -> Contestants:
+    """Networks on the plane, and on the line."""
+    return vectors(task, width=12, depth=6, size=24)
+
+
+def parity(task: Task) -> Contestants:
+    """Networks on eight signs."""
+    return vectors(task, width=16, depth=6, size=32)
+
+
+def pictures(task: Task) -> Contestants:
+    """Networks on pictures of any size: six layers of 16 channels, in stages of halved side and twice the width."""
+    picture, _ = task.sample(1)
+    assert isinstance(task.goal, Classification)
+    classes, (channels, *sides) = task.goal.classes, picture.shape[1:]
+    stages = 1 + (min(sides) > 16) + (min(sides) > 32)
+    widths, depths = [16 * 2**stage for stage in range(stages)], [6 // stages] * stages
+
+    def make(method: Method, reading: Reading, hidden: int) -> nn.Module:
+        def blocks(width: int) -> Blocks:
+            return convolutional(width, hidden * width // widths[0])
+
+        return image_network(
+            channels, classes, method, reading=reading, blocks=blocks, widths=widths, depths=depths, pool=4
+        )
+
+    return against("gd", 16, readings(make))
+
+
+def digits(task: Task) -> Contestants:
+    """Networks on 8×8 pictures."""
+    rows = pictures(task)
+    rows |= {
+        "densenet": Contestant(
+            "explicit",
+            "DenseNet of torchvision",
+            lambda width: baselines.densenet(1, 10, growth=8, depths=(4, 4), width=width),
+        ),
+        "vit": Contestant(
+            "explicit",
+            "ViT of torchvision",
+            lambda hidden: baselines.vit(1, 10, image_size=8, patch_size=2, width=24, heads=3, hidden=hidden, depth=4),
+            usual=False,  # it needs many more epochs than the others
+        ),
+        "mondeq": Contestant(
+            "equilibrium",
+            "monotone operator equilibrium network on the pixels",
+            lambda width: nn.Sequential(nn.Flatten(), mondeq(64, 10, width=width)),
+        ),
+        "mdeq": Contestant(
+            "equilibrium",
+            "multiscale equilibrium network, two scales",
+            lambda coarse: MDEQ(1, 10, fine=12, coarse=coarse, groups=1),
+            usual=False,
+        ),
+        "paraformer": Contestant(
+            "parallel", "Para-Former: transformer branches side by side", _paraformer, learning_rate=PARAFORMER_RATE
+        ),
+        "paraformer-progressive": Contestant(
+            "parallel",
+            "Para-Former, its first steps on the first 1 … B branches in turn",
+            lambda hidden: Progressive(_paraformer(hidden), rounds=10),
+            usual=False,
+            learning_rate=PARAFORMER_RATE,
+        ),
+    }
+    return against("gd", 16, rows)
+
+
+def _paraformer(hidden: int) -> ParaFormer:
+    return ParaFormer(
+        image_size=8, patch_size=2, channels=1, classes=10, branches=4, depth=2, width=24, heads=3, hidden=hidden
+    )

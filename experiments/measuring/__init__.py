@@ -1,0 +1,1 @@
+"""What a trained network costs, how its equilibria converge, and what the diagnosis says of it."""

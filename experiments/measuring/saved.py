@@ -1,0 +1,30 @@
+"""Memory that a graph holds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
+
+
+def saved_bytes(network: nn.Module, loss: Callable[[], Tensor]) -> int:
+    """Storages, each counted once, that the graph of the loss holds in training mode, parameters left out."""
+    known = {parameter.untyped_storage().data_ptr() for parameter in network.parameters()}
+    sizes: dict[int, int] = {}
+    kept = []  # a storage must live for its address to be its name
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in known:
+            sizes[storage.data_ptr()] = storage.nbytes()
+            kept.append(tensor.detach())
+        return tensor
+
+    network.train()
+    try:
+        with saved_tensors_hooks(pack, lambda tensor: tensor):
+            loss()
+    finally:
+        network.eval()
+    return sum(sizes.values())

@@ -1,0 +1,81 @@
+"""What names on the command line stand for: the toolkit's own by a short name, a user's by `MODULE:NAME`."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import inspect
+import os
+import re
+import sys
+import traceback
+import zlib
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from .errors import InputError, first_line
+
+
+def found(name: str, known: Mapping[str, str], what: str) -> Any:
+    """The object that a name stands for; `InputError` where there is none.
+
+    Args:
+        name: a key of `known`, or `MODULE:NAME`, the module sought in the working folder first.
+        known: short names of what the toolkit has, each with its `MODULE:NAME`.
+        what: a word for the kind: task.
+    """
+    place = known.get(name, name)
+    if ":" not in place:
+        raise unknown(name, known, what)
+    module_name, _, attribute = place.partition(":")
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
+            raise InputError(f"{what} {name}: {where(error)}") from error  # the module is there, and imports another
+        raise InputError(
+            f"{what} {name}: there is no module {error.name} in {os.getcwd()}, nor among what is installed"
+        ) from error
+    except Exception as error:
+        raise InputError(f"{what} {name}: {module_name} cannot be imported: {where(error)}") from error
+    if not hasattr(module, attribute):
+        functions = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
+        raise InputError(f"{what} {name}: {module_name} has no {attribute!r}{similar(attribute, functions)}")
+    return getattr(module, attribute)
+
+
+def unknown(name: str, known: Iterable[str], what: str, *, own: bool = True) -> InputError:
+    """What to say of a name that is none of the toolkit's; `own`: whether a user's own could stand there."""
+    names = list(known)
+    choice = f"Choose from {', '.join(names)}" + "; your own is MODULE:FUNCTION" * own
+    return InputError(f"unknown {what} {name!r}{similar(name, names) or '.'} {choice}")
+
+
+def similar(name: str, names: Iterable[str]) -> str:
+    """`; did you mean …?`, or nothing."""
+    close = difflib.get_close_matches(name, list(names), n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def where(error: BaseException) -> str:
+    """The error in a line, with the last place in the code that it went through."""
+    frames = traceback.extract_tb(error.__traceback__)
+    place = f" ({os.path.basename(frames[-1].filename)}, line {frames[-1].lineno})" if frames else ""
+    return f"{type(error).__name__}: {first_line(error)}{place}"
+
+
+def file_name(name: str) -> str:
+    """The name as that of a file or folder: whatever else it holds is replaced, and told apart by a checksum."""
+    plain = re.sub(r"[^\w.+-]+", "-", name, flags=re.ASCII).strip(".-")
+    return plain if plain == name else f"{plain[:60]}-{zlib.crc32(name.encode()):08x}"
+
+
+def arguments(function: Callable[..., Any]) -> list[inspect.Parameter]:
+    """Those that it takes by their place; none where Python cannot tell."""
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):  # some that are written in C
+        return []
+    return [one for one in parameters if one.kind in (one.POSITIONAL_ONLY, one.POSITIONAL_OR_KEYWORD)]

@@ -1,0 +1,1 @@
+"""What a comparison has come to: its numbers, its table, its figures, its page."""

@@ -1,0 +1,96 @@
+"""How figures look, and what several of them read off a comparison."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import matplotlib as mpl
+import numpy as np
+
+mpl.use("Agg")  # figures go to files, whatever display there is
+import matplotlib.pyplot as plt
+from cycler import cycler
+
+from implicit.plots import COLOURS
+
+from ...tasks.goals import Goal
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from ..comparison import Comparison, Row
+
+STYLE = {
+    "axes.prop_cycle": cycler(color=COLOURS),
+    "axes.grid": True,
+    "grid.alpha": 0.25,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "figure.dpi": 110,
+    "font.size": 9,
+    "svg.hashsalt": "report",  # the same numbers make the same page
+}
+
+
+@contextmanager
+def styled() -> Iterator[None]:
+    """Figures that are made within look alike, and are closed at its end, whatever happens; others are left alone."""
+    before = set(plt.get_fignums())
+    try:
+        with plt.rc_context(STYLE):  # type: ignore[arg-type]
+            yield
+    finally:
+        for number in set(plt.get_fignums()) - before:
+            plt.close(number)
+
+
+def literal(comparison: Comparison) -> Comparison:
+    """The same with names in which Matplotlib finds no formula, whatever dollar signs they hold."""
+
+    def named(row: Row) -> Row:
+        baseline = row.contestant.baseline
+        contestant = replace(row.contestant, baseline=None if baseline is None else baseline.replace("$", r"\$"))
+        return replace(row, name=row.name.replace("$", r"\$"), contestant=contestant)
+
+    return replace(comparison, rows=[named(row) for row in comparison.rows])
+
+
+def score_label(goal: Goal) -> str:
+    """The score with its unit."""
+    return f"{goal.score} ({goal.unit})" if goal.unit else goal.score
+
+
+def colour_of(number: int) -> str:
+    """Of the row with this number."""
+    return COLOURS[number % len(COLOURS)]
+
+
+def curve_of(row: Row, name: str) -> Any:
+    """(seeds, epochs) values of a training curve."""
+    return np.array([[epoch[name] for epoch in run.training.curves] for run in row.runs])
+
+
+def trained(comparison: Comparison) -> list[tuple[int, Row]]:
+    """The rows that had something to learn, with their numbers."""
+    return [(number, row) for number, row in enumerate(comparison.rows) if row.trained]
+
+
+def panels(count: int, *, columns: int, size: tuple[float, float], shared: bool = False) -> tuple[Figure, Any]:
+    """So many panels of this size in inches, in even lines of at most `columns`; they may share their axes."""
+    lines = -(-count // columns)
+    columns = -(-count // lines)
+    figure, axes = plt.subplots(
+        lines,
+        columns,
+        figsize=(size[0] * columns, size[1] * lines),
+        layout="constrained",
+        squeeze=False,
+        sharex=shared,
+        sharey=shared,
+    )
+    for ax in axes.flat[count:]:
+        ax.set_axis_off()
+    return figure, axes

@@ -1,0 +1,142 @@
+"""The table of a comparison: the same columns in the terminal and in the report."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from .comparison import Comparison, Row
+
+MARKS = {"better": "▲ ", "worse": "▼ "}
+"""Of what is decided."""
+
+
+def _mean(figure: str, form: str, scale: float = 1.0) -> Callable[[Row], str]:
+    """How a row shows the mean of a figure, where it is known."""
+    return lambda row: format(scale * row.mean(figure), form) if row.values(figure) else "–"
+
+
+def _evaluations(row: Row) -> str:
+    if not row.mean("forward_evaluations"):
+        return "–"
+    return " / ".join(_mean(f"{direction}_evaluations", ".1f")(row) for direction in ("forward", "backward"))
+
+
+def _latency(batch: int, form: str) -> Callable[[Row], str]:
+    def show(row: Row) -> str:
+        seconds = row.latency(batch)
+        return "–" if math.isnan(seconds) else format(1e3 * seconds, form)
+
+    return show
+
+
+def columns(comparison: Comparison) -> dict[str, tuple[str, Callable[[Row], str]]]:
+    """Heading → (what it means, how a row shows it)."""
+    goal = comparison.task.goal
+    baseline = comparison.baseline or "its baseline"
+
+    def score(row: Row) -> str:
+        count = len(row.values("score"))
+        spread = f" ± {goal.show(row.deviation('score'))}" if count > 1 else ""
+        return goal.show(row.mean("score")) + spread if count else "–"
+
+    def difference(row: Row) -> str:
+        found, kind = comparison.difference(row), comparison.judged(row)
+        if found is None or not math.isfinite(found.high - found.low):
+            return "baseline" if kind == "baseline" else "–"  # of one seed: it would say nothing
+        mean, low, high = (("+" if value > 0 else "") + goal.show(value) for value in vars(found).values())
+        shown = f"{MARKS.get(kind, '')}{mean} [{low}, {high}]"
+        return shown if comparison.baseline else f"{shown} to {row.contestant.baseline}"
+
+    table: dict[str, tuple[str, Callable[[Row], str]]] = {
+        "network": ("", lambda row: row.name),
+        goal.heading: ("on the test part, mean ± standard deviation over the seeds", score),
+        f"– {baseline}": (
+            f"difference of that to {baseline}, in pairs of one seed: mean and 95 % interval (Student's t); "
+            "▲ better and ▼ worse, decided; one that holds 0 decides nothing",
+            difference,
+        ),
+        "reading": ("", lambda row: row.contestant.reading),
+        "parameters": ("trainable scalars", lambda row: f"{row.parameters:,}"),
+        "MFLOPs": (
+            "matmul and convolution FLOPs executed a sample, forward, in millions, the solver's own included",
+            _mean("flops", ".3g", 1e-6),
+        ),
+        "margin": (
+            "median distance of test points to the decision boundary, to first order, negative for wrong answers",
+            _mean("margin", ".3f"),
+        ),
+        "evaluations": ("of the cells a row, forward / backward, all solves together", _evaluations),
+        "converged %": (
+            "test rows all of whose solves met the tolerance",
+            lambda row: _mean("converged", ".1f", 100)(row) if row.mean("forward_evaluations") else "–",
+        ),
+        "s / epoch": (
+            "median seconds of training",
+            lambda row: f"{row.seconds_per_epoch():.2f}" if row.trained else "–",
+        ),
+        "ms at 1": ("median latency of a forward pass, batch 1", _latency(1, ".2f")),
+        "ms at 256": ("the same, batch 256", _latency(256, ".1f")),
+        "saved MiB": (
+            f"activations that a training batch of {comparison.task.batch} keeps for its backward pass",
+            _mean("saved_bytes", ".2f", 2**-20),
+        ),
+    }
+    if not any(row.values("margin") for row in comparison.rows):
+        del table["margin"]
+    return table
+
+
+class _Terminal(Console):
+    def on_broken_pipe(self) -> None:
+        raise  # the BrokenPipeError that is being handled: the command line answers it
+
+
+def terminal(*, quiet: bool = False) -> Console:
+    """Where a run prints, if it is not quiet."""
+    console = _Terminal(quiet=quiet)
+    return console if console.is_terminal else _Terminal(width=200, quiet=quiet)  # a log has no edge to wrap at
+
+
+def print_table(comparison: Comparison, console: Console) -> None:
+    """Print the verdict, then the table, in as many parts as the terminal's width asks for, each with the names."""
+    console.print(f"\n{comparison.verdict()}", highlight=False, markup=False)
+    first, *rest = columns(comparison)
+    part = [first]
+    for heading in rest:
+        if len(part) > 1 and _width(_table(comparison, [*part, heading])) > console.width:
+            console.print(_table(comparison, part))
+            part = [first]
+        part.append(heading)
+    console.print(_table(comparison, part))
+
+
+def table_text(comparison: Comparison) -> str:
+    """The whole table as text, as wide as it is."""
+    console = Console(width=10_000, color_system=None)
+    with console.capture() as captured:
+        console.print(_table(comparison, list(columns(comparison))))
+    return "\n".join(line.rstrip() for line in captured.get().splitlines())
+
+
+def _width(table: Table) -> int:
+    """Columns that the table asks for, whatever the terminal has."""
+    return Console(width=10_000).measure(table).maximum
+
+
+def _table(comparison: Comparison, headings: list[str]) -> Table:
+    table, shown = Table(title=Text(comparison.task.name), box=box.SIMPLE_HEAD), columns(comparison)
+    for heading in headings:
+        table.add_column(Text(heading), justify="left" if heading in ("network", "reading") else "right", no_wrap=True)
+    for row in comparison.ranked:
+        table.add_row(*(Text(shown[heading][1](row)) for heading in headings))
+    for name in comparison.missing:
+        table.add_row(Text(name), *["–"] * (len(headings) - 1))
+    return table

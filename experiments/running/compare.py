@@ -1,0 +1,194 @@
+"""The main job: train networks on one task and set them side by side."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from rich.markup import escape
+
+from ..contestants.contestant import Contestants
+from ..contestants.matching import matched_sizes
+from ..contestants.own import Entry, compared_with, entered
+from ..contestants.terms import TERMS, Terms, in_common, parameters
+from ..errors import InputError
+from ..failures import Failures
+from ..reporting.comparison import Comparison, Row, Run
+from ..reporting.report import write_report
+from ..reporting.table import print_table, terminal
+from ..tasks.task import Task
+from ..training.device import chosen_device, data_on_the_processor
+from ..training.precision import PRECISIONS, check_precision
+from ..training.shares import check_divides, check_strategy
+from ..training.team import Team, joined
+from .circumstances import circumstances, place
+from .folder import PYTHON, run_folder, tell_the_end, write_results
+from .settings import check_alike, read_settings, write_settings
+from .trials import Trials
+
+
+def compare(
+    task: Task,
+    contestants: Mapping[str, Entry],
+    *,
+    baseline: str | None = None,
+    match: str = "parameters",
+    seeds: int = 5,
+    epochs: int | None = None,
+    out: str | os.PathLike[str] | None = None,
+    device: str = "auto",
+    precision: str = "32",
+    strategy: str = "ddp",
+    resume: str | os.PathLike[str] | None = None,
+) -> Comparison:
+    """Train networks on one task from the same seeds, measure and diagnose them, and write a report.
+
+    Use it in a program or a notebook for data and networks of your own; `implicit compare MODULE:FUNCTION` is the same
+    on the command line. What fails costs nothing else, and is in `Comparison.failures`. A program that torchrun has
+    started trains with all its processes; the comparison is complete in the leading one and empty in the others.
+
+    Args:
+        task: data, goal and loss.
+        contestants: name → a function of the task that makes a new network; a function of the task and a `size`,
+            which is then chosen so that the network matches the baseline; or a `Contestant`, such as those of
+            `contestants_for(task)`. A network maps inputs (batch, …) to what the goal's loss takes.
+        baseline: the name that all are compared with; None: that of each contestant, or the first.
+        match: `parameters`, `flops` or `shape`: what those with a size have in common with the baseline.
+        seeds: how many: 0, 1, …; below two nothing can be said of a difference.
+        epochs: passes over the training part; None: the task's.
+        out: folder of the run, new or empty; None: the first free of `runs/NAME-1`, …
+        device: `cpu`, `cuda` or `auto`, the GPU where there is one.
+        precision: `32`, `bf16` or, on GPUs, `16`: of the layers in training.
+        strategy: of several processes: `ddp`, or `fsdp`, which splits the weights.
+        resume: the folder of a run that was interrupted, or that has failures: it goes on with the same arguments.
+
+    `InputError` for what cannot be used, before anything is trained.
+    """
+    for name, value, known in (("match", match, TERMS), ("precision", precision, PRECISIONS)):
+        if value not in known:
+            raise InputError(f"{name}={value!r}: choose from {', '.join(known)}")
+    if strategy not in ("ddp", "fsdp"):
+        raise InputError(f"strategy={strategy!r}: choose from ddp, fsdp")
+    epochs = task.epochs if epochs is None else epochs
+    for name, number in (("seeds", seeds), ("epochs", epochs)):
+        if number < 1:
+            raise InputError(f"{name}={number} is not at least 1")
+    if not contestants:
+        raise InputError("there is nothing to compare: pass {name: function of the task that makes a network}")
+    entries = {name: entered(name, entry, task) for name, entry in contestants.items()}
+    given: dict[str, Any] = {"task": task.name, "contestants": list(entries), "baseline": baseline, "match": match}
+    given |= {"epochs": epochs, "seeds": seeds, "precision": precision, "strategy": strategy}
+    given |= {name: getattr(task, name) for name in ("batch", "learning_rate", "weight_decay")}
+    if resume is not None:
+        if out is not None:
+            raise InputError("resume names the folder of the run: leave out the argument out")
+        check_alike(given, read_settings(Path(resume)))
+    shown = [f"{name}={value!r}" for name, value in (("seeds", seeds), ("epochs", epochs), ("baseline", baseline))]
+    with data_on_the_processor(), joined(chosen_device(device), strategy) as team:
+        return compared(
+            task,
+            entries,
+            list(entries),
+            baseline=baseline,
+            terms=TERMS[match],
+            epochs=epochs,
+            seeds=seeds,
+            out=None if out is None else Path(out),
+            device=chosen_device(device),
+            precision=precision,
+            team=team,
+            resume=None if resume is None else Path(resume),
+            recorded={"command": PYTHON, **given},
+            command=f"experiments.compare(…, {', '.join(shown)}, match={match!r})",
+        )
+
+
+def compared(
+    task: Task,
+    contestants: Contestants,
+    names: list[str],
+    *,
+    baseline: str | None,
+    terms: Terms,
+    epochs: int,
+    seeds: int,
+    out: Path | None,
+    device: str,
+    precision: str,
+    team: Team,
+    resume: Path | None,
+    recorded: dict[str, Any],
+    command: str,
+) -> Comparison:
+    """Train, measure, report. What is known is written before the next thing starts.
+
+    All is checked before anything is written. Every process of a team calls it: all train, the leading one does the
+    rest.
+
+    Args:
+        contestants: all that can be a baseline.
+        names: those that take part.
+        recorded: what the run was started with, for when it goes on.
+        command: what the report says of how it was made.
+    """
+    with ExitStack() as stack:
+        console = terminal(quiet=not team.leads)
+        failures = Failures(lambda line: console.print(f"    {line}", highlight=False, markup=False))
+        started = time.perf_counter()
+        check_precision(precision, device)
+        check_divides(task, team)
+        check_strategy(task, team)
+        contestants = compared_with(baseline, contestants, names)
+        alike = in_common(terms, [contestants[name].fixed for name in names])
+        folder, final = team.first(
+            lambda: stack.enter_context(run_folder(out, recorded["command"], failures, name=task.name, resume=resume))
+        )
+        if team.leads:
+            where = {"device": device, "devices": team.size // team.nodes, "nodes": team.nodes}
+            write_settings(folder, {**recorded, **where})
+        console.print(
+            f"[bold]{escape(task.name)}[/]: {escape(task.description + '; ' * bool(task.description))}"
+            f"{_count(len(names), 'network')}, {alike}, {_count(epochs, 'epoch')}, {_count(seeds, 'seed')}, "
+            f"on {place(device, team, precision)}",
+            highlight=False,
+        )
+        sizes = team.first(lambda: matched_sizes(contestants, names, terms, task, failures))
+        trials = Trials(task, epochs, device, precision, team, folder, resume is not None, console, failures, started)
+        settings = {"command": command, "terms": alike, "epochs": epochs, "seeds": list(range(seeds))}
+        settings |= circumstances(device)
+        runs: dict[str, list[Run]] = {name: [] for name in names}
+        # of a process that does not lead it stays empty: the leading one speaks for all, also with its exit code
+        comparison = Comparison(task, [], settings, names, failures.found if team.leads else [])
+        for number, name in enumerate(names, start=1):
+            contestant = contestants[name]
+            for seed in range(seeds):
+                words = f"[bold]{escape(name)}[/], {escape(contestant.description)}, seed {seed}"
+                console.print(f"({number}/{len(names)}) {words}", highlight=False)
+                run = trials.run(name, contestant, sizes[name], seed) if name in sizes else None
+                runs[name] += [] if run is None else [run]
+                if team.leads:
+                    rows = [
+                        Row(name, contestants[name], parameters(found[0].network), sizes[name], found)
+                        for name, found in runs.items()
+                        if found
+                    ]
+                    missing = [name for name, found in runs.items() if not found]
+                    settings["seconds"] = trials.seconds
+                    comparison = Comparison(task, rows, settings, missing, failures.found)
+                    write_results(folder, comparison.to_dict())
+        if team.leads:
+            failures.attempt("the table", lambda: print_table(comparison, console))
+            write_report(comparison, folder, failures)
+            if failures.found:
+                write_results(folder, comparison.to_dict())
+    if team.leads:  # it speaks for all
+        tell_the_end(final, "report.html", "report", recorded["command"], failures, console)
+    return comparison
+
+
+def _count(number: int, thing: str) -> str:
+    return f"{number} {thing}" + ("" if number == 1 else "s")

@@ -1,0 +1,56 @@
+"""What is wrong with a task, said before anything is trained."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import TensorDataset
+
+from .goals import Classification, Goal
+
+if TYPE_CHECKING:
+    from .task import Task
+
+
+def checked(task: Task) -> None:
+    """`ValueError` for data, a goal or numbers that cannot be trained on."""
+    if not isinstance(task.goal, Goal):
+        raise ValueError(f"task {task.name}: goal={task.goal!r} is no goal: pass Classification(classes), Regression()")
+    if not 0 < task.learning_rate < float("inf"):
+        raise ValueError(f"task {task.name}: learning_rate={task.learning_rate} is not a positive number")
+    for number in ("epochs", "batch", "measured"):
+        if getattr(task, number) < 1:
+            raise ValueError(f"task {task.name}: {number}={getattr(task, number)} is not at least 1")
+    for part, data in (("train", task.train), ("test", task.test)):
+        try:
+            _check_part(data, task.goal)
+        except ValueError as error:
+            raise ValueError(f"task {task.name}: its {part} part {error}") from None
+
+
+def _check_part(data: Any, goal: Goal) -> None:
+    if not hasattr(data, "__len__") or not hasattr(data, "__getitem__"):
+        raise ValueError(f"is a {type(data).__name__}, not a data set with a length and items, such as a TensorDataset")
+    if len(data) == 0:
+        raise ValueError("is empty")
+    if not isinstance(data, TensorDataset):
+        return  # its items are made when they are asked for
+    if len(data.tensors) != 2:
+        raise ValueError(f"holds {len(data.tensors)} tensors, not the two of inputs and targets")
+    for tensor in data.tensors:
+        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+            raise ValueError("holds NaN or Inf")
+    if isinstance(goal, Classification):
+        _check_labels(data.tensors[1], goal.classes)
+
+
+def _check_labels(labels: Tensor, classes: int) -> None:
+    if labels.ndim > 1 and labels.is_floating_point():
+        return  # shares of the classes
+    if labels.dtype != torch.int64 or labels.ndim != 1:
+        raise ValueError(f"has labels of {labels.dtype} in shape {tuple(labels.shape)}, not torch.int64 in (rows,)")
+    low, high = int(labels.min()), int(labels.max())
+    if low < 0 or high >= classes:
+        raise ValueError(f"has labels from {low} to {high}, not from 0 to {classes - 1}, as classes={classes} asks for")

@@ -1,0 +1,78 @@
+"""What a task is: data with a fixed split, a goal, and how to train."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import KW_ONLY, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, default_collate
+
+from .checks import checked
+from .goals import Goal
+
+
+@dataclass(frozen=True)
+class Task:
+    """Data for training and testing, and what they are for: what `compare` trains networks on.
+
+    Both parts are data sets of pairs (input, target), with a length, whose items are tensors of one shape; networks
+    see them in batches, (batch, …). `ValueError` where data or numbers cannot be trained on, and why.
+    """
+
+    name: str
+    """Of the run's folder and of the report."""
+    train: Dataset[Any]
+    """Pairs of an input and a target."""
+    test: Dataset[Any]
+    """Likewise; only watched while training, so that no network is chosen on it."""
+    _: KW_ONLY
+    goal: Goal
+    """Loss and score: `Classification(classes)`, `Regression()`, `Restoration()`, or a class of your own."""
+    loss: Callable[[Tensor, Tensor], Tensor] | None = None
+    """Of a batch of outputs and targets, a scalar; None: the goal's."""
+    description: str = ""
+    """In words, for the report."""
+    epochs: int = 15
+    """Passes over the training part, unless told otherwise."""
+    batch: int = 64
+    """Pairs a training step."""
+    learning_rate: float = 4e-3
+    """The largest of the one-cycle schedule; a contestant may have one of its own."""
+    weight_decay: float = 1e-2
+    """Of the optimiser."""
+    optimizer: Callable[..., torch.optim.Optimizer] = torch.optim.AdamW
+    """Called as `optimizer(parameters, lr=…, weight_decay=…)`."""
+    collate: Callable[[list[Any]], Any] = default_collate
+    """Makes a training batch of a list of pairs."""
+    averaging: float | None = None
+    """Decay of an exponential moving average of the weights, which is what is tested; None: no averaging."""
+    workers: int = 0
+    """Processes that load the data."""
+    measured: int = 2048
+    """Test pairs on which costs and solves are measured."""
+
+    def __post_init__(self) -> None:
+        checked(self)
+
+    def training_loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Of a batch: the task's own loss, or the goal's."""
+        return (self.loss or self.goal.loss)(outputs, targets)
+
+    def sample(self, count: int | None = None) -> tuple[Tensor, Tensor]:
+        """The first test pairs, at most so many, `measured` of them by default, as tensors."""
+        most = min(self.measured if count is None else count, len(self.test))  # type: ignore[arg-type]
+        inputs, targets = default_collate([self.test[i] for i in range(most)])
+        return inputs, targets
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where the data of a task come from, as the command line has it."""
+
+    data: str | None = None
+    """Folder; None: the task needs none."""
+    download: bool = False
+    """Whether to fetch them into the folder first."""

@@ -1,0 +1,10 @@
+"""Training of one network, by one process or several."""
+
+OPTIMIZERS = {
+    "adamw": "torch.optim:AdamW",
+    "adam": "torch.optim:Adam",
+    "nadam": "torch.optim:NAdam",
+    "rmsprop": "torch.optim:RMSprop",
+    "sgd": "torch.optim:SGD",
+}
+"""Name on the command line → its class, imported when it is asked for; the schedule gives SGD its momentum."""

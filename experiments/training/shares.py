@@ -1,0 +1,83 @@
+"""The order of the data, and each process's share of every batch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import lightning
+import torch
+from torch.utils.data import RandomSampler, Sampler
+
+from ..errors import InputError
+from ..tasks.task import Task
+from .team import Team
+
+TEST_BATCH = 256
+
+
+class Shares(Sampler[int]):
+    """Indices in batches that do not depend on the number of processes, which split each batch between them.
+
+    A shuffled epoch is a function of the state of `order` and of the rank: its other random numbers (dropout,
+    augmentation) are seeded from there too, so that a training that goes on draws what it would have drawn.
+
+    Args:
+        length: of the data.
+        batch: of all processes together; all batches but the last are split evenly where they divide it.
+        team: who shares it.
+        order: shuffles; None: the data in their order.
+    """
+
+    def __init__(self, length: int, batch: int, team: Team, order: torch.Generator | None = None) -> None:
+        self.length, self.batch, self.team, self.order = length, batch, team, order
+
+    def __len__(self) -> int:
+        full, rest = divmod(self.length, self.batch)
+        return full * len(self._own(range(self.batch))) + len(self._own(range(rest)))
+
+    def __iter__(self) -> Iterator[int]:
+        indices = list(range(self.length))
+        if self.order is not None:
+            indices = list(RandomSampler(indices, generator=self.order))
+            after = torch.Generator("cpu")
+            after.set_state(self.order.get_state())
+            drawn = int(torch.randint(2**31, (), generator=after, device="cpu"))
+            lightning.seed_everything(drawn + self.team.rank, verbose=False)
+        for start in range(0, self.length, self.batch):
+            own = self._own(range(start, min(start + self.batch, self.length)))
+            yield from indices[own.start : own.stop]
+
+    def rows(self, number: int) -> int:
+        """Rows of the batch of that number, of all processes together."""
+        return min(self.batch, self.length - number * self.batch)
+
+    def _own(self, whole: range) -> range:
+        first, last = (len(whole) * rank // self.team.size for rank in (self.team.rank, self.team.rank + 1))
+        return whole[first:last]
+
+
+def check_divides(task: Task, team: Team) -> None:
+    """`InputError` unless every process gets a share of every batch, and an equal one of the full ones."""
+    length, tested = len(task.train), len(task.test)  # type: ignore[arg-type]
+
+    def possible(size: int) -> bool:
+        rests = (length % task.batch, tested % (size * test_share(size)))
+        return task.batch % size == 0 and all(rest == 0 or rest >= size for rest in rests)
+
+    if not possible(team.size):
+        allowed = ", ".join(str(size) for size in range(1, task.batch + 1) if possible(size))
+        raise InputError(
+            f"{team.size} processes cannot share the {length} rows of {task.name} in batches of {task.batch}, and the "
+            f"{tested} for testing: choose --devices × --nodes from {allowed}"
+        )
+
+
+def test_share(size: int) -> int:
+    """Rows of a test batch that each of so many processes takes."""
+    return -(-TEST_BATCH // size)
+
+
+def check_strategy(task: Task, team: Team) -> None:
+    """`InputError` where a strategy cannot train the task."""
+    if team.strategy == "fsdp" and task.averaging is not None:
+        raise InputError(f"--strategy fsdp cannot average weights, which {task.name} asks for: use ddp")

@@ -27,9 +27,23 @@ class Branches(nn.Module):
         width: of a token; a multiple of `heads`.
         heads: of the attention.
         hidden: width of a block's MLP.
+        normalised_skip: whether a block adds to its normalised input, `y = LN(x) + Attn(LN(x))`, or to its input.
+        qkv_bias: whether queries, keys and values have a bias.
+        dropout: share of what the attention and the two layers of the MLP return that is dropped in training.
     """
 
-    def __init__(self, count: int, *, depth: int = 2, width: int = 192, heads: int = 3, hidden: int = 768) -> None:
+    def __init__(
+        self,
+        count: int,
+        *,
+        depth: int = 2,
+        width: int = 192,
+        heads: int = 3,
+        hidden: int = 768,
+        normalised_skip: bool = False,
+        qkv_bias: bool = True,
+        dropout: float = 0.0,
+    ) -> None:
         super().__init__()
         for name, value in {"depth": depth, "width": width, "heads": heads, "hidden": hidden}.items():
             check_positive(name, value)
@@ -38,7 +52,10 @@ class Branches(nn.Module):
             raise ValueError(f"width={width} is not a multiple of heads={heads}")
         self.batched: bool | None = None
         """False: a loop; True, None: batched, on a processor in as few groups as its caches ask for."""
-        self.blocks = nn.ModuleList(_StackedBlock(count, width, heads, hidden) for _ in range(depth))
+        check_share("dropout", dropout)
+        self.blocks = nn.ModuleList(
+            _StackedBlock(count, width, heads, hidden, normalised_skip, qkv_bias, dropout) for _ in range(depth)
+        )
 
     @property
     def count(self) -> int:
@@ -111,7 +128,7 @@ class _Weights(NamedTuple):
 
     norms: Tensor
     qkv: Tensor
-    qkv_bias: Tensor
+    qkv_bias: Tensor | None
     project: Tensor
     project_bias: Tensor
     expand: Tensor
@@ -123,11 +140,21 @@ class _Weights(NamedTuple):
 class _StackedBlock(nn.Module):
     """A pre-norm transformer block for every branch: parameters have the branches in dim 0."""
 
-    def __init__(self, branches: int, width: int, heads: int, hidden: int) -> None:
+    def __init__(
+        self,
+        branches: int,
+        width: int,
+        heads: int,
+        hidden: int,
+        normalised_skip: bool,
+        qkv_bias: bool,
+        dropout: float,
+    ) -> None:
         super().__init__()
-        self.heads = heads
+        self.heads, self.normalised_skip, self.dropout = heads, normalised_skip, dropout
         self.norms = nn.Parameter(torch.stack((torch.ones(branches, 2, width), torch.zeros(branches, 2, width)), 2))
-        self.qkv, self.qkv_bias = _linear(branches, width, 3 * width)
+        self.qkv, bias = _linear(branches, width, 3 * width)
+        self.register_parameter("qkv_bias", bias if qkv_bias else None)
         self.project, self.project_bias = _linear(branches, width, width)
         self.expand, self.expand_bias = _linear(branches, width, hidden)
         self.contract, self.contract_bias = _linear(branches, hidden, width)
@@ -136,26 +163,35 @@ class _StackedBlock(nn.Module):
         """The weights of the first so many branches, in groups of `size`; their gradients are one tensor each."""
         sizes = [min(size, count - start) for start in range(0, count, size)]
         rest = len(self.qkv) - count
-        parts = (getattr(self, name).split([*sizes, rest])[:-1] for name in _Weights._fields)
+        whole = (getattr(self, name) for name in _Weights._fields)
+        parts = (len(sizes) * [None] if each is None else each.split([*sizes, rest])[:-1] for each in whole)
         return [_Weights(*group) for group in zip(*parts, strict=True)]
 
     def forward(self, x: Tensor, weights: _Weights) -> Tensor:
         """(branches, batch, tokens, width) to the same, for branches with these weights."""
         branches, batch, tokens, width = x.shape
 
-        def linear(y: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-            return torch.baddbmm(bias[:, None], y.reshape(branches, batch * tokens, -1), weight)
+        def linear(y: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+            rows = y.reshape(branches, batch * tokens, -1)
+            return torch.bmm(rows, weight) if bias is None else torch.baddbmm(bias[:, None], rows, weight)
+
+        def dropped(y: Tensor) -> Tensor:
+            return F.dropout(y, self.dropout, self.training) if self.dropout else y
 
         def norm(y: Tensor, index: int) -> Tensor:
             scale, shift = weights.norms[:, index, :, None, None].unbind(1)
             return F.layer_norm(y, (width,)) * scale + shift
 
-        qkv = linear(norm(x, 0), weights.qkv, weights.qkv_bias)
+        normed = norm(x, 0)
+        qkv = linear(normed, weights.qkv, weights.qkv_bias)
         q, k, v = qkv.view(branches * batch, tokens, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
         mixed = F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
-        x = x + linear(mixed, weights.project, weights.project_bias).view(x.shape)
-        inner = F.gelu(linear(norm(x, 1), weights.expand, weights.expand_bias))
-        return x + linear(inner, weights.contract, weights.contract_bias).view(x.shape)
+        attended = dropped(linear(mixed, weights.project, weights.project_bias)).view(x.shape)
+        x = (normed if self.normalised_skip else x) + attended
+        normed = norm(x, 1)
+        inner = dropped(F.gelu(linear(normed, weights.expand, weights.expand_bias)))
+        outer = dropped(linear(inner, weights.contract, weights.contract_bias)).view(x.shape)
+        return (normed if self.normalised_skip else x) + outer
 
 
 def _linear(branches: int, inputs: int, outputs: int) -> tuple[nn.Parameter, nn.Parameter]:
@@ -169,6 +205,12 @@ def check_positive(name: str, value: Any) -> None:
     """`ValueError` unless it is a whole number of at least 1."""
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise ValueError(f"{name}={value!r} must be an integer of at least 1")
+
+
+def check_share(name: str, value: Any) -> None:
+    """`ValueError` unless it is a number from 0 up to 1, which is left out."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 1:
+        raise ValueError(f"{name}={value!r} must be a number from 0 to below 1")
 
 
 def at_most(first: int, count: int) -> int:

@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from .sharding import ShardedBranches
 
 
+CODED_DROPOUT = 0.1
+"""Of the published code."""
+
+
 class _ParaFormer(nn.Module):
     """Embedding → class token and positions x_0 → `Σ_i Branch_i(x_0)` → norm and head on the class token."""
 
@@ -87,7 +91,7 @@ class ParaFormer(_ParaFormer):
     """An image classifier whose depth lies side by side: `y = Σ_i Branch_i(x_0)`, then norm and head.
 
     Patches, a class token and positions make x_0, which all branches see. Plain training is that of any module;
-    progressive training, as published, takes a step for the first branch, for the first two, …:
+    progressive training takes a step for the first branch, for the first two, …:
 
         for branches in range(1, model.branches + 1):
             loss(model(images, branches=branches), labels).backward()
@@ -103,6 +107,9 @@ class ParaFormer(_ParaFormer):
         classes: number of classes.
         branches: B.
         depth, width, heads, hidden: as in `Branches`.
+        as_coded: the network of the code that was published with the paper: each block adds to its normalised input,
+            queries, keys and values have no bias, a tenth is dropped in training, also of the tokens, and class token
+            and positions start from N(0, 1). It is not the network of the paper's equations, which is the default.
     """
 
     def __init__(
@@ -117,12 +124,24 @@ class ParaFormer(_ParaFormer):
         width: int = 192,
         heads: int = 3,
         hidden: int = 768,
+        as_coded: bool = False,
     ) -> None:
         sizes = {"image_size": image_size, "patch_size": patch_size, "channels": channels, "classes": classes}
         for name, value in sizes.items():
             check_positive(name, value)
-        body = Branches(branches, depth=depth, width=width, heads=heads, hidden=hidden)
-        super().__init__(Tokens(image_size, patch_size, channels, width), classes, body, width)
+        dropout = CODED_DROPOUT if as_coded else 0.0
+        body = Branches(
+            branches,
+            depth=depth,
+            width=width,
+            heads=heads,
+            hidden=hidden,
+            normalised_skip=as_coded,
+            qkv_bias=not as_coded,
+            dropout=dropout,
+        )
+        tokens = Tokens(image_size, patch_size, channels, width, dropout=dropout, normal=as_coded)
+        super().__init__(tokens, classes, body, width)
 
 
 class VectorParaFormer(_ParaFormer):

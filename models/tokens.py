@@ -7,22 +7,41 @@ from torch import Tensor, nn
 
 
 class Tokens(nn.Module):
-    """Images (batch, channels, side, side) to tokens (batch, patches + 1, width): patches, class token, positions."""
+    """Images (batch, channels, side, side) to tokens (batch, patches + 1, width): patches, class token, positions.
 
-    def __init__(self, image_size: int, patch_size: int, channels: int, width: int) -> None:
+    Args:
+        image_size, patch_size, channels, width: of the images, a patch, the images, a token.
+        dropout: share of the tokens' entries that is dropped in training.
+        normal: whether class token and positions start from N(0, 1), not from 0 and N(0, 0.02²).
+    """
+
+    def __init__(
+        self,
+        image_size: int,
+        patch_size: int,
+        channels: int,
+        width: int,
+        *,
+        dropout: float = 0.0,
+        normal: bool = False,
+    ) -> None:
         super().__init__()
         if image_size % patch_size:
             raise ValueError(f"image_size={image_size} is not a multiple of patch_size={patch_size}")
         self.image_shape = (channels, image_size, image_size)
         self.patches = nn.Conv2d(channels, width, patch_size, stride=patch_size)
-        self.class_token = nn.Parameter(torch.zeros(1, 1, width))
-        self.positions = nn.Parameter(0.02 * torch.randn(1, (image_size // patch_size) ** 2 + 1, width))
+        positions = torch.randn(1, (image_size // patch_size) ** 2 + 1, width)
+        self.class_token = nn.Parameter(torch.randn(1, 1, width) if normal else torch.zeros(1, 1, width))
+        self.positions = nn.Parameter(positions if normal else 0.02 * positions)
+        self.dropout = nn.Dropout(dropout)
 
     def forward(self, images: Tensor) -> Tensor:
         if images.shape[1:] != self.image_shape:
             raise ValueError(f"images of shape {tuple(images.shape[1:])} given, {self.image_shape} expected")
-        tokens = self.patches(images).flatten(2).transpose(1, 2)
-        return torch.cat((self.class_token.expand(len(tokens), -1, -1), tokens), dim=1) + self.positions
+        patches = self.patches(images).flatten(2).transpose(1, 2)
+        tokens = torch.cat((self.class_token.expand(len(patches), -1, -1), patches), dim=1) + self.positions
+        dropped: Tensor = self.dropout(tokens)
+        return dropped
 
 
 class VectorTokens(nn.Module):

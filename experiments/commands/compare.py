@@ -15,7 +15,7 @@ from ..errors import InputError
 from ..failures import Failure
 from ..names import found
 from ..running.compare import compared
-from ..tasks.make import make_task
+from ..tasks.make import fewer, make_task
 from ..tasks.task import Source, Task
 from ..training import OPTIMIZERS
 from ..training.device import chosen_device, data_on_the_processor
@@ -48,6 +48,7 @@ def compare(options: dict[str, Any], typed: Sequence[str]) -> list[Failure]:
             terms=TERMS[options["match"]],
             epochs=epochs,
             seeds=options["seeds"],
+            search=options["search"],
             out=options["out"],
             device=device,
             precision=options["precision"],
@@ -70,7 +71,7 @@ def _task(options: dict[str, Any], team: Team) -> Task:
         changes["optimizer"] = found(options["optimizer"], OPTIMIZERS, "optimizer")
         if not callable(changes["optimizer"]):
             raise InputError(f"optimizer {options['optimizer']} is no class of an optimiser")
-    return replace(task, **changes)
+    return replace(task if options["rows"] is None else fewer(task, options["rows"]), **changes)
 
 
 def _command_line(typed: Sequence[str], team: Team) -> str:

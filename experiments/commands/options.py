@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 from typing import Any
 
@@ -56,11 +57,18 @@ def _add_compare(commands: Any) -> Parser:
         "--download", action="store_true", help="fetch the data into the folder first, where that can be"
     )
     _add_training(compare, "the task's")
+    compare.add_argument("--rows", type=count, help="of the training part, drawn once, to train on (default: all)")
     compare.add_argument("--batch", type=count, help="pairs a training step (default: the task's)")
     compare.add_argument(
         "--learning-rate",
         type=positive,
-        help="largest of the schedule, for models without one of their own (default: the task's)",
+        help="largest of the schedule, from which the search starts (default: the task's)",
+    )
+    compare.add_argument(
+        "--search",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="whether each network's learning rate is chosen on data held back from training, of three to five rates",
     )
     compare.add_argument(
         "--optimizer",

@@ -29,7 +29,7 @@ class Contestant:
     size: int | None = None
     """Its size as a baseline, and where all have the same; None: it is known only where sizes are matched."""
     learning_rate: float | None = None
-    """Its own; None: the task's."""
+    """Its own, which is not searched for; None: it is searched for, or the task's."""
 
 
 Contestants = dict[str, Contestant]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 
 from torch import nn
@@ -18,21 +18,47 @@ from models.readings import InfiniteDepth, Reading
 from ..tasks.goals import Classification
 from ..tasks.task import Task
 from .contestant import Contestant, Contestants, against
+from .progressive import Progressive
 from .readings import readings
 
-WIDTHS, DEPTHS = (32, 64, 128), (3, 3, 3)
+
+@dataclass(frozen=True)
+class Form:
+    """The pictures of a task, and the stages of its small convolutional networks."""
+
+    channels: int
+    side: int
+    classes: int
+    widths: tuple[int, ...]
+    depths: tuple[int, ...]
+    patch: int = 1
+
+
+def grey(task: Task) -> Contestants:
+    """Networks on 28×28 pictures: small ones of some 75,000 parameters, and a ViT with Para-Formers of its size."""
+    form = Form(1, 28, _classes(task), widths=(16, 32), depths=(3, 3), patch=2)
+    small = _small(form) | _paraformers(form, branches=4, width=36)
+    beside = {f"{name}-vit": row for name, row in _paraformers(form, branches=4, width=48).items()}
+
+    def vit(_: int) -> nn.Module:
+        return baselines.vit(1, form.classes, image_size=28, patch_size=4, width=48, heads=3, hidden=192, depth=8)
+
+    beside["vit"] = Contestant("explicit", "ViT of torchvision, eight layers of width 48", vit, fixed=True)
+    beside = {name: replace(row, usual=False) for name, row in beside.items()}
+    return against("gd", 16, small) | against("vit", 192, beside)
 
 
 def cifar(task: Task) -> Contestants:
     """Networks on 32×32 pictures: small ones, and the wide, the deep, the ConvNeXt and the ViT form."""
-    classes = _classes(task)
+    form = Form(3, 32, _classes(task), widths=(32, 64, 128), depths=(3, 3, 3))
+    beside = {f"{name}-vit": row for name, row in _paraformers(form, branches=6, width=192).items()}
     return (
-        against("gd", 32, _small(classes))
-        | against("gd-wide", 160, _wide(classes))
-        | against("gd-deep", 16, _deep(classes))
-        | _convnext(classes, widths=(64, 128, 256), depths=(3, 3, 3), patch=2)
-        | _vit(classes, image_size=32, patch_size=4)
-        | against("vit", 768, {"paraformer-vit": _paraformer(classes, branches=6, width=192, usual=False)})
+        against("gd", 32, _small(form) | _paraformers(form, branches=4, width=96))
+        | against("gd-wide", 160, _wide(form.classes))
+        | against("gd-deep", 16, _deep(form.classes))
+        | _convnext(form.classes, widths=(64, 128, 256), depths=(3, 3, 3), patch=2)
+        | _vit(form.classes, image_size=32, patch_size=4)
+        | against("vit", 768, {name: replace(row, usual=False) for name, row in beside.items()})
     )
 
 
@@ -45,12 +71,21 @@ def imagenet(task: Task) -> Contestants:
     return {name: replace(row, usual=name in usual) for name, row in rows.items()}
 
 
-def _small(classes: int) -> Contestants:
+def _small(form: Form) -> Contestants:
     def make(method: Method, reading: Reading, hidden: int) -> nn.Module:
         def blocks(width: int) -> Blocks:
-            return convolutional(width, hidden * width // WIDTHS[0])
+            return convolutional(width, hidden * width // form.widths[0])
 
-        return image_network(3, classes, method, reading=reading, blocks=blocks, widths=WIDTHS, depths=DEPTHS)
+        return image_network(
+            form.channels,
+            form.classes,
+            method,
+            reading=reading,
+            blocks=blocks,
+            widths=form.widths,
+            depths=form.depths,
+            patch=form.patch,
+        )
 
     return readings(make) | {
         "pgd-deq-jfb": Contestant(
@@ -61,19 +96,18 @@ def _small(classes: int) -> Contestants:
         "densenet": Contestant(
             "explicit",
             "DenseNet of torchvision",
-            lambda growth: baselines.densenet(3, classes, growth=growth, width=2 * growth),
+            lambda growth: baselines.densenet(form.channels, form.classes, growth=growth, width=2 * growth),
         ),
         "mdeq": Contestant(
             "equilibrium",
             "multiscale equilibrium network, two scales",
-            lambda coarse: MDEQ(3, classes, fine=32, coarse=coarse, groups=1),
+            lambda coarse: MDEQ(form.channels, form.classes, fine=form.widths[0], coarse=coarse, groups=1),
         ),
         "mondeq": Contestant(
             "equilibrium",
             "monotone operator equilibrium network on the pixels",
-            lambda width: nn.Sequential(nn.Flatten(), mondeq(3 * 32 * 32, classes, width=width)),
+            lambda width: nn.Sequential(nn.Flatten(), mondeq(form.channels * form.side**2, form.classes, width=width)),
         ),
-        "paraformer": _paraformer(classes, branches=4, width=96),
     }
 
 
@@ -121,12 +155,29 @@ def _vit(classes: int, *, image_size: int, patch_size: int) -> Contestants:
     return against("vit", 768, rows | readings(make, form="-vit"))
 
 
-def _paraformer(classes: int, *, branches: int, width: int, usual: bool = True) -> Contestant:
-    def make(hidden: int) -> nn.Module:
-        sizes = {"branches": branches, "width": width, "hidden": hidden}
-        return ParaFormer(image_size=32, patch_size=4, channels=3, classes=classes, heads=3, **sizes)
+def _paraformers(form: Form, *, branches: int, width: int) -> Contestants:
+    def make(hidden: int, *, as_coded: bool = False) -> ParaFormer:
+        return ParaFormer(
+            image_size=form.side,
+            patch_size=4,
+            channels=form.channels,
+            classes=form.classes,
+            branches=branches,
+            width=width,
+            heads=3,
+            hidden=hidden,
+            as_coded=as_coded,
+        )
 
-    return Contestant("parallel", "Para-Former: transformer branches side by side", make, usual)
+    return {
+        "paraformer": Contestant("parallel", "Para-Former: transformer branches side by side", make),
+        "paraformer-as-coded": Contestant(
+            "parallel",
+            "Para-Former as its published code has it: network and progressive training",
+            lambda hidden: Progressive(make(hidden, as_coded=True)),
+            usual=False,
+        ),
+    }
 
 
 def _classes(task: Task) -> int:

@@ -18,9 +18,6 @@ from .contestant import Contestant, Contestants, against
 from .progressive import Progressive
 from .readings import readings
 
-PARAFORMER_RATE = 2.5e-2
-"""The others' learning rate leaves it unfinished after so few steps."""
-
 
 def vectors(task: Task, *, width: int, depth: int, size: int) -> Contestants:
     """Networks from vectors to logits, or to vectors; `size` is that of the baseline."""
@@ -98,21 +95,33 @@ def digits(task: Task) -> Contestants:
             lambda coarse: MDEQ(1, 10, fine=12, coarse=coarse, groups=1),
             usual=False,
         ),
-        "paraformer": Contestant(
-            "parallel", "Para-Former: transformer branches side by side", _paraformer, learning_rate=PARAFORMER_RATE
-        ),
+        "paraformer": Contestant("parallel", "Para-Former: transformer branches side by side", _paraformer),
         "paraformer-progressive": Contestant(
             "parallel",
-            "Para-Former, its first steps on the first 1 … B branches in turn",
-            lambda hidden: Progressive(_paraformer(hidden), rounds=10),
+            "Para-Former, in every other epoch a step on each sum of its first branches",
+            lambda hidden: Progressive(_paraformer(hidden)),
             usual=False,
-            learning_rate=PARAFORMER_RATE,
+        ),
+        "paraformer-as-coded": Contestant(
+            "parallel",
+            "Para-Former as its published code has it: network and progressive training",
+            lambda hidden: Progressive(_paraformer(hidden, as_coded=True)),
+            usual=False,
         ),
     }
     return against("gd", 16, rows)
 
 
-def _paraformer(hidden: int) -> ParaFormer:
+def _paraformer(hidden: int, *, as_coded: bool = False) -> ParaFormer:
     return ParaFormer(
-        image_size=8, patch_size=2, channels=1, classes=10, branches=4, depth=2, width=24, heads=3, hidden=hidden
+        image_size=8,
+        patch_size=2,
+        channels=1,
+        classes=10,
+        branches=4,
+        depth=2,
+        width=24,
+        heads=3,
+        hidden=hidden,
+        as_coded=as_coded,
     )

@@ -17,6 +17,7 @@ from ..failures import Failure, Failures
 from ..measuring.diagnosis import Diagnosis
 from ..measuring.measure import Measurement
 from ..tasks.task import Task
+from ..training.search import Search
 from ..training.train import Training
 from .statistics import Difference, paired_difference
 
@@ -42,6 +43,9 @@ class Row:
     parameters: int
     size: int
     runs: list[Run]
+    learning_rate: float
+    search: Search | None = None
+    """How the learning rate was chosen; None: it was given."""
 
     @property
     def diagnosis(self) -> Diagnosis | None:
@@ -86,7 +90,8 @@ class Row:
             "parameters": self.parameters,
             "size": self.size,
             "baseline": self.contestant.baseline,
-            "learning_rate": self.contestant.learning_rate,
+            "learning_rate": self.learning_rate,
+            "searched": None if self.search is None else {str(rate): s for rate, s in self.search.scores.items()},
             "score_mean": self.mean("score"),
             "score_std": self.deviation("score"),
             "diagnosis": self.diagnosis.to_dict() if self.diagnosis else None,

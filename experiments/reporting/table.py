@@ -29,6 +29,13 @@ def _evaluations(row: Row) -> str:
     return " / ".join(_mean(f"{direction}_evaluations", ".1f")(row) for direction in ("forward", "backward"))
 
 
+def _rate(row: Row) -> str:
+    tried = row.search
+    if tried is None or tried.bracketed:
+        return f"{row.learning_rate:.2g}"
+    return f"{'<' if row.learning_rate == min(tried.scores) else '>'} {row.learning_rate:.2g}"
+
+
 def _latency(batch: int, form: str) -> Callable[[Row], str]:
     def show(row: Row) -> str:
         seconds = row.latency(batch)
@@ -55,6 +62,9 @@ def columns(comparison: Comparison) -> dict[str, tuple[str, Callable[[Row], str]
         shown = f"{MARKS.get(kind, '')}{mean} [{low}, {high}]"
         return shown if comparison.baseline else f"{shown} to {row.contestant.baseline}"
 
+    rates = "learning rate, the largest of the schedule"
+    if any(row.search for row in comparison.rows):
+        rates += "; < or > where the best is the lowest or highest that was tried"
     table: dict[str, tuple[str, Callable[[Row], str]]] = {
         "network": ("", lambda row: row.name),
         goal.heading: ("on the test part, mean ± standard deviation over the seeds", score),
@@ -78,6 +88,7 @@ def columns(comparison: Comparison) -> dict[str, tuple[str, Callable[[Row], str]
             "test rows all of whose solves met the tolerance",
             lambda row: _mean("converged", ".1f", 100)(row) if row.mean("forward_evaluations") else "–",
         ),
+        "rate": (rates, lambda row: _rate(row) if row.trained else "–"),
         "s / epoch": (
             "median seconds of training",
             lambda row: f"{row.seconds_per_epoch():.2f}" if row.trained else "–",

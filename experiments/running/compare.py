@@ -23,6 +23,7 @@ from ..reporting.table import print_table, terminal
 from ..tasks.task import Task
 from ..training.device import chosen_device, data_on_the_processor
 from ..training.precision import PRECISIONS, check_precision
+from ..training.search import Search, held_back
 from ..training.shares import check_divides, check_strategy
 from ..training.team import Team, joined
 from .circumstances import circumstances, place
@@ -39,6 +40,7 @@ def compare(
     match: str = "parameters",
     seeds: int = 5,
     epochs: int | None = None,
+    search: bool = True,
     out: str | os.PathLike[str] | None = None,
     device: str = "auto",
     precision: str = "32",
@@ -60,6 +62,8 @@ def compare(
         match: `parameters`, `flops` or `shape`: what those with a size have in common with the baseline.
         seeds: how many: 0, 1, …; below two nothing can be said of a difference.
         epochs: passes over the training part; None: the task's.
+        search: whether to choose each network's learning rate, on data held back from training (`Task.validation`):
+            three to five rates around the task's are tried from seed 0. False: all have the task's.
         out: folder of the run, new or empty; None: the first free of `runs/NAME-1`, …
         device: `cpu`, `cuda` or `auto`, the GPU where there is one.
         precision: `32`, `bf16` or, on GPUs, `16`: of the layers in training.
@@ -81,13 +85,14 @@ def compare(
         raise InputError("there is nothing to compare: pass {name: function of the task that makes a network}")
     entries = {name: entered(name, entry, task) for name, entry in contestants.items()}
     given: dict[str, Any] = {"task": task.name, "contestants": list(entries), "baseline": baseline, "match": match}
-    given |= {"epochs": epochs, "seeds": seeds, "precision": precision, "strategy": strategy}
+    given |= {"epochs": epochs, "seeds": seeds, "search": search, "precision": precision, "strategy": strategy}
     given |= {name: getattr(task, name) for name in ("batch", "learning_rate", "weight_decay")}
     if resume is not None:
         if out is not None:
             raise InputError("resume names the folder of the run: leave out the argument out")
         check_alike(given, read_settings(Path(resume)))
-    shown = [f"{name}={value!r}" for name, value in (("seeds", seeds), ("epochs", epochs), ("baseline", baseline))]
+    named = {"seeds": seeds, "epochs": epochs, "search": search, "baseline": baseline, "match": match}
+    shown = ", ".join(f"{name}={value!r}" for name, value in named.items())
     with data_on_the_processor(), joined(chosen_device(device), strategy) as team:
         return compared(
             task,
@@ -97,13 +102,14 @@ def compare(
             terms=TERMS[match],
             epochs=epochs,
             seeds=seeds,
+            search=search,
             out=None if out is None else Path(out),
             device=chosen_device(device),
             precision=precision,
             team=team,
             resume=None if resume is None else Path(resume),
             recorded={"command": PYTHON, **given},
-            command=f"experiments.compare(…, {', '.join(shown)}, match={match!r})",
+            command=f"experiments.compare(…, {shown})",
         )
 
 
@@ -116,6 +122,7 @@ def compared(
     terms: Terms,
     epochs: int,
     seeds: int,
+    search: bool,
     out: Path | None,
     device: str,
     precision: str,
@@ -141,6 +148,8 @@ def compared(
         started = time.perf_counter()
         check_precision(precision, device)
         check_divides(task, team)
+        if search:
+            check_divides(held_back(task), team)
         check_strategy(task, team)
         contestants = compared_with(baseline, contestants, names)
         alike = in_common(terms, [contestants[name].fixed for name in names])
@@ -158,25 +167,31 @@ def compared(
         )
         sizes = team.first(lambda: matched_sizes(contestants, names, terms, task, failures))
         trials = Trials(task, epochs, device, precision, team, folder, resume is not None, console, failures, started)
-        settings = {"command": command, "terms": alike, "epochs": epochs, "seeds": list(range(seeds))}
+        settings = {"command": command, "terms": alike, "epochs": epochs, "seeds": list(range(seeds)), "search": search}
         settings |= circumstances(device)
         runs: dict[str, list[Run]] = {name: [] for name in names}
+        rates: dict[str, tuple[float, Search | None]] = {}
         # of a process that does not lead it stays empty: the leading one speaks for all, also with its exit code
         comparison = Comparison(task, [], settings, names, failures.found if team.leads else [])
         for number, name in enumerate(names, start=1):
             contestant = contestants[name]
+            words = f"({number}/{len(names)}) [bold]{escape(name)}[/], {escape(contestant.description)}"
+            if search and name in sizes:
+                console.print(f"{words}, the search of its learning rate", highlight=False)
+            found = trials.search(name, contestant, sizes[name]) if search and name in sizes else None
+            rate = found.chosen if found else contestant.learning_rate or task.learning_rate
+            rates[name] = rate, found
             for seed in range(seeds):
-                words = f"[bold]{escape(name)}[/], {escape(contestant.description)}, seed {seed}"
-                console.print(f"({number}/{len(names)}) {words}", highlight=False)
-                run = trials.run(name, contestant, sizes[name], seed) if name in sizes else None
+                console.print(f"{words}, seed {seed}", highlight=False)
+                run = trials.run(name, contestant, sizes[name], seed, rate) if name in sizes else None
                 runs[name] += [] if run is None else [run]
                 if team.leads:
                     rows = [
-                        Row(name, contestants[name], parameters(found[0].network), sizes[name], found)
-                        for name, found in runs.items()
-                        if found
+                        Row(name, contestants[name], parameters(done[0].network), sizes[name], done, *rates[name])
+                        for name, done in runs.items()
+                        if done
                     ]
-                    missing = [name for name, found in runs.items() if not found]
+                    missing = [name for name, done in runs.items() if not done]
                     settings["seconds"] = trials.seconds
                     comparison = Comparison(task, rows, settings, missing, failures.found)
                     write_results(folder, comparison.to_dict())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import shutil
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,9 +20,10 @@ from ..measuring.measure import measure
 from ..names import file_name
 from ..reporting.comparison import Run
 from ..tasks.task import Task
+from ..training.search import Search, held_back, search
 from ..training.team import Team
-from ..training.train import Training, apart, train
-from .unfinished import keep, kept
+from ..training.train import Training, apart, checkpoint, train
+from .unfinished import keep, kept, read, write
 
 
 @dataclass
@@ -47,8 +50,42 @@ class Trials:
         """What the comparison has taken so far, in all its runs."""
         return time.perf_counter() - self.started
 
-    def run(self, name: str, contestant: Contestant, size: int, seed: int) -> Run | None:
-        """What the contestant comes to, None where it cannot be trained or measured.
+    def search(self, name: str, contestant: Contestant, size: int) -> Search | None:
+        """The learning rates tried for the contestant, from seed 0; None where it has its own or has nothing to learn.
+
+        A training that fails is a rate that does not do: where all fail, the runs say so.
+        """
+        task, failures = held_back(self.data), Failures(self.failures.tell)
+        failures.folder = self.folder
+
+        def made() -> nn.Module:
+            torch.manual_seed(0)
+            return contestant.build(size)
+
+        def trained(rate: float) -> Training:
+            return self._trained(f"{name}-at-{rate:.2g}", task, rate, made(), 0, part="validation")
+
+        def attempt(rate: float) -> tuple[float, float]:
+            place = f"{file_name(name)}/search-{rate:.2g}"
+            training = failures.within(f"{name} at {rate:.2g}", place).attempt("the training", lambda: trained(rate))
+            last = training.curves[-1] if training else {}
+            return self.team.first(lambda: (last.get("test_score", math.nan), last.get("test_loss", math.nan)))
+
+        network = Failures().attempt("the making", made)
+        if contestant.learning_rate is not None or network is None or not parameters(network):
+            return None
+        before = read(self.folder, f"{name}-search")
+        found = Search(**before) if before else search(self.data.learning_rate, task.goal, attempt)
+        if self.team.leads:
+            write(self.folder, f"{name}-search", vars(found))
+            for rate in found.scores:
+                shutil.rmtree(checkpoint(self.folder, f"{name}-at-{rate:.2g}", 0).parent, ignore_errors=True)
+        shown = ", ".join(f"{task.goal.show(score)} at {rate:.2g}" for rate, score in found.scores.items())
+        self.console.print(f"    learning rate {found.chosen:.2g}, of {shown} ({task.goal.heading})", highlight=False)
+        return found
+
+    def run(self, name: str, contestant: Contestant, size: int, seed: int, rate: float) -> Run | None:
+        """What the contestant comes to, trained at that learning rate; None where it cannot be trained or measured.
 
         Every process of a team takes part, and the leading one is told.
         """
@@ -62,7 +99,7 @@ class Trials:
             run, seconds, looked_at = before
             self.started = min(self.started, time.perf_counter() - seconds)
         else:
-            training = failures.attempt("the training", lambda: self._trained(name, contestant, network, seed))
+            training = failures.attempt("the training", lambda: self._trained(name, self.data, rate, network, seed))
             if training is None or not self.team.leads:
                 return None
             measurement = failures.attempt(
@@ -88,14 +125,16 @@ class Trials:
             self.console.print(f"    diagnosis: {_found(run.diagnosis)}", highlight=False)
         return run
 
-    def _trained(self, name: str, contestant: Contestant, network: nn.Module, seed: int) -> Training:
+    def _trained(
+        self, name: str, task: Task, rate: float, network: nn.Module, seed: int, part: str = "test"
+    ) -> Training:
         if not parameters(network):
             return Training([], [])  # there is nothing to learn
         if apart(network, self.team, self.device):
             self.console.print("    its batch statistics are of each process's share", highlight=False)
         return train(
             network,
-            replace(self.data, learning_rate=contestant.learning_rate or self.data.learning_rate),
+            replace(task, learning_rate=rate),
             epochs=self.epochs,
             seed=seed,
             device=self.device,
@@ -104,6 +143,7 @@ class Trials:
             team=self.team,
             precision=self.precision,
             resume=self.resume,
+            part=part,
         )
 
     def _diagnosed(self, network: nn.Module, failures: Failures) -> Diagnosis:

@@ -6,6 +6,8 @@ TASKS = {
     "parity": "experiments.tasks.small:parity",
     "telgarsky": "experiments.tasks.small:telgarsky",
     "deblur": "experiments.tasks.deblurring:deblur",
+    "mnist": "experiments.tasks.pictures:mnist",
+    "fashion": "experiments.tasks.pictures:fashion",
     "cifar10": "experiments.tasks.pictures:cifar10",
     "cifar100": "experiments.tasks.pictures:cifar100",
     "imagenet": "experiments.tasks.pictures:imagenet",

@@ -2,10 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import torch
+from torch.utils.data import Subset
+
 from ..errors import InputError
 from ..names import arguments, found, where
 from . import TASKS
 from .task import Source, Task
+
+
+def fewer(task: Task, rows: int) -> Task:
+    """The task with so many rows of its training part, drawn once; `InputError` where it has not so many."""
+    whole: int = len(task.train)  # type: ignore[arg-type]
+    if rows > whole:
+        raise InputError(f"--rows {rows}: the training part of {task.name} has {whole}")
+    drawn = torch.randperm(whole, generator=torch.Generator("cpu").manual_seed(0), device="cpu")[:rows].tolist()
+    return replace(task, train=Subset(task.train, drawn))
 
 
 def make_task(name: str, source: Source = Source()) -> Task:

@@ -1,4 +1,4 @@
-"""Tasks on pictures that lie in a folder: CIFAR and ImageNet, through torchvision."""
+"""Tasks on pictures that lie in a folder: MNIST, Fashion-MNIST, CIFAR and ImageNet, through torchvision."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.data import default_collate
+from torch.utils.data import TensorDataset, default_collate
 
 from ..errors import InputError, first_line
 from .goals import Classification
@@ -17,6 +17,8 @@ from .task import Source, Task
 
 LABEL_SMOOTHING, MIXING, AVERAGING = 0.1, 0.8, 0.999
 CIFAR_MEAN, CIFAR_DEVIATION = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
+MNIST_MEAN, MNIST_DEVIATION = 0.1307, 0.3081
+FASHION_MEAN, FASHION_DEVIATION = 0.2860, 0.3530
 IMAGENET_MEAN, IMAGENET_DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 WORKERS = min(4, os.cpu_count() or 1)
 
@@ -33,6 +35,16 @@ class Mixed:
         from torchvision.transforms import v2
 
         return v2.MixUp(alpha=self.alpha, num_classes=self.classes)(*default_collate(pairs))
+
+
+def mnist(source: Source) -> Task:
+    """MNIST (LeCun et al. 1998), handwritten digits, not augmented, held in memory."""
+    return _grey("MNIST", "mnist", MNIST_MEAN, MNIST_DEVIATION, source)
+
+
+def fashion(source: Source) -> Task:
+    """Fashion-MNIST (Xiao et al. 2017), clothes, likewise."""
+    return _grey("FashionMNIST", "fashion", FASHION_MEAN, FASHION_DEVIATION, source)
 
 
 def cifar10(source: Source) -> Task:
@@ -66,17 +78,41 @@ def imagenet(source: Source) -> Task:
     return _augmented("imagenet", "pictures in folders, 224×224", len(parts[0].classes), parts, epochs=300, sample=256)
 
 
+def _grey(name: str, task: str, mean: float, deviation: float, source: Source) -> Task:
+    def pairs(data: Any) -> TensorDataset:
+        return TensorDataset((data.data[:, None] / 255 - mean) / deviation, data.targets)
+
+    train, test = (pairs(part) for part in _parts(name, task, source, None, None))
+    return Task(
+        task,
+        train,
+        test,
+        goal=Classification(10),
+        description=f"{name}, 28×28 pixels, not augmented",
+        epochs=20,
+        batch=128,
+        learning_rate=3e-3,
+    )
+
+
 def _cifar(name: str, classes: int, source: Source) -> Task:
-    folder = _folder(name.lower(), source)
-    existed = folder.exists()
-    torchvision, v2 = _torchvision()
+    _, v2 = _torchvision()
     final = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(CIFAR_MEAN, CIFAR_DEVIATION)]
     train = v2.Compose([v2.RandomCrop(32, padding=4), v2.RandomHorizontalFlip(), v2.RandAugment(), *final])
-    make = getattr(torchvision.datasets, name)
+    parts = _parts(name, name.lower(), source, train, v2.Compose(final))
+    # a solve in the wide form holds some 20 MiB a picture: more of them would not fit a usual card
+    return _augmented(name.lower(), f"{name}, 32×32 pixels", classes, parts, epochs=200, sample=512)
+
+
+def _parts(name: str, task: str, source: Source, train: Any, test: Any) -> list[Any]:
+    """Both parts of a data set of torchvision of that name, with these transforms."""
+    folder = _folder(task, source)
+    existed = folder.exists()
+    make = getattr(_torchvision()[0].datasets, name)
     try:
-        parts = [
+        return [
             make(str(folder), train=part == "train", transform=transform, download=source.download)
-            for part, transform in (("train", train), ("test", v2.Compose(final)))
+            for part, transform in (("train", train), ("test", test))
         ]
     except (OSError, RuntimeError) as error:
         if source.download:
@@ -87,8 +123,6 @@ def _cifar(name: str, classes: int, source: Source) -> Task:
         raise InputError(
             f"--data {folder} holds no whole {name} ({first_line(error)}): fetch it with --download"
         ) from error
-    # a solve in the wide form holds some 20 MiB a picture: more of them would not fit a usual card
-    return _augmented(name.lower(), f"{name}, 32×32 pixels", classes, parts, epochs=200, sample=512)
 
 
 def _augmented(name: str, description: str, classes: int, parts: list[Any], *, epochs: int, sample: int) -> Task:

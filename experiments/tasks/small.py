@@ -55,6 +55,7 @@ def rings() -> Task:
         "rings",
         pairs(1000, seed=0, repeats=8),
         pairs(2000, seed=1, repeats=1),
+        validation=pairs(1000, seed=2, repeats=1),
         goal=Classification(2),
         description="nested rings in the plane, 1,000 points, each eight times an epoch",
         epochs=10,
@@ -71,10 +72,12 @@ def parity() -> Task:
     """Parity: all points of {−1, 1}⁸, the class is the sign of the product. All are trained on: approximation."""
     points = torch.cartesian_prod(*[torch.tensor([-1.0, 1.0], device="cpu")] * DIMENSIONS)
     labels = (points.prod(dim=1) > 0).long()
+    whole = TensorDataset(points, labels)
     return Task(
         "parity",
         TensorDataset(points.repeat(32, 1), labels.repeat(32)),
-        TensorDataset(points, labels),
+        whole,
+        validation=whole,
         goal=Classification(2),
         description="the parity of 8 signs, all 256 points, 32 times an epoch; the test part is the same points",
         epochs=10,

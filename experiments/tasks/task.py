@@ -29,6 +29,8 @@ class Task:
     test: Dataset[Any]
     """Likewise; only watched while training, so that no network is chosen on it."""
     _: KW_ONLY
+    validation: Dataset[Any] | None = None
+    """Likewise; what learning rates are chosen on. None: a fifth of the training part, held back for the search."""
     goal: Goal
     """Loss and score: `Classification(classes)`, `Regression()`, `Restoration()`, or a class of your own."""
     loss: Callable[[Tensor, Tensor], Tensor] | None = None
@@ -40,7 +42,7 @@ class Task:
     batch: int = 64
     """Pairs a training step."""
     learning_rate: float = 4e-3
-    """The largest of the one-cycle schedule; a contestant may have one of its own."""
+    """The largest of the one-cycle schedule: where the search for each network's own starts."""
     weight_decay: float = 1e-2
     """Of the optimiser."""
     optimizer: Callable[..., torch.optim.Optimizer] = torch.optim.AdamW

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from implicit import record
 from implicit.recording import Log
 
+from ..contestants.steps import Step, Stepwise
 from ..tasks.goals import Classification, Goal
 from ..tasks.task import Task
 from .shares import Shares
@@ -43,15 +44,37 @@ class Learner(lightning.LightningModule):
         self._rows, self._began = 0, 0.0
         self._total: Tensor | float = 0.0
         self._log: Log | None = None
+        self._largest_norm: float | None = None
+        self.automatic_optimization = not isinstance(network, Stepwise)
         self._share = 1.0
         """Of this process in a batch, times the number of processes, over which gradients and figures are averaged."""
 
     def on_train_epoch_start(self) -> None:
         self._rows, self._total, self._began = 0, 0.0, time.perf_counter()
 
-    def training_step(self, batch: tuple[Tensor, Tensor], index: int) -> Tensor:
+    def training_step(self, batch: tuple[Tensor, Tensor], index: int) -> Tensor | None:
+        if self.automatic_optimization:
+            return self._training_loss(batch, index, Step())
+        optimizer: Any = self.optimizers()
+        schedule: Any = self.lr_schedulers()
+        assert isinstance(self.network, Stepwise)
+        assert self.trainer.max_epochs is not None
+        for step in self.network.training_steps(self.current_epoch, self.trainer.max_epochs):
+            loss = self._training_loss(batch, index, step)
+            optimizer.zero_grad()
+            self.manual_backward(loss)
+            self._largest_norm = step.largest_norm
+            optimizer.step()
+        schedule.step()
+        return None
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        if self._largest_norm is not None:  # here, where gradients of half precision have their size again
+            nn.utils.clip_grad_norm_(self.parameters(), self._largest_norm)
+
+    def _training_loss(self, batch: tuple[Tensor, Tensor], index: int, step: Step) -> Tensor:
         with record() as self._log:
-            loss = self._loss(batch, "train", self.shares.rows(index))
+            loss = self._loss(batch, "train", self.shares.rows(index), step)
         if not self.together:
             return loss
         self._rows, self._total = self._rows + len(batch[1]), self._total + len(batch[1]) * loss.detach()
@@ -94,11 +117,11 @@ class Learner(lightning.LightningModule):
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps, cycle_momentum=cycles)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
-    def _loss(self, batch: tuple[Tensor, Tensor], part: str, rows: int) -> Tensor:
+    def _loss(self, batch: tuple[Tensor, Tensor], part: str, rows: int, step: Step = Step()) -> Tensor:
         """Of this process's share of a batch of so many rows."""
         inputs, targets = batch
         self._share = len(targets) * self.shares.team.size / rows
-        outputs = self.network(inputs)
+        outputs = self.network(inputs, **step.arguments)
         loss = self.task.training_loss(outputs, targets)
         if targets.shape != outputs.shape or not isinstance(self.goal, Classification):
             score: Any = self.scores[f"{part}_part"]  # labels that were mixed have no right answer
@@ -128,13 +151,13 @@ class ShardedLearner(Learner):
 class Progress(RichProgressBar):
     """The bar with the one figure that is worth watching."""
 
-    def __init__(self, goal: Goal) -> None:
+    def __init__(self, goal: Goal, part: str) -> None:
         super().__init__()
-        self._goal = goal
+        self._goal, self._part = goal, part
 
     def get_metrics(self, trainer: Any, pl_module: Any) -> dict[str, Any]:
         score = trainer.callback_metrics.get("test_score")
-        return {} if score is None else {f"test {self._goal.heading}": self._goal.show(float(score))}
+        return {} if score is None else {f"{self._part} {self._goal.heading}": self._goal.show(float(score))}
 
     def _get_train_description(self, current_epoch: int) -> str:
         return f"Epoch {current_epoch + 1}/{self.trainer.max_epochs}"  # counted as people do
@@ -153,10 +176,12 @@ class Lines(Callback):
             print(f"    epoch {done}/{whole}, test {self._goal.heading}: {self._goal.show(float(score))}", flush=True)
 
 
-def progress(goal: Goal) -> Callback:
-    """The bar, where somebody looks at it: on a terminal, or in a notebook."""
+def progress(goal: Goal, part: str) -> list[Callback]:
+    """The bar, where somebody looks at it: on a terminal, or in a notebook. Of a search a log has its end alone."""
     console = Console()
-    return Progress(goal) if console.is_terminal or console.is_jupyter else Lines(goal)
+    if console.is_terminal or console.is_jupyter:
+        return [Progress(goal, part)]
+    return [Lines(goal)] if part == "test" else []
 
 
 class Stopwatch(Callback):

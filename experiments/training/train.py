@@ -52,6 +52,7 @@ def train(
     team: Team = ALONE,
     precision: str = "32",
     resume: bool = False,
+    part: str = "test",
 ) -> Training:
     """Train for `epochs` and keep the last weights: no model is selected on the test part, which is only watched.
 
@@ -69,9 +70,10 @@ def train(
         team: the processes that share each batch.
         precision: a key of `PRECISIONS`.
         resume: go on from the checkpoint in `folder`, where there is one, to the numbers of an unbroken training.
+        part: what the task's test part is called where progress is shown: validation, in a search.
     """
     run = {"task": task.name, "network": name, "seed": seed, "epochs": epochs}
-    path = folder / "checkpoints" / f"{file_name(name)}-seed-{seed}" / "last.ckpt"
+    path = checkpoint(folder, name, seed)
     stopwatch = Stopwatch()
     before = checked(path, run, network.state_dict()) if resume and path.exists() else None
     if before is not None and before["epoch"] + 1 >= epochs:
@@ -87,7 +89,7 @@ def train(
     learner = (ShardedLearner if sharded else Learner)(
         copy.deepcopy(network) if sharded else network, task, shares, tested, run
     )
-    shown = progress(task.goal)
+    shown = progress(task.goal, part)
     keeper = Keeper(path, folder / "logs" / file_name(name) / f"seed-{seed}")
     trainer = lightning.Trainer(
         max_epochs=epochs,
@@ -96,12 +98,12 @@ def train(
         logger=False,
         callbacks=[
             stopwatch,
-            shown,
+            *shown,
             *([] if task.averaging is None else [Averaging(task.averaging, device)]),
             keeper,
         ],
         enable_model_summary=False,
-        enable_progress_bar=isinstance(shown, Progress),
+        enable_progress_bar=any(isinstance(one, Progress) for one in shown),
         log_every_n_steps=1,
         num_sanity_val_steps=0,
         **_processes(team, device),
@@ -132,6 +134,11 @@ def train(
     if sharded and team.leads:
         _restore(network, checked(path, run, network.state_dict()), task)
     return Training(learner.curves, stopwatch.seconds)
+
+
+def checkpoint(folder: Path, name: str, seed: int) -> Path:
+    """Where the training of that network from that seed leaves its last state."""
+    return folder / "checkpoints" / f"{file_name(name)}-seed-{seed}" / "last.ckpt"
 
 
 def _restore(network: nn.Module, checkpoint: dict[str, Any], task: Task) -> None:

@@ -71,6 +71,21 @@ def report(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("experiments.tasks.small.rings", few)
         assert (
-            main(["compare", "rings", "--epochs", "2", "--seeds", "2", "--models", models, "--out", str(folder)]) == 0
+            main(
+                [
+                    "compare",
+                    "rings",
+                    "--no-search",
+                    "--epochs",
+                    "2",
+                    "--seeds",
+                    "2",
+                    "--models",
+                    models,
+                    "--out",
+                    str(folder),
+                ]
+            )
+            == 0
         )
     return folder / "report.html"

@@ -5,13 +5,17 @@ from types import SimpleNamespace
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import TensorDataset
+from torch.utils.data import DataLoader, TensorDataset
 
 from experiments.contestants.progressive import Progressive
 from experiments.contestants.terms import flops
 from experiments.measuring.measure import Branched, prefix_scores, score
 from experiments.reporting.figures.branches import kept_branches
 from experiments.tasks.goals import Classification
+from experiments.tasks.task import Task
+from experiments.training.shares import Shares
+from experiments.training.team import ALONE
+from experiments.training.train import train
 from models import ParaFormer
 
 
@@ -28,20 +32,47 @@ def task(rows=40):
     return SimpleNamespace(test=data, workers=0, goal=Classification(classes=3))
 
 
-def test_progressive_passes_take_the_prefixes_in_turn_and_then_all_branches():
-    model, x = Progressive(para_former(), rounds=2), torch.randn(5, 1, 4, 4)
-    with torch.no_grad():
-        expected = [model.network(x, branches=count) for count in (1, 2, 3, 1, 2, 3, 3, 3)]
-        torch.testing.assert_close(model(x), expected[2])  # no training pass: not counted
-    for answer in expected:
-        torch.testing.assert_close(model(x), answer)
-    twin = Progressive(para_former(), rounds=2)
-    twin.load_state_dict(model.state_dict())
-    torch.testing.assert_close(twin(x), expected[2])  # goes on where it was
-    torch.testing.assert_close(Progressive(para_former(), rounds=2).eval()(x), expected[2])
+def test_every_other_pass_but_the_last_trains_the_sums_of_the_first_branches():
+    model = Progressive(para_former())
+    passes = [model.training_steps(epoch, 4) for epoch in range(4)]
+    assert [[step.arguments.get("branches") for step in steps] for steps in passes] == 2 * [[1, 2, 3], [None]]
+    assert [{step.largest_norm for step in steps} for steps in passes] == 2 * [{1.0}, {None}]
+    assert [len(model.training_steps(epoch, 3)) for epoch in range(3)] == [1, 3, 1]
 
 
-@pytest.mark.parametrize("wrap", [lambda network: network, lambda network: Progressive(network, rounds=1)])
+def trained_as_published(network, task, epochs, seed):
+    """The published loop, by hand: AdamW and the one-cycle schedule of a comparison, a step of it for each batch."""
+    optimizer = torch.optim.AdamW(network.parameters(), lr=task.learning_rate, weight_decay=task.weight_decay)
+    steps = epochs * -(-len(task.train) // task.batch)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, task.learning_rate, total_steps=steps)
+    order = torch.Generator("cpu").manual_seed(seed)
+    shuffled = Shares(len(task.train), task.batch, ALONE, order)
+    batches = DataLoader(task.train, task.batch, sampler=shuffled, generator=order)
+    for epoch in range(epochs):
+        for x, y in batches:
+            counts = [None] if (epochs - epoch) % 2 else [1, 2, 3]
+            for count in counts:
+                optimizer.zero_grad()
+                nn.functional.cross_entropy(network(x, branches=count), y).backward()
+                if count is not None:
+                    nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+                optimizer.step()
+            schedule.step()
+
+
+@pytest.mark.parametrize("epochs", [1, 2, 3])
+def test_progressive_training_is_the_published_loop(epochs, tmp_path):
+    given = task()
+    toy = Task("toy", given.test, given.test, goal=given.goal, batch=16, learning_rate=0.05, epochs=epochs)
+    expected = para_former()
+    trained_as_published(expected, toy, epochs, seed=3)
+    network = Progressive(para_former())
+    train(network, toy, epochs=epochs, seed=3, device="cpu", folder=tmp_path, name="toy")
+    for name, value in network.network.state_dict().items():
+        torch.testing.assert_close(value, expected.state_dict()[name], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("wrap", [lambda network: network, lambda network: Progressive(network)])
 def test_prefix_scores_are_those_of_networks_that_keep_the_first_branches(wrap):
     network = wrap(para_former(branches=4)).eval()
     assert isinstance(network, Branched)

@@ -124,7 +124,9 @@ def test_tasks_recipes_and_models_are_listed(capsys):
     assert "pass --data DIR" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("arguments", [["compare", "--list"], ["compare", "rings", "--epochs", "1", "--models", "gd"]])
+@pytest.mark.parametrize(
+    "arguments", [["compare", "--list"], ["compare", "rings", "--no-search", "--epochs", "1", "--models", "gd"]]
+)
 def test_a_reader_that_has_gone_ends_the_run_as_documented(arguments, tmp_path):
     command = [sys.executable, "-m", "experiments", *arguments]
     with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
@@ -166,7 +168,18 @@ def test_an_interrupted_run_leaves_nothing(tmp_path, monkeypatch, capsys):
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("finished")
-    result = run("compare", "rings", "--epochs", "2", "--seeds", "2", "--models", "gd,pgd-implicit,pgd-deq", cwd=folder)
+    result = run(
+        "compare",
+        "rings",
+        "--no-search",
+        "--epochs",
+        "2",
+        "--seeds",
+        "2",
+        "--models",
+        "gd,pgd-implicit,pgd-deq",
+        cwd=folder,
+    )
     assert result.returncode == 0, result.stderr
     return folder / "runs" / "rings-1", result
 
@@ -237,7 +250,7 @@ def test_the_report_needs_nothing_but_itself(finished):
 def test_the_same_seeds_give_the_same_numbers(finished, tmp_path):
     folder, _ = finished
     again = ("--epochs", "2", "--seeds", "1", "--models", "pgd-deq", "--out", "again")
-    result = run("compare", "rings", *again, cwd=tmp_path)
+    result = run("compare", "rings", "--no-search", *again, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     first = json.loads((folder / "results.json").read_text())["models"]["pgd-deq"]["runs"][0]
     again = json.loads((tmp_path / "again" / "results.json").read_text())["models"]["pgd-deq"]["runs"][0]
@@ -251,7 +264,18 @@ def listen_to_interrupts():
 
 @pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGTERM])
 def test_an_end_from_outside_keeps_the_last_checkpoint_and_says_how_to_go_on(ending, tmp_path):
-    command = [sys.executable, "-m", "experiments", "compare", "rings", "--epochs", "500", "--out", "run"]
+    command = [
+        sys.executable,
+        "-m",
+        "experiments",
+        "compare",
+        "rings",
+        "--no-search",
+        "--epochs",
+        "500",
+        "--out",
+        "run",
+    ]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     # a run in the background inherits an ignored SIGINT
     with subprocess.Popen(command, cwd=tmp_path, preexec_fn=listen_to_interrupts, **pipes) as process:
@@ -269,7 +293,7 @@ def test_an_end_from_outside_keeps_the_last_checkpoint_and_says_how_to_go_on(end
 def test_a_folder_may_be_reached_by_a_link(tmp_path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "link").symlink_to("empty")
-    quick = ("compare", "rings", "--epochs", "1", "--seeds", "1", "--models", "gd")
+    quick = ("compare", "rings", "--no-search", "--epochs", "1", "--seeds", "1", "--models", "gd")
     assert run(*quick, "--out", "link", cwd=tmp_path).returncode == 0
     assert (tmp_path / "empty" / "report.html").is_file()
 
@@ -282,7 +306,7 @@ def test_a_training_that_diverges_is_shown(tmp_path, monkeypatch):
     arguments = ["--epochs", "1", "--seeds", "1", "--models", "gd,pgd-deq", "--out", str(tmp_path / "run")]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        assert main(["compare", "rings", *arguments]) == 0
+        assert main(["compare", "rings", "--no-search", *arguments]) == 0
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     assert results["models"]["gd"]["runs"][0]["curves"][0]["train_loss"] is None
     (finding,) = results["models"]["pgd-deq"]["diagnosis"]["findings"]
@@ -292,7 +316,7 @@ def test_a_training_that_diverges_is_shown(tmp_path, monkeypatch):
 
 def test_networks_of_equal_work(tmp_path):
     quick = ["--epochs", "1", "--seeds", "1", "--models", "gd,pgd-implicit", "--match", "flops"]
-    assert main(["compare", "rings", *quick, "--out", str(tmp_path / "run")]) == 0
+    assert main(["compare", "rings", "--no-search", *quick, "--out", str(tmp_path / "run")]) == 0
     models = json.loads((tmp_path / "run" / "results.json").read_text())["models"]
     assert models["pgd-implicit"]["parameters"] < 0.5 * models["gd"]["parameters"]  # it works more for each of them
     ratio = models["pgd-implicit"]["runs"][0]["flops"] / models["gd"]["runs"][0]["flops"]
@@ -329,7 +353,7 @@ def test_depth_times_every_reading(tmp_path, capsys):
 
 def test_no_figure_is_of_another_task(tmp_path):
     quick = ["--epochs", "1", "--seeds", "1", "--models", "gd,gd-parallel"]
-    assert main(["compare", "rings", *quick, "--out", str(tmp_path / "run")]) == 0
+    assert main(["compare", "rings", "--no-search", *quick, "--out", str(tmp_path / "run")]) == 0
     assert {path.name for path in (tmp_path / "run").glob("*.png")} <= {"boundaries.png", "cost.png"}
     assert "One seed says nothing about differences" in (tmp_path / "run" / "report.html").read_text()
 
@@ -386,4 +410,4 @@ def make_row(name, numbers):
         latency = {int(batch): seconds for batch, seconds in one["latency"].items()}
         measurement = Measurement(**{key: one[key] for key in keys}, latency=latency, solutions=[])
         runs.append(Run(one["seed"], Training(one["curves"], one["seconds_per_epoch"]), measurement, nn.Identity()))
-    return Row(name, contestant, numbers["parameters"], numbers["size"], runs)
+    return Row(name, contestant, numbers["parameters"], numbers["size"], runs, numbers["learning_rate"])

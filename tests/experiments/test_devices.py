@@ -19,10 +19,15 @@ from tests.moving import held, left_behind
 SMALL = ["--epochs", "1", "--seeds", "1"]
 COMMANDS = {
     "compare rings": [*SMALL, "--models", "gd,pgd-implicit,pgd-deq,gd-parallel,mondeq"],
-    "compare parity": [*SMALL, "--models", "gd,nesterov-parallel"],
-    "compare telgarsky": [*SMALL, "--models", "gd,pdhg-parallel"],
-    "compare digits": [*SMALL, "--models", "gd,pgd-deq,gd-parallel,mdeq,paraformer,paraformer-progressive"],
-    "compare deblur": [*SMALL, "--models", "classical,pgd-explicit,pgd-implicit"],
+    "compare parity": ["--no-search", *SMALL, "--models", "gd,nesterov-parallel"],
+    "compare telgarsky": ["--no-search", *SMALL, "--models", "gd,pdhg-parallel"],
+    "compare digits": [
+        "--no-search",
+        *SMALL,
+        "--models",
+        "gd,pgd-deq,gd-parallel,mdeq,paraformer,paraformer-progressive",
+    ],
+    "compare deblur": ["--no-search", *SMALL, "--models", "classical,pgd-explicit,pgd-implicit"],
     "depth": ["--widths", "6", "--batches", "1,2", "--depths", "1,3"],
     "sweeps": SMALL,
     "universality": [*SMALL, "--models", "gd,pgd-implicit", "--depths", "1,2,3"],
@@ -60,7 +65,7 @@ def test_another_default_device_changes_nothing(device, tmp_path, monkeypatch):
     monkeypatch.setattr("experiments.tasks.small.rings", few(experiments.tasks.small.rings))
     with torch.device("meta"):  # on which nothing has a value
         arguments = [*SMALL, "--models", "gd,pgd-deq", "--device", device, "--out", str(tmp_path / "run")]
-        assert main(["compare", "rings", *arguments]) == 0
+        assert main(["compare", "rings", "--no-search", *arguments]) == 0
 
 
 @pytest.mark.parametrize("task", ["digits", "rings", "deblur"])

@@ -26,7 +26,7 @@ from experiments.running.pieces import Pieces
 from experiments.tasks.small import rings
 
 MODELS = ["gd", "pgd-deq", "heavy_ball"]
-SETTINGS = ["compare", "rings", "--epochs", "1", "--seeds", "1", "--models", ",".join(MODELS)]
+SETTINGS = ["compare", "rings", "--no-search", "--epochs", "1", "--seeds", "1", "--models", ",".join(MODELS)]
 
 
 @pytest.fixture(autouse=True)
@@ -299,7 +299,7 @@ def test_a_seed_that_fails_costs_the_others_nothing(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(trials, "train", planted)
         arguments = ["--epochs", "1", "--seeds", "3", "--models", "gd,pgd-deq", "--out", str(tmp_path / "run")]
-        assert main(["compare", "rings", *arguments]) == 1
+        assert main(["compare", "rings", "--no-search", *arguments]) == 1
     models = json.loads((tmp_path / "run" / "results.json").read_text())["models"]
     assert [run["seed"] for run in models["pgd-deq"]["runs"]] == [1, 2]
     scores = [{run["seed"]: run["score"] for run in models[name]["runs"]} for name in ("pgd-deq", "gd")]
@@ -406,7 +406,7 @@ def test_a_network_that_fails_in_every_process_costs_the_others_nothing(tmp_path
         "        return self.linear(x)\n"
     )
     models = "gd,planted:Broken,nesterov"
-    arguments = ["compare", "rings", "--epochs", "1", "--seeds", "1", "--models", models, "--out", "run"]
+    arguments = ["compare", "rings", "--no-search", "--epochs", "1", "--seeds", "1", "--models", models, "--out", "run"]
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     command = [*torchrun, "-m", "experiments", *arguments]

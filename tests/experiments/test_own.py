@@ -102,7 +102,7 @@ def results(folder):
 def test_a_comparison_from_python(task, tmp_path, capsys):
     ours = contestants_for(task)
     entries = {"gd": ours["gd"], "pgd-deq": ours["pgd-deq"], NAME: two_layers, "linear": linear}
-    comparison = compare(task, entries, seeds=2, baseline="gd", out=tmp_path / "run")
+    comparison = compare(task, entries, search=False, seeds=2, baseline="gd", out=tmp_path / "run")
     assert isinstance(comparison, Comparison)
     assert comparison.failures == []
     rows = {row.name: row for row in comparison.rows}
@@ -135,29 +135,29 @@ def test_what_fails_costs_the_others_nothing_and_is_done_when_resumed(task, tmp_
         raise RuntimeError("no network <today>")
 
     entries = {"linear": linear, "failing": failing}
-    first = compare(task, entries, seeds=1, epochs=1, out=tmp_path / "run")
+    first = compare(task, entries, search=False, seeds=1, epochs=1, out=tmp_path / "run")
     assert [row.name for row in first.rows] == ["linear"]
     assert first.missing == ["failing"]
     assert "no network <today>" in first.failures[0].error
     assert "no network &lt;today&gt;" in (tmp_path / "run" / "report.html").read_text()
     with pytest.raises(InputError, match="started with seeds=1, not 2"):
-        compare(task, entries, seeds=2, epochs=1, resume=tmp_path / "run")
+        compare(task, entries, search=False, seeds=2, epochs=1, resume=tmp_path / "run")
     with pytest.raises(InputError, match=r"started with learning_rate=0\.004, not 0\.1"):
-        compare(replace(task, learning_rate=0.1), entries, seeds=1, epochs=1, resume=tmp_path / "run")
+        compare(replace(task, learning_rate=0.1), entries, search=False, seeds=1, epochs=1, resume=tmp_path / "run")
     monkeypatch.setattr(trials, "train", None)  # the other is not trained again
     monkeypatch.setitem(entries, "failing", lambda task: nn.Sequential(nn.Flatten()))  # nothing to learn
-    again = compare(task, entries, seeds=1, epochs=1, resume=tmp_path / "run")
+    again = compare(task, entries, search=False, seeds=1, epochs=1, resume=tmp_path / "run")
     assert [row.name for row in again.rows] == ["linear", "failing"]
     assert again.failures == []
 
 
 def test_a_run_of_python_is_not_resumed_on_the_command_line_nor_the_other_way_round(task, mine, capsys):
-    compare(task, {"linear": linear, "broken": lambda task: 3}, seeds=1, epochs=1, out="run")
+    compare(task, {"linear": linear, "broken": lambda task: 3}, search=False, seeds=1, epochs=1, out="run")
     assert "go on with: compare(…, resume='run')" in capsys.readouterr().out
     assert main(["compare", "--resume", "run"]) == 2
     assert "the run was started from Python: call compare(…, resume=…) there" in capsys.readouterr().err
     models = "mine:linear,mine:broken"
-    assert main(["compare", "mine:make_task", "--seeds", "1", "--models", models, "--out", "other"]) == 1
+    assert main(["compare", "mine:make_task", "--no-search", "--seeds", "1", "--models", models, "--out", "other"]) == 1
     with pytest.raises(InputError, match="the run was started by implicit compare"):
         compare(task, {"linear": linear}, resume="other")
 
@@ -247,7 +247,7 @@ def test_a_tasks_own_loss_and_optimiser_train(task, tmp_path):
         return torch.optim.Adagrad(parameters, **options)  # which has no momentum for the schedule to turn
 
     own = replace(task, loss=loss, optimizer=optimizer, learning_rate=0.3, weight_decay=0.0)
-    comparison = compare(own, {"linear": linear}, seeds=1, epochs=8, out=tmp_path / "run")
+    comparison = compare(own, {"linear": linear}, search=False, seeds=1, epochs=8, out=tmp_path / "run")
     assert calls[0]["weight_decay"] == 0.0
     first, *_, last = comparison.rows[0].runs[0].training.curves
     assert last["train_loss"] < 0.5 * first["train_loss"]
@@ -316,7 +316,7 @@ def test_bad_input_of_ones_own_is_one_line(arguments, message, mine, capsys):
 
 def test_the_command_lines_task_network_and_settings(mine, capsys):
     models = "mine:make_network,gd,mine:linear,mine:nothing"
-    arguments = ["compare", "mine:make_task", "--models", models, "--seeds", "1", "--baseline", "gd"]
+    arguments = ["compare", "mine:make_task", "--no-search", "--models", models, "--seeds", "1", "--baseline", "gd"]
     arguments += ["--batch", "16", "--learning-rate", "0.05", "--optimizer", "sgd", "--out", "a run"]
     assert main(arguments) == 1
     found = results(mine / "a run")
@@ -342,11 +342,23 @@ def test_two_processes_train_a_users_network(mine):
     (mine / "program.py").write_text(
         "import mine\n"
         "from experiments import compare\n"
-        "comparison = compare(mine.make_task(), {'net': mine.make_network}, seeds=1, epochs=1, out='third')\n"
+        "options = {'search': False, 'seeds': 1, 'epochs': 1, 'out': 'third'}\n"
+        "comparison = compare(mine.make_task(), {'net': mine.make_network}, **options)\n"
         "print('rows', len(comparison.rows))\n"
     )
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command = ["compare", "mine:make_task", "--models", "mine:make_network", "--seeds", "1", "--epochs", "1", "--out"]
+    command = [
+        "compare",
+        "mine:make_task",
+        "--no-search",
+        "--models",
+        "mine:make_network",
+        "--seeds",
+        "1",
+        "--epochs",
+        "1",
+        "--out",
+    ]
     for launcher, arguments in (
         (["-m", "experiments"], [*command, "first", "--devices", "2"]),
         ([*torchrun, "program.py"], []),

@@ -80,7 +80,7 @@ def test_loader_processes_take_the_collation(cifar):
 def test_a_training_on_cifar_runs_from_end_to_end(cifar, tmp_path):
     models = "gd,pgd-deq-jfb"
     arguments = ["--models", models, "--match", "shape", "--epochs", "1", "--seeds", "1", "--data", str(cifar)]
-    assert main(["compare", "cifar10", *arguments, "--out", str(tmp_path / "run")]) == 0
+    assert main(["compare", "cifar10", "--no-search", *arguments, "--out", str(tmp_path / "run")]) == 0
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     assert set(results["models"]) == set(models.split(","))
     for model in results["models"].values():
@@ -140,7 +140,7 @@ def test_averaging_keeps_short_runs_and_spectral_norms(tmp_path):
 @pytest.mark.usefixtures("latency_of_one_row")
 def test_a_training_on_folders_runs_from_end_to_end(folders, tmp_path):
     arguments = ["--models", "vit,gd-vit", "--epochs", "1", "--seeds", "1", "--data", str(folders)]
-    assert main(["compare", "imagenet", *arguments, "--out", str(tmp_path / "run")]) == 0
+    assert main(["compare", "imagenet", "--no-search", *arguments, "--out", str(tmp_path / "run")]) == 0
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     original, form = results["models"]["vit"], results["models"]["gd-vit"]
     assert form["parameters"] == pytest.approx(original["parameters"], rel=0.06)

@@ -33,7 +33,7 @@ def comparison():
         torch.manual_seed(0)
         network = contestant.build(4)
         run = Run(0, Training([], []), measure(network, replace(task, measured=8), "cpu", Failures()), network)
-        rows.append(Row(name, contestant, 1, 4, [run]))
+        rows.append(Row(name, contestant, 1, 4, [run], 1e-2))
     settings = {
         "command": "implicit compare rings",
         "terms": "equal parameter counts",

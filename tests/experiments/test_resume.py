@@ -19,7 +19,7 @@ from experiments.tasks.make import make_task
 from experiments.training.learner import Learner
 from experiments.training.train import train
 
-SETTINGS = ["compare", "rings", "--epochs", "3", "--seeds", "1", "--models", "gd,pgd-deq"]
+SETTINGS = ["compare", "rings", "--no-search", "--epochs", "3", "--seeds", "1", "--models", "gd,pgd-deq"]
 
 
 def numbers(folder):

@@ -29,7 +29,7 @@ def row(name, scores, baseline="gd", seconds=1.0, evaluations=0.0, saved=2**20, 
         numbers |= {"saved_bytes": saved, "solutions": []}
         curves = [{"test_score": score, "train_loss": 1.0 / (1 + epoch)} for epoch in range(epochs)]
         runs.append(Run(seed, Training(curves, [seconds] * epochs), Measurement(score=score, **numbers), nn.Identity()))
-    return Row(name, Contestant("explicit", name, lambda size: nn.Identity(), baseline=baseline), 100, 8, runs)
+    return Row(name, Contestant("explicit", name, lambda size: nn.Identity(), baseline=baseline), 100, 8, runs, 1e-2)
 
 
 def compared(*rows, goal=None, epochs=2):

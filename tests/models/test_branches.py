@@ -57,6 +57,61 @@ def test_groups_that_fit_the_cache_change_nothing():
     torch.testing.assert_close(grouped, body(tokens), rtol=0, atol=1e-11)
 
 
+def coded_branch(x, block, index, heads):
+    """A block of the published code, from its weights, by PyTorch's own layers."""
+    scale, shift = block.norms[index, :, 0], block.norms[index, :, 1]
+    width = x.shape[-1]
+    x = nn.functional.layer_norm(x, (width,), scale[0], shift[0])
+    q, k, v = (x @ block.qkv[index]).split(width, dim=-1)
+
+    def by_head(y):
+        return y.unflatten(-1, (heads, -1)).transpose(1, 2)
+
+    weights = (by_head(q) @ by_head(k).mT / (width // heads) ** 0.5).softmax(dim=-1)
+    mixed = (weights @ by_head(v)).transpose(1, 2).flatten(2)
+    y = x + mixed @ block.project[index] + block.project_bias[index]
+    y = nn.functional.layer_norm(y, (width,), scale[1], shift[1])
+    inner = nn.functional.gelu(y @ block.expand[index] + block.expand_bias[index])
+    return y + inner @ block.contract[index] + block.contract_bias[index]
+
+
+def test_as_coded_each_block_adds_to_its_normalised_input_without_biases_of_the_attention():
+    model, x = build(as_coded=True)
+    model.eval()
+    assert not [name for name, _ in model.named_parameters() if "qkv_bias" in name]
+    tokens = model.tokens(x)
+    expected = 0
+    for index in range(4):
+        y = tokens
+        for block in model.body.blocks:
+            y = coded_branch(y, block, index, heads=3)
+        expected = expected + y
+    torch.testing.assert_close(model.body(tokens), expected, rtol=0, atol=1e-12)
+    kept, joined = model.kept([0, 2]), model.joined(build(as_coded=True)[0])
+    assert (kept.branches, joined.branches) == (2, 8)
+    assert kept(x).shape == joined(x).shape == (5, 3)
+
+
+def test_as_coded_a_tenth_is_dropped_in_training_alone_and_positions_are_normal():
+    torch.manual_seed(0)
+    model, x = build(as_coded=True, width=96)
+    assert 0.9 < float(model.tokens.positions.detach().std()) < 1.1
+    assert float(model.tokens.class_token.detach().std()) > 0.5
+    assert not torch.equal(model(x), model(x))
+    dropped = (model.tokens(x) == 0).double().mean()
+    assert 0.05 < dropped < 0.15
+    model.eval()
+    assert torch.equal(model(x), model(x))
+    plain, _ = build()
+    assert torch.equal(plain(x), plain(x))
+
+
+@pytest.mark.parametrize("share", [-0.1, 1, True, "0.1"])
+def test_a_share_to_drop_is_below_one(share):
+    with pytest.raises(ValueError, match=r"dropout=.* must be a number from 0 to below 1"):
+        Branches(2, width=6, heads=2, hidden=4, dropout=share)
+
+
 class Counted(TorchDispatchMode):
     """Counts the tensors of one shape that are made."""
 

@@ -57,7 +57,7 @@ def _add_compare(commands: Any) -> Parser:
         "--download", action="store_true", help="fetch the data into the folder first, where that can be"
     )
     _add_training(compare, "the task's")
-    compare.add_argument("--rows", type=count, help="of the training part, drawn once, to train on (default: all)")
+    compare.add_argument("--rows", type=count, help="of each part, at most, drawn once (default: all)")
     compare.add_argument("--batch", type=count, help="pairs a training step (default: the task's)")
     compare.add_argument(
         "--learning-rate",

@@ -38,6 +38,11 @@ def grey(task: Task) -> Contestants:
     """Networks on 28×28 pictures: small ones of some 75,000 parameters, and a ViT with Para-Formers of its size."""
     form = Form(1, 28, _classes(task), widths=(16, 32), depths=(3, 3), patch=2)
     small = _small(form) | _paraformers(form, branches=4, width=36)
+
+    def densenet(width: int) -> nn.Module:
+        return baselines.densenet(1, form.classes, growth=12, depths=(4, 4), width=width)
+
+    small["densenet"] = replace(small["densenet"], build=densenet)  # the one for larger pictures has too many weights
     beside = {f"{name}-vit": row for name, row in _paraformers(form, branches=4, width=48).items()}
 
     def vit(_: int) -> nn.Module:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch.utils.data import Subset
@@ -14,12 +15,20 @@ from .task import Source, Task
 
 
 def fewer(task: Task, rows: int) -> Task:
-    """The task with so many rows of its training part, drawn once; `InputError` where it has not so many."""
+    """The task with so many rows of its training part, and at most so many of the others, drawn once.
+
+    `InputError` where its training part has not so many.
+    """
+
+    def drawn(data: Any) -> Subset[Any]:
+        order = torch.randperm(len(data), generator=torch.Generator("cpu").manual_seed(0), device="cpu")
+        return Subset(data, order[:rows].tolist())
+
     whole: int = len(task.train)  # type: ignore[arg-type]
     if rows > whole:
         raise InputError(f"--rows {rows}: the training part of {task.name} has {whole}")
-    drawn = torch.randperm(whole, generator=torch.Generator("cpu").manual_seed(0), device="cpu")[:rows].tolist()
-    return replace(task, train=Subset(task.train, drawn))
+    validation = None if task.validation is None else drawn(task.validation)
+    return replace(task, train=drawn(task.train), test=drawn(task.test), validation=validation)
 
 
 def make_task(name: str, source: Source = Source()) -> Task:

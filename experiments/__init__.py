@@ -13,6 +13,7 @@ from .errors import InputError, require
 if TYPE_CHECKING:
     from .contestants.contestant import Contestant
     from .contestants.own import contestants_for
+    from .contestants.steps import Step
     from .reporting.comparison import Comparison
     from .running.compare import compare
     from .tasks.goals import Classification, Goal, Regression, Restoration
@@ -26,6 +27,7 @@ _PLACES = {
     "Regression": "tasks.goals",
     "Restoration": "tasks.goals",
     "Source": "tasks.task",
+    "Step": "contestants.steps",
     "Task": "tasks.task",
     "compare": "running.compare",
     "contestants_for": "contestants.own",
@@ -40,6 +42,7 @@ __all__ = [
     "Regression",
     "Restoration",
     "Source",
+    "Step",
     "Task",
     "compare",
     "contestants_for",

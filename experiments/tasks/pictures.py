@@ -12,6 +12,7 @@ import torch
 from torch.utils.data import TensorDataset, default_collate
 
 from ..errors import InputError, first_line
+from ..names import where
 from .goals import Classification
 from .task import Source, Task
 
@@ -114,15 +115,13 @@ def _parts(name: str, task: str, source: Source, train: Any, test: Any) -> list[
             make(str(folder), train=part == "train", transform=transform, download=source.download)
             for part, transform in (("train", train), ("test", test))
         ]
-    except (OSError, RuntimeError) as error:
+    except Exception as error:  # files that are not what they are called fail in many ways
         if source.download:
             if not existed:
                 with suppress(OSError):  # something came
                     folder.rmdir()
             raise InputError(f"{name} could not be fetched into --data {folder}: {first_line(error)}") from error
-        raise InputError(
-            f"--data {folder} holds no whole {name} ({first_line(error)}): fetch it with --download"
-        ) from error
+        raise InputError(f"--data {folder} holds no whole {name} ({where(error)}): fetch it with --download") from error
 
 
 def _augmented(name: str, description: str, classes: int, parts: list[Any], *, epochs: int, sample: int) -> Task:

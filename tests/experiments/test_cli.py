@@ -35,7 +35,7 @@ def run(*arguments, **options):
     ("arguments", "message"),
     [
         ([], "COMMAND"),
-        (["compare", "mnist"], "unknown task 'mnist'. Choose from digits, "),
+        (["compare", "svhn"], "unknown task 'svhn'. Choose from digits, "),
         (["compare", "digits", "--epochs", "0"], "'0' is not a whole number of at least 1"),
         (
             ["compare", "digits", "--epoch", "3"],

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -50,6 +51,73 @@ def folders(tmp_path, monkeypatch):
                 Image.fromarray(pixels).save(tmp_path / part / label / f"{i}.png")
     monkeypatch.setattr(pictures, "WORKERS", 0)
     return tmp_path
+
+
+@pytest.fixture
+def grey(tmp_path):
+    """A folder in the format of MNIST and Fashion-MNIST, 40 pictures for training and 20 for testing."""
+    random = np.random.default_rng(0)
+    for name in ("MNIST", "FashionMNIST"):
+        folder = tmp_path / name / "raw"
+        folder.mkdir(parents=True)
+        for part, count in (("train", 40), ("t10k", 20)):
+            pixels = random.integers(0, 256, (count, 28, 28), dtype=np.uint8)
+            labels = (np.arange(count) % 10).astype(np.uint8)
+            (folder / f"{part}-images-idx3-ubyte").write_bytes(
+                struct.pack(">IIII", 2051, count, 28, 28) + pixels.tobytes()
+            )
+            (folder / f"{part}-labels-idx1-ubyte").write_bytes(struct.pack(">II", 2049, count) + labels.tobytes())
+    return tmp_path
+
+
+@pytest.mark.parametrize(("name", "mean", "deviation"), [("mnist", 0.1307, 0.3081), ("fashion", 0.2860, 0.3530)])
+def test_grey_pictures_are_read_and_normalised(name, mean, deviation, grey):
+    task = make_task(name, Source(str(grey)))
+    assert (len(task.train), len(task.test)) == (40, 20)
+    assert task.goal == Classification(10)
+    folder = grey / ("MNIST" if name == "mnist" else "FashionMNIST") / "raw"
+    pixels = np.frombuffer((folder / "t10k-images-idx3-ubyte").read_bytes()[16:], np.uint8).reshape(20, 28, 28)
+    picture, label = task.test[3]
+    assert picture.shape == (1, 28, 28)
+    assert int(label) == 3
+    np.testing.assert_allclose(picture[0].numpy(), (pixels[3] / 255 - mean) / deviation, rtol=1e-5)
+
+
+def test_networks_for_grey_pictures_have_equal_parameters(grey):
+    task = make_task("mnist", Source(str(grey)))
+    contestants = known("mnist", task)
+    inputs = task.sample(2)[0]
+    for name in ("pgd-deq", "mondeq", "densenet", "paraformer", "paraformer-as-coded", "paraformer-as-coded-vit"):
+        row = contestants[name]
+        base = contestants[row.baseline]
+        target = parameters(base.build(base.size))
+        size = matched_size(name, row.build, target, TERMS["parameters"].cost, inputs, TERMS["parameters"].tolerance)
+        with torch.no_grad():
+            assert row.build(size).eval()(inputs).shape == (2, 10), name
+
+
+@pytest.mark.usefixtures("latency_of_one_row")
+def test_a_training_on_some_rows_of_grey_pictures_runs_from_end_to_end(grey, tmp_path):
+    arguments = ["--rows", "16", "--epochs", "1", "--seeds", "1", "--data", str(grey), "--models", "mondeq,vit"]
+    assert main(["compare", "fashion", *arguments, "--match", "shape", "--out", str(tmp_path / "run")]) == 0
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert set(results["models"]) == {"mondeq", "vit"}
+    assert "16 samples an epoch for training,\n16 for testing" in (tmp_path / "run" / "report.html").read_text()
+    assert len(results["models"]["mondeq"]["searched"]) >= 3
+
+
+def test_more_rows_than_there_are_is_one_line(grey, capsys):
+    assert main(["compare", "mnist", "--data", str(grey), "--rows", "41"]) == 2
+    assert capsys.readouterr().err == "implicit: --rows 41: the training part of mnist has 40\n"
+
+
+@pytest.mark.parametrize("content", [b"", b"junk", struct.pack(">IIII", 2051, 40, 28, 28)])
+def test_files_of_grey_pictures_that_are_cut_short_are_one_line(content, grey, capsys):
+    (grey / "MNIST" / "raw" / "train-images-idx3-ubyte").write_bytes(content)
+    assert main(["compare", "mnist", "--data", str(grey)]) == 2
+    error = capsys.readouterr().err
+    assert f"--data {grey} holds no whole MNIST (" in error
+    assert len(error.splitlines()) == 1
 
 
 def test_cifar_is_read_and_augmented(cifar):
@@ -199,6 +267,8 @@ def test_folders_of_pictures_are_read(folders):
         ("cifar10", [], "the task cifar10 needs its data: pass --data DIR"),
         ("cifar100", ["--download"], "the task cifar100 needs its data: pass --data DIR"),
         ("cifar10", ["--data", "nowhere"], "--data nowhere holds no whole CIFAR10"),
+        ("mnist", [], "the task mnist needs its data: pass --data DIR"),
+        ("fashion", ["--data", "nowhere"], "--data nowhere holds no whole FashionMNIST"),
         ("imagenet", ["--data", "nowhere"], "--data nowhere holds no train/CLASS and val/CLASS pictures"),
         ("imagenet", ["--data", ".", "--download"], "the task imagenet cannot be downloaded"),
     ],
@@ -220,9 +290,9 @@ def test_classes_must_agree(folders, capsys):
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_every_recipe_names_what_there_is(recipe, cifar, folders):
+def test_every_recipe_names_what_there_is(recipe, cifar, folders, grey):
     options = parser().parse_args([arguments.shipped(f"@{recipe}"), "--data", "DIR"])
-    task = make_task("imagenet" if options.task == "imagenet" else "cifar10", Source(str(folders)))
+    task = make_task("cifar10" if options.task == "cifar100" else options.task, Source(str(folders)))
     contestants = known(options.task, task)
     names = options.models.split(",")
     for name in names:

@@ -14,7 +14,7 @@ import jinja2
 
 from ..failures import Failures, alike
 from .figures import FIGURES, in_words, literal, styled
-from .table import columns
+from .table import columns, table_markdown
 from .verdict import verdict
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ class Gap:
 
 
 def write_report(comparison: Comparison, folder: Path, failures: Failures) -> None:
-    """Write `report.html` and the figures, `NAME.png`, into `folder`; what cannot be drawn is one of the failures."""
+    """Write `report.html`, its `table.md` and its figures, `NAME.png`; what cannot be drawn is one of the failures."""
     pictures: list[Picture | Gap] = []
     for name, (caption, draw) in FIGURES.items():
         before = len(failures.found)
@@ -74,6 +74,9 @@ def write_report(comparison: Comparison, folder: Path, failures: Failures) -> No
         (folder / "report.html").write_text(page(comparison, pictures), encoding="utf-8")
 
     failures.attempt("the report", write)
+    failures.attempt(
+        "the table in Markdown", lambda: (folder / "table.md").write_text(table_markdown(comparison), encoding="utf-8")
+    )
 
 
 def _drawn(draw: Callable[[Comparison], Any], comparison: Comparison, caption: str, path: Path) -> Picture | None:

@@ -137,6 +137,33 @@ def table_text(comparison: Comparison) -> str:
     return "\n".join(line.rstrip() for line in captured.get().splitlines())
 
 
+def table_markdown(comparison: Comparison) -> str:
+    """Verdict, table and how they came about, in Markdown: for a README or a notebook."""
+    shown, settings = columns(comparison), comparison.settings
+    lines = [[show(row) for _, show in shown.values()] for row in comparison.ranked]
+    lines += [[name, *["–"] * (len(shown) - 1)] for name in comparison.missing]
+    left = ("network", "reading")
+    parts = [f"# {comparison.task.name}", comparison.task.description, comparison.verdict()]
+    rows = [list(shown), ["---" if heading in left else "--:" for heading in shown], *lines]
+    table = "\n".join(f"| {' | '.join(map(_cell, row))} |" for row in rows)
+    meanings = "\n".join(f"* {_cell(heading)}: {meaning}." for heading, (meaning, _) in shown.items() if meaning)
+    machine = settings["machine"]
+    versions = ", ".join(f"{package} {number}" for package, number in settings["versions"].items())
+    made = (
+        f"`{settings['command']}`: {settings['terms']}, {settings['epochs']} epochs, {len(settings['seeds'])} seeds, "
+        f"{settings['seconds']:.0f} seconds on {machine['device']} ({machine['cores']} cores, {machine['threads']} "
+        f"threads), {versions}. Times were taken on that machine as it was: compare them within this table only."
+    )
+    return "\n\n".join(part for part in (*parts, table, meanings, made) if part) + "\n"
+
+
+def _cell(text: str) -> str:
+    """Of a table in Markdown, whatever the text holds."""
+    for sign in "\\`*_<|[":
+        text = text.replace(sign, "\\" + sign)
+    return text
+
+
 def _width(table: Table) -> int:
     """Columns that the table asks for, whatever the terminal has."""
     return Console(width=10_000).measure(table).maximum

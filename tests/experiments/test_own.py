@@ -123,8 +123,14 @@ def test_a_comparison_from_python(task, tmp_path, capsys):
         assert "<script" not in text
         assert "x&#34;/&gt;&lt;script&gt;alert(1)&lt;/script&gt; [bold]&amp;$\\frac" in text
         assert "Two layers &amp; &lt;more&gt;" in text
-        assert "experiments.compare(…, seeds=2, epochs=2, baseline=&#39;gd&#39;" in text
+        assert "experiments.compare(…, seeds=2, epochs=2, search=False, baseline=&#39;gd&#39;" in text
     assert (tmp_path / "again" / "training.png").exists()
+    table = (tmp_path / "run" / "table.md").read_text().splitlines()
+    lines = [line for line in table if line.startswith("| ")]
+    assert len(lines) == 2 + len(entries)
+    assert len({len(re.findall(r"(?<!\\)\|", line)) for line in lines}) == 1  # as many cells in each line
+    assert "\\<script>" in "".join(lines)
+    assert comparison.verdict() in table
     names = {path.name for path in (tmp_path / "run" / "checkpoints").iterdir()}
     assert len(names) == 8
     assert all(re.fullmatch(r"[A-Za-z0-9.+_-]+", name) for name in names)

@@ -30,9 +30,11 @@ class Tokens(nn.Module):
             raise ValueError(f"image_size={image_size} is not a multiple of patch_size={patch_size}")
         self.image_shape = (channels, image_size, image_size)
         self.patches = nn.Conv2d(channels, width, patch_size, stride=patch_size)
-        positions = torch.randn(1, (image_size // patch_size) ** 2 + 1, width)
-        self.class_token = nn.Parameter(torch.randn(1, 1, width) if normal else torch.zeros(1, 1, width))
-        self.positions = nn.Parameter(positions if normal else 0.02 * positions)
+        self.class_token = nn.Parameter(torch.zeros(1, 1, width))
+        self.positions = nn.Parameter(0.02 * torch.randn(1, (image_size // patch_size) ** 2 + 1, width))
+        if normal:
+            nn.init.normal_(self.class_token)
+            nn.init.normal_(self.positions)
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, images: Tensor) -> Tensor:

@@ -23,10 +23,10 @@ def checked(task: Task) -> None:
     for number in ("epochs", "batch", "measured"):
         if getattr(task, number) < 1:
             raise ValueError(f"task {task.name}: {number}={getattr(task, number)} is not at least 1")
-    parts = {"train": task.train, "validation": task.validation, "test": task.test}
+    parts = {"train": task.train, "test": task.test}
+    if task.validation is not None:
+        parts["validation"] = task.validation
     for part, data in parts.items():
-        if data is None:
-            continue
         try:
             _check_part(data, task.goal)
         except ValueError as error:

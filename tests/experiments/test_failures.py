@@ -69,7 +69,7 @@ def in_training(patch):
 def in_the_making(patch):
     build = trials.Trials.run
 
-    def planted(self, name, contestant, size, seed):
+    def planted(self, name, contestant, size, seed, rate):
         class Broken:
             description, learning_rate = contestant.description, None
 
@@ -77,7 +77,7 @@ def in_the_making(patch):
             def build(size):
                 raise Planted("planted")
 
-        return build(self, name, Broken if name == "heavy_ball" else contestant, size, seed)
+        return build(self, name, Broken if name == "heavy_ball" else contestant, size, seed, rate)
 
     patch.setattr(trials.Trials, "run", planted)
 

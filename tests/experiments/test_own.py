@@ -330,7 +330,7 @@ def test_the_command_lines_task_network_and_settings(mine, capsys):
     assert found["models"]["mine:make_network"]["baseline"] == "gd"
     assert found["command"] == shlex.join(["implicit", *arguments])
     page = (mine / "a run" / "report.html").read_text()
-    assert f"<code>implicit compare mine:make_task --models {models}" in page
+    assert f"<code>implicit compare mine:make_task --no-search --models {models}" in page
     assert "TypeError: mine:nothing returned a NoneType, not a torch.nn.Module" in page
     text = MINE.replace("return None", "return nn.Linear(2, 2)")
     (mine / "mine.py").write_text(text + "\n")

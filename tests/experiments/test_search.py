@@ -167,7 +167,7 @@ def test_a_network_that_fails_at_one_rate_is_trained_at_another(tmp_path, capsys
     assert any(map(math.isnan, row.search.scores.values()))
     assert math.isfinite(row.mean("score"))
     assert not comparison.failures
-    assert "the training of fragile at 0." in capsys.readouterr().out
+    assert "the training of fragile at 1.5 failed (RuntimeError: out of bounds)" in capsys.readouterr().out
 
 
 def test_a_run_that_goes_on_does_not_search_again(tmp_path, monkeypatch):

@@ -59,13 +59,44 @@ def anchors(path):
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings} | set(identifiers(path))
 
 
+def printed_as(text, other):
+    """Whether two outputs have the same words and whole numbers, and others that agree to a tenth."""
+    number = r"\d+(?:\.\d+)?(?:e[-+]\d+)?"
+    if re.split(number, text.strip()) != re.split(number, other.strip()):
+        return False
+    pairs = zip(re.findall(number, text), re.findall(number, other), strict=True)
+    return all(abs(float(a) - float(b)) <= ("." in b) * 0.1 * float(b) for a, b in pairs)
+
+
 @pytest.mark.parametrize("path", [page for page in PAGES if any(blocks(page, "python"))], ids=called)
-def test_examples_run(path, default_device):
+def test_examples_run(path, default_device, capsys):
+    """A block of text right after a block of code is what that prints."""
     namespace = {"__name__": "page"}
+    lines = path.read_text().splitlines()
     for line, block in blocks(path, "python"):
+        capsys.readouterr()
         exec(compile("\n" * line + block, called(path), "exec"), namespace)  # errors name the page's own line
+        end = line + block.count("\n") + 1
+        if lines[end + 1 : end + 2] == ["```text"]:
+            expected = "\n".join(lines[end + 2 : lines.index("```", end + 2)])
+            found = capsys.readouterr().out
+            assert printed_as(found, expected), f"{called(path)}:{end + 3} says\n{expected}\nand it prints\n{found}"
     if path.name == "README.md":
-        assert namespace["explicit"].shape == namespace["proximal"].shape == namespace["parallel"].shape
+        shapes = {namespace[reading].shape for reading in ("explicit", "proximal", "infinite", "parallel")}
+        assert len(shapes) == 1
+
+
+def test_the_readmes_output_is_compared():
+    text = (ROOT / "README.md").read_text()
+    assert re.search(r"^```python\n[^`]*print\([^`]*^```\n\n```text\n", text, flags=re.MULTILINE), "no printed output"
+    assert printed_as("8 rows in 9 steps, 8.3e-05", "8 rows in 9 steps, 8.0e-05")
+    assert not printed_as("8 rows in 9 steps, 8.3e-05", "8 rows in 9 steps, 3.3e-05")
+    assert not printed_as("8 rows in 9 steps", "7 rows in 9 steps")
+    assert not printed_as("8 rows converged", "8 rows diverged")
+
+
+def test_the_readme_is_short():
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 130
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "docs" / "guide").glob("*.md")), ids=called)

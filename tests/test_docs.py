@@ -1,5 +1,6 @@
 """README and guide: examples run as they stand, links lead somewhere, and the API pages leave out no name."""
 
+import ast
 import configparser
 import importlib
 import inspect
@@ -84,6 +85,16 @@ def test_examples_run(path, default_device, capsys):
     if path.name == "README.md":
         shapes = {namespace[reading].shape for reading in ("explicit", "proximal", "infinite", "parallel")}
         assert len(shapes) == 1
+
+
+@pytest.mark.parametrize("package", [name for name in PACKAGES if name != "models.methods"])
+def test_every_public_name_has_an_example_that_runs(package):
+    """In a block of code of the README or the site, all of which `test_examples_run` runs."""
+    code = "\n".join(block for page in (ROOT / "README.md", *GUIDE) for _, block in blocks(page, "python"))
+    used = {node.id for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Name)}
+    used |= {node.attr for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Attribute)}
+    missing = [name for name in importlib.import_module(package).__all__ if name not in used]
+    assert not missing
 
 
 def test_the_readmes_output_is_compared():

@@ -34,7 +34,7 @@ def warn_of_unsuitable(cell: nn.Module) -> None:
 def warn_of_chance() -> None:
     """A `RuntimeWarning` for a cell whose value at the solution was another one when it was evaluated again."""
     warnings.warn(
-        "evaluating the cell once more at the solution gave another value: it is not deterministic (dropout, noise) or "
+        "evaluating the cell again at the solution gave another value: it is not deterministic (dropout, noise) or "
         "computes otherwise where gradients are recorded, so that it has no fixed point to differentiate. Draw random "
         "masks outside the cell and hand them in as inputs (see LockedDropout)",
         RuntimeWarning,

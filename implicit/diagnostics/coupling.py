@@ -17,7 +17,7 @@ from ..draws import normal
 ALIKE = 4
 """Rounding units by which an image may change with other rows: libraries may add up in another order."""
 REMEDY = (
-    "What is one problem must be one row: a graph, whose nodes are no rows, is x[None] (and z0[None]); use LayerNorm "
+    "What is one problem must be one row: a graph, whose nodes are not rows, is x[None] (and z0[None]); use LayerNorm "
     "or GroupNorm in place of batch statistics, and let attention run within a row"
 )
 

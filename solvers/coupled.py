@@ -134,8 +134,8 @@ def _warn() -> None:
     warnings.warn(
         "the rows depend on each other: some that had stopped changed while others moved. The batch is solved as one "
         "problem, whose rows converge together. If it is one problem (a graph, whose nodes are not rows), make it one "
-        "row: z0[None] and x[None]. If not, replace batch statistics by GroupNorm or LayerNorm, and draw random numbers "
-        "outside f",
+        "row: z0[None] and x[None]. If not, replace batch statistics by GroupNorm or LayerNorm, and draw random "
+        "numbers outside f",
         RuntimeWarning,
         stacklevel=6,
     )

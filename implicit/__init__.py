@@ -3,6 +3,8 @@
 from .dropout import LockedDropout
 from .equilibrium import Equilibrium, fixed_point, root
 from .gradients import (
+    AdjointGradient,
+    Evaluation,
     Gradient,
     ImplicitGradient,
     NeumannGradient,
@@ -12,6 +14,7 @@ from .gradients import (
     SplittingGradient,
     Unconverged,
     UnrolledGradient,
+    with_value,
 )
 from .looped import Looped
 from .parametrized import one_weight
@@ -19,8 +22,10 @@ from .recording import ConvergenceWarning, record
 from .split_cell import SplitCell
 
 __all__ = [
+    "AdjointGradient",
     "ConvergenceWarning",
     "Equilibrium",
+    "Evaluation",
     "Gradient",
     "ImplicitGradient",
     "LockedDropout",
@@ -37,4 +42,5 @@ __all__ = [
     "one_weight",
     "record",
     "root",
+    "with_value",
 ]

@@ -1,4 +1,11 @@
-"""From a solve to a tensor in autograd's graph."""
+"""From a solve to a tensor in autograd's graph.
+
+Three ways lead through a solve, with one equation, `u = Jᵀu + g`. They differ in how f is known where J is needed:
+
+* tracked: an ordinary backward pass has one evaluation of f at the solution, made here with its graph (`_tracked`);
+* explicit: a backward pass that is differentiated again evaluates f as a function of its tensors (`gradients.higher`);
+* transformed: torch.func and forward mode get that function from the start (`_transformed_solve`).
+"""
 
 from __future__ import annotations
 
@@ -40,10 +47,10 @@ def differentiable_solve(
     settings: Settings,
     at: tuple[int, ...] = (),
 ) -> tuple[State, ...]:
-    """The iterates after so many steps, and the solution, in the graph as the policy says.
+    """The iterates after the numbers of steps in `at`, and the solution, in the graph as the policy says.
 
     Args:
-        name, owner: for records and warnings: what it is called, and the layer or function itself.
+        name, owner: for records and warnings, its name, and the layer or function itself.
         problem, z0, gradient, settings: what, from where, and how.
         at: numbers of steps.
     """
@@ -97,7 +104,7 @@ def differentiable_solve(
 def _gone_on(
     problem: Problem, start: Tensor, settings: Settings, outcome: Outcome, at: tuple[int, ...]
 ) -> list[Tensor]:
-    """The iterates after so many steps, those of rows that had stopped before from a solve in which none stops."""
+    """The iterates at these steps; for rows that had stopped, from a solve in which no row stops."""
     stopped = [torch.from_numpy((outcome.rows.steps <= step) | problem.coupled) for step in at]
     if not any(map(torch.any, stopped)):
         return outcome.iterates
@@ -121,7 +128,7 @@ def _holds(problem: Problem, outcome: Outcome, image: Tensor, settings: Settings
 def _solved_again(
     problem: Problem, start: Tensor, settings: Settings, keep: Keep, outcome: Outcome, image: Tensor
 ) -> Outcome:
-    """What to do where the solution, evaluated again, is none: say why, and solve the whole batch if rows couple."""
+    """Where the solution fails when evaluated again: say why, and solve the whole batch if rows are coupled."""
     with torch.no_grad():
         if not torch.equal(problem(outcome.value).nan_to_num(), image.nan_to_num()):
             warn_of_chance()

@@ -8,21 +8,21 @@ from torch import Tensor, nn
 
 
 class LockedDropout(nn.Module):
-    """Variational dropout: a mask drawn outside the cell, once for each solve, and handed in as an input.
+    """Variational dropout: a mask drawn outside the cell once per solve and passed in as an input.
 
-    `mask ∈ {0, 1 / (1 − p)}`, each row its own; ones in evaluation mode. Ordinary dropout inside a cell draws anew at
-    every evaluation, so that no fixed point exists.
+    `mask ∈ {0, 1 / (1 − p)}`, drawn for each row; ones in evaluation mode. Ordinary dropout inside a cell draws a new
+    mask at every evaluation, so no fixed point exists.
 
         mask = self.dropout(x)
         z = self.equilibrium(x, mask)  # whose cell is tanh(W (z * mask) + x)
 
-    As an input the mask follows the rows when those that have converged are dropped. Source: Gal, Ghahramani, NeurIPS
+    Being an input, the mask is cut with the rows when converged ones are dropped. Source: Gal, Ghahramani, NeurIPS
     2016; in equilibrium models: Bai, Kolter, Koltun, NeurIPS 2019.
 
     Args:
         p: share of entries set to zero, in [0, 1).
-        shared: dims of the state along which one entry of the mask serves all, such as (2, 3) for whole channels of
-            (batch, channels, height, width); never 0, the batch.
+        shared: dims of the state along which all entries share one entry of the mask, such as (2, 3) for whole channels
+            of (batch, channels, height, width); never 0, the batch.
     """
 
     def __init__(self, p: float = 0.5, shared: tuple[int, ...] = ()) -> None:

@@ -44,8 +44,8 @@ def fixed_point(
     """The solution of `z = f(z, *args)`, differentiable in `args` and in whatever tensors `f` captures.
 
     Prefer `Equilibrium` where `f` is a module. The arguments are those of `solvers.solve`; `gradient` chooses the
-    backward pass and leaves the value alone. Rows that do not converge issue a `ConvergenceWarning`; use
-    `solvers.solve(...).check()` to raise instead.
+    backward pass and does not change the value. Rows that do not converge issue a `ConvergenceWarning`; use
+    `solvers.solve(...).check()` to raise an error instead.
     """
     settings = Settings.of("fixed_point", options)
     _check_gradient(gradient, settings)
@@ -66,7 +66,7 @@ def root(
 ) -> S:
     """The solution of `F(z, *args) = 0`, differentiable in `args` and in whatever tensors `F` captures.
 
-    The arguments are those of `solvers.root`, `gradient` as in `fixed_point`: its equation is `(∂F/∂z)ᵀ u = g`.
+    The arguments are those of `solvers.root`; `gradient` is as in `fixed_point`, and solves `(∂F/∂z)ᵀ u = g`.
     """
     settings = root_settings("root", options)
     _check_gradient(gradient, settings)
@@ -78,17 +78,17 @@ def root(
 class Equilibrium(Layer):
     """A layer whose output is the equilibrium of its cell, `z* = cell(z*, *inputs)`.
 
-    Its depth is whatever the solve takes, its backward that of `gradient`. Gradients follow
+    Its depth is the number of steps the solve takes; `gradient` chooses the backward pass. Gradients follow
     `torch.is_grad_enabled()`, in training and evaluation mode alike. Source: Bai, Kolter, Koltun, "Deep Equilibrium
     Models", NeurIPS 2019.
 
     Args:
         cell: module `(z, *inputs) → z`, (batch, …). No BatchNorm or dropout inside: rows must be independent and every
-            evaluation the same. Weights under `torch.nn.utils.parametrizations` are computed once a solve.
+            evaluation the same. Weights under `torch.nn.utils.parametrizations` are computed once per solve.
         gradient: the backward policy.
         initial: `initial(*inputs)` makes the first iterate; None: zeros like the first input.
-        **options: those of `solvers.Settings`, attributes of the layer that may be set later; compact=None drops rows
-            where the loop allows it.
+        **options: those of `solvers.Settings`, also attributes of the layer that can be changed later; compact=None
+            drops rows where the loop allows it.
     """
 
     solver: Solver
@@ -130,12 +130,12 @@ class Equilibrium(Layer):
     def iterates(
         self, *inputs: Any, at: tuple[int, ...], z0: State | None = None, max_steps: int | None = None, **keywords: Any
     ) -> tuple[State, ...]:
-        """The iterates after the numbers of steps in `at`, in that order, and at last the equilibrium.
+        """The iterates after the numbers of steps in `at`, in that order, followed by the equilibrium.
 
         For fixed-point correction: loss terms on some iterates teach the cell to converge fast. Each iterate has the
-        Jacobian-free gradient, that of one tracked evaluation at it. Where a row had stopped before, the batch is
-        solved once more, for max(at) steps whatever the residuals: its iterate is the one that the solver goes on to,
-        beyond `max_steps`, too; of a row at which the cell is not finite any more, the best one before.
+        Jacobian-free gradient, that of one tracked evaluation at it. If a row had stopped earlier, the batch is solved
+        again for max(at) steps whatever the residuals, beyond `max_steps` if need be, so that every iterate exists; a
+        row at which the cell is no longer finite returns its best iterate before that.
         Source: Bai, Geng, Savani, Kolter, "Deep Equilibrium Optical Flow Estimation", CVPR 2022.
 
             *early, z = layer.iterates(x, at=(2, 4))
@@ -163,9 +163,9 @@ class Equilibrium(Layer):
         """The layer with a fixed number of steps, which `torch.export`, ONNX and `torch.jit.trace` take.
 
         Args:
-            *inputs: such as it will meet: on these it is as near to the equilibrium as the layer's tolerance says, or a
-                `solvers.ConvergenceError` is raised.
-            steps: of the solver; None: as many as the slowest of these rows takes.
+            *inputs: representative ones. On these it is as close to the equilibrium as the layer's tolerance requires,
+                or a `solvers.ConvergenceError` is raised.
+            steps: of the solver; None: as many as the slowest of these rows needs.
         """
         return fixed_steps(self, self.positional(inputs, keywords), steps)
 

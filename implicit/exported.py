@@ -1,4 +1,4 @@
-"""A solve of a fixed number of steps, for what records a program once and for all."""
+"""A solve with a fixed number of steps, for programs that are recorded once."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class FixedSteps(nn.Module):
-    """What an `Equilibrium` computes, with a fixed number of its solver's steps and no look at the residuals.
+    """What an `Equilibrium` computes, with a fixed number of its solver's steps and no check of the residuals.
 
     `torch.export`, ONNX, `torch.jit.trace` and `torch.compile(fullgraph=True)` take it. It shares the layer's cell, and
     is for inference: no gradient is recorded. `Equilibrium.exported` makes it. ONNX takes Picard and Anderson,
@@ -28,7 +28,7 @@ class FixedSteps(nn.Module):
         cell: as the layer's.
         start: `start(inputs)` is the first iterate.
         solver: Picard, Anderson or Broyden.
-        steps: of the solver, each with one evaluation of the cell.
+        steps: of the solver, each of which evaluates the cell once.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class FixedSteps(nn.Module):
     def forward(self, *inputs: Any) -> State:
         """The state after the last step, like the layer's.
 
-        In `torch.export` the inputs are one tuple: `dynamic_shapes=(({0: Dim.AUTO},),)` for one with any batch.
+        In `torch.export` the inputs are one tuple: `dynamic_shapes=(({0: Dim.AUTO},),)` for one input with any batch.
         """
         if torch.jit._trace.is_tracing() and not isinstance(self.solver, Picard):
             raise RuntimeError(
@@ -68,11 +68,11 @@ def fixed_steps(layer: Equilibrium, inputs: tuple[Any, ...], steps: int | None) 
     settings = layer.settings
     if not settings.solver.fixed_cost:
         raise TypeError(
-            f"{type(settings.solver).__name__} takes what steps its data need: set the layer's solver to Picard(), "
-            "Anderson() or Broyden() first"
+            f"{type(settings.solver).__name__} takes as many steps as its data need: set the layer's solver to "
+            "Picard(), Anderson() or Broyden() first"
         )
     if not Layout(layer.start(inputs, None)).batch:
-        raise ValueError("the inputs have no rows, on which the steps could be counted: pass some such as are expected")
+        raise ValueError("the inputs have no rows on which the steps could be counted: pass representative ones")
     if steps is None:
         steps = int(layer.solve(*inputs).check().steps.max())
     elif not isinstance(steps, int) or isinstance(steps, bool) or steps < 1:

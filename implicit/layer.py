@@ -1,4 +1,4 @@
-"""What the layers built on a cell share: the cell, where it starts, and a name."""
+"""What layers built on a cell share: the cell, the start, and a name."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class Layer(nn.Module, ABC):
             bound.arguments.setdefault(parameter.name, parameter.default)
         if bound.kwargs:
             raise TypeError(
-                f"{self.title}: {', '.join(bound.kwargs)} can only be named: let the cell's forward take it by place"
+                f"{self.title}: {', '.join(bound.kwargs)} is keyword-only: let the cell's forward take it by position"
             )
         return bound.args[1:]
 
@@ -71,7 +71,9 @@ class Layer(nn.Module, ABC):
         if isinstance(self.cell, SplitCell):
             return torch.zeros_like(self.cell.shift(*inputs))
         if not inputs or not isinstance(inputs[0], Tensor):
-            raise TypeError("the default start is zeros like the first input, which is no tensor: pass initial= or z0=")
+            raise TypeError(
+                "the default start is zeros like the first input, which is not a tensor: pass initial= or z0="
+            )
         if not inputs[0].is_floating_point():
             raise TypeError(
                 f"{self.title}: z starts as zeros like the first input, which is of {inputs[0].dtype}, and a state has "

@@ -1,4 +1,4 @@
-"""The monitor as a callback of Lightning. Needs it: `pip install 'implicit-networks[train]'`."""
+"""The monitor as a Lightning callback. Needs Lightning: `pip install 'implicit-networks[train]'`."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from .samples import Sample, scalars
 
 
 class MonitorCallback(Callback):
-    """A `Monitor` of the trained module; its figures go to the trainer's loggers (CSV, TensorBoard, …).
+    """A `Monitor` of the trained module that writes to the trainer's loggers (CSV, TensorBoard, …).
 
         trainer = lightning.Trainer(callbacks=[MonitorCallback(every=100)])
 
-    Steps are batches; a sample is taken after the backward pass, before the optimiser moves the weights, and in the
-    process of rank zero alone. Prefer `Monitor` in a training loop of your own.
+    Steps are batches. A sample is taken after the backward pass and before the optimiser's step, in the process of rank
+    zero only. Prefer `Monitor` in a training loop of your own.
 
     Args:
         every, rows: as in `Monitor`.

@@ -25,23 +25,23 @@ from .reports import Reports
 class Looped(Layer):
     """A layer that takes a fixed number of plain steps, `z ← cell(z, *inputs)`, and returns the last iterate.
 
-    The value and the derivatives are those of a loop written out whose first steps are under `torch.no_grad()`: what
-    these keep does not grow with their number. Prefer it where depth is a budget: recurrent-depth and looped models,
-    which are trained at some numbers of steps and run at others. Prefer `Equilibrium(looped.cell)`, its limit, where
-    the steps settle: it stops at a tolerance, its gradient is exact, and its memory is that of one step. Sources:
+    Value and derivatives are those of a hand-written loop whose first steps are under `torch.no_grad()`, so memory
+    grows with `tracked` only. Prefer it where depth is a budget: recurrent-depth and looped models, which are trained
+    at some depths and run at others. Prefer its limit, `Equilibrium(looped.cell)`, where the steps settle: it stops at
+    a tolerance, its gradient is exact, and its memory is that of one step. Sources:
     Giannou et al., "Looped Transformers as Programmable Computers", ICML 2023; Geiping et al., "Scaling up Test-Time
     Compute with Latent Reasoning: A Recurrent Depth Approach", 2025.
 
-    There is no tolerance, and no warning. In `record` and `solve` a row's status is MAX_STEPS, or says that it was not
-    finite or grew out of bounds; its residual is that of the value, for which the cell is evaluated once more, without
-    a trace in random numbers and buffers. Unrecorded, nothing is measured, and nothing waits for a GPU but the look at
+    There is no tolerance and no warning. In `record` and `solve` a row's status is MAX_STEPS, or says that it was not
+    finite or grew out of bounds. Its residual is that of the value, for which the cell is evaluated once more without
+    disturbing random numbers and buffers. Unrecorded, nothing is measured, and nothing waits for a GPU except reading
     a tensor of steps that lies on it. Under transforms of torch.func nothing is recorded.
 
     Args:
-        cell: module `(z, *inputs) → z`, (batch, …), of the same shape; it may draw random numbers, and keep statistics
-            of the batch. Weights under `torch.nn.utils.parametrizations` are computed once a call.
+        cell: module `(z, *inputs) → z`, (batch, …), of the same shape; it may draw random numbers and keep batch
+            statistics. Weights under `torch.nn.utils.parametrizations` are computed once per call.
         steps: how many, at least 1.
-        tracked: how many of the last ones have derivatives, from 1 to `steps`; None: all.
+        tracked: how many of the last steps are differentiated, from 1 to `steps`; None: all.
         initial: `initial(*inputs)` makes the first iterate; None: zeros like the first input.
     """
 
@@ -70,9 +70,9 @@ class Looped(Layer):
         Args:
             inputs, keywords: of the cell, by place and by name.
             z0: the start, in place of `initial`.
-            steps: in place of the layer's; a (batch,) tensor of integers gives each row its own, and the derivatives
-                of its own last `tracked` steps, of all where it has fewer. The cell is evaluated as often as the
-                deepest row needs; the others begin later. Rows must then be independent.
+            steps: overrides the layer's; a (batch,) tensor of integers gives each row its own, and the derivatives of
+                its own last `tracked` steps, or of all if it has fewer. The cell is evaluated as often as the deepest
+                row needs, and the others begin later. Rows must then be independent.
         """
         inputs = self.positional(inputs, keywords)
         note_call(self, inputs, z0, {} if steps is None else {"steps": steps})

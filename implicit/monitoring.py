@@ -1,4 +1,4 @@
-"""Watch the implicit layers of a model in training: a sample every so many steps, nothing paid between them."""
+"""Watch the implicit layers of a model in training: a sample every few steps, at no cost between them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __all__ = ["Monitor", "MonitorWarning", "Sample", "read_samples"]
 
 
 class MonitorWarning(UserWarning):
-    """A sample lacks a figure; training goes on. A monitor says it once for each layer and figure."""
+    """A sample lacks a figure; training goes on. A monitor warns once for each layer and figure."""
 
 
 class ScalarWriter(Protocol):
@@ -32,7 +32,7 @@ class ScalarWriter(Protocol):
 
 
 class Monitor:
-    """Samples residual, evaluations, spectral radius and gradient cosine of each layer every so many training steps.
+    """Samples residual, evaluations, spectral radius and gradient cosine of each layer every `every` training steps.
 
         monitor = Monitor(model, every=100, path="monitor.csv")
         for x, y in loader:
@@ -41,15 +41,15 @@ class Monitor:
             optimizer.step()
         plot_monitor(monitor.samples)
 
-    A sample solves a few rows again, on a copy of the layer and of the random state, so that training goes on as it
-    would have; it costs some solves in float64. Between samples a step costs one comparison. Prefer
+    A sample solves a few rows again, with a copy of the layer and of the random state, so it does not affect training;
+    it costs some solves in float64. Between samples a step costs one comparison. Prefer
     `implicit.lightning_monitor.MonitorCallback` under Lightning.
 
     Args:
         model: with `Equilibrium` or `Looped` layers inside, or one itself.
-        every: steps from a sample to the next; the first step is sampled.
-        rows: of the batch on which spectral radius and cosine are found.
-        path: a CSV file that gets a line a sample; appended to where it exists.
+        every: steps between samples; the first step is sampled.
+        rows: number of rows of the batch on which spectral radius and cosine are measured.
+        path: a CSV file to which each sample adds a line.
         writer: of TensorBoard; gets `implicit/LAYER/FIGURE` for each figure that is a number.
     """
 
@@ -78,7 +78,7 @@ class Monitor:
 
     def __enter__(self) -> Monitor:
         if self._open is not None:
-            raise RuntimeError("Monitor: a step is under way already: blocks of one monitor cannot be nested")
+            raise RuntimeError("Monitor: a step is already in progress, and blocks of one monitor cannot be nested")
         if self.step % self.every == 0:
             stack = ExitStack()
             self._open = stack, stack.enter_context(record(self.model)), stack.enter_context(layer_calls(self.model))

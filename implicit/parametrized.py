@@ -1,4 +1,4 @@
-"""One weight a solve, for modules under `torch.nn.utils.parametrizations`."""
+"""One weight per solve, for modules under `torch.nn.utils.parametrizations`."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ _lock = threading.RLock()
 
 @contextmanager
 def one_weight(f: Callable[..., Any]) -> Iterator[None]:
-    """Within the block parametrized tensors of a module are computed once, tracked, and reused; a function has none.
+    """Within the block the parametrized tensors of a module are computed once, tracked, and reused.
 
-    Spectral normalisation would otherwise move its buffers at every access in training mode. They are computed on
-    entry, so that a solve that turns gradients off later does not fill PyTorch's cache with untracked ones. That cache
-    is one for all threads: blocks of different threads take turns.
+    Spectral normalisation would otherwise change its buffers at every access in training mode. The tensors are computed
+    on entry, so a solve that turns gradients off later does not fill PyTorch's cache with untracked ones. All threads
+    share that cache, so blocks of different threads take turns. A function without parameters passes through.
     """
     parts = f.modules() if isinstance(f, nn.Module) else ()
     parametrized = [part for part in parts if parametrize.is_parametrized(part)]

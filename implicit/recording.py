@@ -20,7 +20,7 @@ from solvers.pages import table
 
 
 class ConvergenceWarning(UserWarning):
-    """Some rows of a forward or backward solve did not converge; Python's warning filters decide how often it shows."""
+    """Some rows of a forward or backward solve did not converge; shown as often as Python's filters say."""
 
 
 class Record(NamedTuple):
@@ -30,7 +30,7 @@ class Record(NamedTuple):
     solution: Solution
 
     def to_dict(self) -> dict[str, Any]:
-        """What became of each row, with the layer's name."""
+        """What happened to each row, with the layer's name."""
         return {"layer": self.name, **self.solution.to_dict()}
 
     def _repr_html_(self) -> str:
@@ -47,7 +47,7 @@ class Log:
     names: dict[int, str] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, list[Any]]:
-        """A line a solve, in plain numbers and words: `pandas.DataFrame(log.to_dict())`."""
+        """One line per solve, in plain numbers and words: `pandas.DataFrame(log.to_dict())`."""
         entries = [(way, *entry) for way in ("forward", "backward") for entry in getattr(self, way)]
         solutions = [solution for _, _, solution in entries]
         return {
@@ -80,20 +80,20 @@ _logs: ContextVar[tuple[Log, ...]] = ContextVar("implicit_logs", default=())
 
 @contextmanager
 def record(model: nn.Module | None = None, *, values: bool = False) -> Iterator[Log]:
-    """Record every solve that this thread does in the block, the backward solves of its forward passes included.
+    """Record every solve of this thread in the block, including the backward solves of its forward passes.
 
-    Outside such a block nothing is recorded and nothing is paid. The log is captured at forward time, so a backward
-    pass that runs in another thread, or after the block, lands in the log of its forward. Blocks may be nested: each
-    log gets every solve within its block.
+    Outside a block nothing is recorded, at no cost. The log is captured in the forward pass, so a backward pass that
+    runs in another thread, or after the block, goes to the log of its forward pass. Blocks may be nested: each log gets
+    every solve within its block.
 
         with implicit.record(model) as log:
             model(x).square().mean().backward()
         log.forward[0].solution.trace
 
     Args:
-        model: names the layers by their place in it (`blocks.0.equilibrium`); without it, by their cell's class. Each
-            of nested blocks names them by its own.
-        values: keep the solutions' values too, and with them their memory.
+        model: names the layers by their place in it (`blocks.0.equilibrium`); without it, layers are named by their
+            cell's class. Nested blocks each use their own model.
+        values: keep the solutions' values too, which costs memory.
     """
     log = Log(values=values, names={} if model is None else module_names(model))
     token = _logs.set((*_logs.get(), log))

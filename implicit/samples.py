@@ -1,4 +1,4 @@
-"""What a monitor keeps of one layer at one step of training."""
+"""What a monitor records of one layer at one step of training."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ class Sample(Line):
     converged: float
     """Share of the rows, forward; of a `Looped`, which has no tolerance, NaN."""
     evaluations: float
-    """Of f a row, forward, summed over the layer's calls in this step."""
+    """Of f per row, forward, summed over the layer's calls in this step."""
     backward_evaluations: float
-    """Products of the backward solves a row, likewise; 0: the gradient policy solves nothing, or there was no loss."""
+    """Products of the backward solves per row, likewise; 0: the policy solves nothing, or there was no loss."""
     spectral_radius: float
-    """Largest over a few rows, at their solutions, in the layer's first call; NaN: it was not found."""
+    """Largest over a few rows, at their solutions, in the layer's first call; NaN: it could not be found."""
     gradient_cosine: float
-    """Of the layer's gradient policy and the exact gradient, on the same rows; NaN: no exact one was found, or the
+    """Between the layer's gradient and the exact one, on the same rows; NaN: no exact gradient could be found, or the
     layer is a `Looped`, which has none."""
 
 
@@ -52,11 +52,11 @@ def scalars(sample: Sample) -> dict[str, float]:
 
 
 def read_samples(path: str | Path) -> Table[Sample]:
-    """The samples of a file that a `Monitor` has written."""
+    """The samples in a file written by a `Monitor`."""
     with Path(path).open(newline="") as file:
         reader = csv.DictReader(file)
         if reader.fieldnames != COLUMNS:
-            raise ValueError(f"{path} is no file of a Monitor: its columns are not {', '.join(COLUMNS)}")
+            raise ValueError(f"{path} was not written by a Monitor: its columns are not {', '.join(COLUMNS)}")
         kinds = {"step": int, "layer": str}
         samples: Table[Sample] = Table()
         for line in reader:
@@ -64,7 +64,7 @@ def read_samples(path: str | Path) -> Table[Sample]:
                 samples.append(Sample(**{name: kinds.get(name, float)(line[name]) for name in COLUMNS}))
             except (TypeError, ValueError) as error:
                 raise ValueError(
-                    f"{path}, line {reader.line_num} is no whole sample: take it out of the file"
+                    f"{path}, line {reader.line_num} is not a whole sample: remove it from the file"
                 ) from error
         return samples
 

@@ -12,10 +12,10 @@ from solvers.rules.reflections import Activation, Parts
 
 
 class SplitCell(nn.Module):
-    """`z ↦ σ(W z + c(inputs))`: a cell that tells its linear part W, formed once a solve, as is c.
+    """`z ↦ σ(W z + c(inputs))`: a cell that exposes its linear part. W and c are formed once per solve.
 
     Solve it with `Equilibrium(cell, solver=PeacemanRachford(), gradient=SplittingGradient())`, which starts from zeros
-    like c; every other solver and gradient takes it, too.
+    like c. Every other solver and gradient accepts it as well.
 
         class Cell(SplitCell):
             def weight(self):
@@ -27,8 +27,8 @@ class SplitCell(nn.Module):
         Cell(margin=0.1)
 
     Args:
-        margin: m > 0 such that the symmetric part of I − W is at least m at all values of the parameters: what makes
-            the equilibrium exist, unique, and every row converge.
+        margin: m > 0 such that the symmetric part of I − W is at least m for all values of the parameters. It makes the
+            equilibrium exist and unique, and every row converge.
         activation: σ, entry by entry, nondecreasing and 1-Lipschitz. For the ReLU the splitting chooses its step size.
     """
 

@@ -32,11 +32,11 @@ def warn_of_unsuitable(cell: nn.Module) -> None:
 
 
 def warn_of_chance() -> None:
-    """A `RuntimeWarning` for a cell whose value at the solution was another one when it was evaluated again."""
+    """A `RuntimeWarning` for a cell that gave another value at the solution when it was evaluated again."""
     warnings.warn(
-        "evaluating the cell once more at the solution gave another value: it is not deterministic (dropout, noise) or "
-        "computes otherwise where gradients are recorded, so that it has no fixed point to differentiate. Draw random "
-        "masks outside the cell and hand them in as inputs (see LockedDropout)",
+        "evaluating the cell again at the solution gave another value: it is not deterministic (dropout, noise), or "
+        "computes something else where gradients are recorded, so it has no fixed point to differentiate. Draw random "
+        "masks outside the cell and pass them in as inputs (see LockedDropout)",
         RuntimeWarning,
         stacklevel=level_of_caller(),
     )
@@ -45,8 +45,8 @@ def warn_of_chance() -> None:
 def warn_of_coupling() -> None:
     """A `RuntimeWarning` for a cell whose rows depend on each other, found by an evaluation of all at their values."""
     warnings.warn(
-        "the rows of the cell depend on each other: at the values that were found one by one they no longer all hold. "
-        "What is one problem must be one row: a graph, whose nodes are no rows, is z0[None] or x[None]; use LayerNorm "
+        "the rows of the cell depend on each other: evaluated together, the solutions found for each row do not hold. "
+        "What is one problem must be one row: a graph, whose nodes are not rows, is z0[None] or x[None]; use LayerNorm "
         "or GroupNorm in place of batch statistics",
         RuntimeWarning,
         stacklevel=level_of_caller(),

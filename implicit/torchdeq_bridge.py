@@ -33,7 +33,7 @@ SOLVERS: Mapping[str, Solver] = {
 
 
 def register(solvers: Mapping[str, Solver] = SOLVERS) -> None:
-    """Make solvers known to torchdeq under these names, through its public `register_solver`.
+    """Register solvers with torchdeq under these names, through its public `register_solver`.
 
         from implicit import torchdeq_bridge
 
@@ -41,7 +41,7 @@ def register(solvers: Mapping[str, Solver] = SOLVERS) -> None:
         deq = torchdeq.get_deq(f_solver="implicit_anderson", b_solver="implicit_gmres", ift=True)
 
     Args:
-        solvers: by name, such as `{"anderson20": Anderson(memory=20)}`; the default are those of `SOLVERS`.
+        solvers: by name, such as `{"anderson20": Anderson(memory=20)}`; by default those of `SOLVERS`.
     """
     for name, solver in solvers.items():
         if not isinstance(name, str) or not isinstance(solver, Solver):

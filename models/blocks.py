@@ -1,4 +1,4 @@
-"""The transforms that a network is made of, whatever its method and reading."""
+"""The transforms of which a network is made, whatever its method and reading."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .transforms import AttentionMLP, Conv, ConvNeXt, Dense
 
 @dataclass(frozen=True)
 class Blocks:
-    """Makers of transforms that keep the shape of one and the same state. Each call makes a module with new weights."""
+    """Functions that make transforms for one shape of state. Each call makes a module with new weights."""
 
     free: Callable[[], nn.Module]
     """T(z): any."""

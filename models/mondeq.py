@@ -12,8 +12,8 @@ from solvers import PeacemanRachford, Solver
 class MonotoneCell(SplitCell):
     """`z ↦ ReLU(W z + U x + b)` with `W = (1 − m) I − AᵀA + B − Bᵀ`, so that I − W is strongly monotone.
 
-    Its equilibrium exists and is unique for all A and B, and z − f(z) need not be monotone in the usual sense: the cell
-    is the proximal operator of the cone of nonnegative vectors after an affine map. Source: Winston, Kolter, "Monotone
+    Its equilibrium exists and is unique for all A and B, though z − f(z) need not be monotone: the cell is the proximal
+    operator of the cone of nonnegative vectors after an affine map. Source: Winston, Kolter, "Monotone
     operator equilibrium networks", NeurIPS 2020.
 
     Args:

@@ -57,12 +57,12 @@ def image_network(
         channels, classes: of the images.
         method, reading: as in `vector_network`.
         blocks: from a stage's width to its transforms.
-        widths, depths: of the stages, alike in number; each stage halves the image of the one before.
+        widths, depths: of the stages, equally many; each stage halves the image of the one before.
         patch: side of the stem's patches; 1: a 3×3 convolution that keeps the size.
         pool: side of the grid to which the last stage is averaged before the linear head.
     """
     if len(widths) != len(depths) or not widths:
-        raise ValueError(f"widths={tuple(widths)} and depths={tuple(depths)} must be alike in number, at least one")
+        raise ValueError(f"widths={tuple(widths)} and depths={tuple(depths)} must be equally many, at least one")
     first = nn.Conv2d(channels, widths[0], 3, padding=1) if patch == 1 else nn.Conv2d(channels, widths[0], patch, patch)
     layers: list[nn.Module] = [first]
     for stage, (width, depth) in enumerate(zip(widths, depths)):

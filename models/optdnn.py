@@ -18,13 +18,13 @@ from .proximal import ProximalStep
 
 
 class OptDNN(nn.Module):
-    """A first-order method, run for one step a transform: `net(z0, *inputs) → z_L`.
+    """A first-order method, run for one step per transform: `net(z0, *inputs) → z_L`.
 
         net = OptDNN("pgd", [(Dense(16, 32), MonotoneDense(16, 32)) for _ in range(8)], alpha=0.0)
 
     Args:
         method: a `Method`, or its key in `METHODS`.
-        transforms: one a layer: a module `T(z, *inputs)`, or a pair, `(smooth, proximal)` for `pgd` and `fista`,
+        transforms: one per layer, a module `T(z, *inputs)` or a pair: `(smooth, proximal)` for `pgd` and `fista`,
             `(T1, T2)` for `ladmm` and `pdhg`. The same object in every place ties the weights.
         alpha: for `ppa`, `pgd`, `fista`: 1 evaluates the proximal transform explicitly, 0 implicitly.
         gradient, **options: of the equilibria of the proximal steps, as in `ProximalStep`.
@@ -45,7 +45,7 @@ class OptDNN(nn.Module):
         self.method = find_method(method)
         proximal_step = partial(ProximalStep, alpha=alpha, gradient=gradient, **options)
         if not isinstance(transforms, (list, tuple, nn.ModuleList)) or not len(transforms):
-            raise TypeError(f"transforms={transforms!r}: pass a non-empty list, one transform a layer")
+            raise TypeError(f"transforms={transforms!r}: pass a non-empty list, one transform per layer")
         built: dict[int, nn.Module] = {}
         for transform in transforms:
             if id(transform) not in built:
@@ -68,9 +68,9 @@ class OptDNN(nn.Module):
 class OptDEQ(nn.Module):
     """The infinitely deep network of one tied step, `net(x) → z*`, with x injected: `z = step(z, T(z, x))`.
 
-    Momentum changes the path, not the equilibrium: all single-transform methods share `T(z*, x) = 0`. What decides is
-    whether the step contracts, as it does for
-    `OptDEQ("pgd", (Fidelity(), ContractiveDense(16, 64, inputs=16)))`, whose equilibrium is `z* = x + P(z*, x)`.
+    Momentum changes the path, not the equilibrium: all single-transform methods share `T(z*, x) = 0`. It is found if
+    the step contracts, as it does for `OptDEQ("pgd", (Fidelity(), ContractiveDense(16, 64, inputs=16)))`, whose
+    equilibrium is `z* = x + P(z*, x)`.
 
     Args:
         method: a `Method` with constant coefficients, or its key: `Nesterov(momentum=0.5)`, not the schedule. Its

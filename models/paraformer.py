@@ -37,7 +37,7 @@ class _ParaFormer(nn.Module):
 
     @property
     def batched(self) -> bool | None:
-        """False: a loop over the branches; True, None: batched, on a processor in groups that fit its caches."""
+        """False: a loop over the branches; True, None: batched, on a CPU in groups that fit its caches."""
         return self.body.batched
 
     @batched.setter
@@ -57,7 +57,7 @@ class _ParaFormer(nn.Module):
         return self._around(self._whole().kept(which))
 
     def joined(self: Self, other: _ParaFormer) -> Self:
-        """A copy with the other's branches beside its own (expansion); embedding and head stay its own.
+        """A copy with the other's branches in addition to its own (expansion); embedding and head stay its own.
 
         `model.joined(FreshParaFormer(…))` adds branches that are yet to be trained.
         """
@@ -90,14 +90,14 @@ Self = TypeVar("Self", bound=_ParaFormer)
 class ParaFormer(_ParaFormer):
     """An image classifier whose depth lies side by side: `y = Σ_i Branch_i(x_0)`, then norm and head.
 
-    Patches, a class token and positions make x_0, which all branches see. Plain training is that of any module;
+    Patches, a class token and positions make x_0, the input of all branches. Plain training is that of any module;
     progressive training takes a step for the first branch, for the first two, …:
 
         for branches in range(1, model.branches + 1):
             loss(model(images, branches=branches), labels).backward()
             ...
 
-    Branches may be dropped and added afterwards (`kept`, `joined`), and `prefixes` tells what each adds. Source:
+    Branches can be dropped and added afterwards (`kept`, `joined`), and `prefixes` shows what each adds. Source:
     ParaFormer, arXiv 2510.15425 (defaults as published); Wang, Li, arXiv 2407.21670.
 
     Args:

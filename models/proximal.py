@@ -13,9 +13,9 @@ from solvers.settings import takes_settings
 class ProximalStep(nn.Module):
     """`T̃(y) = z⁺ − y` where `z⁺ = v + P(alpha·y + (1 − alpha)·z⁺)` and `v = y + G(y)`.
 
-    At alpha = 1 the step is explicit, `T̃ = G + P`; at alpha = 0 it is the proximal gradient step
-    `z⁺ = (I − P)⁻¹(y + G(y))`, between them the one-leg θ-method. Gradient descent with this transform is `ppa`
-    (`smooth=None`) or `pgd`, Nesterov's method with it is `fista`.
+    At alpha = 1 the step is explicit, `T̃ = G + P`. At alpha = 0 it is the proximal gradient step
+    `z⁺ = (I − P)⁻¹(y + G(y))`, and between them lies the one-leg θ-method. Gradient descent with this transform is
+    `ppa` (`smooth=None`) or `pgd`; Nesterov's method with it is `fista`.
 
     The step has a unique solution when `(1 − alpha)·Lip(P) < 1`, or when −P is monotone, and the solver finds it
     cheaply in the first case.
@@ -24,8 +24,8 @@ class ProximalStep(nn.Module):
         smooth: module `G(y, *inputs)`, or None for G = 0.
         proximal: module `P(z, *inputs)`; its parameters are the same for every alpha.
         alpha: in [0, 1].
-        gradient, **options: of the equilibrium inside, as in `Equilibrium`; unused at alpha = 1. Its solver is by
-            default what P names as its `solver`, as the monotone transforms do.
+        gradient, **options: of the equilibrium inside, as in `Equilibrium`; unused at alpha = 1. The default solver is
+            P's attribute `solver`, if it has one, as the monotone transforms do.
     """
 
     @takes_settings()

@@ -40,7 +40,7 @@ class Implicit(Reading):
     alpha: float = 0.0
     """In [0, 1)."""
     solver: Solver | None = None
-    """Of the proximal steps; None: what the transform names, as in `ProximalStep`."""
+    """Of the proximal steps; None: the transform's own, as in `ProximalStep`."""
     gradient: Gradient = ImplicitGradient()
     """Likewise."""
     rtol: float = 1e-4
@@ -97,7 +97,7 @@ class InfiniteDepth(Reading):
 
 @dataclass(frozen=True)
 class Sweeps(Reading):
-    """Parallel over depth: `Parallel`, so many sweeps; as many as layers where there are fewer."""
+    """Parallel over depth: `Parallel` with `count` sweeps, or as many as there are layers if these are fewer."""
 
     count: int = 1
     """At least 1."""

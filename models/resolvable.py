@@ -1,10 +1,10 @@
 """Transforms P whose proximal step is well posed: `z = v + P(z)` has exactly one solution for every v.
 
-Either P contracts, or −P is monotone. Norms are held by `torch.nn.utils.parametrizations.spectral_norm`, four power
-iterations each time the weight is used in training: exact for weights at rest, a lower estimate of the norm, and so a
-bound somewhat overstepped, while they change fast. For a k×k convolution it holds the norm of the kernel as a matrix; k
-times that bounds the convolution's own norm (Singla, Feizi, "Fantastic Four", ICLR 2021), so the kernel is divided by
-k, which is safe and costs some range.
+Either P contracts, or −P is monotone. `torch.nn.utils.parametrizations.spectral_norm` bounds the norms, with four power
+iterations each time the weight is used in training. It is exact for constant weights; while they change fast it
+underestimates the norm, so the bound is slightly exceeded. For a k×k convolution it bounds the norm of the kernel as a
+matrix; k times that bounds the convolution's own norm (Singla, Feizi, "Fantastic Four", ICLR 2021), so the kernel is
+divided by k, which is safe and costs some range.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ class _Contractive(nn.Module):
 class ContractiveDense(_Contractive):
     """`P(z, x) = lipschitz · W₂ ReLU(W₁ z + U x + b)`, `‖W₁‖ = ‖W₂‖ = 1`, on vectors, (batch, width).
 
-    A contraction with factor `lipschitz` < 1 in z, free in x. Prefer it to the monotone form where the map need not be
-    a gradient.
+    A contraction with factor `lipschitz` < 1 in z, unconstrained in x. Prefer it to the monotone form if the map need
+    not be a gradient.
 
     Args:
         width: of z.
@@ -125,8 +125,8 @@ class MonotoneDense(_Monotone):
     Args:
         width: of z.
         hidden: rows of W.
-        lipschitz: bound on `‖W‖²`, in (0, 1), under which plain solvers converge; None leaves W free: still well
-            posed, and its proximal step is then solved with `Monotone()` unless told otherwise.
+        lipschitz: bound on `‖W‖²`, in (0, 1), under which plain solvers converge. None leaves W unconstrained: still
+            well posed, and its proximal step is then solved with `Monotone()` by default.
         activation: σ, nondecreasing and 1-Lipschitz: ReLU, Tanh, Sigmoid or Softplus; None: ReLU.
     """
 

@@ -10,10 +10,10 @@ from .branches import Branches, at_most
 
 
 class ShardedBranches(nn.Module):
-    """Of all branches those of this rank; the sum over the ranks is one all-reduce, and so is its backward.
+    """This rank's share of the branches; the sum over the ranks is one all-reduce, and so is its backward.
 
-    Every rank gets the same tokens and returns the same sum, so that whatever surrounds it is replicated: its
-    gradients are equal on all ranks, and those of the branches belong to their rank.
+    Every rank gets the same tokens and returns the same sum, so everything around it is replicated and has equal
+    gradients on all ranks, while the gradients of the branches belong to their rank.
 
     Args:
         branches: all of them, equal on every rank.

@@ -1,4 +1,4 @@
-"""Transforms T(z, *inputs): what takes the place of a gradient. Each contains a two-layer structure affine–σ–affine."""
+"""Transforms T(z, *inputs), which take a gradient's place. Each contains a two-layer structure, affine–σ–affine."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ class AttentionMLP(nn.Module):
         heads: of the attention.
         hidden: of the MLP; None: 4 times the width.
         inputs: width of injected tokens x, added to what the attention sees; 0: none are taken.
-        scale: factor on T; below 1 it tames an equilibrium's cell.
+        scale: factor on T; a value below 1 helps an equilibrium's cell to converge.
     """
 
     def __init__(

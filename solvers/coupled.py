@@ -132,10 +132,10 @@ def withdrawn(outcome: Outcome, problem: Problem, measure: Measure) -> Outcome:
 def _warn() -> None:
     """What is done about it, and what to do."""
     warnings.warn(
-        "the rows depend on each other: some that were held changed while others moved on. The batch is solved as one "
-        "problem, whose rows converge together. If it is one, say so: make it one row, z0[None] and x[None] (a graph, "
-        "whose nodes are no rows). If not, replace batch statistics by GroupNorm or LayerNorm, and draw random numbers "
-        "outside f",
+        "the rows depend on each other: some that had stopped changed while others moved. The batch is solved as one "
+        "problem, whose rows converge together. If it is one problem (a graph, whose nodes are not rows), make it one "
+        "row: z0[None] and x[None]. If not, replace batch statistics by GroupNorm or LayerNorm, and draw random "
+        "numbers outside f",
         RuntimeWarning,
         stacklevel=6,
     )

@@ -36,10 +36,10 @@ def can_follow(fewer: Problem, stretch: Stretch, measure: Measure) -> bool:
 def warn_of_dropping(what: str) -> None:
     warnings.warn(
         f"rows that had stopped were dropped, and {what}. The whole batch is solved instead. f couples the rows (batch "
-        "statistics, attention across the batch), is not deterministic, or uses a tensor of the batch's size that is "
-        "not in args, or one in args that the rows share although it is as long as the batch. Pass compact=False; "
+        "statistics, attention across the batch), is not deterministic, uses a tensor of the batch's size that is not "
+        "in args, or shares one in args among the rows whose length is that of the batch. Pass compact=False; "
         "replace BatchNorm by GroupNorm or LayerNorm; pass tensors through args, shared ones as solvers.Shared("
-        "tensor); make a graph, whose nodes are no rows, one row: z0[None]",
+        "tensor); make a graph, whose nodes are not rows, one row: z0[None]",
         RuntimeWarning,
         stacklevel=6,
     )

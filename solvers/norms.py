@@ -20,7 +20,7 @@ RANGE = {torch.float32: (1e-18, 1e18), torch.float64: (1e-150, 1e150)}
 
 
 class Norm(ABC):
-    """Of each row, one number for `f(z) − z` and one for `f(z)`."""
+    """Measures a solve: one number per row for `f(z) − z`, and one for `f(z)`."""
 
     @abstractmethod
     def measure(self, residual: Tensor, image: Tensor, rtol: float, atol: float, robust: bool) -> Tensor:
@@ -42,7 +42,7 @@ class Norm(ABC):
 class Euclidean(Norm):
     """The 2-norm over all entries of a row: `‖f(z) − z‖₂ ≤ atol + rtol·‖f(z)‖₂`.
 
-    The default. Large entries decide: prefer `Entrywise` where small ones matter as much.
+    The default. Large entries dominate: prefer `Entrywise` where small ones matter as much.
     """
 
     def measure(self, residual: Tensor, image: Tensor, rtol: float, atol: float, robust: bool) -> Tensor:
@@ -63,9 +63,9 @@ class Euclidean(Norm):
 class Entrywise(Norm):
     """Each entry meets its own tolerance: `|f(z) − z| ≤ atol + rtol·|f(z)|` in all entries of a row.
 
-    The two numbers are those of the entry that is furthest above its tolerance. Prefer it where entries differ by
-    orders of magnitude and the small ones matter: the far ends of a graph, fields that decay. With atol=0 an entry
-    whose solution is 0 must meet it exactly.
+    The two numbers are those of the entry furthest above its tolerance. Prefer it where entries differ by orders of
+    magnitude and the small ones matter: the far ends of a graph, decaying fields. With atol=0, an entry whose solution
+    is 0 must be met exactly.
     """
 
     def measure(self, residual: Tensor, image: Tensor, rtol: float, atol: float, robust: bool) -> Tensor:

@@ -30,7 +30,7 @@ IN_PLACE = (
 class Shared:
     """An argument that all rows share, although its dim 0 may be as long as the batch: `args=(x, Shared(mask))`.
 
-    `f` gets the value itself. Only needed where rows are dropped (`compact=True`).
+    `f` gets the value itself. Needed only where rows are dropped (`compact=True`).
     """
 
     value: Any

@@ -1,4 +1,4 @@
-"""How to solve: the keyword arguments of `solve`, of `root`, and of all that hands them on."""
+"""How to solve: the keyword arguments of `solve`, `root`, and everything that passes them on."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 class SolveOptions(TypedDict, total=False):
-    """The types of the keyword arguments; `Settings` says what they mean."""
+    """The types of the keyword arguments, whose meaning is in `Settings`."""
 
     solver: Solver
     rtol: float
@@ -40,20 +40,20 @@ class Settings:
     solver: Solver = Anderson()
     """The rule that proposes iterates."""
     rtol: float = 1e-4
-    """Tolerance relative to `‖f(z)‖`, of `root` relative to `‖F(z0)‖`; at least 0."""
+    """Tolerance relative to `‖f(z)‖`, in `root` relative to `‖F(z0)‖`; at least 0."""
     atol: float | None = None
     """Absolute tolerance, at least 0; None: 1e-4·rtol."""
     min_steps: int = 0
     """Steps that are taken whatever the residual."""
     max_steps: int | Tensor = 100
-    """The budget: a step costs one evaluation of f (of `NewtonKrylov`, at most inner_steps + 2), and no row costs more
-    than so many steps and one evaluation. A (batch,) tensor of integers gives each row its own."""
+    """The budget. A step costs one evaluation of f (with `NewtonKrylov`, at most inner_steps + 2), and no row costs
+    more than max_steps steps and one evaluation. A (batch,) tensor of integers gives each row its own."""
     norm: Norm = Euclidean()
     """What must be small: the residual of a row, or, with `Entrywise()`, of each of its entries."""
     compact: bool | None = None
     """Drop rows that have stopped from further evaluations: from z, and from every tensor in args with the batch in
-    dim 0 (wrap one that rows share in `Shared`). Pays where rows differ much and f is costly. Where f cannot follow, or
-    couples the rows, the whole batch is solved, with a `RuntimeWarning`. None: no, but in an `Equilibrium`."""
+    dim 0 (wrap one that rows share in `Shared`). It pays if rows differ much and f is costly. If f cannot follow, or
+    couples the rows, the whole batch is solved, with a `RuntimeWarning`. None: only in an `Equilibrium`."""
     loop: Loop = Eager()
     """What runs the steps."""
 
@@ -80,11 +80,11 @@ class Settings:
         ):
             raise TypeError(f"compact={self.compact!r} must be True, False or None")
         if self.loop.fixed_shapes and self.compact:
-            raise ValueError(f"loop={self.loop!r} needs fixed shapes, compact=True drops rows: pass compact=False")
+            raise ValueError(f"loop={self.loop!r} needs fixed shapes, but compact=True drops rows: pass compact=False")
         if self.loop.fixed_shapes and not self.solver.fixed_cost:
             raise ValueError(
-                f"loop={self.loop!r} needs a solver with a fixed cost a step, {type(self.solver).__name__} is none: "
-                "use Picard, Anderson or Broyden"
+                f"loop={self.loop!r} needs a solver with a fixed cost per step, which {type(self.solver).__name__} "
+                "does not have: use Picard, Anderson or Broyden"
             )
 
     def _steps_fit(self) -> bool:

@@ -1,4 +1,4 @@
-"""What a solve says: a value, a residual and a status for each row; and what the loop found, of which it is made."""
+"""The result of a solve: a value, a residual and a status for each row; and what the loop found."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ _MESSAGES = {
     Status.STALLED: (
         "the residual stopped falling: rtol may lie below what the dtype can resolve (loosen it or use float64), "
         "or f cycles, wanders or has no fixed point (lower the solver's damping, make f contractive), or the solver "
-        "was caught where the residual is least (try another solver)"
+        "is at a local minimum of the residual (try another solver)"
     ),
     Status.DIVERGED: (
         "the iterates grew out of bounds: f may expand or have no fixed point (normalise its weights, lower the "
@@ -75,11 +75,11 @@ class Solution(Generic[S]):
     trace: Tensor = field(repr=False)
     """(steps, batch) relative residual of the k-th iterate, `z0` first; NaN once a row has stopped."""
     absolute: Tensor = field(repr=False)
-    """(steps, batch) the same, `‖f(z) − z‖`: what rates are measured on."""
+    """(steps, batch) absolute residual `‖f(z) − z‖`, from which rates are measured."""
     alternatives: str = field(default="another solver", repr=False, kw_only=True)
-    """What to try where rows fail, as the solver that ran knows it."""
+    """What to try where rows fail, depending on the solver that ran."""
     fixed: bool = field(default=False, repr=False, kw_only=True)
-    """The number of steps was given and no tolerance, so that no row has converged, nor failed to."""
+    """A number of steps was given instead of a tolerance, so no row has converged or failed to."""
 
     @property
     def converged(self) -> Tensor:
@@ -110,13 +110,13 @@ class Solution(Generic[S]):
 
     def _advice(self, status: Status) -> str:
         if self.fixed and status == Status.MAX_STEPS:
-            return "the number of steps was fixed, and no tolerance asked for"
+            return "the number of steps was fixed, without a tolerance"
         return status.message.replace("another solver", self.alternatives)
 
     def to_dict(self) -> dict[str, list[Any]]:
-        """What became of each row, in plain numbers and words; the value and the trace are left out.
+        """What happened to each row, in plain numbers and words, without the value and the trace.
 
-        `pandas.DataFrame(solution.to_dict())` has a line a row.
+        `pandas.DataFrame(solution.to_dict())` has one line per row.
         """
         return {
             "status": [Status(code).name for code in self.status.tolist()],

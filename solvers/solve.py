@@ -1,4 +1,4 @@
-"""`solve` and `root`, the ways in."""
+"""`solve` and `root`, the entry points."""
 
 from __future__ import annotations
 
@@ -46,15 +46,15 @@ def uncompiled(function: Callable[P, R]) -> Callable[P, R]:
 def solve(f: Callable[..., S], z0: S, args: tuple[Any, ...] = (), **options: Unpack[SolveOptions]) -> Solution[S]:
     """Find `z* = f(z*, *args)` for every row of a batch, each on its own.
 
-    A row has converged when `‖f(z) − z‖ ≤ atol + rtol·‖f(z)‖`, unless it meets that only because ‖z‖ grew. A row
-    that cannot converge says so in its status; nothing raises because of it. No gradient is recorded: for that use
-    `implicit.fixed_point`.
+    A row has converged when `‖f(z) − z‖ ≤ atol + rtol·‖f(z)‖`, unless it meets this only because ‖z‖ grew. A row that
+    cannot converge says so in its status and raises no error. No gradient is recorded: use `implicit.fixed_point` for
+    that.
 
     Args:
         f: maps a state to a state of the same shapes and dtype; must not write into its arguments.
         z0: first iterate: a tensor, or nested (named) tuples, lists and dicts of tensors, (batch, …) with at least one
             more dim.
-        args: further arguments of `f`, nested likewise.
+        args: further arguments of `f`, which may be nested in the same way.
         **options: those of `Settings`.
 
     Raises:
@@ -69,9 +69,9 @@ def solve(f: Callable[..., S], z0: S, args: tuple[Any, ...] = (), **options: Unp
 def root(F: Callable[..., S], z0: S, args: tuple[Any, ...] = (), **options: Unpack[SolveOptions]) -> Solution[S]:
     """Find `F(z*, *args) = 0` for every row of a batch, each on its own.
 
-    A row has converged when `‖F(z)‖ ≤ atol + rtol·‖F(z0)‖`, so that a scaled F has the same answer; the solution's
-    residuals are those of F, relative to `‖F(z0)‖`. Any solver runs, on `z − F(z)`; those other than `NewtonKrylov`
-    need F scaled such that this is about a contraction.
+    A row has converged when `‖F(z)‖ ≤ atol + rtol·‖F(z0)‖`, so scaling F does not change the answer; the solution's
+    residuals are those of F, relative to `‖F(z0)‖`. Any solver works, on `z − F(z)`; solvers other than `NewtonKrylov`
+    need F scaled such that this map is nearly a contraction.
 
     Args:
         F: maps a state to a state of the same shapes and dtype; must not write into its arguments.

@@ -20,10 +20,10 @@ _HALF = (torch.float16, torch.bfloat16)
 
 
 class Layout:
-    """The shapes of a state, and the way from it to a flat (batch, dim) matrix and back.
+    """The shapes of a state, and the conversion to a flat (batch, dim) matrix and back.
 
-    Half-precision states are handled in float32, so that residuals and small systems keep their digits;
-    `f` still sees the state's own dtype.
+    Half-precision states are handled in float32, so residuals and small systems keep their digits; `f` still sees the
+    state's own dtype.
     """
 
     def __init__(self, state: State, name: str = "z0") -> None:

@@ -1,5 +1,6 @@
 """README and guide: examples run as they stand, links lead somewhere, and the API pages leave out no name."""
 
+import ast
 import configparser
 import importlib
 import inspect
@@ -59,13 +60,54 @@ def anchors(path):
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings} | set(identifiers(path))
 
 
+def printed_as(text, other):
+    """Whether two outputs have the same words and whole numbers, and others that agree to a tenth."""
+    number = r"\d+(?:\.\d+)?(?:e[-+]\d+)?"
+    if re.split(number, text.strip()) != re.split(number, other.strip()):
+        return False
+    pairs = zip(re.findall(number, text), re.findall(number, other), strict=True)
+    return all(abs(float(a) - float(b)) <= ("." in b) * 0.1 * float(b) for a, b in pairs)
+
+
 @pytest.mark.parametrize("path", [page for page in PAGES if any(blocks(page, "python"))], ids=called)
-def test_examples_run(path, default_device):
+def test_examples_run(path, default_device, capsys):
+    """A block of text right after a block of code is what that prints."""
     namespace = {"__name__": "page"}
+    lines = path.read_text().splitlines()
     for line, block in blocks(path, "python"):
+        capsys.readouterr()
         exec(compile("\n" * line + block, called(path), "exec"), namespace)  # errors name the page's own line
+        end = line + block.count("\n") + 1
+        if lines[end + 1 : end + 2] == ["```text"]:
+            expected = "\n".join(lines[end + 2 : lines.index("```", end + 2)])
+            found = capsys.readouterr().out
+            assert printed_as(found, expected), f"{called(path)}:{end + 3} says\n{expected}\nand it prints\n{found}"
     if path.name == "README.md":
-        assert namespace["explicit"].shape == namespace["proximal"].shape == namespace["parallel"].shape
+        shapes = {namespace[reading].shape for reading in ("explicit", "proximal", "infinite", "parallel")}
+        assert len(shapes) == 1
+
+
+@pytest.mark.parametrize("package", [name for name in PACKAGES if name != "models.methods"])
+def test_every_public_name_has_an_example_that_runs(package):
+    """In a block of code of the README or the site, all of which `test_examples_run` runs."""
+    code = "\n".join(block for page in (ROOT / "README.md", *GUIDE) for _, block in blocks(page, "python"))
+    used = {node.id for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Name)}
+    used |= {node.attr for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Attribute)}
+    missing = [name for name in importlib.import_module(package).__all__ if name not in used]
+    assert not missing
+
+
+def test_the_readmes_output_is_compared():
+    text = (ROOT / "README.md").read_text()
+    assert re.search(r"^```python\n[^`]*print\([^`]*^```\n\n```text\n", text, flags=re.MULTILINE), "no printed output"
+    assert printed_as("8 rows in 9 steps, 8.3e-05", "8 rows in 9 steps, 8.0e-05")
+    assert not printed_as("8 rows in 9 steps, 8.3e-05", "8 rows in 9 steps, 3.3e-05")
+    assert not printed_as("8 rows in 9 steps", "7 rows in 9 steps")
+    assert not printed_as("8 rows converged", "8 rows diverged")
+
+
+def test_the_readme_is_short():
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 130
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "docs" / "guide").glob("*.md")), ids=called)

@@ -38,13 +38,13 @@ class GradientError(Line):
     rtol: float
     """Relative tolerance of the forward solve."""
     cosine: float
-    """Of the angle to the exact gradient: above 0 a small step against it lowers the loss."""
+    """With the exact gradient: above 0 a small step against this gradient lowers the loss."""
     relative_error: float
     """`‖g − g*‖ / ‖g*‖`."""
     evaluations: float
-    """Of f forward and products of the backward solve, mean over the rows; steps that are tracked are no solves."""
+    """Of f forward, and products of the backward solve, mean over the rows; tracked steps do not count."""
     seconds: float
-    """Forward and backward, the median of some passes after a first one; NaN: none was timed."""
+    """Forward and backward, the median of several passes after a warm-up; NaN: none was timed."""
 
 
 def gradient_audit(
@@ -55,19 +55,19 @@ def gradient_audit(
     repeats: int = REPEATS,
     **keywords: Any,
 ) -> GradientError:
-    """The error of the layer's gradient policy against the exact gradient, of the loss `⟨v, z*⟩` with a random v.
+    """The error of the layer's gradient against the exact one, for the loss `⟨v, z*⟩` with a random v.
 
-    The exact one is that of the implicit function theorem, both solves to 1e-12 on a copy in float64. Gradients are
-    compared as one long vector, of the parameters and the real inputs.
+    The exact gradient comes from the implicit function theorem, with both solves to 1e-12 on a copy in float64.
+    Gradients are compared as one long vector, in the parameters and the real inputs.
 
         gradient_audit(layer, x).cosine
 
     Args:
         layer: its cell and inputs must work in float64, too.
-        inputs, keywords: as the layer takes them, by place and by name.
+        inputs, keywords: as the layer takes them, by position and by name.
         rtol: of the forward solve; None: the layer's.
         z0: the warm start, as the layer takes it.
-        repeats: passes that are timed after a first one, of which the median counts; 0: none.
+        repeats: timed passes after a warm-up, whose median is taken; 0: none.
 
     Raises:
         ConvergenceError: the reference cannot be solved.
@@ -91,10 +91,10 @@ def compare_gradients(
     repeats: int = REPEATS,
     **keywords: Any,
 ) -> Table[GradientError]:
-    """The errors of several policies at several tolerances of the forward solve, the policies one after the other.
+    """The errors of several policies at several tolerances of the forward solve, ordered by policy.
 
-    Tells which rtol a wanted accuracy of the gradient asks for, and what a cheaper policy gives away. Everything else
-    as in `gradient_audit`.
+    Shows which rtol a given accuracy of the gradient needs, and what a cheaper policy costs in accuracy. Everything
+    else is as in `gradient_audit`.
     """
     _refuse_loop(layer)
     if not gradients or not rtols:

@@ -26,14 +26,14 @@ class ErrorBound:
     """The distance of each row to its equilibrium."""
 
     value: Tensor = field(repr=False)
-    """(batch,) float64, in the units of z; NaN: no estimate for that row."""
+    """(batch,) float64, in the units of z; NaN: no estimate for this row."""
     certified: bool
-    """Whether it is proven from the monotonicity that was given, or an estimate."""
+    """True: proven from the given monotonicity. False: an estimate."""
     reason: str
-    """Where it comes from."""
+    """How it was obtained."""
 
     def to_dict(self) -> dict[str, list[Any]]:
-        """A line a row: `pandas.DataFrame(bound.to_dict())`."""
+        """One line per row: `pandas.DataFrame(bound.to_dict())`."""
         rows = len(self.value)
         return {"distance": self.value.tolist(), "certified": [self.certified] * rows, "reason": [self.reason] * rows}
 
@@ -47,10 +47,10 @@ def error_bound(
 ) -> ErrorBound:
     """`‖z − z*‖ ≤ ‖f(z) − z‖ / m` where `z − f(z)` is m-strongly monotone; an estimate where nothing is known of f.
 
-    Certified for cells that are monotone by construction, such as `v + P(z)` of this toolkit's monotone transforms with
-    m = 1; what four units in the last place of f(z) make of it is added, for f is evaluated in its own dtype. Elsewhere
-    it is the length of Newton's correction, `‖(I − J)⁻¹ (f(z) − z)‖`, right to first order in the distance, and kept
-    only where that step brings the residual down to a quarter: NaN far from z*, and where I − J is singular.
+    Certified for cells that are monotone by construction, such as `v + P(z)` with this toolkit's monotone transforms,
+    where m = 1. Rounding of f in its own dtype is accounted for, with four units in the last place. Elsewhere the value
+    is the length of Newton's correction, `‖(I − J)⁻¹ (f(z) − z)‖`, correct to first order in the distance and kept only
+    if that step reduces the residual to a quarter: it is NaN far from z*, and where I − J is singular.
 
     Args:
         f, args: as in `solvers.solve`.

@@ -17,16 +17,16 @@ from ..draws import normal
 ALIKE = 4
 """Rounding units by which an image may change with other rows: libraries may add up in another order."""
 REMEDY = (
-    "What is one problem must be one row: a graph, whose nodes are no rows, is x[None] (and z0[None]); use LayerNorm "
+    "What is one problem must be one row: a graph, whose nodes are not rows, is x[None] (and z0[None]); use LayerNorm "
     "or GroupNorm in place of batch statistics, and let attention run within a row"
 )
 
 
 def coupling(problem: Problem, flat: Tensor) -> Tensor:
-    """(batch,) relative change of each row's image when others are moved; 0: it depends on none of them.
+    """(batch,) relative change of each row's image when other rows are moved; 0: it depends on none of them.
 
-    In 2 log₂(batch) evaluations of the whole batch, each of which moves every row whose number has a certain binary
-    digit, so that any two rows are told apart. A map that is not deterministic tells nothing, and counts as 0.
+    Takes 2 log₂(batch) evaluations of the whole batch. Each moves every row whose number has a certain binary digit, so
+    any two rows are told apart. A map that is not deterministic counts as 0.
     """
     found = torch.zeros(len(flat), dtype=torch.float64, device=flat.device)
     index = torch.arange(len(flat), device=flat.device)
@@ -54,7 +54,7 @@ def refuse_coupled(name: str, problem: Problem, flat: Tensor) -> None:
     if bool(found.any()):
         raise ValueError(
             f"{name}: the rows of f depend on each other (the image of row {int(found.argmax())} changes with other "
-            f"rows by {found.max():.1e}, relative), so that none has a Jacobian of its own. {REMEDY}"
+            f"rows by {found.max():.1e}, relative), so none has a Jacobian of its own. {REMEDY}"
         )
 
 

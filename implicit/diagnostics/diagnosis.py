@@ -23,34 +23,34 @@ from .tables import Table
 
 
 def diagnose(model: nn.Module, *inputs: Any, z0: State | None = None, **keywords: Any) -> Table[Finding]:
-    """Look for what keeps a layer from converging, or its gradient from being right; an empty list: nothing found.
+    """Find what keeps a layer from converging, or its gradient from being right; an empty list: nothing found.
 
-    In this order: a stochastic cell (whatever else were found would mean nothing, so it is found alone), rows that
-    diverge, with the norms of the weights, rows coupled through the batch, rows that are not finite, the dtype's floor,
-    stalled or cycling rows, rows whose steps ran out, a spectral radius above 1, no gradient, or one that is not
-    finite, a backward solve that does not converge, a tolerance too loose for the gradient (or a cell for which that
-    cannot be told, since it fails in float64), a history too short, and on a CUDA device a solve that waits for the
-    host. At last, which checks were left out, and why. A model or a layer that fails is a finding.
+    Looks, in this order, for a stochastic cell (reported alone, since nothing else would be meaningful); rows that
+    diverge, with the norms of the weights; rows coupled through the batch; rows that are not finite; the dtype's floor;
+    stalled or cycling rows; rows whose steps ran out; a spectral radius above 1; no gradient, or one that is not
+    finite; a backward solve that does not converge; a tolerance too loose for the gradient (or a cell that fails in
+    float64, so this cannot be decided); a history too short; and on a CUDA device a solve that waits for the host. The
+    last findings say which checks were left out, and why. A model or a layer that fails is a finding, too.
 
-    Costs some solves, among them one in float64, on this batch, of a copy: the model is left as it was, the random
-    state too. What a cell holds and cannot be copied (locks, open files) the copy shares. Coupling is looked at in 2
-    log₂(batch) evaluations, the radius in 8 rows, spread over the batch. The wait is measured with a clock, where the
-    loop is not `Captured` and could be: one evaluation of the cell keeps the device busy for less than half the time of
-    a step. Of a `Looped`, which has no tolerance, rows that are not finite, the spectral radius at its last iterates,
-    and the gradient are looked at: there a random cell and rows that depend on each other are no fault.
+    Costs several solves of this batch, one of them in float64, by a copy: the model and the random state are left as
+    they were. What a cell holds and cannot be copied (locks, open files) is shared with the copy. Coupling takes 2
+    log₂(batch) evaluations; the radius is measured on 8 rows spread over the batch. Waiting for the host is measured
+    where the loop could be `Captured` but is not: the cell keeps the device busy for less than half of a step. A
+    `Looped` has no tolerance, so only non-finite rows, the spectral radius at its last iterates and the gradient are
+    examined; there a random cell and coupled rows are no fault.
 
         for finding in implicit.diagnostics.diagnose(layer, x):
             print(finding)
 
     Args:
-        model: an `Equilibrium` or a `Looped`, or a model with some inside, each of which is looked at in its first
-            call; in the mode, training or evaluation, that is to be looked at.
-        inputs, keywords: as the model takes them, by place and by name.
-        z0: the start, of such a layer.
+        model: an `Equilibrium` or a `Looped`, or a model that contains some, each of which is examined at its first
+            call; in training or evaluation mode, whichever is to be examined.
+        inputs, keywords: as the model takes them, by position and by name.
+        z0: the start, for such a layer.
 
     Raises:
-        TypeError: the model is no module, or z0 is given for one that is no such layer.
-        ValueError: the model has called none.
+        TypeError: the model is not a module, or z0 is given for a model that is not such a layer.
+        ValueError: the model has called no such layer.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(
@@ -72,7 +72,7 @@ def _calls(
     if isinstance(model, Layer):
         return [Call("", model, model.positional(inputs, keywords), z0)], []
     if z0 is not None:
-        raise TypeError(f"z0 is the warm start of an Equilibrium, and {type(model).__name__} is none")
+        raise TypeError(f"z0 is the warm start of an Equilibrium, which {type(model).__name__} is not")
     failures: list[Finding] = []
     calls: list[Call] = []
     try:
@@ -83,7 +83,7 @@ def _calls(
         failures = [_failed("the model fails", error, "the layers that it had called before were looked at")]
     if not calls and not failures:
         raise ValueError(
-            f"{type(model).__name__} has called no Equilibrium, nor a Looped, on these inputs: there is nothing to find"
+            f"{type(model).__name__} has called no Equilibrium or Looped on these inputs: there is nothing to diagnose"
         )
     return first_of_each(calls), failures
 

@@ -34,7 +34,7 @@ class Finding(Line):
     remedy: str
     """What to do about it."""
     layer: str = ""
-    """Its place in the model that was looked at; empty: the model is the layer."""
+    """Its place in the model that was examined; empty: the model is the layer."""
 
     @property
     def fault(self) -> bool:

@@ -73,7 +73,7 @@ def loose(look: Look) -> Finding | None:
     if not bool(look.solution.converged.all()):
         return None
     if look.coupling.any():
-        raise LeftOutError("the rows depend on each other, and this is looked at where a problem is one row")
+        raise LeftOutError("the rows depend on each other, and this is checked only where a problem is one row")
     # in float64, so that rounding is not laid to the tolerance
     start, inputs = as_double((look.layer.start(look.inputs, look.z0), look.inputs))
     layer = copied(look.layer).double()

@@ -23,16 +23,17 @@ def lyapunov_exponents(
 ) -> Tensor:
     """The k largest Lyapunov exponents of `z ↦ f(z)`, (batch, k), float64 on the CPU, the largest first.
 
-    Of a perturbation's growth `e^{λ t}` over t steps: all below 0, the iteration settles; 0, it goes round; above 0 it
-    is chaotic, and no amount of plain steps converges. At a fixed point they are `log |eigenvalue|`. By QR
-    factorisations of the products of Jacobians along the orbit. Source: Benettin et al., Meccanica 15 (1980).
+    A perturbation grows like `e^{λ t}` over t steps. If all exponents are below 0, the iteration settles; at 0 it
+    cycles; above 0 it is chaotic, and no number of plain steps converges. At a fixed point they are `log |eigenvalue|`.
+    Computed by QR factorisations of the products of Jacobians along the orbit. Source: Benettin et al., Meccanica 15
+    (1980).
 
     Args:
         f, args: as in `solvers.solve`.
         z: where the orbit starts.
-        k: how many, at most the numbers of a row.
-        steps: averaged over.
-        discard: steps before, in which orbit and directions settle.
+        k: how many, at most the entries of a row.
+        steps: to average over.
+        discard: steps before these, in which orbit and directions settle.
 
     Raises:
         ValueError: a number is out of range, or the rows depend on each other.

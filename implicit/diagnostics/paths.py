@@ -19,7 +19,7 @@ from .tables import summary
 
 @dataclass(frozen=True)
 class PathIndependence:
-    """The solutions from several random starts beside that from the layer's own start."""
+    """The solutions from several random starts, compared with that from the layer's own start."""
 
     alignment: Tensor = field(repr=False)
     """(batch,) float64, the least cosine between them; 1: the same direction from everywhere."""
@@ -29,7 +29,7 @@ class PathIndependence:
     """(starts, batch): whether the solve from this start met its tolerance."""
 
     def to_dict(self) -> dict[str, list[float]]:
-        """A line a row, in plain numbers: `pandas.DataFrame(found.to_dict())`."""
+        """One line per row, in plain numbers: `pandas.DataFrame(found.to_dict())`."""
         return {
             "alignment": self.alignment.tolist(),
             "spread": self.spread.tolist(),
@@ -52,10 +52,10 @@ class PathIndependence:
 def path_independence(
     layer: Layer, *inputs: Any, starts: int = 8, seed: int = 0, z0: State | None = None, **keywords: Any
 ) -> PathIndependence:
-    """Solve from random starts as well, normal with the root mean square of each row's solution.
+    """Solve from random starts, too: normal numbers with the root mean square of each row's solution.
 
-    A layer whose equilibrium does not depend on its path may be run for longer on harder inputs than it was trained
-    on, and may be warm-started. Source: Anil et al., "Path Independent Equilibrium Models Can Better Exploit Test-Time
+    A layer whose equilibrium does not depend on the start can be run for longer on harder inputs than it was trained
+    on, and can be warm-started. Source: Anil et al., "Path Independent Equilibrium Models Can Better Exploit Test-Time
     Computation", NeurIPS 2022.
 
     Args:

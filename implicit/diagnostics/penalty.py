@@ -18,11 +18,11 @@ from ..parametrized import one_weight
 
 
 def jacobian_penalty(f: Callable[..., State], z: State, args: tuple[Any, ...] = (), *, samples: int = 1) -> Tensor:
-    """`‖J‖_F² / dim`, in mean over the rows, `J = ∂f/∂z`: a scalar to add to a loss, so that solves stay short.
+    """`‖J‖_F² / dim` averaged over the rows, `J = ∂f/∂z`: a scalar to add to a loss, so that solves stay short.
 
-    Estimated without bias by `‖vᵀJ‖² / dim`, v of independent random signs, one vector–Jacobian product a sample.
-    Gradients reach the parameters of f and its arguments, and z where it has a graph. For their sake f is evaluated
-    without what has no second derivatives: code of torch.compile, fused kernels of scaled dot-product attention.
+    An unbiased estimate, `‖vᵀJ‖² / dim` with independent random signs v, costs one vector–Jacobian product per sample.
+    Gradients reach the parameters and arguments of f, and z where it has a graph. For their sake f is evaluated without
+    what has no second derivatives: code of torch.compile, and fused kernels of scaled dot-product attention.
     Source: Hutchinson (1990); Bai, Koltun, Kolter, "Stabilizing Equilibrium Models by Jacobian Regularization", ICML
     2021.
 

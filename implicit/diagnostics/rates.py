@@ -1,4 +1,4 @@
-"""How fast the rows of a solve converged at last, and which of them did not."""
+"""How fast the rows of a solve converged in the end, and which of them did not."""
 
 from __future__ import annotations
 
@@ -28,26 +28,26 @@ class Tail(Line):
     """The last part of one row's residuals."""
 
     rate: float
-    """Factor by which the residual falls a step, fitted to its logarithm; NaN: fewer than three finite residuals."""
+    """Factor by which the residual falls per step, fitted to its logarithm; NaN: fewer than three finite residuals."""
     stalled: bool
-    """It stands still: it neither falls nor rises by more than 1 % a step, nor by 10 % over the tail."""
+    """It stagnates: it changes by no more than 1 % per step, and by no more than 10 % over the tail."""
     period: int
-    """Steps after which the residuals repeat, of a row that goes round; 0: it does not."""
+    """Steps after which the residuals of a cycling row repeat; 0: it does not cycle."""
 
 
 def convergence_rate(solution: Solution) -> Tensor:
-    """`(batch,)` float64: the factor by which each row's residual `‖f(z) − z‖` falls a step at the end of its trace.
+    """`(batch,)` float64: the factor per step by which each row's residual `‖f(z) − z‖` falls at the end of its trace.
 
-    The slope of a line fitted to the logarithm of the last half of its residuals; of a cycle, from period to period.
-    Below 1 it converges, the smaller the faster; about 1 it stands still or goes round (`tails` says which); above 1 it
-    runs away. Of plain iteration it is the spectral radius of the Jacobian at the solution. NaN: a row of fewer than
+    The slope of a line fitted to the logarithm of the last half of its residuals; for a cycle, from period to period.
+    Below 1 the row converges, the smaller the faster; near 1 it stagnates or cycles (`tails` says which); above 1 it
+    diverges. For plain iteration it is the spectral radius of the Jacobian at the solution. NaN: a row with fewer than
     three residuals.
     """
     return torch.tensor([tail.rate for tail in tails(solution)], dtype=torch.float64, device="cpu")
 
 
 def tails(solution: Solution) -> Table[Tail]:
-    """For each row, how its residuals end: rate, standstill and cycles."""
+    """How the residuals of each row end: rate, stagnation and cycles."""
     absolute, relative = (trace.double().cpu().numpy().T for trace in (solution.absolute, solution.trace))
     return Table(map(_tail, absolute, relative))
 

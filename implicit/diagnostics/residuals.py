@@ -17,7 +17,7 @@ from .arrays import as_array
 def residual_quantiles(solution: Solution | ArrayLike, quantiles: Sequence[float] = (0.1, 0.5, 0.9)) -> Tensor:
     """Quantiles over the rows of the relative residual at each step, (steps, quantiles), float64 on the CPU.
 
-    A row that has stopped counts with its last residual; steps at which no row has a finite residual are NaN.
+    A row that has stopped keeps its last residual; steps at which no row has a finite residual are NaN.
 
     Args:
         solution: or plain residuals, (steps,) or (steps, rows), NaN once a row has stopped.

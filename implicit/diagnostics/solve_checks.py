@@ -35,7 +35,7 @@ def stochastic(look: Look) -> Finding | None:
         "stochastic cell",
         f"{EVALUATIONS} evaluations at the same point differ by up to {difference:.1e}",
         "A random map has no fixed point: use implicit.LockedDropout, or turn dropout off inside; what "
-        "moves at each evaluation (torch.nn.utils.spectral_norm) moves once a solve as one of its parametrizations",
+        "changes at each evaluation (torch.nn.utils.spectral_norm) changes once per solve as a parametrization",
     )
 
 

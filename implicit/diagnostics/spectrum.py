@@ -35,19 +35,19 @@ RESTARTS = 100
 def eigenvalues(f: Callable[..., State], z: State, args: tuple[Any, ...] = (), *, k: int = 6) -> Tensor:
     """The k eigenvalues of `J = ∂f/∂z` of largest modulus, (batch, k), complex128 on the CPU, the largest first.
 
-    They tell how plain iteration behaves near z: it converges where all lie within the unit circle, at the rate of the
-    largest. From the dense Jacobian of states of up to 128 numbers, by ARPACK's Arnoldi iteration on vector–Jacobian
-    products beyond, to a relative 1e-6 or what the dtype resolves; where that finds nothing, from the dense one again,
-    of up to 2048 numbers. A row whose Jacobian is not finite is NaN. Source: Lehoucq, Sorensen, Yang, "ARPACK Users'
-    Guide", SIAM 1998.
+    They tell how plain iteration behaves near z: it converges if all lie within the unit circle, at the rate of the
+    largest. Computed from the dense Jacobian for states of up to 128 entries, and by ARPACK's Arnoldi iteration on
+    vector–Jacobian products beyond, to a relative 1e-6 or what the dtype resolves; where that finds nothing, from the
+    dense Jacobian of up to 2048 entries. A row whose Jacobian is not finite is NaN. Source: Lehoucq, Sorensen, Yang,
+    "ARPACK Users' Guide", SIAM 1998.
 
         eigenvalues(layer.cell, layer(x), (x,))
 
     Args:
-        f: as in `solvers.solve`; its rows are independent. A graph, whose nodes are no rows, is one row: z[None].
+        f: as in `solvers.solve`; its rows are independent. A graph, whose nodes are not rows, is one row: z[None].
         z: where, usually the equilibrium.
         args: as in `solvers.solve`.
-        k: how many, at most the numbers of a row, and two fewer where they are more than 128.
+        k: how many, at most the entries of a row, and two fewer for more than 128 entries.
 
     Raises:
         ValueError: k is out of range, the rows depend on each other, or f depends on z outside of autograd's graph.
@@ -71,9 +71,9 @@ def eigenvalues(f: Callable[..., State], z: State, args: tuple[Any, ...] = (), *
 
 
 def spectral_radius(f: Callable[..., State], z: State, args: tuple[Any, ...] = ()) -> Tensor:
-    """`ρ(J) = max |λ|`, (batch,) float64: above 1 plain iteration runs away from z, however close it starts.
+    """`ρ(J) = max |λ|`, (batch,) float64: above 1 plain iteration diverges from z, however close it starts.
 
-    Anderson, Broyden and Newton–Krylov may converge all the same. Arguments, errors: as in `eigenvalues`.
+    Anderson, Broyden and Newton–Krylov may converge nevertheless. Arguments and errors are those of `eigenvalues`.
     """
     return eigenvalues(f, z, args, k=1)[:, 0].abs()
 
@@ -81,8 +81,8 @@ def spectral_radius(f: Callable[..., State], z: State, args: tuple[Any, ...] = (
 def spectral_norm(f: Callable[..., State], z: State, args: tuple[Any, ...] = ()) -> Tensor:
     """`‖J‖₂`, the largest singular value, (batch,) float64: below 1 each step of plain iteration contracts, near z.
 
-    At least `spectral_radius`, and much above it where J is far from normal: the residual may then rise before it
-    falls. Arguments, errors: as in `eigenvalues`.
+    It is at least `spectral_radius`, and much larger if J is far from normal: the residual may then rise before it
+    falls. Arguments and errors are those of `eigenvalues`.
     """
 
     def dense(jacobian: NDArray[Any]) -> NDArray[Any]:

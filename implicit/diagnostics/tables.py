@@ -1,4 +1,4 @@
-"""Rows of a table that a notebook shows as one."""
+"""Lists of rows that a notebook shows as a table."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ SHOWN = 20
 
 
 class Line:
-    """A dataclass as a line of a table: its fields are the columns."""
+    """Base of a dataclass that is a line of a table: its fields are the columns."""
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields, plain numbers and words."""
+        """The fields as plain numbers and words."""
         return asdict(self)  # type: ignore[call-overload, no-any-return]
 
     def _repr_html_(self) -> str:

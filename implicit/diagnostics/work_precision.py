@@ -1,4 +1,4 @@
-"""What each solver pays for each tolerance."""
+"""What each tolerance costs each solver."""
 
 from __future__ import annotations
 
@@ -39,14 +39,14 @@ def compare_solvers(
     rtols: Sequence[float] = (1e-2, 1e-4, 1e-6),
     max_steps: int = 1000,
 ) -> Table[Work]:
-    """Work against precision: every solver on one problem at every tolerance, the solvers one after the other.
+    """Work against precision: every solver on one problem at every tolerance, ordered by solver.
 
-    Evaluations are what the problem asks for, seconds what this machine takes for them and for the solver's own work.
+    Evaluations measure the problem; seconds also measure this machine and the solver's own work.
     `pandas.DataFrame(row.to_dict() for row in rows)` is a table, `implicit.plots.plot_work_precision(rows)` a picture.
 
     Args:
         f, z0, args, max_steps: as in `solvers.solve`; atol is 0.
-        solvers: by the names they shall have.
+        solvers: by name.
         rtols: relative tolerances.
     """
     if not solvers or not rtols:

@@ -1,6 +1,7 @@
 """Gradient policies: how to differentiate through an equilibrium."""
 
-from .base import Gradient
+from .adjoint import AdjointGradient
+from .base import Evaluation, Gradient, with_value
 from .exact import ImplicitGradient, Unconverged
 from .inexact import NeumannGradient, ShineGradient
 from .phantom import PhantomGradient
@@ -9,6 +10,8 @@ from .splitting import SplittingGradient
 from .unrolled import UnrolledGradient
 
 __all__ = [
+    "AdjointGradient",
+    "Evaluation",
     "Gradient",
     "ImplicitGradient",
     "NeumannGradient",
@@ -18,4 +21,5 @@ __all__ = [
     "SplittingGradient",
     "Unconverged",
     "UnrolledGradient",
+    "with_value",
 ]

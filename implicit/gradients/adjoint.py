@@ -1,4 +1,8 @@
-"""Gradients by the adjoint equation `u = Jᵀu + g`, solved exactly or not."""
+"""Gradients by the adjoint equation `u = Jᵀu + g`, solved exactly or not: the tracked way through a solve.
+
+An ordinary backward pass takes `Jᵀu` from the one tracked evaluation of the forward pass (`Products`). One that is
+differentiated again goes round it, by `higher.differentiable`; the transforms of torch.func never come here (`root`).
+"""
 
 from __future__ import annotations
 
@@ -21,7 +25,12 @@ from .higher import Sources, differentiable
 
 
 class AdjointGradient(Gradient):
-    """Solve `u = Jᵀu + g` at the solution in some way, then pull `u` back through the one tracked evaluation of f."""
+    """A policy that solves `u = Jᵀu + g` at the solution, `linear`, and pulls `u` back through the tracked evaluation
+    of f.
+
+    The base for estimates of the adjoint. It takes care of layers used twice, several backward passes, threads,
+    checkpoints and captured tensors; second derivatives are refused unless the policy is `exact`.
+    """
 
     def point(self, value: Tensor, inputs: tuple[Tensor, ...]) -> Tensor:
         return anchored(value, *inputs)
@@ -39,7 +48,14 @@ class AdjointGradient(Gradient):
 
     @abstractmethod
     def linear(self, product: Map, shift: Tensor, report: Report, inverse: Map | None) -> Tensor:
-        """`u` with `u = product(u) + shift`, untracked; `inverse` estimates it from the shift."""
+        """`u` with `u = product(u) + shift`, exactly or nearly, without a graph.
+
+        Args:
+            product: `u ↦ Jᵀu` on (batch, dim).
+            shift: g, (batch, dim).
+            report: as in `Evaluation`, for a policy that solves.
+            inverse: what the forward solver knows of `v ↦ (I − Jᵀ)⁻¹v`, if the policy `remembers`; else None.
+        """
 
 
 def inverse_estimate(at: Evaluation) -> Map:

@@ -1,4 +1,9 @@
-"""What a gradient policy is: how a solved equilibrium joins the autograd graph."""
+"""What a gradient policy is: how a solved equilibrium joins autograd's graph.
+
+A policy gets an `Evaluation`, the solution and one tracked evaluation of f at it, and returns a tensor of the same
+value whose backward pass is its own. Policies that solve `u = Jᵀu + g` are in `adjoint`; those that replay steps are in
+`phantom`, `unrolled` and `reversible`.
+"""
 
 from __future__ import annotations
 
@@ -18,39 +23,38 @@ from ..explicit import Explicit
 Map = Callable[[Tensor], Tensor]
 """`f` on flat (batch, dim) matrices, with its other arguments bound."""
 Report = Callable[[bool, Callable[[], Solution]], None]
-"""Told of a solve: whether all rows converged, and what makes its `Solution`."""
-"""Takes the solution of a backward solve to the log that was open at forward time."""
+"""`report(converged, make_solution)` enters a backward solve in the log, and warns if it failed."""
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What a policy has to work with. All tensors are flat, (batch, dim)."""
+    """The solution and one tracked evaluation of f at it, for a policy to attach. Tensors are flat, (batch, dim)."""
 
     f: Map
-    """The map; evaluations are tracked."""
+    """The map `f(z)`; its evaluations are tracked where gradients are on."""
     start: Tensor
     """The initial iterate, with its own graph."""
     point: Tensor
-    """The solution, as the policy's `point` made it."""
+    """The solution, as returned by the policy's `point`."""
     image: Tensor
     """The tracked `f(point)`."""
     explicit: Callable[[], tuple[Explicit, tuple[Tensor, ...]]]
-    """The map as a pure function, and its tensors."""
+    """Makes f a pure function `f(z, *tensors)`, and those tensors."""
     report: Report
-    """To be called with the `Solution` of each backward solve."""
+    """To be called after each backward solve: whether all rows converged, and a function that makes its `Solution`."""
     solver: Solver
-    """That of the forward solve."""
+    """The solver of the forward solve."""
     outcome: Outcome
-    """What it found; with histories, if the policy `remembers`."""
+    """What the forward solve found, including the solver's history if the policy `remembers`."""
     hooked: bool = False
-    """Whether what the evaluation saved for autograd went through hooks, as within a checkpoint."""
+    """Whether hooks saw what autograd saved of the evaluation, as within a checkpoint."""
 
 
 class Gradient(ABC):
     """A way to differentiate through `z* = f(z*)`. It changes gradients only, never the value.
 
-    The layer asks for the `point` at which to evaluate `f` once with autograd on, evaluates it, and hands the result
-    to `attach`.
+    The layer asks for the `point` at which to evaluate `f` once with autograd on, evaluates it, and passes the result
+    to `attach`, the one method that a policy must have. See `PhantomGradient` for a short one.
     """
 
     @property
@@ -67,7 +71,7 @@ class Gradient(ABC):
         """Raise `TypeError` if the policy cannot work with this forward solver."""
 
     def behind(self, settings: Settings) -> Gradient:
-        """The policy behind a forward solve with these settings, where it leaves something to them."""
+        """The policy for a forward solve with these settings, which fill in what the policy leaves open."""
         return self
 
     def point(self, value: Tensor, inputs: tuple[Tensor, ...]) -> Tensor:
@@ -113,15 +117,21 @@ class _WithValue(torch.autograd.Function):
 
 
 def with_value(tracked: Tensor, value: Tensor, *, twice: bool) -> Tensor:
-    """`value`, differentiated as if it were `tracked`; `twice`: its second derivatives are those wanted."""
+    """The value of one tensor with the gradient of another.
+
+    Args:
+        tracked: with the graph.
+        value: like it.
+        twice: whether the second derivatives of `tracked` are meant, too; if not, asking for them is an error.
+    """
     result: Tensor = _WithValue.apply(tracked, value, twice)
     return result
 
 
 def refuse_second_derivatives() -> NoReturn:
     raise RuntimeError(
-        "second derivatives through an equilibrium are not those of an inexact gradient: drop create_graph=True, or "
-        "use ImplicitGradient or UnrolledGradient"
+        "an inexact gradient has no second derivatives through an equilibrium: drop create_graph=True, or use "
+        "ImplicitGradient or UnrolledGradient"
     )
 
 
@@ -146,6 +156,6 @@ def unit_batch(x: Tensor) -> tuple[Tensor, Tensor]:
 def require_quasi_newton(who: str, solver: Solver) -> None:
     if not isinstance(solver, QuasiNewtonSolver):
         raise TypeError(
-            f"{who} uses the inverse that the forward solver has learned, and {type(solver).__name__} learns none: "
+            f"{who} uses the inverse that the forward solver has learned, but {type(solver).__name__} learns none: "
             "pass solver=Anderson()"
         )

@@ -19,12 +19,12 @@ from .root import root
 
 
 class Unconverged(Enum):
-    """What a backward pass does with rows whose backward solve did not converge. It warns in any case."""
+    """What a backward pass does with rows whose solve did not converge. It always warns."""
 
     KEEP = auto()
-    """Take the best iterate."""
+    """Use the best iterate."""
     PHANTOM = auto()
-    """Take the Jacobian-free gradient of that row, `u = g`: no solution, but a bounded one."""
+    """Use the Jacobian-free gradient of that row, `u = g`: not a solution, but bounded."""
     RAISE = auto()
     """Raise `solvers.ConvergenceError`."""
 
@@ -33,19 +33,18 @@ class Unconverged(Enum):
 class ImplicitGradient(AdjointGradient):
     """The exact gradient: for an incoming `g` solve `u = Jᵀu + g`, `J = ∂f/∂z` at `z*`, then pull `u` back through f.
 
-    The default. Costs one tracked evaluation and one vector–Jacobian product a backward step; memory does not grow
-    with the forward solver's steps. As exact as the forward solve and `rtol` allow. The batch is scaled before
-    solving, so the result does not depend on the loss's scale.
+    The default. It costs one tracked evaluation, and one vector–Jacobian product per backward step; memory does not
+    grow with the forward solver's steps. It is as exact as the forward solve and `rtol` allow. The batch is scaled
+    before solving, so the result does not depend on the loss's scale.
 
-    Derivatives of any order, and the transforms of torch.func, solve such an equation for each derivative, as exact.
-    They reach the arguments, the parameters of a module, and whatever else f captures; under a transform the last are
-    refused. Source: Bai, Kolter, Koltun, "Deep Equilibrium Models",
-    NeurIPS 2019.
+    Derivatives of any order, and the transforms of torch.func, solve such an equation for each derivative. They reach
+    the arguments, the parameters of a module, and whatever else f captures, which only the transforms refuse. Source:
+    Bai, Kolter, Koltun, "Deep Equilibrium Models", NeurIPS 2019.
     """
 
     solver: Solver | None = None
-    """None: behind Anderson, Broyden or Picard `Anderson(period=3)`, for what these solve it solves backward, too, at
-    little cost a product; else `GMRES()`, which suits J of any norm."""
+    """None: after Anderson, Broyden or Picard, `Anderson(period=3)`, which solves the adjoint equation where these
+    solve the forward one, at little cost per product; else `GMRES()`, which suits J of any norm."""
     rtol: float = 1e-4
     """Tolerance relative to ‖u‖."""
     max_steps: int = 100
@@ -54,7 +53,7 @@ class ImplicitGradient(AdjointGradient):
     """What to do with rows that miss the tolerance."""
 
     loop: Loop | None = None
-    """What runs its steps; None: `Captured` as the layer, where the solver can be, else `Eager()`."""
+    """What runs its steps; None: `Captured` if the layer uses it and the solver supports it, else `Eager()`."""
     reuse: bool = False
     """Start from the inverse that the forward solver, `Anderson`, has learned, rather than from `g`."""
 

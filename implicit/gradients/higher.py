@@ -1,4 +1,8 @@
-"""A backward pass that is to be differentiated in turn."""
+"""A backward pass that is differentiated again: the explicit way through a solve.
+
+The tracked evaluation cannot serve it, since its point is a constant. So f is evaluated again, as a function of all
+that it depends on, and `root.pullback` treats u as the root of its own equation.
+"""
 
 from __future__ import annotations
 

@@ -15,11 +15,11 @@ from .base import Map, Report, require_quasi_newton
 
 @dataclass(frozen=True)
 class NeumannGradient(AdjointGradient):
-    """The exact gradient's Neumann series, cut short: `steps` times `u ← u + damping·(Jᵀu + g − u)` from `u = g`.
+    """The truncated Neumann series of the exact gradient: `steps` times `u ← u + damping·(Jᵀu + g − u)` from `u = g`.
 
-    Costs that many vector–Jacobian products, and memory that does not grow with them, unlike `PhantomGradient`, whose
-    gradient it is in the limit of an exact forward solve (`steps` one less). Prefer it where the Jacobian is well
-    below 1 in norm and a few products do. Source: Geng et al., "On Training Implicit Models", NeurIPS 2021.
+    Costs that many vector–Jacobian products, in memory that does not grow with them. After an exact forward solve it is
+    the gradient of `PhantomGradient` with one step more, whose memory grows. Prefer it where the Jacobian is well below
+    1 in norm and a few products suffice. Source: Geng et al., "On Training Implicit Models", NeurIPS 2021.
     """
 
     steps: int = 5
@@ -40,12 +40,12 @@ class NeumannGradient(AdjointGradient):
 
 @dataclass(frozen=True)
 class ShineGradient(AdjointGradient):
-    """`u = Hᵀg`, H the estimate of `(I − J)⁻¹` that the forward solver has learned: no backward solve at all.
+    """`u = Hᵀg` with the estimate H of `(I − J)⁻¹` that the forward solver has learned: no backward solve at all.
 
     Needs `Anderson` in the forward solve (`Broyden`'s inverse fits its last step alone and may be huge elsewhere). The
-    estimate is good along the directions of the last forward steps and the identity elsewhere, each row with its own
-    history: as cheap as Jacobian-free backpropagation, and better where few directions dominate. Where it is not good
-    enough, `ImplicitGradient(reuse=True)` starts its solve there.
+    estimate is good along the directions of the last forward steps and the identity elsewhere; each row has its own
+    history. It is as cheap as Jacobian-free backpropagation, and better where few directions dominate. Where it is not
+    good enough, `ImplicitGradient(reuse=True)` starts its solve from it.
     Source: Ramzi et al., "SHINE: SHaring the INverse Estimate", ICLR 2022.
     """
 

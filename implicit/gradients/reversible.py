@@ -1,4 +1,4 @@
-"""The exact gradient of the iteration that was run, which is undone step by step."""
+"""The exact gradient of the iteration that was run, by undoing it step by step."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ class ReversibleGradient(Gradient):
     """The gradient of the very iteration that `Reversible` ran, in memory that does not grow with its steps.
 
     The backward pass undoes the iteration step by step, and evaluates and differentiates `f` once for each. Unlike
-    `ImplicitGradient` it is exact however far the solve has come, for instance with few fixed steps; z0 gets its
-    gradient, too. A row that missed its tolerance returns its best iterate, with the gradient of its last. Tensors
-    that f captures are refused. Warns when undoing has lost its digits: `Reversible` tells why.
+    `ImplicitGradient` it is exact however far the solve has come, for instance after a few fixed steps; z0 gets its
+    gradient, too. A row that missed its tolerance returns its best iterate, with the gradient of its last one. Tensors
+    that f captures are refused. Warns when undoing has lost its digits, for the reason given in `Reversible`.
     Source: McCallum et al., "Reversible Deep Equilibrium Models" (2025).
     """
 
@@ -44,7 +44,7 @@ class ReversibleGradient(Gradient):
         assert isinstance(at.solver, Reversible)
         if at.outcome.joint:
             raise RuntimeError(
-                "the gradient of a reversible iteration undoes each row by itself, and the rows depend on each other: "
+                "the gradient of a reversible iteration undoes each row by itself, but the rows depend on each other: "
                 "make what is one problem one row, z0[None] and x[None], or use ImplicitGradient"
             )
         explicit, tensors = at.explicit()

@@ -1,4 +1,8 @@
-"""The root of a function, differentiable to any order: by autograd, and under the transforms of torch.func."""
+"""The root of a function, differentiable to any order: the transformed way through a solve, and the end of the explicit
+one.
+
+Under the transforms of torch.func `root` solves and differentiates; by autograd `pullback` serves `higher`.
+"""
 
 from __future__ import annotations
 

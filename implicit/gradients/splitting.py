@@ -19,10 +19,11 @@ from .exact import ImplicitGradient
 class SplittingGradient(ImplicitGradient):
     """The exact gradient: `u = Jᵀu + g` solved by the forward solver's Peaceman–Rachford splitting, J = D W.
 
-    The slopes D of σ make the equation one of the forward kind: `q = D(Wᵀq + g)`, `u = Wᵀq + g`, whose resolvent is
-    the forward one's transpose. The residual reported is that of `u = Jᵀu + g`, with autograd's own products.
+    With the slopes D of σ the equation has the form of the forward one, `q = D(Wᵀq + g)`, `u = Wᵀq + g`, and its
+    resolvent is the transpose of the forward one. The residual reported is that of `u = Jᵀu + g`, with autograd's own
+    products.
 
-    Prefer it with `PeacemanRachford()`, which it needs; the arguments are those of `ImplicitGradient`, whose `solver`
+    It needs `PeacemanRachford()` in the forward solve. The arguments are those of `ImplicitGradient`, whose `solver`
     serves derivatives beyond the first. Source: Winston, Kolter, NeurIPS 2020.
     """
 

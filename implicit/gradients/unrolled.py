@@ -17,9 +17,9 @@ from .base import Evaluation, Gradient, Map, naive_step, with_value
 class UnrolledGradient(Gradient):
     """Differentiate `steps` damped naive steps from `z0`, replayed with autograd on.
 
-    The reference to test others against, and the way to second derivatives. It tends to the exact gradient with
-    `steps` where the damped map contracts; memory grows with `steps`. The value stays the solver's. The replay is
-    naive whatever the forward solver: derivatives of Anderson's mixing weights are never part of it.
+    The reference to test others against, with second derivatives. It tends to the exact gradient as `steps` grows,
+    where the damped map contracts; memory grows with `steps`. The value stays the solver's. The replay is naive
+    whatever the forward solver, so derivatives of Anderson's mixing weights are never part of it.
     """
 
     steps: int
@@ -27,7 +27,7 @@ class UnrolledGradient(Gradient):
     damping: float = 1.0
     """In (0, 2]."""
     checkpoint: bool = False
-    """Keep √steps states only, and evaluate the steps between them again in the backward pass."""
+    """Keep only √steps states, and evaluate the steps between them again in the backward pass."""
 
     def __post_init__(self) -> None:
         check_positive_integer(self, "steps")

@@ -1,4 +1,4 @@
-"""Residuals against steps, and how many steps rows take."""
+"""Residuals against steps, and the steps that rows take."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ def plot_convergence(
     Args:
         solutions: one `Solution`, or several with their names; or plain residuals, (steps,) or (steps, rows).
         rtol: draws the tolerance.
-        worst: so many rows that took longest, as thin lines of their own.
-        evaluations: of f a row on the horizontal axis, in place of steps; what a solver spends beyond one a step
+        worst: how many of the slowest rows to draw as thin lines of their own.
+        evaluations: of f per row on the horizontal axis, instead of steps; what a solver spends beyond one per step
             (`NewtonKrylov`) is spread evenly over the steps.
-        seconds: that the solves took, one number for each name; on the horizontal axis, spread evenly over the steps.
+        seconds: that the solves took, one number for each name, on the horizontal axis, spread evenly over the steps.
         ax: where to draw; None: a new figure.
 
     Returns:
-        The axes. A row that has stopped counts with its last residual.
+        The axes. A row that has stopped keeps its last residual.
     """
     if evaluations and seconds is not None:
         raise ValueError("plot_convergence: evaluations and seconds are two axes: choose one")
@@ -73,7 +73,7 @@ def plot_convergence(
     logarithmic(ax, "y")
     ax.set(ylabel="relative residual ‖f(z) − z‖ / ‖f(z)‖")
     if times is None:
-        ax.set_xlabel("evaluations of f a row" if evaluations else "steps")
+        ax.set_xlabel("evaluations of f per row" if evaluations else "steps")
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     else:
         ax.set_xlabel("seconds")
@@ -108,11 +108,11 @@ def plot_steps(
     histogram: bool = False,
     ax: Axes | None = None,
 ) -> Axes:
-    """How many rows had stopped after how many steps: the empirical distribution of `Solution.steps`, in percent.
+    """The share of rows that had stopped after k steps: the empirical distribution of `Solution.steps`, in percent.
 
     Args:
-        solution: one, or several with their names; or plain numbers of steps, one a row.
-        histogram: how many stopped at just so many steps, in place of up to.
+        solution: one, or several with their names; or plain numbers of steps, one per row.
+        histogram: the share that stopped at exactly k steps, instead of up to k.
         ax: where to draw; None: a new figure.
     """
     ax = axes_or_new(ax)

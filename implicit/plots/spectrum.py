@@ -19,8 +19,8 @@ def plot_eigenvalues(values: ArrayLike | Mapping[str, ArrayLike], *, ax: Axes | 
     """Eigenvalues in the complex plane and the unit circle, outside which plain iteration does not converge.
 
     Args:
-        values: what `diagnostics.eigenvalues` returns, or any complex numbers, those not finite left out; several with
-            their names.
+        values: what `diagnostics.eigenvalues` returns, or any complex numbers, or several of them with their names;
+            those that are not finite are left out.
         ax: where to draw; None: a new figure.
     """
     ax = axes_or_new(ax)

@@ -12,11 +12,11 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-"""Okabe and Ito's palette, told apart by colour-blind readers."""
+"""Okabe and Ito's palette, which colour-blind readers can tell apart."""
 LINES = ("-", "--", "-.", ":")
-"""Line styles, cycled beside the colours so that curves stay apart in grey print."""
+"""Line styles, cycled along with the colours, so that curves stay apart in grey print."""
 MARKERS = ("o", "s", "D", "^", "v", "P")
-"""Likewise."""
+"""Markers, likewise."""
 
 One = TypeVar("One")
 

@@ -1,4 +1,4 @@
-"""The way of iterates through state space."""
+"""The paths of iterates through state space."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ Path: TypeAlias = Sequence[State] | torch.Tensor | NDArray[np.float64]
 def plot_trajectories(paths: Path | Mapping[str, Path], *, rows: int = 8, ax: Axes | None = None) -> Axes:
     """The iterates of some rows as lines in the plane, from a hollow marker to a star.
 
-    States of two numbers are drawn as they are, longer ones by the two principal components of all points together,
-    states of one number against the step.
+    States with two entries are drawn as they are, longer ones by the two principal components of all points, and states
+    with one entry against the step.
 
         path = layer.iterates(x, at=tuple(range(20)))
         plot_trajectories(path)
 
     Args:
         paths: one, or several with their names (other solvers, other starts), of states of one size.
-        rows: at most so many of each, the first ones.
+        rows: how many of each to draw, at most; the first ones.
         ax: where to draw; None: a new figure.
     """
     ax = axes_or_new(ax)

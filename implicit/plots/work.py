@@ -24,7 +24,7 @@ def plot_work_precision(
 
     Args:
         rows: one for each solver and tolerance, or their columns as dicts.
-        seconds: on the vertical axis, in place of evaluations of f.
+        seconds: on the vertical axis, instead of evaluations of f.
         ax: where to draw; None: a new figure.
     """
     ax = axes_or_new(ax)
@@ -39,7 +39,7 @@ def plot_work_precision(
     ax.set(xlabel="largest relative residual reached")
     logarithmic(ax, "x", "y")
     ax.invert_xaxis()
-    ax.set_ylabel("seconds" if seconds else "evaluations of f a row")
+    ax.set_ylabel("seconds" if seconds else "evaluations of f per row")
     if not seconds and ax.get_yscale() == "log":
         ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         ax.yaxis.set_major_formatter("{x:g}")
@@ -56,7 +56,7 @@ def plot_gradient_error(
 
     Args:
         rows: one for each policy and tolerance, or their columns as dicts.
-        seconds: of a forward and backward pass on the horizontal axis, in place of the tolerance of the forward solve.
+        seconds: of a forward and backward pass on the horizontal axis, instead of the tolerance of the forward solve.
         ax: where to draw; None: a new figure.
     """
     ax = axes_or_new(ax)

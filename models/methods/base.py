@@ -28,17 +28,17 @@ Self = TypeVar("Self", bound="Method")
 class Method(ABC):
     """A rule `streams_k → streams_{k+1}`, linear in the streams and in the transform's output `T_k(y_k)`.
 
-    Subclass as a frozen dataclass whose fields are coefficients, made by `coefficient(default, domain)`, with `start`,
-    `query` and `advance`; every reading (unrolled, proximal, equilibrium, parallel) uses these three and nothing else.
-    They may only add and scale: linearity is what makes the evaluation in parallel over depth exact. `c` holds the
+    Subclass it as a frozen dataclass whose fields are coefficients, made by `coefficient(default, domain)`, with
+    `start`, `query` and `advance`. Every reading (unrolled, proximal, equilibrium, parallel) uses only these three.
+    They may only add and scale, since linearity makes the evaluation in parallel over depth exact. `c` holds the
     coefficients of the layer by name.
     """
 
     step: Coefficient = coefficient(1.0, POSITIVE, keyword=True)
-    """Step size s: the transform's output counts s times. Mostly left to the transform."""
+    """Step size s, a factor on the transform's output. Usually left to the transform."""
 
     has_equilibrium: ClassVar[bool] = True
-    """Whether a step has as many streams as the one before, so that it can be tied."""
+    """Whether every step has the same number of streams, so that it can be tied."""
     is_proximal: ClassVar[bool] = False
     """Whether its transform may be evaluated implicitly, alpha < 1."""
     consistent: ClassVar[bool] = True
@@ -70,10 +70,10 @@ class Method(ABC):
         """
         if alpha != 1:
             raise ValueError(
-                f"{type(self).__name__} is an explicit method, alpha={alpha} needs a proximal one: ppa, pgd or fista"
+                f"{type(self).__name__} is an explicit method, but alpha={alpha} needs a proximal one: ppa, pgd, fista"
             )
         if not isinstance(layer, nn.Module):
-            raise TypeError(f"{type(self).__name__} takes one module T(z, *inputs) a layer, not {kind(layer)}")
+            raise TypeError(f"{type(self).__name__} takes one module T(z, *inputs) per layer, not {kind(layer)}")
         return layer
 
     def move(self, streams: Streams, transform: nn.Module, c: Values, inputs: tuple[Tensor, ...]) -> Streams:
@@ -156,6 +156,6 @@ def kind(layer: Any) -> str:
 def pair(method: Method, layer: Any, names: str) -> tuple[nn.Module, nn.Module]:
     """A layer that must be two modules; `TypeError` if it is not."""
     if not (isinstance(layer, (tuple, list)) and len(layer) == 2 and all(isinstance(m, nn.Module) for m in layer)):
-        raise TypeError(f"{type(method).__name__} takes a pair {names} a layer, not {kind(layer)}")
+        raise TypeError(f"{type(method).__name__} takes a pair {names} per layer, not {kind(layer)}")
     first, second = layer
     return first, second

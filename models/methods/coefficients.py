@@ -1,4 +1,4 @@
-"""Coefficients of methods: fixed, scheduled over the layers, or learned within what keeps the method stable."""
+"""Coefficients of methods: fixed, scheduled over the layers, or learned within a stable domain."""
 
 from __future__ import annotations
 

@@ -32,14 +32,14 @@ class _Composite(Method):
 class ProximalPoint(GradientDescent):
     """`z⁺ = z + P(alpha·z + (1 − alpha)·z⁺)`: at alpha = 0 the proximal point method, at alpha = 1 gradient descent.
 
-    With a monotone P a layer at alpha = 0 is nonexpansive, and so is a network of them: robust, and not universal.
+    With a monotone P a layer at alpha = 0 is nonexpansive, and so is a network of them: robust, but not universal.
     """
 
     is_proximal: ClassVar[bool] = True
 
     def transform(self, layer: Any, alpha: float, proximal_step: MakeProximalStep) -> nn.Module:
         if not isinstance(layer, nn.Module):
-            raise TypeError(f"ProximalPoint takes one module P(z, *inputs) a layer, not {kind(layer)}")
+            raise TypeError(f"ProximalPoint takes one module P(z, *inputs) per layer, not {kind(layer)}")
         return proximal_step(None, layer)
 
     def layer(self, blocks: Blocks) -> Any:

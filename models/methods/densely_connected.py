@@ -24,13 +24,13 @@ class Newest:
 class DenselyConnected(Method):
     """`z_{k+1} = Σ_{i≤k} a_{k,i} z_i + Σ_{i≤k} b_{k,i} T_i(z_i)`: every layer sees all before it, a DenseNet.
 
-    The a are convex weights, since a root condition layer by layer does not bound products of changing layers. Both are
-    learned unless given, from `z⁺ ≈ z + T(z)` on: with no other layers than the newest it is gradient descent. The
-    streams grow with k, so it has no equilibrium.
+    The a are convex weights, since a root condition for each layer does not bound products of changing layers. Both are
+    learned unless given, starting from `z⁺ ≈ z + T(z)`: with the newest layer only it is gradient descent. The streams
+    grow with k, so it has no equilibrium.
     """
 
     weights: Coefficient = coefficient(Learned(Newest()), CONVEX)
-    """a: k + 1 numbers of at least 0 and of sum 1, the oldest first."""
+    """a: k + 1 numbers, at least 0, with sum 1, the oldest first."""
     gains: Coefficient = coefficient(Learned(Newest()), ONE_PER_LAYER)
     """b: k + 1 numbers, the oldest first."""
 

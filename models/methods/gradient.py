@@ -1,4 +1,4 @@
-"""Gradient methods: one transform a layer, in the gradient's place."""
+"""Gradient methods: one transform per layer, in the gradient's place."""
 
 from __future__ import annotations
 
@@ -82,9 +82,9 @@ class Nesterov(Method):
 class APG2(Method):
     """`y_{k+1} = (1 + m) y_k − m y_{k−1} + b (1 + m) T_k(y_k) − b₋ m T_{k−1}(y_{k−1})`.
 
-    The output is `z_L = y_{L−1} + T_{L−1}(y_{L−1})`. The pure multistep form of Nesterov's method, `m = m_{k+1}`: with
-    `b = b₋ = 1` it is `Nesterov` to rounding. With learned coefficients it is a larger family: the transforms have
-    weights of their own.
+    The output is `z_L = y_{L−1} + T_{L−1}(y_{L−1})`. This is the pure multistep form of Nesterov's method, `m =
+    m_{k+1}`, and equals `Nesterov` to rounding with `b = b₋ = 1`. With learned coefficients it is a larger family, in
+    which the transforms have weights of their own.
     """
 
     momentum: Coefficient = coefficient(NesterovMomentum(), MOMENTUM)

@@ -1,4 +1,4 @@
-"""Splitting methods: a pair of transforms a layer, for `min f(x) + g(y)` under `x = y`."""
+"""Splitting methods: a pair of transforms per layer, for `min f(x) + g(y)` under `x = y`."""
 
 from __future__ import annotations
 
@@ -46,8 +46,9 @@ class LinearizedADMM(_Splitting):
 
     `x⁺ = x + T₁(x) − η(λ + β(x − y))`, `y⁺ = y + T₂(y) + η(λ + β(x⁺ − y))`, `λ⁺ = λ + β(x⁺ − y⁺)`.
 
-    Starts from (z₀, z₀, 0), puts out x, which the last T₂ does not reach: its parameters get no gradient (DDP wants
-    find_unused_parameters). The equilibrium has `T₁ + T₂ = 0`. Two transforms a layer: compare at equal parameters.
+    It starts from (z₀, z₀, 0) and returns x, which the last T₂ does not reach: its parameters get no gradient (DDP
+    needs find_unused_parameters). At the equilibrium `T₁ + T₂ = 0`. It has two transforms per layer: compare at equal
+    parameters.
     """
 
     eta: Coefficient = coefficient(0.5, POSITIVE)

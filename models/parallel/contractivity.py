@@ -12,10 +12,10 @@ from ..optdnn import OptDNN
 
 
 def lyapunov_exponent(net: OptDNN, z0: Tensor, *inputs: Tensor, steps: int = 20) -> Tensor:
-    """(batch,) largest Lyapunov exponent of the depth, `log ‖∂z_L/∂z_0‖₂ / L`, in nepers a layer.
+    """(batch,) largest Lyapunov exponent of the depth, `log ‖∂z_L/∂z_0‖₂ / L`, in nepers per layer.
 
-    Below 0 the layers contract on the whole and few sweeps of `parallel_evaluate` suffice; above 0 a disturbance of an
-    early layer grows, and many are needed. The norm is found by `steps` of power iteration on JᵀJ, from below. Source:
+    Below 0 the layers contract on average and few sweeps of `parallel_evaluate` suffice; above 0 a disturbance of an
+    early layer grows, and many are needed. The norm is approached from below, by power iteration on JᵀJ. Source:
     Gonzalez et al., "Predictability enables parallelization of nonlinear state space models", NeurIPS 2025.
 
     Args:

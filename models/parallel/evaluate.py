@@ -46,16 +46,16 @@ def parallel_evaluate(
     newton: Newton | None = None,
     batched: bool | None = None,
 ) -> Tensor | Solution:
-    """`z_L` by iteration over the whole trajectory: after `sweeps` sweeps, or once they change nothing any more.
+    """`z_L` by iteration over the whole trajectory, for `sweeps` sweeps or to a tolerance.
 
-    A sweep evaluates every transform at its current point `y_k`, all of them in one batched computation, all
-    resolvents of proximal steps in one solve; the method's linear recursion is one product with a triangular matrix.
-    The first sweep has all outputs at zero, so that `sweeps=1` gives `z_0 + Σ w_k T_k(z_0)`, the form of the
-    Para-Former; `sweeps=L` equals `net(z0)` to rounding, since k sweeps make the first k layers exact. Between them
-    the error falls superlinearly for well-behaved networks.
+    A sweep evaluates every transform at its current point `y_k`: all of them in one batched computation, and all
+    resolvents of proximal steps in one solve. The method's linear recursion is one product with a triangular matrix.
+    All outputs start at zero, so `sweeps=1` gives `z_0 + Σ w_k T_k(z_0)`, the form of the Para-Former. Since k sweeps
+    make the first k layers exact, `sweeps=L` equals `net(z0)` to rounding; between them the error falls superlinearly
+    for well-behaved networks.
 
-    Gradients after so many sweeps are those of what was computed, so at K = L those of the serial network. With a
-    tolerance they are the serial network's by the implicit function theorem on the trajectory.
+    After a number of sweeps, gradients are those of what was computed, and at K = L those of the serial network. With a
+    tolerance they are the serial network's, by the implicit function theorem on the trajectory.
 
     Prefer it where the depth is large, the work of one layer leaves the machine idle, and few sweeps suffice: K sweeps
     do K times the arithmetic of the serial network.
@@ -65,13 +65,13 @@ def parallel_evaluate(
         z0: (batch, …), the input of its first layer.
         inputs: (batch, …), further inputs of the transforms.
         sweeps: K in [1, L]; or
-        rtol: relative tolerance for the outputs of all transforms, each row on its own.
-        solver: drives the sweeps towards the tolerance. `Picard()` is exact after L of them; others, such as
-            `Anderson()`, give that up, and pay only where layers contract.
+        rtol: relative tolerance for the outputs of all transforms, for each row.
+        solver: drives the sweeps towards the tolerance. `Picard()` is exact after L sweeps; others, such as
+            `Anderson()`, are not, and pay only where layers contract.
         max_sweeps: at most so many towards the tolerance; None: L + 1, which suffice for `Picard()`.
         newton: `Newton()`, for sweeps that follow the transforms' Jacobians: fewer of them, for small widths.
-        batched: True evaluates all transforms as one (`UnlikeError` where they are not alike), False one by one, None
-            as one where they are alike and, with `sweeps`, likely to be faster so.
+        batched: True evaluates all transforms as one (`UnlikeError` if they are not alike), False one by one, None as
+            one if they are alike and, with `sweeps`, if that is likely to be faster.
 
     Returns:
         (batch, …), like `net(z0, *inputs)`; with a tolerance a `Solution` whose `value` is that, with its gradient.

@@ -11,7 +11,7 @@ from torch.nn.utils import parametrize
 
 
 class UnlikeError(TypeError):
-    """Modules that cannot be evaluated as one; says why."""
+    """Modules that cannot be evaluated as one; the message says why."""
 
 
 _OWN = nn.Module().__dict__

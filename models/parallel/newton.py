@@ -17,17 +17,18 @@ CHUNK = 16
 class Newton:
     """Sweeps that follow the Jacobians `J_k` of the steps: `x_{k+1} ← f_k(x̄_k) + (1 − damping) J_k (x_k − x̄_k)`.
 
-    From a guess x̄ of the whole chain to the next one, by a scan of ⌈log₂ L⌉ rounds. Converges in a few sweeps where the
-    steps contract on the whole, and in as many as there are steps in any case. Source: Lim, Zhu, Selfridge, Kasim,
-    "Parallelizing non-linear sequential models over the sequence length" (DEER), ICLR 2024; Gonzalez, Warrington,
-    Smith, Linderman, "Towards scalable and stable parallelization of nonlinear RNNs" (quasi-DEER, ELK), NeurIPS 2024.
+    A sweep leads from a guess x̄ of the whole chain to the next one, by a scan of ⌈log₂ L⌉ rounds. It converges in a
+    few sweeps if the steps contract on average, and in as many as there are steps in any case. Source: Lim, Zhu,
+    Selfridge, Kasim, "Parallelizing non-linear sequential models over the sequence length" (DEER), ICLR 2024; Gonzalez,
+    Warrington, Smith, Linderman, "Towards scalable and stable parallelization of nonlinear RNNs" (quasi-DEER, ELK),
+    NeurIPS 2024.
     """
 
     diagonal: bool = False
     """Follow the Jacobians' diagonals alone: more sweeps, each with memory and arithmetic linear in the width."""
     damping: float = 0.0
-    """In [0, 1]: how much of the Jacobians is left out. Where a chain expands, some keeps the sweeps from running away;
-    1 is plain iteration."""
+    """In [0, 1]: the share of the Jacobians that is left out. If a chain expands, some damping keeps the sweeps from
+    diverging; 1 is plain iteration."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.diagonal, bool):

@@ -1,4 +1,4 @@
-"""A recurrent cell over a sequence, all times at once."""
+"""A recurrent cell over a sequence, at all times at once."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from .newton import Newton
 
 @dataclass(frozen=True)
 class Unrolled(Solution[Any]):
-    """What `unroll` finds: `value` is the states after each step, (batch, time, …), with their gradient."""
+    """The result of `unroll`: `value` holds the states after each step, (batch, time, …), with their gradient."""
 
     growth: Callable[[], Tensor] = field(repr=False, kw_only=True)
 
     def lyapunov_exponent(self) -> Tensor:
-        """(batch,) mean growth of a disturbance, `log ‖J_L ⋯ J_1 v‖ / L`, in nepers a step.
+        """(batch,) mean growth of a disturbance, `log ‖J_L ⋯ J_1 v‖ / L`, in nepers per step.
 
-        Below 0 the recurrence forgets, and few sweeps suffice; above 0 it is chaotic, and they are as many as steps.
+        Below 0 the recurrence forgets, and few sweeps suffice; above 0 it is chaotic and needs as many sweeps as steps.
         Source: Gonzalez et al., "Predictability enables parallelization of nonlinear state space models", NeurIPS 2025.
         """
         return self.growth()
@@ -44,10 +44,11 @@ def unroll(
 ) -> Unrolled:
     """`h_t = cell(x_t, h_{t−1})` for all t by sweeps over the sequence, each of which evaluates all steps at once.
 
-    Value and gradient are those of the loop, to the tolerance: the gradient by the implicit function theorem, its
-    adjoint recurrence likewise by sweeps, in memory that does not grow with their number. Prefer it where sequences are
-    long, the state is narrow and the machine idle in each step: a sweep evaluates the cell at all times, and its
-    Jacobian there (`Newton`). Where the recurrence is chaotic the loop is faster, and rounding makes both differ.
+    Value and gradient are those of the loop, to the tolerance. The gradient comes from the implicit function theorem,
+    with an adjoint recurrence that is also solved by sweeps, in memory that does not grow with their number. Prefer it
+    for long
+    sequences and narrow states, where a step of the loop leaves the machine idle: a sweep evaluates the cell and its
+    Jacobian (`Newton`) at all times. If the recurrence is chaotic the loop is faster, and rounding makes both differ.
 
         solution = unroll(nn.GRUCell(8, 16), x, torch.zeros(len(x), 16))
         solution.value, solution.steps, solution.lyapunov_exponent()
@@ -57,8 +58,8 @@ def unroll(
         x: (batch, time, …), at least one step.
         h0: (batch, …), or a tuple of such, as for `torch.nn.LSTMCell`.
         rtol: of the whole trajectory of a row.
-        newton: what sweeps follow.
-        max_sweeps: None: one more than there are steps, which suffice.
+        newton: what a sweep follows of the Jacobians.
+        max_sweeps: None: one more than there are steps, which suffices.
 
     Raises:
         TypeError, ValueError: an argument is not of that form.

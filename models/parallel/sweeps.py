@@ -51,7 +51,7 @@ class NewtonSweep(Sweep):
         companion = self.trajectory.companion
         if companion is None or self.trajectory.pair:
             raise TypeError(
-                f"{net.method} has no Newton sweep: it takes a method of one transform a layer and of a constant "
+                f"{net.method} has no Newton sweep: it takes a method with one transform per layer and a constant "
                 "number of streams"
             )
         self.newton, self._companion = newton, companion

@@ -1,4 +1,4 @@
-"""Stretches that are recorded once, as CUDA graphs, and replayed in later solves of the same shapes."""
+"""Stretches of steps recorded once, as CUDA graphs, and replayed in later solves of the same shapes."""
 
 from __future__ import annotations
 
@@ -22,23 +22,23 @@ from .tape import Tape
 class Captured(Loop):
     """CUDA graphs of stretches of `check_every` steps, f included, recorded once and replayed.
 
-    For f whose operations take less time on a GPU than calling them does. A layer keeps its graphs, forward and
-    backward, by the shapes and dtypes of its inputs, the modes, and its parameters' places in memory; the first solve
-    of a kind is run as by `Eager`, the next ones warm up and record. In-place updates, as of optimisers,
-    `load_state_dict` and changed inputs are seen; a parameter that is moved or replaced is recorded anew. Statuses,
-    steps and values are those of `Eager(check_every)`. Needs fixed shapes, so compact=False, and a solver with a fixed
-    cost a step.
+    Prefer it where the operations of f take less time on a GPU than their launches. A layer keeps its graphs, forward
+    and backward, by the shapes and dtypes of its inputs, the modes, and the addresses of its parameters. The first
+    solve of a kind runs as with `Eager`, the next ones warm up and record. In-place updates (optimisers,
+    `load_state_dict`) and new inputs are seen; a parameter that is moved or replaced is recorded anew. Statuses, steps
+    and values are those of `Eager(check_every)`. Needs fixed shapes, that is compact=False, and a solver with a fixed
+    cost per step.
 
-    On a processor the same buffers are used, and the steps are called instead of replayed: nothing is gained. What
-    `solve` and `fixed_point` are given may read tensors that nobody knows, and has no layer to keep its graphs: it is
-    run as by `Eager`: make it the cell of an `Equilibrium`. A cell that solves a problem of its own is run so, too; the
-    steps of that problem are recorded instead.
+    On a CPU the same buffers are used and the steps are called instead of replayed, so nothing is gained. A function
+    given to `solve` or `fixed_point` may read unknown tensors and has no layer to keep its graphs, so it runs as with
+    `Eager`: make it the cell of an `Equilibrium`. A cell that solves a problem of its own also runs so; the steps of
+    that problem are recorded instead.
     """
 
     check_every: int = 8
-    """Steps between two looks at the residuals. The last stretch runs past the last step, by fewer than so many
-    evaluations, and what it finds there is cut off; where the residuals fell faster than before, another one has been
-    begun in vain."""
+    """Steps between two checks of the residuals. The last stretch runs past the last step, by fewer than check_every
+    evaluations, whose results are discarded; where the residuals fell faster than before, one more stretch is
+    wasted."""
 
     fixed_shapes: ClassVar[bool] = True
 

@@ -20,13 +20,13 @@ from .eager import Hold, Loop, Stretch, advance
 class Compiled(Loop):
     """`torch.compile` makes one graph of each stretch of `check_every` steps, `f` included.
 
-    Pays for tiny states, whose time goes into calling small operations, once the compilation (a minute or so for ten
-    steps of Anderson) is spread over many solves. Needs fixed shapes, so compact=False, and a solver with a fixed cost
-    a step.
+    Prefer it for tiny states, where dispatch of small operations dominates, if many solves share the compilation (about
+    a minute for ten steps of Anderson). Needs fixed shapes, that is compact=False, and a solver with a fixed cost per
+    step.
     """
 
     check_every: int = 12
-    """Steps between two looks; a multiple of the solver's memory compiles fewest graphs."""
+    """Steps between two checks; a multiple of the solver's memory needs the fewest graphs."""
 
     fixed_shapes: ClassVar[bool] = True
 

@@ -62,7 +62,7 @@ class Hold(NamedTuple):
 
 
 class Loop(ABC):
-    """How the steps between two looks at the residuals are run. It changes how often the host waits, not the result."""
+    """How the steps between two checks of the residuals are run. It changes when the host waits, not the result."""
 
     check_every: int
     fixed_shapes: ClassVar[bool] = False
@@ -101,11 +101,11 @@ class Loop(ABC):
 
 @dataclass(frozen=True)
 class Eager(Loop):
-    """Each operation is called in its turn. The default."""
+    """Operations are launched one by one. The default."""
 
     check_every: int = 1
-    """Look at the residuals, which on a GPU waits for it, once in so many steps. A row that converges gets the same
-    result, after up to check_every evaluations in vain; one that is made to forget its history does so later."""
+    """Steps between two checks of the residuals, each of which waits for a GPU. A converged row has the same result,
+    after up to check_every wasted evaluations; a solver that is made to forget its history does so later."""
 
     def __post_init__(self) -> None:
         check_positive_integer(self, "check_every")

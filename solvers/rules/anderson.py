@@ -31,14 +31,14 @@ class AndersonMemory(NamedTuple):
 
 @dataclass(frozen=True)
 class Anderson(QuasiNewtonSolver):
-    """Anderson acceleration (type II): mix the last images so that the mixed residual is as small as possible.
+    """Anderson acceleration (type II): mix the last images such that the mixed residual is smallest.
 
     With residuals `g_k = f(z_k) − z_k`, differences `ΔF, ΔG` of the last `memory` images and residuals:
     `γ = argmin ‖g_k − ΔG γ‖² + ridge·‖D γ‖²` (D the lengths of ΔG's columns) and
-    `z_{k+1} = z_k + damping·g_k − (ΔF − (1 − damping)·ΔG) γ`, each row with its own γ. Between two such steps,
-    `period − 1` plain ones `z_{k+1} = z_k + damping·g_k` are taken, which cost little and widen the space as well.
+    `z_{k+1} = z_k + damping·g_k − (ΔF − (1 − damping)·ΔG) γ`, with a γ for each row. Between two such steps,
+    `period − 1` plain ones `z_{k+1} = z_k + damping·g_k` are taken, which cost little and enlarge the space as well.
 
-    The default: it needs few evaluations on most cells at a modest cost a step. Prefer `Broyden` for the last digits
+    The default: it needs few evaluations on most cells, at a modest cost per step. Prefer `Broyden` for the last digits
     of ill-conditioned problems, `Picard` where `f` is very cheap, `Monotone` where `z − f(z)` is monotone and `f`
     expands. Source: Anderson (1965); Walker, Ni, SIAM J. Numer. Anal. 49 (2011); for the period Pratapa, Suryanarayana,
     Pask, J. Comput. Phys. 306 (2016).
@@ -47,12 +47,12 @@ class Anderson(QuasiNewtonSolver):
     memory: int = 8
     """Differences kept; two (batch, memory, dim) buffers."""
     period: int = 2
-    """Mix in every so many steps. 3 suits linear maps, 1 those that expand much."""
+    """Mix once in `period` steps. 3 suits linear maps, 1 strongly expanding ones."""
     damping: float = 1.0
     """In (0, 2]: weight of the mixed residual."""
     ridge: float | None = None
-    """At least 0, relative to the diagonal of the Gram matrix, so to its trace where columns are alike, and to each
-    column's share where they shrink by orders of magnitude; None: 10 times the rounding unit of the working dtype,
+    """At least 0, relative to the diagonal of the Gram matrix: to its trace where columns are alike, and to each
+    column's share where they shrink by orders of magnitude. None: 10 times the rounding unit of the working dtype,
     where the digits of its entries end."""
 
     alternatives: ClassVar[str] = "Broyden, or NewtonKrylov"

@@ -25,13 +25,13 @@ class BroydenMemory(NamedTuple):
 class Broyden(RestartingSolver):
     """Broyden's "good" method on `g(z) = f(z) − z`, from the initial Jacobian −I, restarted when its history is full.
 
-    Full steps allow a product form that keeps one vector a step (`s_k = z_{k+1} − z_k`) instead of two:
+    Full steps allow a product form that keeps one vector per step (`s_k = z_{k+1} − z_k`) instead of two:
     `H_k = Π_{j<k} (I + s_{j+1} s_jᵀ / ‖s_j‖²)`, `p = H_k g(z_{k+1})`, `s_{k+1} = p / (1 − s_kᵀp / ‖s_k‖²)`.
-    The product is applied through one small triangular system, so a step reads the history three times.
+    The product is applied by one small triangular solve, so a step reads the history three times.
 
-    Prefer it where `f` is costly and high accuracy is wanted: locally it converges superlinearly. Each step costs more
-    than Anderson's. Source: Broyden (1965); product form: Kelley, Iterative Methods for Linear and Nonlinear Equations,
-    SIAM (1995), §7.3.
+    Prefer it where `f` is costly and high accuracy is needed: it converges superlinearly near the solution. A step
+    costs more than Anderson's. Source: Broyden (1965); product form: Kelley, Iterative Methods for Linear and Nonlinear
+    Equations, SIAM (1995), §7.3.
     """
 
     memory: int = 12

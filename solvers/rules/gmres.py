@@ -30,21 +30,22 @@ class GMRESMemory(NamedTuple):
 class GMRES(Solver):
     """Restarted GMRES for affine maps `f(z) = M z + b`, that is for `A z = b` with `A = I − M`.
 
-    The residual is least over `z_0 + span{r, A r, …}`, in the form of generalised conjugate residuals, which needs no
+    Minimises the residual over `z_0 + span{r, A r, …}`, in the form of generalised conjugate residuals, which needs no
     small system: with `q = A p` orthonormal, `z ← z + Σ (qᵀr) p` and `r ← r − Σ (qᵀr) q`. The next p comes from
-    `v = r`, or from `v = ‖r‖ q`, as in Arnoldi's process, where r hardly fell and holds little that is new. Products
-    are read off the evaluations: each step evaluates f at `z + τ v`, which is an iterate in its own right, and both
-    the product and the next z start from evaluated points, so that errors do not add up; τ changes r by its own size,
-    as far as the last product tells of ‖A‖.
+    `v = r`, or from `v = ‖r‖ q`, as in Arnoldi's process, where r hardly fell and adds no new direction. Products come
+    from
+    the evaluations: each step evaluates f at `z + τ v`, which is an iterate itself, and both the product and the next z
+    start from evaluated points, so errors do not accumulate; τ changes r by its own size, judging ‖A‖ by the last
+    product.
 
-    Prefer it for linear problems: the backward pass of an equilibrium, an inner Newton step. Not for nonlinear
-    maps, whose changes it mistakes for products. Source: Saad, Schultz, SIAM J. Sci. Stat. Comput. 7 (1986);
-    Eisenstat, Elman, Schultz, SIAM J. Numer. Anal. 20 (1983); Jiránek, Rozložník, Numer. Algorithms 53 (2010).
+    Prefer it for linear problems: the backward pass of an equilibrium, an inner Newton step. Do not use it for
+    nonlinear maps, whose changes it would take for products. Source: Saad, Schultz, SIAM J. Sci. Stat. Comput. 7
+    (1986); Eisenstat, Elman, Schultz, SIAM J. Numer. Anal. 20 (1983); Jiránek, Rozložník, Numer. Algorithms 53 (2010).
     """
 
     restart: int = 50
-    """Directions kept before starting anew; one (batch, restart, 2·dim) buffer, which grows as it fills. Fewer save
-    memory, and cost evaluations where many are needed."""
+    """Directions kept before a restart; one (batch, restart, 2·dim) buffer, which grows as it fills. Fewer directions
+    save memory, and cost evaluations on hard problems."""
 
     may_be_caught: ClassVar[bool] = False
     alternatives: ClassVar[str] = "GMRES with a longer restart, or Anderson where f is not affine"

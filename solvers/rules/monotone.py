@@ -32,14 +32,15 @@ class MonotoneMemory(NamedTuple):
 class Monotone(Solver):
     """Forward steps on `z − f(z)`, accelerated and safeguarded: for f that expands while `z − f(z)` is monotone.
 
-    `z_{k+1} = z̄ + τ ḡ` with z̄, ḡ the mixture of the last accepted points and residuals of least residual (as
-    Anderson's), and τ the length that the last step showed to lower the residual most (Barzilai, Borwein), at most
-    halved or doubled. A point whose residual is not below the last accepted one's is refused: then a forward step from
-    there, at halved lengths until one is accepted. For `z − f(z)` strongly monotone and Lipschitz, such as
-    `z − v − P(z)` with `P(z) = −Wᵀσ(Wz + b)` at any weight norm, some length always is, so every row converges.
+    `z_{k+1} = z̄ + τ ḡ`, where z̄, ḡ mix the last accepted points and residuals such that the residual is smallest (as
+    in Anderson's method), and τ is the length that would have lowered the residual most in the last step (Barzilai,
+    Borwein), at most halved or doubled. A point whose residual is not below that of the last accepted one is refused;
+    then forward steps from there are tried, at halved lengths until one is accepted. For `z − f(z)` strongly monotone
+    and Lipschitz, such as `z − v − P(z)` with `P(z) = −Wᵀσ(Wz + b)` and any weight norm, some length always is, so
+    every row converges.
 
-    Prefer it for monotone cells with weights that are not normalised, where other solvers fail. It costs about twice
-    Anderson's step, and is of no use where the residual must grow before it falls. Source: forward splitting as in
+    Prefer it for monotone cells whose weights are not normalised, where other solvers fail. A step costs about twice
+    Anderson's. It is of no use where the residual must grow before it falls. Source: forward splitting as in
     Winston, Kolter, "Monotone operator equilibrium networks", NeurIPS 2020; safeguard in the spirit of Zhang,
     O'Donoghue, Boyd, SIAM J. Optim. 30 (2020).
     """

@@ -40,20 +40,20 @@ class NewtonMemory(NamedTuple):
 class NewtonKrylov(Solver):
     """Inexact Newton on `g(z) = f(z) − z`: `z⁺ = z + λ δ` with `(I − J) δ = g(z)` solved by GMRES, matrix-free.
 
-    Products with `J = ∂f/∂z` are exact, by forward mode or twice reverse mode, or finite differences where f cannot be
+    Products with `J = ∂f/∂z` are exact, by forward mode or double reverse mode, or finite differences where f cannot be
     differentiated; for a piecewise smooth f (ReLU) the step is the semismooth Newton step. The inner tolerance tightens
-    as the residual falls (Eisenstat, Walker); λ is halved until the residual falls. Where half a step is refused a row
-    first takes some full steps that may raise the residual, as a watchdog allows, since least residuals need not be
+    as the residual falls (Eisenstat, Walker), and λ is halved until the residual falls. Where half a step is refused, a
+    row first takes some full steps that may raise the residual (a watchdog), since minima of the residual need not be
     roots.
 
-    Prefer it for many digits, for stiff problems, and where f expands (see also `Monotone`); `evaluations` counts f
-    and Jacobian products alike. Each step waits for its inner solve: not for GPUs and tiny states. Source: Knoll,
-    Keyes, J. Comput. Phys. 193 (2004); Eisenstat, Walker, SIAM J. Sci. Comput. 17 (1996); Chamberlain,
-    Powell, Lemarechal, Pedersen, Math. Prog. Study 16 (1982).
+    Prefer it for many digits, for stiff problems, and where f expands (see also `Monotone`). `evaluations` counts f and
+    Jacobian products alike. Each step waits for its inner solve, so do not use it for tiny states on a GPU. Source:
+    Knoll, Keyes, J. Comput. Phys. 193 (2004); Eisenstat, Walker, SIAM J. Sci. Comput. 17 (1996); Chamberlain, Powell,
+    Lemarechal, Pedersen, Math. Prog. Study 16 (1982).
     """
 
     inner_steps: int = 30
-    """Largest number of products a step; two (batch, inner_steps, dim) buffers, touched as they fill."""
+    """Largest number of products per step; two (batch, inner_steps, dim) buffers, allocated as they fill."""
 
     backtracks: ClassVar[bool] = True
     fixed_cost: ClassVar[bool] = False

@@ -19,15 +19,15 @@ _UNBOUND = "PeacemanRachford asks f for its linear part: run it through solve, w
 
 @dataclass(frozen=True)
 class PeacemanRachford(Solver):
-    """Peaceman–Rachford splitting of `z = σ(W z + c)`, with `K = 2 (I + α(I − W))⁻¹ − I` formed once a solve.
+    """Peaceman–Rachford splitting of `z = σ(W z + c)`, with `K = 2 (I + α(I − W))⁻¹ − I` formed once per solve.
 
     `w⁺ = 2σ(u) − u`, which is |u| for the ReLU, then `u⁺ = K w⁺ + α (K + I) c` and the iterate `z = (w⁺ + u⁺) / 2`:
-    reflections, by turns at σ and at the linear operator. Where I − W is strongly monotone every row converges, however
-    large W is. A step makes some sweeps of this, each one product with K, before f is evaluated and the residual of
-    `z = f(z)` is seen; `evaluations` counts f and sweeps alike.
+    reflections alternately at σ and at the linear operator. Where I − W is strongly monotone every row converges,
+    however large W is. A step makes several such sweeps, each one product with K, before f is evaluated to get the
+    residual of `z = f(z)`. `evaluations` counts f and sweeps alike.
 
-    Prefer it to every other solver where f tells its linear part, a matrix: an `implicit.SplitCell`, or any map with a
-    method `split(*args)` that returns its `Parts`. Raises TypeError for another map, ValueError for α ≠ 1 with a σ
+    Prefer it to every other solver where f exposes its linear part, a matrix: an `implicit.SplitCell`, or any map with
+    a method `split(*args)` that returns its `Parts`. Raises TypeError for another map, ValueError for α ≠ 1 with a σ
     that is not the ReLU. Source: Winston, Kolter, "Monotone operator equilibrium networks", NeurIPS 2020; Lions,
     Mercier, SIAM J. Numer. Anal. 16 (1979).
     """
@@ -36,7 +36,7 @@ class PeacemanRachford(Solver):
     """α > 0; None: for the ReLU `m^(−1/4) s^(−3/4)`, m the margin and s the root mean square singular value of I − W,
     between what suits the worst direction, `(m s)^(−1/2)`, and most of them, `1/s`; 1 for another σ."""
     sweeps: int = 8
-    """At least 1: a step's."""
+    """Sweeps per step, at least 1."""
 
     fixed_cost: ClassVar[bool] = False
     alternatives: ClassVar[str] = "Monotone or NewtonKrylov"
@@ -73,7 +73,7 @@ def split(problem: Problem) -> Parts:
     """The parts of a problem's map, c flat and untracked."""
     if not hasattr(problem.f, "split"):
         raise TypeError(
-            f"PeacemanRachford asks f for its linear part, and {type(problem.f).__name__} has no method split(*args): "
+            f"PeacemanRachford asks f for its linear part, but {type(problem.f).__name__} has no method split(*args): "
             "make the cell an implicit.SplitCell, or pass solver=Monotone()"
         )
     with torch.no_grad():

@@ -15,15 +15,15 @@ from .rule import PATIENCE, Solver
 class Picard(Solver):
     """Naive iteration, `z⁺ = z + damping·(f(z) − z)`.
 
-    Prefer it when `f` contracts fast or is so cheap that bookkeeping would dominate; it converges linearly with the
-    spectral radius of the damped map, and not at all when that exceeds 1. Source: Picard (1890), Banach (1922).
+    Prefer it if `f` contracts fast, or is so cheap that bookkeeping would dominate. It converges linearly, at the rate
+    of the spectral radius of the damped map, and not at all if that exceeds 1. Source: Picard (1890), Banach (1922).
     """
 
     damping: float = 1.0
-    """In (0, 2]; below 1 it tames maps whose Jacobian has eigenvalues far left of zero."""
+    """In (0, 2]; values below 1 help if the Jacobian has eigenvalues far left of zero."""
     exact_after: int | None = None
-    """Steps that reach the fixed point by the structure of f, whatever the residuals until then: n for a network of
-    depth n as a map of all its states."""
+    """Steps that reach the fixed point by the structure of f, whatever the residuals before: n for a network of depth n
+    as a map of all its states."""
 
     may_be_caught: ClassVar[bool] = False
 

@@ -22,7 +22,7 @@ _SHARE = 0.1  # of rtol, that rounding in single precision may take before sweep
 
 
 class Parts(NamedTuple):
-    """`z ↦ σ(W z + c)` in parts, as `split(*args)` of such a map returns them."""
+    """The parts of `z ↦ σ(W z + c)`, as returned by `split(*args)` of such a map."""
 
     weight: Tensor  # W, (dim, dim), of the flat state
     shift: Tensor  # c, (batch, …) like z

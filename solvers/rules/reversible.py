@@ -16,11 +16,11 @@ class ReversibleMemory(NamedTuple):
 
 @dataclass(frozen=True)
 class Reversible(Solver):
-    """Two damped iterations that feed each other: `z_{k+1} = (1 − damping)·z_{k−1} + damping·f(z_k)`, `z_{−1} = z_0`.
+    """Two coupled damped iterations: `z_{k+1} = (1 − damping)·z_{k−1} + damping·f(z_k)`, `z_{−1} = z_0`.
 
-    Each step can be undone, `z_{k−1} = (z_{k+1} − damping·f(z_k)) / (1 − damping)`, so that `ReversibleGradient`
-    differentiates the very iteration that was run and stores none of it. It converges where f contracts, more slowly
-    than `Anderson`. Undoing multiplies rounding errors by up to 1 / (1 − damping) a step: keep steps few or use
+    Each step can be undone, `z_{k−1} = (z_{k+1} − damping·f(z_k)) / (1 − damping)`, so `ReversibleGradient`
+    differentiates exactly the iteration that was run and stores none of it. It converges where f contracts, more slowly
+    than `Anderson`. Undoing amplifies rounding errors by up to 1 / (1 − damping) per step: take few steps, or use
     float64. Source: McCallum et al., "Reversible Deep Equilibrium Models" (2025).
     """
 

@@ -17,9 +17,9 @@ PATIENCE = 30
 class Solver(ABC):
     """A rule `(z, f(z)) → next z`, driven by `solve`.
 
-    Subclass as a frozen dataclass of hyperparameters. Everything that a rule remembers lives in a memory that it makes
-    in `init` and is handed back at each `step`: a NamedTuple whose tensors have the rows in dim 0 (so that
-    finished rows can be dropped) and whose other fields are plain numbers. Rows must not mix.
+    Subclass it as a frozen dataclass of hyperparameters. Everything a rule remembers is in a memory, made in `init` and
+    passed to each `step`: a NamedTuple whose tensors have the rows in dim 0 (finished rows can then be dropped) and
+    whose other fields are plain numbers. Rows must not mix.
 
         @dataclass(frozen=True)
         class Halfway(Solver):
@@ -31,19 +31,19 @@ class Solver(ABC):
     """
 
     may_be_caught: ClassVar[bool] = True
-    """Whether it may be stuck where another solver is not: then Broyden's method and plain steps of f take over."""
+    """Whether it may stall where another solver would not: then Broyden's method and plain steps of f take over."""
     backtracks: ClassVar[bool] = False
-    """Whether it takes back a step after which f is not finite."""
+    """Whether it takes a step back after which f is not finite."""
     fixed_cost: ClassVar[bool] = True
     """Whether a step evaluates f nowhere but in the loop, so that it can be compiled."""
     alternatives: ClassVar[str] = "another solver"
     """What to try where it does not converge."""
 
     exact_after: int | None = None
-    """Steps that reach a fixed point by the structure of f; None: none are known to."""
+    """Steps that reach a fixed point by the structure of f; None: unknown."""
 
     def patience(self, dim: int) -> int:
-        """Steps without progress after which a row of so many entries is stuck, at least."""
+        """Least number of steps without progress after which a row with `dim` entries has stalled."""
         return PATIENCE
 
     @abstractmethod
@@ -65,8 +65,8 @@ class Solver(ABC):
 class RestartingSolver(Solver):
     """A solver whose history can mislead it.
 
-    When the residual of a row has run away, or a proposal has left the range in which `f` can be evaluated, `solve`
-    makes the row forget its history and go on with a plain step.
+    When the residual of a row diverges, or a proposal leaves the range in which `f` can be evaluated, `solve` makes the
+    row forget its history and continues with a plain step.
     """
 
     @abstractmethod

@@ -186,7 +186,7 @@ def test_networks_of_methods_are_looked_at_from_their_own_start():
 def test_a_model_without_a_layer_and_a_start_without_one_are_refused():
     with pytest.raises(ValueError, match="Linear has called no Equilibrium"):
         diagnose(nn.Linear(8, 8), torch.randn(2, 8))
-    with pytest.raises(TypeError, match="z0 is the warm start of an Equilibrium, and Model is none"):
+    with pytest.raises(TypeError, match="z0 is the warm start of an Equilibrium, which Model is not"):
         diagnose(Model(), torch.randn(2, 8), z0=torch.zeros(2, 8))
 
 

@@ -106,7 +106,7 @@ def test_solvers_without_a_fixed_cost_are_refused():
             return x
 
     for one in (layer(NewtonKrylov()), Equilibrium(Split(margin=0.5), solver=PeacemanRachford())):
-        with pytest.raises(TypeError, match="takes what steps its data need"):
+        with pytest.raises(TypeError, match="takes as many steps as its data need"):
             one.exported(torch.randn(3, DIM))
 
 

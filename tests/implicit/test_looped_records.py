@@ -60,7 +60,7 @@ def test_a_record_has_the_residuals_of_every_iterate(steps):
                     agree([solution.residual[row]], [relative])
                     assert solution.trace[step:, row].isnan().all()
                 point = image
-    with pytest.raises(ConvergenceError, match="the number of steps was fixed, and no tolerance asked for"):
+    with pytest.raises(ConvergenceError, match="the number of steps was fixed, without a tolerance"):
         solution.check()
     assert "max_steps" not in solution.summary()
     assert log.to_dict()["evaluations"] == [sum(depths)]

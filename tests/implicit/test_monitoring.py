@@ -124,7 +124,7 @@ def test_a_file_is_written_read_and_appended_to(tmp_path):
     assert read_samples(path) == monitor.samples + more.samples
     foreign = tmp_path / "foreign.csv"
     foreign.write_text("a,b\n1,2\n")
-    with pytest.raises(ValueError, match=r"foreign.csv is no file of a Monitor"):
+    with pytest.raises(ValueError, match=r"foreign.csv was not written by a Monitor"):
         Monitor(Model(), path=foreign)
 
 
@@ -132,7 +132,7 @@ def test_a_line_that_a_killed_run_left_half_written_is_named(tmp_path):
     path = tmp_path / "monitor.csv"
     trained(lambda model: Monitor(model, every=3, path=path), steps=1)
     path.write_text(path.read_text()[:-30])
-    with pytest.raises(ValueError, match=r"monitor.csv, line 3 is no whole sample"):
+    with pytest.raises(ValueError, match=r"monitor.csv, line 3 is not a whole sample"):
         read_samples(path)
 
 

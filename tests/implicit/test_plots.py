@@ -76,7 +76,7 @@ def test_residuals_are_drawn_against_evaluations_and_seconds_too(solution):
     assert plain.get_xdata().tolist() == list(range(1, len(solution.trace) + 1))  # one a step
     share = (newton.evaluations.sum() / newton.steps.sum()).item()
     assert products.get_xdata()[-1] == pytest.approx(share * len(newton.trace))
-    assert ax.get_xlabel() == "evaluations of f a row"
+    assert ax.get_xlabel() == "evaluations of f per row"
     ax = plot_convergence({"plain": solution, "newton": newton}, seconds={"plain": 2.0, "newton": 0.5})
     assert [line.get_xdata()[-1] for line in ax.get_lines()] == pytest.approx([2.0, 0.5])
     assert ax.get_xlabel() == "seconds"

@@ -28,7 +28,7 @@ UNSUITABLE = [
 
 
 @pytest.mark.parametrize(("inside", "match"), UNSUITABLE, ids=lambda value: type(value).__name__)
-@pytest.mark.filterwarnings("ignore::implicit.ConvergenceWarning", "ignore:evaluating the cell once more")
+@pytest.mark.filterwarnings("ignore::implicit.ConvergenceWarning", "ignore:evaluating the cell again")
 def test_unsuitable_modules_are_named(inside, match):
     layer, x = Equilibrium(With(inside).to(torch.get_default_device()), compact=False, max_steps=3), inputs(4)
     for call in (lambda: layer(x), lambda: layer.solve(x), lambda: fixed_point(layer.cell, x, (x,), max_steps=3)):

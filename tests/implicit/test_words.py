@@ -204,7 +204,7 @@ def test_names_that_the_cell_does_not_have_are_refused():
         def forward(self, z, x, *, mask):
             return 0.5 * z * mask + x
 
-    with pytest.raises(TypeError, match="mask can only be named"):
+    with pytest.raises(TypeError, match="mask is keyword-only"):
         Equilibrium(Only())(x, mask=x)
 
 

@@ -205,7 +205,7 @@ def test_momentum_that_breaks_the_root_condition_is_refused(kind, momentum):
 @pytest.mark.parametrize("method", ["gd", "nesterov"])
 @pytest.mark.parametrize("alpha", [0.0, 0.5])
 def test_explicit_method_refuses_alpha(method, alpha):
-    with pytest.raises(ValueError, match=rf"explicit method, alpha={alpha} .*ppa, pgd or fista"):
+    with pytest.raises(ValueError, match=rf"explicit method, but alpha={alpha} .*ppa, pgd, fista"):
         OptDNN(method, [Dense(3, 4)], alpha=alpha)
 
 
@@ -243,5 +243,5 @@ def test_unknown_method_is_refused_with_the_list_of_known_ones(method):
 
 @pytest.mark.parametrize("transforms", [[], (), nn.ModuleList(), nn.Identity(), None])
 def test_transforms_that_are_no_list_of_layers_are_refused(transforms):
-    with pytest.raises(TypeError, match="non-empty list, one transform a layer"):
+    with pytest.raises(TypeError, match="non-empty list, one transform per layer"):
         OptDNN("gd", transforms)

@@ -171,5 +171,5 @@ def test_schedule_is_refused_and_the_remedy_named(method, name):
 
 
 def test_explicit_method_refuses_alpha():
-    with pytest.raises(ValueError, match=r"explicit method, alpha=0\.5"):
+    with pytest.raises(ValueError, match=r"explicit method, but alpha=0\.5"):
         OptDEQ("gd", problem()[0], alpha=0.5)

@@ -97,7 +97,7 @@ def test_compiled_steps_find_the_same(solver):
 def test_what_cannot_be_compiled_is_named():
     with pytest.raises(ValueError, match=r"Compiled.* needs fixed shapes.*compact=False"):
         solve(torch.cos, torch.zeros(2, 1), compact=True, loop=Compiled())
-    with pytest.raises(ValueError, match="NewtonKrylov is none"):
+    with pytest.raises(ValueError, match="NewtonKrylov does not have"):
         solve(torch.cos, torch.zeros(2, 1), solver=NewtonKrylov(), loop=Compiled())
     with pytest.raises(ValueError, match="check_every=0 must be an integer of at least 1"):
         solve(torch.cos, torch.zeros(2, 1), loop=Eager(0))

@@ -99,7 +99,7 @@ def test_wheel_and_sdist_hold_every_package_its_data_and_nothing_else(built):
 def test_the_readmes_first_example_runs_where_only_the_core_is_installed(python, tmp_path):
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
     script = tmp_path / "example.py"
-    script.write_text(f"{blocks[0]}\nprint(implicit.__file__)\n")
+    script.write_text(f"{blocks[0]}\nimport implicit\n\nprint(implicit.__file__)\n")
     result = run(python, "-I", script, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert "8 CONVERGED" in result.stdout

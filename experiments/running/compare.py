@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import time
 from collections.abc import Mapping
@@ -173,28 +174,31 @@ def compared(
         rates: dict[str, tuple[float, Search | None]] = {}
         # of a process that does not lead it stays empty: the leading one speaks for all, also with its exit code
         comparison = Comparison(task, [], settings, names, failures.found if team.leads else [])
-        for number, name in enumerate(names, start=1):
-            contestant = contestants[name]
-            words = f"({number}/{len(names)}) [bold]{escape(name)}[/], {escape(contestant.description)}"
+        words = {
+            name: f"({number}/{len(names)}) [bold]{escape(name)}[/], {escape(contestants[name].description)}"
+            for number, name in enumerate(names, start=1)
+        }
+        for name in names:
+            found = None
             if search and name in sizes:
-                console.print(f"{words}, the search of its learning rate", highlight=False)
-            found = trials.search(name, contestant, sizes[name]) if search and name in sizes else None
-            rate = found.chosen if found else contestant.learning_rate or task.learning_rate
-            rates[name] = rate, found
-            for seed in range(seeds):
-                console.print(f"{words}, seed {seed}", highlight=False)
-                run = trials.run(name, contestant, sizes[name], seed, rate) if name in sizes else None
-                runs[name] += [] if run is None else [run]
-                if team.leads:
-                    rows = [
-                        Row(name, contestants[name], parameters(done[0].network), sizes[name], done, *rates[name])
-                        for name, done in runs.items()
-                        if done
-                    ]
-                    missing = [name for name, done in runs.items() if not done]
-                    settings["seconds"] = trials.seconds
-                    comparison = Comparison(task, rows, settings, missing, failures.found)
-                    write_results(folder, comparison.to_dict())
+                console.print(f"{words[name]}, the search of its learning rate", highlight=False)
+                found = trials.search(name, contestants[name], sizes[name])
+            rates[name] = found.chosen if found else contestants[name].learning_rate or task.learning_rate, found
+        # seed by seed: other work on the machine, which comes and goes, slows no single network
+        for seed, name in itertools.product(range(seeds), names):
+            console.print(f"{words[name]}, seed {seed}", highlight=False)
+            run = trials.run(name, contestants[name], sizes[name], seed, rates[name][0]) if name in sizes else None
+            runs[name] += [] if run is None else [run]
+            if team.leads:
+                rows = [
+                    Row(name, contestants[name], parameters(done[0].network), sizes[name], done, *rates[name])
+                    for name, done in runs.items()
+                    if done
+                ]
+                missing = [name for name, done in runs.items() if not done]
+                settings["seconds"] = trials.seconds
+                comparison = Comparison(task, rows, settings, missing, failures.found)
+                write_results(folder, comparison.to_dict())
         if team.leads:
             failures.attempt("the table", lambda: print_table(comparison, console))
             write_report(comparison, folder, failures)

@@ -191,3 +191,17 @@ def test_a_run_that_goes_on_does_not_search_again(tmp_path, monkeypatch):
 def test_the_validation_part_is_checked_as_the_others_are():
     with pytest.raises(ValueError, match="its validation part is empty"):
         replace(toy(), validation=TensorDataset(torch.zeros(0, 2), torch.zeros(0, 1)))
+
+
+def test_all_networks_are_trained_from_one_seed_before_the_next(tmp_path, monkeypatch):
+    order = []
+    train = trials.train
+
+    def watched(network, given, *, name, seed, **rest):
+        order.append((seed, name))
+        return train(network, given, name=name, seed=seed, **rest)
+
+    monkeypatch.setattr(trials, "train", watched)
+    networks = {"one": linear, "two": linear}
+    compare(toy(), networks, seeds=2, epochs=1, search=False, out=tmp_path / "run")
+    assert order == [(0, "one"), (0, "two"), (1, "one"), (1, "two")]

@@ -196,7 +196,7 @@ def test_a_run_ends_with_the_table_and_the_reports_path(finished):
 def test_a_run_leaves_its_folder(finished):
     folder, _ = finished
     assert {path.name for path in folder.iterdir()} == {
-        "results.json", "report.html", "checkpoints", "logs",
+        "results.json", "report.html", "table.md", "checkpoints", "logs",
         "boundaries.png", "differences.png", "training.png", "residuals.png", "steps.png", "eigenvalues.png",
         "evaluations.png", "cost.png",
     }  # fmt: skip

@@ -1,4 +1,4 @@
-"""Every notebook is a lesson: short cells, exercises at its end, outputs that are current; it runs from a clean kernel."""
+"""Every notebook is a lesson: short cells, two exercises at its end, outputs that are current; and it runs."""
 
 import re
 from pathlib import Path

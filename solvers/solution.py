@@ -136,10 +136,15 @@ class Solution(Generic[S]):
         return table(["status", "rows", "steps", "largest relative residual"], lines) + self.curve()
 
     def curve(self) -> str:
-        """An SVG line of the median residual, for a page; empty without two steps."""
-        trace = self.trace.double().cpu()
+        """An SVG line of the median residual, for a page; empty without two steps.
+
+        A row that has stopped counts with its last residual: the line does not jump when it leaves.
+        """
+        trace = self.trace.double().cpu().clone()
+        for step in range(1, len(trace)):
+            trace[step] = torch.where(trace[step].isnan(), trace[step - 1], trace[step])
         medians = trace.nanmedian(dim=1).values if trace.numel() else trace.flatten()
-        return sparkline(medians, "median relative residual of the rows still running, against steps, logarithmic")
+        return sparkline(medians, "median relative residual, rows that have stopped with their last, logarithmic")
 
     def __repr__(self) -> str:
         statuses = Counter(self.status.tolist())

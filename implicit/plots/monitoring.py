@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
 _PANELS: tuple[tuple[str, str, Callable[[Sample], float]], ...] = (
     ("Largest relative residual", "‖f(z) − z‖ / ‖f(z)‖", lambda sample: sample.residual),
-    ("Work, forward and backward", "evaluations a row", lambda s: s.evaluations + s.backward_evaluations),
-    ("Spectral radius of ∂f/∂z", "largest over the rows looked at", lambda sample: sample.spectral_radius),
+    ("Work, forward and backward", "evaluations per row", lambda s: s.evaluations + s.backward_evaluations),
+    ("Spectral radius of ∂f/∂z", "largest of the rows sampled", lambda sample: sample.spectral_radius),
     ("Gradient beside the exact one", "cosine", lambda sample: sample.gradient_cosine),
 )
 
@@ -50,7 +50,10 @@ def plot_monitor(samples: Iterable[Sample | Mapping[str, Any]], *, ax: Axes | No
     for panel in panels[2:]:
         panel.set_xlabel("training step")
     logarithmic(panels[0], "y")
-    panels[1].set_ylim(bottom=0)
+    low, high = panels[0].get_ylim()
+    if panels[0].get_yscale() == "log" and high < 10 * low:  # less than a power of ten has no ticks that can be read
+        panels[0].set_ylim(low / 10, 10 * high)
+    panels[1].set_ylim(0, 1.1 * panels[1].get_ylim()[1])
     panels[2].axhline(1, color="0.4", linewidth=1, linestyle=(0, (1, 1)))
     panels[3].set_ylim(min(0.95, panels[3].get_ylim()[0]), 1.02)  # a cosine that is 1 but for rounding is a line at 1
     if len(layers) > 3:  # beside the panels, which would hold too little else

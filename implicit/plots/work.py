@@ -13,6 +13,7 @@ from .style import as_rows, axes_or_new, curves, logarithmic, looks
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
 
 
 def plot_work_precision(
@@ -41,9 +42,7 @@ def plot_work_precision(
     ax.invert_xaxis()
     ax.set_ylabel("seconds" if seconds else "evaluations of f per row")
     if not seconds and ax.get_yscale() == "log":
-        ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        ax.yaxis.set_major_formatter("{x:g}")
-        ax.yaxis.set_minor_formatter(NullFormatter())
+        _plain_ticks(ax.yaxis)
     ax.set_title("Work against precision (hollow: not all rows converged)")
     ax.legend()
     return ax
@@ -67,9 +66,21 @@ def plot_gradient_error(
     logarithmic(ax, "x", "y")
     if seconds:
         ax.set_xlabel("seconds, forward and backward")
+        if ax.get_xscale() == "log":
+            _plain_ticks(ax.xaxis)
     else:
         ax.set_xlabel("rtol of the forward solve")
         ax.invert_xaxis()
     ax.set_title("Gradients beside the exact one")
-    ax.legend()
+    if len(ax.get_lines()) > 4:  # inside, so many names would cover curves
+        ax.legend(loc="upper left", bbox_to_anchor=(1.02, 1))
+    else:
+        ax.legend()
     return ax
+
+
+def _plain_ticks(axis: Axis) -> None:
+    """1, 2, 3, 5 of each power of ten as plain numbers: such an axis spans little more than one."""
+    axis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
+    axis.set_major_formatter("{x:g}")
+    axis.set_minor_formatter(NullFormatter())

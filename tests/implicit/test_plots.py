@@ -142,8 +142,8 @@ def test_the_monitor_is_drawn_layer_by_layer():
     samples = [Sample(step, layer, 10.0**-step, 1.0, 5.0, 7.0, 0.5, 0.9) for step in (0, 2) for layer in ("a", "b")]
     panels = plot_monitor(samples).child_axes
     assert [panel.get_ylabel() for panel in panels][1:] == [
-        "evaluations a row",
-        "largest over the rows looked at",
+        "evaluations per row",
+        "largest of the rows sampled",
         "cosine",
     ]
     for panel, expected in zip(panels, ([1, 0.01], [12, 12], [0.5, 0.5], [0.9, 0.9]), strict=True):

@@ -33,6 +33,15 @@ def test_the_page_is_a_table_of_statuses_and_a_falling_line():
     assert len(solution()._repr_html_()) < 3000
 
 
+def test_the_line_does_not_jump_when_rows_leave():
+    factors = torch.tensor([[0.1], [0.1], [0.9]])
+    one = solve(lambda z, a: a * z + 1, torch.zeros(3, 1), (factors,), solver=Picard(), rtol=1e-5)
+    points = ET.fromstring(one.curve()).find("polyline").get("points").split()
+    assert len(points) == len(one.trace) > one.steps.min()
+    heights = [float(point.split(",")[1]) for point in points]
+    assert heights == sorted(heights)  # down the page, or level
+
+
 def test_batches_without_rows_or_steps_have_a_page():
     empty = solution(b=())
     assert "<table>" in empty._repr_html_()

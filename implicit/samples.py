@@ -53,7 +53,7 @@ def scalars(sample: Sample) -> dict[str, float]:
 
 def read_samples(path: str | Path) -> Table[Sample]:
     """The samples of a file that a `Monitor` has written."""
-    with Path(path).open(newline="") as file:
+    with Path(path).open(newline="", encoding="utf-8") as file:
         reader = csv.DictReader(file)
         if reader.fieldnames != COLUMNS:
             raise ValueError(f"{path} is no file of a Monitor: its columns are not {', '.join(COLUMNS)}")

@@ -102,15 +102,15 @@ def test_wheel_and_sdist_hold_every_package_its_data_and_nothing_else(built):
         "solvers/py.typed",
     ):
         assert data in names
-    with tarfile.open(sdist) as archive:
+    with tarfile.open(sdist, encoding="utf-8") as archive:
         inside = {name.partition("/")[2] for name in archive.getnames()}
     assert {"setup.cfg", "pyproject.toml", "README.md", "LICENSE", "implicit/equilibrium.py"} <= inside
 
 
 def test_the_readmes_first_example_runs_where_only_the_core_is_installed(python, tmp_path):
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), flags=re.DOTALL)
     script = tmp_path / "example.py"
-    script.write_text(f"{blocks[0]}\nprint(implicit.__file__)\n")
+    script.write_text(f"{blocks[0]}\nprint(implicit.__file__)\n", encoding="utf-8")
     result = run(python, "-I", script, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert "8 CONVERGED" in result.stdout

@@ -47,7 +47,7 @@ class Own(nn.Module):
 def test_layers_and_networks_have_types_under_mypy_strict(tmp_path):
     head = HEAD.splitlines()
     module = tmp_path / "user.py"
-    module.write_text("\n".join([*head, *(f"reveal_type({code})" for code in SAID), *REFUSED]) + "\n")
+    module.write_text("\n".join([*head, *(f"reveal_type({code})" for code in SAID), *REFUSED]) + "\n", encoding="utf-8")
     # with the settings of `make lint` PyTorch is read from its cache
     settings = ["--config-file", str(ROOT / "pyproject.toml"), "--cache-dir", str(ROOT / ".mypy_cache")]
     out, error, _ = api.run([*settings, "--no-error-summary", str(module)])

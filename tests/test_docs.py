@@ -164,3 +164,13 @@ def test_a_commit_is_checked_by_what_lint_runs():
     hooks = [hook for repository in settings["repos"] for hook in repository["hooks"]]
     assert [hook["entry"] for hook in hooks] == expected
     assert all(hook["language"] == "system" for hook in hooks), "nothing is fetched"
+
+
+@pytest.mark.parametrize("target", ["demo", "lint", "test", "coverage", "docs"])
+def test_the_commands_behind_make_are_written_out(target):
+    """In CONTRIBUTING, for a system without make: the same programs with the same arguments."""
+    makefile, text = ((ROOT / name).read_text(encoding="utf-8") for name in ("Makefile", "CONTRIBUTING.md"))
+    (recipe,) = re.findall(rf"^{target}:.*\n((?:\t.*\n)+)", makefile, flags=re.MULTILINE)
+    for line in re.findall(r"\$\(BIN\)/(.*)", re.sub(r"\t@echo.*", "", recipe)):
+        command = line.partition(" #")[0].removesuffix(" --quiet").removeprefix("python -m coverage ")
+        assert f"{command}`" in text, command

@@ -13,7 +13,7 @@ from torch import Tensor
 from solvers import QuasiNewtonSolver, Settings, Solution, Solver
 from solvers.solution import Outcome
 
-from ..explicit import Explicit
+from ..pure_problem import PureProblem
 
 Map = Callable[[Tensor], Tensor]
 """`f` on flat (batch, dim) matrices, with its other arguments bound."""
@@ -34,7 +34,7 @@ class Evaluation:
     """The solution, as the policy's `point` made it."""
     image: Tensor
     """The tracked `f(point)`."""
-    explicit: Callable[[], tuple[Explicit, tuple[Tensor, ...]]]
+    pure: Callable[[], tuple[PureProblem, tuple[Tensor, ...]]]
     """The map as a pure function, and its tensors."""
     report: Report
     """To be called with the `Solution` of each backward solve."""

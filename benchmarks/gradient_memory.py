@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import sys
 import warnings
 
 import torch
@@ -23,7 +24,7 @@ from .cells import ConvolutionalCell
 from .peers import installed
 from .problem import normal
 from .report import Cell, Progress, Table
-from .solver_memory import in_process_of_its_own, resident
+from .solver_memory import NO_PEAKS, in_process_of_its_own, resident
 
 SHAPE = (8, 16, 48, 48)
 STEPS = (10, 40, 160)
@@ -54,6 +55,8 @@ def gradient_memory(quick: bool, progress: Progress) -> Table:
     title = f"Memory: peak additional MiB of a forward and backward pass, z of {'×'.join(map(str, SHAPE))} float32"
     if quick:
         return Table(title, [], ["skipped: --quick leaves out two gigabytes"])
+    if sys.platform == "win32":
+        return Table(title, [], [NO_PEAKS])
     rows: list[dict[str, Cell]] = []
     for name in (*OURS, TORCHDEQ) if installed("torchdeq") else OURS:
         progress(f"memory: {name}")

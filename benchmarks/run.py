@@ -44,7 +44,7 @@ def run(name: str, measurements: Measurements, peers: tuple[str, ...], quick: bo
         found = {"machine": machine, "quick": quick, "seconds": progress.seconds, "skipped": skipped}
         found["tables"] = {key: asdict(table) for key, table in tables.items()}
         # after each table, so that a run cut short keeps what it has
-        path.write_text(json.dumps(found, indent=1, ensure_ascii=False, allow_nan=False))
+        path.write_text(json.dumps(found, indent=1, ensure_ascii=False, allow_nan=False), encoding="utf-8")
     print(f"\nall numbers: {path}, after {progress.seconds:.0f} s")
     if installed("matplotlib") is None:
         print("the figure is skipped: matplotlib is not installed, see pip install -e '.[bench]'")

@@ -6,7 +6,6 @@ import ctypes
 import math
 import multiprocessing
 import re
-import resource
 import sys
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -24,6 +23,7 @@ SHAPE = (8, 64, 32, 32)
 STEPS = (10, 40, 160)
 SOLVERS: dict[str, tuple[Solver, str]] = {"Anderson": (Anderson(), "anderson"), "Broyden": (Broyden(), "broyden")}
 """Ours, and what torchdeq calls its own."""
+NO_PEAKS = "skipped: how much memory a process has held at most is measured on Linux and macOS"
 
 
 def solver_memory(quick: bool, progress: Progress) -> Table:
@@ -31,6 +31,8 @@ def solver_memory(quick: bool, progress: Progress) -> Table:
     title = f"Memory: peak additional MiB of a solve, z of {'×'.join(map(str, SHAPE))} float32"
     if quick:
         return Table(title, [], ["skipped: --quick leaves out gigabytes"])
+    if sys.platform == "win32":
+        return Table(title, [], [NO_PEAKS])
     rows: list[dict[str, Cell]] = []
     for name in SOLVERS:
         found: dict[str, dict[int, float]] = {}
@@ -90,5 +92,7 @@ def resident() -> int:
     """Bytes at most resident so far."""
     status = Path("/proc/self/status")
     if status.exists():  # what getrusage says there includes the parent's peak
-        return 1024 * int(re.findall(r"VmHWM:\s+(\d+) kB", status.read_text())[0])
+        return 1024 * int(re.findall(r"VmHWM:\s+(\d+) kB", status.read_text(encoding="utf-8"))[0])
+    import resource  # Windows has none
+
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

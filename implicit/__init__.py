@@ -1,5 +1,11 @@
 """Implicit layers: differentiate through a fixed point, and see how it converged."""
 
+from .siblings import check_siblings
+
+check_siblings()
+
+from solvers import __version__ as __version__
+
 from .dropout import LockedDropout
 from .equilibrium import Equilibrium, fixed_point, root
 from .gradients import (

@@ -97,7 +97,7 @@ def layer_calls(model: nn.Module) -> Iterator[list[Call]]:
         calls += [call._replace(name=names[id(call.layer)] or call.name) for call in heard if id(call.layer) in names]
 
 
-def note_call(layer: Layer, inputs: tuple[Any, ...], z0: State | None, chosen: Mapping[str, Any]) -> None:
+def note_call(layer: Layer[Any], inputs: tuple[Any, ...], z0: State | None, chosen: Mapping[str, Any]) -> None:
     """Tell whoever listens that the layer is called."""
     listeners = _listeners.get()
     if not listeners:

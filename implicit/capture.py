@@ -13,8 +13,8 @@ from solvers.loops.captures import Source
 from solvers.problem import Problem
 from solvers.state import Layout, tree_leaves
 
-from .explicit import Explicit
 from .pure import Known, own_modules
+from .pure_problem import PureProblem
 
 _PLAIN = (bool, int, float, str, torch.dtype, torch.device, type(None))
 
@@ -23,18 +23,18 @@ def forward_source(problem: Problem) -> Source | None:
     """Of a solve; None where f is no module: it may read tensors that nobody knows."""
     if not isinstance(problem.f, nn.Module):
         return None
-    explicit, known = Explicit.of(problem)
-    return _source(problem.f, "forward", explicit, known, (), lambda at, filled, _: at.at(*filled))
+    pure, known = PureProblem.of(problem)
+    return _source(problem.f, "forward", pure, known, (), lambda at, filled, _: at.at(*filled))
 
 
-def backward_source(explicit: Explicit, known: Sequence[Tensor], point: Tensor, shift: Tensor) -> Source | None:
-    """Of the solve of `u = Jᵀu + shift`, J being that of the explicit function at the point.
+def backward_source(pure: PureProblem, known: Sequence[Tensor], point: Tensor, shift: Tensor) -> Source | None:
+    """Of the solve of `u = Jᵀu + shift`, J being that of the pure function at the point.
 
     Recorded are one evaluation of f with a graph, and the products with it.
     """
-    f = explicit.problem.f
+    f = pure.problem.f
 
-    def build(at: Explicit, filled: Sequence[Tensor], own: Sequence[Tensor]) -> Problem:
+    def build(at: PureProblem, filled: Sequence[Tensor], own: Sequence[Tensor]) -> Problem:
         point, shift = own
         z = point.detach().requires_grad_()
         # saved through hooks, tensors may change where they lie: each solve replays the evaluation before the products
@@ -49,11 +49,11 @@ def backward_source(explicit: Explicit, known: Sequence[Tensor], point: Tensor, 
 
     if not isinstance(f, nn.Module) or point.dtype != shift.dtype:
         return None
-    return _source(f, "backward", explicit, known, (point.detach(), shift), build)
+    return _source(f, "backward", pure, known, (point.detach(), shift), build)
 
 
 def _source(
-    f: nn.Module, way: str, explicit: Explicit, known: Sequence[Tensor], own: tuple[Tensor, ...], build: Any
+    f: nn.Module, way: str, pure: PureProblem, known: Sequence[Tensor], own: tuple[Tensor, ...], build: Any
 ) -> Source | None:
     parts = own_modules(f)
     if any(isinstance(part, torch.jit.ScriptModule) for part in parts):
@@ -61,7 +61,7 @@ def _source(
     # an optimiser changes parameters where they lie; what is computed or handed in lies elsewhere each time
     stay = {id(tensor) for part in parts for tensor in (*part._parameters.values(), *part._buffers.values())}
     changing = [place for place, tensor in enumerate(known) if id(tensor) not in stay]
-    leaves = tree_leaves(explicit.problem.args)
+    leaves = tree_leaves(pure.problem.args)
     whole = [place for place, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]  # indices, masks
     numbers = tuple(None if isinstance(leaf, Tensor) or Known.places(leaf) else _kind(leaf) for leaf in leaves)
 
@@ -71,7 +71,7 @@ def _source(
         for place, tensor in zip(changing, rest[: len(changing)], strict=True):
             filled[place] = tensor
         replaced = dict(zip(whole, rest[len(changing) :], strict=True))
-        at = explicit.with_args(lambda place, leaf: replaced.get(place, leaf))
+        at = pure.with_args(lambda place, leaf: replaced.get(place, leaf))
         problem: Problem = build(at, filled, mine)
         return problem
 

@@ -27,12 +27,12 @@ from solvers.solution import Outcome
 from solvers.state import tree_leaves, usable
 
 from .compiled import twice_differentiable
-from .explicit import Explicit
 from .gradients import Gradient
 from .gradients.base import Evaluation, with_value
 from .gradients.root import followed, transformed
 from .graph import computed_from, leaves, radius_from_graph, saved_through_hooks
 from .pure import own_modules
+from .pure_problem import PureProblem
 from .recording import current_logs
 from .reports import Reports
 from .suitability import warn_of_chance, warn_of_coupling, warn_of_unsuitable
@@ -91,7 +91,7 @@ def differentiable_solve(
         start,
         point,
         image,
-        partial(Explicit.of, problem),
+        partial(PureProblem.of, problem),
         partial(reports.enter, "backward"),
         settings.solver,
         outcome,
@@ -141,13 +141,13 @@ def _solved_again(
 
 def _transformed_solve(problem: Problem, z0: State, gradient: Gradient, settings: Settings, reports: Reports) -> Tensor:
     """The same under a transform of torch.func or forward mode: everything that these follow is handed to `root`."""
-    explicit, known = Explicit.of(problem)
+    pure, known = PureProblem.of(problem)
     start = usable(problem.layout.flatten(z0))
     tensors = (start, *known)
     with torch.enable_grad():
         blank = (torch.zeros(tensor.shape, dtype=tensor.dtype, device=tensor.device) for tensor in tensors)
         with _told_in_words():
-            image = explicit(*blank)
+            image = pure(*blank)
         if followed(image):
             parts = own_modules(problem.f) if isinstance(problem.f, nn.Module) else []
             replaced = any("forward" in vars(part) for part in parts)
@@ -162,13 +162,13 @@ def _transformed_solve(problem: Problem, z0: State, gradient: Gradient, settings
             )
 
     def find(start: Tensor, *tensors: Tensor) -> Tensor:
-        outcome = iterate(explicit.at(*tensors), start, settings)
+        outcome = iterate(pure.at(*tensors), start, settings)
         reports.enter("forward", outcome.converged, lambda: outcome.solution(problem, settings.solver))
         return outcome.value.clone()
 
     def f(z: Tensor, start: Tensor, *tensors: Tensor) -> Tensor:
         with _told_in_words(), twice_differentiable():
-            return explicit(z, *tensors)
+            return pure(z, *tensors)
 
     with _told_in_words():
         return gradient.root(f, find, partial(reports.enter, "backward"), *tensors)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +22,7 @@ from .capture import forward_source
 from .differentiation import differentiable_solve
 from .exported import FixedSteps, fixed_steps
 from .gradients import Gradient, ImplicitGradient
-from .layer import Layer
+from .layer import Layer, Z
 from .parametrized import one_weight
 from .recording import layer_name
 from .split_cell import SplitCell, SplitMap
@@ -75,7 +75,7 @@ def root(
         return solution
 
 
-class Equilibrium(Layer):
+class Equilibrium(Layer[Z]):
     """A layer whose output is the equilibrium of its cell, `z* = cell(z*, *inputs)`.
 
     Its depth is the number of steps the solve takes; `gradient` chooses the backward pass. Gradients follow
@@ -106,7 +106,7 @@ class Equilibrium(Layer):
         cell: nn.Module,
         *,
         gradient: Gradient = ImplicitGradient(),
-        initial: Callable[..., State] | None = None,
+        initial: Callable[..., Z] | None = None,
         **options: Unpack[SolveOptions],
     ) -> None:
         settings = Settings.of("Equilibrium", options)
@@ -122,14 +122,17 @@ class Equilibrium(Layer):
         """How it solves, as its attributes say now."""
         return self._settings()
 
-    def forward(self, *inputs: Any, z0: State | None = None, max_steps: int | None = None, **keywords: Any) -> State:
+    def forward(self, *inputs: Any, z0: Z | None = None, max_steps: int | None = None, **keywords: Any) -> Z:
         """The equilibrium for `inputs`, from the warm start `z0` where one is given; `keywords` are inputs by name."""
         return self.iterates(*inputs, at=(), z0=z0, max_steps=max_steps, **keywords)[-1]
 
+    if TYPE_CHECKING:  # a module's call is typed Any
+        __call__ = forward
+
     @uncompiled
     def iterates(
-        self, *inputs: Any, at: tuple[int, ...], z0: State | None = None, max_steps: int | None = None, **keywords: Any
-    ) -> tuple[State, ...]:
+        self, *inputs: Any, at: tuple[int, ...], z0: Z | None = None, max_steps: int | None = None, **keywords: Any
+    ) -> tuple[Z, ...]:
         """The iterates after the numbers of steps in `at`, in that order, followed by the equilibrium.
 
         For fixed-point correction: loss terms on some iterates teach the cell to converge fast. Each iterate has the
@@ -150,9 +153,7 @@ class Equilibrium(Layer):
             return differentiable_solve(name, self.cell, problem, start, self.gradient, settings, at)
 
     @uncompiled
-    def solve(
-        self, *inputs: Any, z0: State | None = None, max_steps: int | None = None, **keywords: Any
-    ) -> Solution[Any]:
+    def solve(self, *inputs: Any, z0: Z | None = None, max_steps: int | None = None, **keywords: Any) -> Solution[Z]:
         """The `Solution` for `inputs`: status, residual and trace of every row, no graph."""
         inputs = self.positional(inputs, keywords)
         warn_of_unsuitable(self.cell)

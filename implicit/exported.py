@@ -63,7 +63,7 @@ class FixedSteps(nn.Module):
         return f"steps={self.steps}, solver={self.solver}"
 
 
-def fixed_steps(layer: Equilibrium, inputs: tuple[Any, ...], steps: int | None) -> FixedSteps:
+def fixed_steps(layer: Equilibrium[Any], inputs: tuple[Any, ...], steps: int | None) -> FixedSteps:
     """`layer.exported(*inputs, steps=steps)`."""
     settings = layer.settings
     if not settings.solver.fixed_cost:

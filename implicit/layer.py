@@ -5,28 +5,32 @@ from __future__ import annotations
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Generic
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import TypeVar
 
 from solvers import Solution, State
 from solvers.state import tree_leaves
 
 from .split_cell import SplitCell
 
+Z = TypeVar("Z", default=Tensor)
+"""The type of the state: what `initial` makes, else a tensor."""
 
-class Layer(nn.Module, ABC):
+
+class Layer(nn.Module, ABC, Generic[Z]):
     """A module around a cell `(z, *inputs) → z`, that starts at `initial(*inputs)` or at zeros like the first input."""
 
-    def __init__(self, cell: nn.Module, initial: Callable[..., State] | None) -> None:
+    def __init__(self, cell: nn.Module, initial: Callable[..., Z] | None) -> None:
         super().__init__()
         if not isinstance(cell, nn.Module):
             raise TypeError(f"cell is a {type(cell).__name__}: pass an nn.Module, or use fixed_point for a function")
         self.cell, self.initial = cell, initial
 
     @abstractmethod
-    def solve(self, *inputs: Any, z0: State | None = None) -> Solution[Any]:
+    def solve(self, *inputs: Any, z0: Z | None = None) -> Solution[Z]:
         """The `Solution` for `inputs`, no graph."""
 
     @property

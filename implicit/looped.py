@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -15,14 +15,14 @@ from solvers.state import Layout, autocast_dtype, tree_leaves, tree_map, usable
 from .calls import note_call
 from .depths import depths, is_count
 from .gradients.root import transformed
-from .layer import Layer
+from .layer import Layer, Z
 from .loop_trace import LoopTrace
 from .parametrized import one_weight
 from .recording import current_logs, layer_name
 from .reports import Reports
 
 
-class Looped(Layer):
+class Looped(Layer[Z]):
     """A layer that takes a fixed number of plain steps, `z ← cell(z, *inputs)`, and returns the last iterate.
 
     Value and derivatives are those of a hand-written loop whose first steps are under `torch.no_grad()`, so memory
@@ -51,7 +51,7 @@ class Looped(Layer):
         *,
         steps: int,
         tracked: int | None = None,
-        initial: Callable[..., State] | None = None,
+        initial: Callable[..., Z] | None = None,
     ) -> None:
         super().__init__(cell, initial)
         if not is_count(steps):
@@ -62,9 +62,7 @@ class Looped(Layer):
                 f"Looped: tracked={tracked} is more than steps={steps}: pass at most {steps}, or None for all steps"
             )
 
-    def forward(
-        self, *inputs: Any, z0: State | None = None, steps: int | Tensor | None = None, **keywords: Any
-    ) -> State:
+    def forward(self, *inputs: Any, z0: Z | None = None, steps: int | Tensor | None = None, **keywords: Any) -> Z:
         """The iterate after so many steps.
 
         Args:
@@ -86,9 +84,12 @@ class Looped(Layer):
             Reports(logs, name, self.cell).enter("forward", True, lambda: trace.solution(value))
             return value
 
+    if TYPE_CHECKING:  # a module's call is typed Any
+        __call__ = forward
+
     def solve(
-        self, *inputs: Any, z0: State | None = None, steps: int | Tensor | None = None, **keywords: Any
-    ) -> Solution[Any]:
+        self, *inputs: Any, z0: Z | None = None, steps: int | Tensor | None = None, **keywords: Any
+    ) -> Solution[Z]:
         """The `Solution` for `inputs`: the last iterate, and the residuals on the way to it; no graph."""
         inputs = self.positional(inputs, keywords)
         with one_weight(self.cell), torch.no_grad():

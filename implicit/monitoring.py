@@ -106,7 +106,7 @@ class Monitor:
         self.samples.extend(samples)
         if self.path is not None and samples:
             fresh = not self.path.exists()
-            with self.path.open("a", newline="") as file:
+            with self.path.open("a", newline="", encoding="utf-8") as file:
                 writer = csv.DictWriter(file, COLUMNS)
                 if fresh:
                     writer.writeheader()

@@ -53,7 +53,7 @@ def scalars(sample: Sample) -> dict[str, float]:
 
 def read_samples(path: str | Path) -> Table[Sample]:
     """The samples in a file written by a `Monitor`."""
-    with Path(path).open(newline="") as file:
+    with Path(path).open(newline="", encoding="utf-8") as file:
         reader = csv.DictReader(file)
         if reader.fieldnames != COLUMNS:
             raise ValueError(f"{path} was not written by a Monitor: its columns are not {', '.join(COLUMNS)}")

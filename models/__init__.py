@@ -1,5 +1,15 @@
 """Networks designed from first-order optimisation methods, in explicit, implicit, equilibrium and parallel readings."""
 
+import implicit
+
+if not hasattr(implicit, "siblings"):
+    raise ImportError(
+        f"models needs the package implicit of implicit-networks, but Python finds {implicit.__spec__.origin} first: "
+        "rename that one, or start Python where it is not on sys.path"
+    )
+
+from solvers import __version__ as __version__
+
 from .blocks import Blocks
 from .methods import (
     AGD3,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 from typing_extensions import Unpack
@@ -61,6 +61,9 @@ class OptDNN(nn.Module):
                 streams = self.method.move(streams, transform, self.coefficients.at(k), inputs)
         return streams[0]
 
+    if TYPE_CHECKING:  # a module's call is typed Any
+        __call__ = forward
+
     def extra_repr(self) -> str:
         return f"{self.method}, {len(self.transforms)} layers"
 
@@ -108,7 +111,7 @@ class OptDEQ(nn.Module):
         within.setdefault("solver", Anderson())  # whatever the transform names
         proximal_step = partial(ProximalStep, alpha=alpha, gradient=gradient, **within)
         cell = _TiedStep(method, method.transform(transform, alpha, proximal_step))
-        self.equilibrium = Equilibrium(cell, gradient=gradient, **options)
+        self.equilibrium: Equilibrium[State] = Equilibrium(cell, gradient=gradient, **options)
         self.initial = initial
 
     def forward(self, x: Tensor, *, z0: State | None = None) -> Tensor:
@@ -116,6 +119,9 @@ class OptDEQ(nn.Module):
         z = self.equilibrium(x, z0=self._start(x) if z0 is None else z0)
         output: Tensor = z if isinstance(z, Tensor) else z[0]
         return output
+
+    if TYPE_CHECKING:  # a module's call is typed Any
+        __call__ = forward
 
     def solve(self, x: Tensor, *, z0: State | None = None) -> Solution:
         """The `Solution` for x, no graph; its value holds all streams of the method."""

@@ -48,6 +48,9 @@ class _ParaFormer(nn.Module):
         """(batch, classes) logits; of the first so many `branches` alone, where a number is given."""
         return self._read(self.body(self.tokens(x), first=branches))
 
+    if TYPE_CHECKING:  # a module's call is typed Any
+        __call__ = forward
+
     def prefixes(self, x: Tensor) -> Tensor:
         """(branches, batch, classes): the logits of the first 1 … B branches."""
         return self._read(self._whole().sums(self.tokens(x)))

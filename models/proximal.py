@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from torch import Tensor, nn
 from typing_extensions import Unpack
 
@@ -58,8 +60,10 @@ class ProximalStep(nn.Module):
         v = y if self.smooth is None else y + self.smooth(y, *inputs)
         if self.alpha == 1:
             return v - y + self.proximal(y, *inputs)
-        z: Tensor = self.resolvent(v, y, *inputs)
-        return z - y
+        return self.resolvent(v, y, *inputs) - y
+
+    if TYPE_CHECKING:  # a module's call is typed Any
+        __call__ = forward
 
     @property
     def proximal(self) -> nn.Module:

@@ -19,6 +19,9 @@ from .solution import ConvergenceError, Solution, Status
 from .solve import root, solve
 from .state import State
 
+__version__ = "0.2.0"
+"""That of the distribution, which setup.cfg takes from here."""
+
 __all__ = [
     "GMRES",
     "Anderson",

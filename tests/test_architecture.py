@@ -16,7 +16,7 @@ PACKAGES = ROOMS[:4]
 
 
 def imported(path):
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             yield from (alias.name.split(".")[0] for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.level == 0:
@@ -36,7 +36,7 @@ EXPERIMENTS = ["tasks", "contestants", "training", "measuring", "reporting", "ru
 def rooms_within(path):
     """The rooms of experiments that a file imports from, by relative imports."""
     place = path.relative_to(ROOT / "experiments").parts[:-1]
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.ImportFrom) and node.level:
             whole = [*place[: len(place) - node.level + 1], *filter(None, (node.module or "").split("."))]
             yield from whole[:1] or [alias.name for alias in node.names]
@@ -89,7 +89,44 @@ def test_every_package_is_in_the_distribution():
 def test_no_python_file_outgrows_its_job():
     for room in PACKAGES:
         for path in (ROOT / room).rglob("*.py"):
-            assert len(path.read_text().splitlines()) <= 250, path
+            assert len(path.read_text(encoding="utf-8").splitlines()) <= 250, path
+
+
+UNIX = {"fcntl", "grp", "posix", "pty", "pwd", "resource", "syslog", "termios", "tty"}
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_what_only_unix_has_is_imported_where_it_is_used(room):
+    for path in (ROOT / room).rglob("*.py"):
+        for statement in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(statement, ast.Import):
+                assert not UNIX & {alias.name for alias in statement.names}, path
+            elif isinstance(statement, ast.ImportFrom):
+                assert statement.module not in UNIX, path
+
+
+def without_encoding(path):
+    """Lines on which a text file is read or written in whatever encoding the system prefers."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if not isinstance(node, ast.Call) or "encoding" in [keyword.arg for keyword in node.keywords]:
+            continue
+        room, _, name = ast.unparse(node.func).rpartition(".")
+        words = [word.value for word in node.args if isinstance(word, ast.Constant)]
+        text = name == "open" and room != "os" and not any(isinstance(word, str) and "b" in word for word in words)
+        positional = {"read_text": 1, "write_text": 2}
+        if text or len(node.args) < positional.get(name, 0):
+            yield f"{path.name}:{node.lineno}: {ast.unparse(node)}"
+
+
+@pytest.mark.parametrize("room", ["implicit", "benchmarks"])
+def test_text_files_are_written_alike_on_every_system(room):
+    assert not [line for path in (ROOT / room).rglob("*.py") for line in without_encoding(path)]
+
+
+def test_a_text_file_without_an_encoding_is_found(tmp_path):
+    source = tmp_path / "made.py"
+    source.write_text("open('a')\npath.open('rb')\npath.write_text(x)\npath.read_text('utf-8')\n", encoding="utf-8")
+    assert list(without_encoding(source)) == ["made.py:1: open('a')", "made.py:3: path.write_text(x)"]
 
 
 FACTORIES = {
@@ -112,7 +149,7 @@ FACTORIES = {
 
 def nameless(path):
     """Lines on which a tensor is made on whatever the default device is; parameters and buffers are meant to be."""
-    tree = ast.parse(path.read_text())
+    tree = ast.parse(path.read_text(encoding="utf-8"))
     meant = {
         id(inner)
         for node in ast.walk(tree)
@@ -134,5 +171,7 @@ def test_every_new_tensor_names_its_device(room):
 
 def test_a_tensor_without_a_device_is_found(tmp_path):
     source = tmp_path / "made.py"
-    source.write_text("x = torch.zeros(3)\ny = torch.zeros(3, device=d)\nself.w = nn.Parameter(torch.zeros(3))\n")
+    source.write_text(
+        "x = torch.zeros(3)\ny = torch.zeros(3, device=d)\nself.w = nn.Parameter(torch.zeros(3))\n", encoding="utf-8"
+    )
     assert list(nameless(source)) == ["made.py:1: torch.zeros(3)"]

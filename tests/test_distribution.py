@@ -14,6 +14,10 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
+import implicit
+import models
+import solvers
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -28,13 +32,20 @@ def run(*command, **options):
 
 
 @pytest.fixture(scope="module")
-def built(tmp_path_factory):
-    """Wheel and sdist of the files that git knows, made without a network."""
-    source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("dist")
+def source(tmp_path_factory):
+    """A copy of the files that git knows."""
+    source = tmp_path_factory.mktemp("source")
     for name in run("git", "-C", ROOT, "ls-files").stdout.splitlines():
         if (ROOT / name).is_file():
             (source / name).parent.mkdir(parents=True, exist_ok=True)
             (source / name).write_bytes((ROOT / name).read_bytes())
+    return source
+
+
+@pytest.fixture(scope="module")
+def built(source, tmp_path_factory):
+    """Wheel and sdist, made without a network."""
+    out = tmp_path_factory.mktemp("dist")
     result = run(sys.executable, "-m", "build", "--no-isolation", "--outdir", out, source)
     assert result.returncode == 0, result.stderr + result.stdout
     (wheel,), (sdist,) = out.glob("*.whl"), out.glob("*.tar.gz")
@@ -91,19 +102,37 @@ def test_wheel_and_sdist_hold_every_package_its_data_and_nothing_else(built):
         "solvers/py.typed",
     ):
         assert data in names
-    with tarfile.open(sdist) as archive:
+    with tarfile.open(sdist, encoding="utf-8") as archive:
         inside = {name.partition("/")[2] for name in archive.getnames()}
     assert {"setup.cfg", "pyproject.toml", "README.md", "LICENSE", "implicit/equilibrium.py"} <= inside
 
 
 def test_the_readmes_first_example_runs_where_only_the_core_is_installed(python, tmp_path):
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), flags=re.DOTALL)
     script = tmp_path / "example.py"
-    script.write_text(f"{blocks[0]}\nimport implicit\n\nprint(implicit.__file__)\n")
+    script.write_text(f"{blocks[0]}\nimport implicit\n\nprint(implicit.__file__)\n", encoding="utf-8")
     result = run(python, "-I", script, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert "8 CONVERGED" in result.stdout
     assert ROOT not in Path(result.stdout.splitlines()[-1]).parents
+
+
+def test_an_editable_install_is_a_path_that_type_checkers_and_editors_follow(source, tmp_path):
+    code = "import sys, setuptools.build_meta as backend; backend.build_editable(sys.argv[1])"
+    result = run(sys.executable, "-c", code, tmp_path, cwd=source)
+    assert result.returncode == 0, result.stderr
+    (wheel,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        outside = [name for name in archive.namelist() if ".dist-info/" not in name]
+        assert [Path(name).suffix for name in outside] == [".pth"], outside
+        assert archive.read(outside[0]).decode().split() == [str(source.resolve())]
+
+
+def test_the_version_is_that_of_the_code(built):
+    wheel, sdist = built
+    assert wheel.name.startswith(f"implicit_networks-{solvers.__version__}-")
+    assert sdist.name == f"implicit_networks-{solvers.__version__}.tar.gz"
+    assert implicit.__version__ == models.__version__ == solvers.__version__
 
 
 MISSING = {

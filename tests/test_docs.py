@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+import solvers
 from experiments.commands.options import parser
 
 ROOT = Path(__file__).parents[1]
@@ -25,18 +26,18 @@ def called(path):
 
 def blocks(path, language):
     """Line number and text of the fenced blocks."""
-    text = path.read_text()
+    text = path.read_text(encoding="utf-8")
     for found in re.finditer(rf"^```{language}\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE):
         yield text.count("\n", 0, found.start(1)), found.group(1)
 
 
 def prose(path):
-    return re.sub(r"^```.*?^```", "", path.read_text(), flags=re.DOTALL | re.MULTILINE)
+    return re.sub(r"^```.*?^```", "", path.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
 
 
 def identifiers(path):
     """What mkdocstrings is asked to render."""
-    return re.findall(r"^::: (\S+)", path.read_text(), flags=re.MULTILINE)
+    return re.findall(r"^::: (\S+)", path.read_text(encoding="utf-8"), flags=re.MULTILINE)
 
 
 def resolved(name):
@@ -113,7 +114,7 @@ def test_the_readme_is_short():
 @pytest.mark.parametrize("path", sorted((ROOT / "docs" / "guide").glob("*.md")), ids=called)
 def test_guide_pages_are_short_and_show_code(path):
     assert any(blocks(path, "python"))
-    assert len(path.read_text().splitlines()) <= 180
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= 180
 
 
 @pytest.mark.parametrize("path", PAGES, ids=called)
@@ -158,12 +159,12 @@ def test_every_page_is_in_the_navigation():
             for part in entry.values() if isinstance(entry, dict) else entry:
                 yield from files(part)
 
-    settings = yaml.safe_load((ROOT / "mkdocs.yml").read_text())
+    settings = yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))
     assert sorted(files(settings["nav"])) == sorted(str(page.relative_to(ROOT / "docs")) for page in GUIDE)
 
 
 def test_the_command_lines_page_has_every_command_and_option():
-    text = (ROOT / "docs" / "api" / "command-line.md").read_text()
+    text = (ROOT / "docs" / "api" / "command-line.md").read_text(encoding="utf-8")
     (commands,) = (action.choices for action in parser()._actions if isinstance(action.choices, dict))
     for name, command in commands.items():
         assert f"`implicit {name}" in text
@@ -179,11 +180,11 @@ def metadata():
 
 
 def test_the_citation_is_that_of_this_distribution():
-    citation, own = yaml.safe_load((ROOT / "CITATION.cff").read_text()), metadata()
+    citation, own = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8")), metadata()
     assert citation["cff-version"] == "1.2.0"
     assert {"message", "title", "authors"} <= citation.keys()
     assert citation["title"] == own["name"]
-    assert citation["version"] == own["version"]
+    assert citation["version"] == solvers.__version__
     assert citation["license"] == own["license"]
     assert citation["authors"] == [{"name": own["author"]}]
     assert ", ".join(citation["keywords"]) == own["keywords"]
@@ -192,14 +193,26 @@ def test_the_citation_is_that_of_this_distribution():
 
 
 def test_the_changelog_knows_this_version():
-    assert re.search(rf"^## \[?{re.escape(metadata()['version'])}\b", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert re.search(
+        rf"^## \[?{re.escape(solvers.__version__)}\b", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE
+    )
 
 
 def test_a_commit_is_checked_by_what_lint_runs():
-    makefile = (ROOT / "Makefile").read_text()
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     (lint,) = re.findall(r"^lint:.*\n((?:\t.*\n)+)", makefile, flags=re.MULTILINE)
     expected = [line.strip().replace("$(BIN)", ".venv/bin") for line in lint.splitlines()]
-    settings = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())
+    settings = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8"))
     hooks = [hook for repository in settings["repos"] for hook in repository["hooks"]]
     assert [hook["entry"] for hook in hooks] == expected
     assert all(hook["language"] == "system" for hook in hooks), "nothing is fetched"
+
+
+@pytest.mark.parametrize("target", ["demo", "lint", "test", "coverage", "docs"])
+def test_the_commands_behind_make_are_written_out(target):
+    """In CONTRIBUTING, for a system without make: the same programs with the same arguments."""
+    makefile, text = ((ROOT / name).read_text(encoding="utf-8") for name in ("Makefile", "CONTRIBUTING.md"))
+    (recipe,) = re.findall(rf"^{target}:.*\n((?:\t.*\n)+)", makefile, flags=re.MULTILINE)
+    for line in re.findall(r"\$\(BIN\)/(.*)", re.sub(r"\t@echo.*", "", recipe)):
+        command = line.partition(" #")[0].removesuffix(" --quiet").removeprefix("python -m coverage ")
+        assert f"{command}`" in text, command

@@ -48,7 +48,7 @@ class GradientError(Line):
 
 
 def gradient_audit(
-    layer: Equilibrium,
+    layer: Equilibrium[Any],
     *inputs: Any,
     rtol: float | None = None,
     z0: State | None = None,
@@ -83,7 +83,7 @@ def gradient_audit(
 
 
 def compare_gradients(
-    layer: Equilibrium,
+    layer: Equilibrium[Any],
     *inputs: Any,
     gradients: Mapping[str, Gradient],
     rtols: Sequence[float],
@@ -117,7 +117,7 @@ def _refuse_loop(layer: Any) -> None:
 
 
 def _compared(
-    layer: Equilibrium,
+    layer: Equilibrium[Any],
     inputs: tuple[Any, ...],
     z0: State | None,
     exact: Tensor,
@@ -148,14 +148,14 @@ def _median_seconds(run: Callable[[], tuple[Tensor, float]], repeats: int) -> fl
     return statistics.median(times) if times else math.nan
 
 
-def differentiable(layer: Equilibrium, inputs: tuple[Any, ...]) -> tuple[tuple[Any, ...], list[Tensor]]:
+def differentiable(layer: Equilibrium[Any], inputs: tuple[Any, ...]) -> tuple[tuple[Any, ...], list[Tensor]]:
     """The inputs as leaves that want a gradient where they are real, and all that wants one."""
     inputs = tree_map(lambda value: value.detach().requires_grad_() if is_real(value) else value, inputs)
     every = (value for value in (*layer.parameters(), *tree_leaves(inputs)) if isinstance(value, Tensor))
     return inputs, [value for value in every if value.requires_grad]
 
 
-def _gradient(layer: Equilibrium, inputs: tuple[Any, ...], z0: State | None, strict: bool) -> tuple[Tensor, float]:
+def _gradient(layer: Equilibrium[Any], inputs: tuple[Any, ...], z0: State | None, strict: bool) -> tuple[Tensor, float]:
     """The gradient as one float64 vector, and evaluations a row."""
     inputs, wanted = differentiable(layer, inputs)
     if not wanted:

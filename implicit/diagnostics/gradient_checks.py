@@ -52,11 +52,11 @@ def backward(look: Look) -> Finding | None:
             f"{where}, though the solution is finite",
             "Look for Inf in the inputs, and for roots, norms and quotients at 0 in the cell: add a small number there",
         )
-    resolved = 4 * look.problem.rounding  # what the dtype cannot do better
+    floor = 4 * look.problem.rounding  # what the dtype cannot do better
     failures = [
         (entry.solution, bad)
         for entry in log.backward
-        for bad in [~entry.solution.converged & good & ~(entry.solution.residual <= resolved)]
+        for bad in [~entry.solution.converged & good & ~(entry.solution.residual <= floor)]
         if bool(bad.any())
     ]
     if not failures:

@@ -42,7 +42,7 @@ class JointEquilibrium(Equilibrium):
 
     cell: JointCell
 
-    def __init__(self, layer: Equilibrium, state: State) -> None:
+    def __init__(self, layer: Equilibrium[Any], state: State) -> None:
         options = {**vars(layer.settings), "compact": False}
         super().__init__(JointCell(layer.cell, Layout(state)), gradient=layer.gradient, **options)
 

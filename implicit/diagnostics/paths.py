@@ -50,7 +50,7 @@ class PathIndependence:
 
 
 def path_independence(
-    layer: Layer, *inputs: Any, starts: int = 8, seed: int = 0, z0: State | None = None, **keywords: Any
+    layer: Layer[Any], *inputs: Any, starts: int = 8, seed: int = 0, z0: State | None = None, **keywords: Any
 ) -> PathIndependence:
     """Solve from random starts, too: normal numbers with the root mean square of each row's solution.
 

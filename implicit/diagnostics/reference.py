@@ -25,7 +25,7 @@ EXACT = 1e-12
 """Relative tolerance of the forward and backward solve of the reference, in float64."""
 
 
-def exact_layer(layer: Equilibrium, inputs: tuple[Any, ...], z0: State | None) -> Equilibrium:
+def exact_layer(layer: Equilibrium[Any], inputs: tuple[Any, ...], z0: State | None) -> Equilibrium[Any]:
     """A copy in float64 that solves to 1e-12 forward and backward, by its own solver or one that can.
 
     Raises:
@@ -53,7 +53,7 @@ def exact_layer(layer: Equilibrium, inputs: tuple[Any, ...], z0: State | None) -
     )
 
 
-def _looked_at(layer: Equilibrium, inputs: tuple[Any, ...], start: State) -> bool:
+def _looked_at(layer: Equilibrium[Any], inputs: tuple[Any, ...], start: State) -> bool:
     """Whether rows depend on each other; `ValueError` where the cell hides its derivative."""
     problem = prepare(layer.cell, start, inputs)
     with torch.enable_grad(), one_weight(layer.cell), suppress(RuntimeError, TypeError):  # a failure is told later
@@ -64,7 +64,7 @@ def _looked_at(layer: Equilibrium, inputs: tuple[Any, ...], start: State) -> boo
     return False
 
 
-def doubled(layer: Equilibrium, inputs: tuple[Any, ...], z0: State | None) -> tuple[tuple[Any, ...], State]:
+def doubled(layer: Equilibrium[Any], inputs: tuple[Any, ...], z0: State | None) -> tuple[tuple[Any, ...], State]:
     """Inputs and first iterate in float64."""
     wide, start = as_double((inputs, layer.start(inputs, z0)))
     return wide, start

@@ -17,8 +17,8 @@ from solvers.loops.captures import Source
 
 from ..capture import backward_source
 from ..compiled import uncompiled_cells
-from ..explicit import Explicit
 from ..graph import anchored
+from ..pure_problem import PureProblem
 from .base import Evaluation, Gradient, Map, Report, refuse_second_derivatives
 from .batched import one_by_one, refuse_batch
 from .higher import Sources, differentiable
@@ -36,8 +36,8 @@ class AdjointGradient(Gradient):
         return anchored(value, *inputs)
 
     def attach(self, at: Evaluation) -> Tensor:
-        explicit, tensors = at.explicit()
-        sources = Sources.of(explicit, tensors, at.image)
+        pure, tensors = at.pure()
+        sources = Sources.of(pure, tensors, at.image)
         others = self, sources, at.hooked, at.report, self.inverse(at)
         attached: Tensor = _Implicit.apply(at.image, at.point, *others, *sources.visited(tensors), *sources.captured)
         return attached.clone()  # which the caller may write to: the backward reads what it is a copy of
@@ -77,8 +77,8 @@ def inverse_estimate(at: Evaluation) -> Map:
 class Products:
     """`u ↦ Jᵀu` at the solution, by the tracked evaluation, or by another one that is made for it."""
 
-    def __init__(self, image: Tensor, point: Tensor, explicit: Explicit, tensors: list[Tensor]) -> None:
-        self.image, self.point, self.explicit, self.tensors = image, point, explicit, tensors
+    def __init__(self, image: Tensor, point: Tensor, pure: PureProblem, tensors: list[Tensor]) -> None:
+        self.image, self.point, self.pure, self.tensors = image, point, pure, tensors
 
     def __call__(self, u: Tensor) -> Tensor:
         try:
@@ -97,19 +97,19 @@ class Products:
         """Have a graph of its own."""
         self.point = self.point.detach().requires_grad_()
         with torch.enable_grad(), uncompiled_cells():
-            image = self.explicit(self.point, *(tensor.detach() for tensor in self.tensors))
+            image = self.pure(self.point, *(tensor.detach() for tensor in self.tensors))
         self.image = image if image.requires_grad else image + 0 * self.point
 
     def source(self, shift: Tensor) -> Source | None:
         """What `solvers.Captured` records of the solve of `u = Jᵀu + shift`."""
-        return backward_source(self.explicit, self.tensors, self.point, shift)
+        return backward_source(self.pure, self.tensors, self.point, shift)
 
 
 class _Implicit(torch.autograd.Function):
     """Identity in value, downstream of the tracked evaluation; its backward solves the adjoint equation.
 
     A backward that is to be differentiated again goes round the tracked evaluation, whose point is a constant: it
-    evaluates f as an explicit function at the solution with its graph.
+    evaluates f as a pure function at the solution with its graph.
     """
 
     @staticmethod
@@ -148,7 +148,7 @@ class _Implicit(torch.autograd.Function):
             found = differentiable(linear, sources, value, tensors, wanted, grads[0])
             return None, *others, *(each for place, each in enumerate(found) if place not in sources.constants)
 
-        products = Products(image, point, sources.explicit, tensors)
+        products = Products(image, point, sources.pure, tensors)
         if ctx.hooked:  # each product would have the hooks bring back what was saved: a checkpoint, by another solve
             products.evaluate_again()
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from solvers import QuasiNewtonSolver, Settings, Solution, Solver
 from solvers.solution import Outcome
 
-from ..explicit import Explicit
+from ..pure_problem import PureProblem
 
 Map = Callable[[Tensor], Tensor]
 """`f` on flat (batch, dim) matrices, with its other arguments bound."""
@@ -38,7 +38,7 @@ class Evaluation:
     """The solution, as returned by the policy's `point`."""
     image: Tensor
     """The tracked `f(point)`."""
-    explicit: Callable[[], tuple[Explicit, tuple[Tensor, ...]]]
+    pure: Callable[[], tuple[PureProblem, tuple[Tensor, ...]]]
     """Makes f a pure function `f(z, *tensors)`, and those tensors."""
     report: Report
     """To be called after each backward solve: whether all rows converged, and a function that makes its `Solution`."""

@@ -103,9 +103,9 @@ class ImplicitGradient(AdjointGradient):
         unit, length = unit_batch(shift)
         start = unit if inverse is None else inverse(unit)
         problem = prepare(lambda u: product(u) + unit, start, ())
-        if isinstance(product, Products) and product.explicit is not None:
+        if isinstance(product, Products) and product.pure is not None:
             products = product
-            problem.captures = product.explicit.problem.captures
+            problem.captures = product.pure.problem.captures
             problem.source = lambda _: products.source(unit)
         with torch.no_grad():
             outcome = iterate(problem, start, settings)

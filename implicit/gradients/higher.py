@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from ..compiled import twice_differentiable
-from ..explicit import Explicit
 from ..graph import computed_from, leaves
+from ..pure_problem import PureProblem
 from .root import Linear, pullback, transformed
 
 SMALL = 2**14
@@ -27,7 +27,7 @@ SMALL = 2**14
 class Sources:
     """What the tracked evaluation was computed from."""
 
-    explicit: Explicit
+    pure: PureProblem
     """It, as a function of the tensors that the layer knows."""
     uses: list[bool]
     """Which of these."""
@@ -39,14 +39,14 @@ class Sources:
     """By place, copies of small tensors that have no gradient: a cell may count, average and iterate in buffers."""
 
     @classmethod
-    def of(cls, explicit: Explicit, tensors: Sequence[Tensor], image: Tensor) -> Sources:
+    def of(cls, pure: PureProblem, tensors: Sequence[Tensor], image: Tensor) -> Sources:
         origin = computed_from(image, tensors)
         small = {
             place: tensor.detach().clone()
             for place, (tensor, uses) in enumerate(zip(tensors, origin.used, strict=True))
             if not uses and tensor.numel() <= SMALL
         }
-        return cls(explicit, origin.used, tuple(origin.others), origin.compiled, small)
+        return cls(pure, origin.used, tuple(origin.others), origin.compiled, small)
 
     def visited(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         """The tensors, without those that are constants; others that are not used without their graph.
@@ -88,12 +88,12 @@ class Sources:
         wants = (True, *self.uses)
         known = [tensor.detach().requires_grad_(want) for want, tensor in zip(wants, (z, *tensors), strict=True)]
         with torch.enable_grad(), twice_differentiable():
-            image = self.explicit(*known)
+            image = self.pure(*known)
         uses, captured, _ = computed_from(image, (*known[1:], *tensors))
         handed_in, direct = uses[: len(tensors)], uses[len(tensors) :]
         missing = [leaf for leaf in captured if not any(leaf is other for other in (known[0], *self.captured))]
         if missing:
-            refuse_captured(self.explicit, missing, what)
+            refuse_captured(self.pure, missing, what)
         lost = [place for place, uses in enumerate(self.uses) if uses and not (handed_in[place] or direct[place])]
         lost += [place for place, leaf in enumerate(self.captured) if not any(leaf is other for other in captured)]
         if lost:
@@ -117,7 +117,7 @@ def differentiable(
     direct = sources.direct(z, tensors, what)
     captured = (*(tensors[place] for place in direct), *sources.captured)
     if captured and transformed():
-        refuse_captured(sources.explicit, captured, f"{what} by a transform of torch.func")
+        refuse_captured(sources.pure, captured, f"{what} by a transform of torch.func")
     chosen = [place for place, wants in enumerate(wanted[: len(tensors)]) if wants]
     others = [tensor.detach() for tensor in tensors]
 
@@ -126,7 +126,7 @@ def differentiable(
         replaced |= {place: constant.clone() for place, constant in sources.constants.items()}
         everything = (replaced.get(place, tensor) for place, tensor in enumerate(others))
         with twice_differentiable():
-            image: Tensor = sources.explicit(z, *everything)
+            image: Tensor = sources.pure(z, *everything)
         return image
 
     some = tuple(tensors[place] for place in chosen)
@@ -140,9 +140,9 @@ def differentiable(
     return gradients
 
 
-def refuse_captured(explicit: Explicit, captured: Sequence[Tensor], what: str) -> None:
+def refuse_captured(pure: PureProblem, captured: Sequence[Tensor], what: str) -> None:
     """Raise, naming the tensors that f captures."""
-    f = explicit.problem.f
+    f = pure.problem.f
     own = (
         [name for name, parameter in f.named_parameters() for leaf in captured if parameter is leaf]
         if isinstance(f, nn.Module)

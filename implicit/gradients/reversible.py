@@ -12,7 +12,7 @@ from torch import Tensor
 from solvers import Reversible, Solver
 from solvers.solution import History
 
-from ..explicit import Explicit
+from ..pure_problem import PureProblem
 from ..recording import ConvergenceWarning
 from .base import Evaluation, Gradient, refuse_second_derivatives
 from .higher import Sources, refuse_captured
@@ -47,13 +47,13 @@ class ReversibleGradient(Gradient):
                 "the gradient of a reversible iteration undoes each row by itself, but the rows depend on each other: "
                 "make what is one problem one row, z0[None] and x[None], or use ImplicitGradient"
             )
-        explicit, tensors = at.explicit()
-        captured = Sources.of(explicit, tensors, at.image).captured
+        pure, tensors = at.pure()
+        captured = Sources.of(pure, tensors, at.image).captured
         if captured:
-            refuse_captured(explicit, captured, "the gradient of a reversible iteration")
+            refuse_captured(pure, captured, "the gradient of a reversible iteration")
         steps = torch.from_numpy(at.outcome.rows.steps).to(at.point.device)
         histories = at.outcome.histories
-        attached: Tensor = _Undo.apply(at.point, at.solver, explicit, histories, steps, at.start, *tensors)
+        attached: Tensor = _Undo.apply(at.point, at.solver, pure, histories, steps, at.start, *tensors)
         return attached
 
 
@@ -63,14 +63,14 @@ class _Undo(torch.autograd.Function):
         ctx: Any,
         value: Tensor,
         solver: Reversible,
-        explicit: Explicit,
+        pure: PureProblem,
         histories: list[History],
         steps: Tensor,
         start: Tensor,
         *tensors: Tensor,
     ) -> Tensor:
         ctx.save_for_backward(value, steps, start, *tensors)
-        ctx.solver, ctx.explicit, ctx.histories = solver, explicit, histories
+        ctx.solver, ctx.pure, ctx.histories = solver, pure, histories
         return value.detach().clone()
 
     @staticmethod
@@ -94,7 +94,7 @@ class _Undo(torch.autograd.Function):
             moves = (last >= position)[:, None]
             with torch.enable_grad():
                 point = before.detach().requires_grad_()
-                image = ctx.explicit(point, *known)
+                image = ctx.pure(point, *known)
             found = torch.autograd.grad(image, [point, *known], damping * adjoint, allow_unused=True)
             for total, gradient in zip(sums, found[1:], strict=True):
                 if gradient is not None:

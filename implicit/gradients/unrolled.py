@@ -39,10 +39,10 @@ class UnrolledGradient(Gradient):
         if not self.checkpoint:
             return with_value(self._run(at.f, at.start, self.steps), at.point, twice=True)
         # the same weights when the steps are evaluated again, whatever has become of f
-        explicit, tensors = at.explicit()
+        pure, tensors = at.pure()
 
         def f(z: Tensor) -> Tensor:
-            return explicit(z, *tensors)
+            return pure(z, *tensors)
 
         z, left, segment = at.start, self.steps, math.isqrt(self.steps)
         while left:

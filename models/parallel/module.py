@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from torch import Tensor, nn
 
 from ..optdnn import OptDNN
@@ -25,6 +27,9 @@ class Parallel(nn.Module):
     def forward(self, z0: Tensor, *inputs: Tensor) -> Tensor:
         """`z_L` after the sweeps, (batch, …) like z0."""
         return parallel_evaluate(self.net, z0, *inputs, sweeps=self.sweeps)
+
+    if TYPE_CHECKING:  # a module's call is typed Any
+        __call__ = forward
 
     def extra_repr(self) -> str:
         return f"sweeps={self.sweeps}"

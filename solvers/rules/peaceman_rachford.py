@@ -23,8 +23,8 @@ class PeacemanRachford(Solver):
 
     `w⁺ = 2σ(u) − u`, which is |u| for the ReLU, then `u⁺ = K w⁺ + α (K + I) c` and the iterate `z = (w⁺ + u⁺) / 2`:
     reflections alternately at σ and at the linear operator. Where I − W is strongly monotone every row converges,
-    however large W is. A step makes several such sweeps, each one product with K, before f is evaluated to get the
-    residual of `z = f(z)`. `evaluations` counts f and sweeps alike.
+    however large W is. A step makes `inner_steps` of these, each one product with K, before f is evaluated to get the
+    residual of `z = f(z)`. `evaluations` counts f and inner steps alike.
 
     Prefer it to every other solver where f exposes its linear part, a matrix: an `implicit.SplitCell`, or any map with
     a method `split(*args)` that returns its `Parts`. Raises TypeError for another map, ValueError for α ≠ 1 with a σ
@@ -35,8 +35,8 @@ class PeacemanRachford(Solver):
     step_size: float | None = None
     """α > 0; None: for the ReLU `m^(−1/4) s^(−3/4)`, m the margin and s the root mean square singular value of I − W,
     between what suits the worst direction, `(m s)^(−1/2)`, and most of them, `1/s`; 1 for another σ."""
-    sweeps: int = 8
-    """Sweeps per step, at least 1."""
+    inner_steps: int = 8
+    """Reflections per step, at least 1."""
 
     fixed_cost: ClassVar[bool] = False
     alternatives: ClassVar[str] = "Monotone or NewtonKrylov"
@@ -45,11 +45,11 @@ class PeacemanRachford(Solver):
         alpha = self.step_size
         if alpha is not None and (not isinstance(alpha, Real) or isinstance(alpha, bool) or not 0 < alpha < torch.inf):
             raise ValueError(f"PeacemanRachford: step_size={alpha!r} must be a positive number, or None")
-        check_positive_integer(self, "sweeps")
+        check_positive_integer(self, "inner_steps")
 
     def bind(self, problem: Problem, rtol: float, atol: float) -> Solver:
         parts = split(problem)
-        return Forward(problem, Cayley.of(parts, self.step_size, rtol), self.sweeps, parts)
+        return Forward(problem, Cayley.of(parts, self.step_size, rtol), self.inner_steps, parts)
 
     def adjoint(self, problem: Problem, slope: Tensor, rtol: float) -> Solver:
         """The same splitting of `u = Jᵀu + g`, from the start `u = g`.
@@ -60,7 +60,7 @@ class PeacemanRachford(Solver):
             rtol: of the adjoint equation.
         """
         cayley = Cayley.of(split(problem), self.step_size, rtol)
-        return Adjoint(None, cayley.transposed(), self.sweeps, slope)
+        return Adjoint(None, cayley.transposed(), self.inner_steps, slope)
 
     def init(self, z: Tensor) -> Any:
         raise RuntimeError(_UNBOUND)

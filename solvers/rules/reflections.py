@@ -18,7 +18,7 @@ from .rule import Solver
 
 Activation = Callable[[Tensor], Tensor]
 
-_SHARE = 0.1  # of rtol, that rounding in single precision may take before sweeps are made in double
+_SHARE = 0.1  # of rtol, that rounding in single precision may take before inner steps are taken in double
 
 
 class Parts(NamedTuple):
@@ -91,24 +91,24 @@ class _Memory(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class _Bound(Solver):
-    """Sweeps for one problem; what they work on may be of more digits than the iterates."""
+    """Inner steps for one problem; what they work on may be of more digits than the iterates."""
 
-    problem: Problem | None  # where sweeps are booked
+    problem: Problem | None  # where inner steps are counted
     cayley: Cayley
-    sweeps: int
+    inner_steps: int
 
     fixed_cost: ClassVar[bool] = False
 
     def bind(self, problem: Problem, rtol: float, atol: float) -> Solver:
         return replace(self, problem=problem)
 
-    def _swept(self, memory: _Memory) -> tuple[Tensor, _Memory]:
-        """The iterate after some sweeps."""
+    def _after_inner_steps(self, memory: _Memory) -> tuple[Tensor, _Memory]:
+        """The iterate after `inner_steps`."""
         u, offset = memory.reflected, memory.offset
-        for _ in range(self.sweeps):
+        for _ in range(self.inner_steps):
             u = torch.addmm(offset, w := self._reflect(u, memory), self.cayley.reflection)
         if self.problem is not None:
-            self.problem.spent = np.full(len(u), self.sweeps)
+            self.problem.spent = np.full(len(u), self.inner_steps)
         return torch.add(w, u).mul_(0.5), memory._replace(reflected=u)
 
     @abstractmethod
@@ -126,7 +126,7 @@ class Forward(_Bound):
         return _Memory(torch.lerp(z, torch.addmm(shift, z, weight), alpha), self.cayley.offset(shift))
 
     def step(self, memory: _Memory, z: Tensor, fz: Tensor, residual: Tensor) -> tuple[Tensor, _Memory]:
-        z_new, memory = self._swept(memory)
+        z_new, memory = self._after_inner_steps(memory)
         return z_new.to(z.dtype), memory
 
     def _reflect(self, u: Tensor, memory: _Memory) -> Tensor:
@@ -144,7 +144,7 @@ class Adjoint(_Bound):
         return _Memory(self.cayley.alpha * shift, self.cayley.offset(shift), shift, 2 * self.slope.to(shift.dtype) - 1)
 
     def step(self, memory: _Memory, z: Tensor, fz: Tensor, residual: Tensor) -> tuple[Tensor, _Memory]:
-        q, memory = self._swept(memory)
+        q, memory = self._after_inner_steps(memory)
         assert memory.shift is not None
         return torch.addmm(memory.shift, q, self.cayley.weight).to(z.dtype), memory
 

@@ -37,7 +37,7 @@ def pictured(path, result):
 def test_a_quick_run_prints_and_writes_every_table(tmp_path):
     result = run("solvers", "--quick", "--out", str(tmp_path))
     assert result.returncode == 0, result.stderr
-    written = json.loads((tmp_path / "solvers.json").read_text())
+    written = json.loads((tmp_path / "solvers.json").read_text(encoding="utf-8"))
     evaluations = {f"evaluations_1e-{digits}_{part}" for digits in (4, 8) for part in ("ours", "peers", "summary")}
     others = {"overhead", "compiled", "frugality", "scaling", "monotone", "failed_safely", "solvable", "proximal"}
     assert set(written["tables"]) == evaluations | others | {"growth_state", "growth_batch"}
@@ -67,7 +67,7 @@ def test_a_quick_run_prints_and_writes_every_table(tmp_path):
 def test_a_quick_run_of_parallel_prints_and_writes_every_table(tmp_path):
     result = run("parallel", "--quick", "--out", str(tmp_path))
     assert result.returncode == 0, result.stderr
-    tables = json.loads((tmp_path / "parallel.json").read_text())["tables"]
+    tables = json.loads((tmp_path / "parallel.json").read_text(encoding="utf-8"))["tables"]
     assert set(tables) == {"branches", "depth", "sequences"}
     for table in tables.values():
         assert table["title"] in result.stdout
@@ -82,7 +82,7 @@ def test_a_quick_run_of_parallel_prints_and_writes_every_table(tmp_path):
 def test_a_quick_run_of_gradients_prints_and_writes_every_table(tmp_path):
     result = run("gradients", "--quick", "--out", str(tmp_path))
     assert result.returncode == 0, result.stderr
-    tables = json.loads((tmp_path / "gradients.json").read_text())["tables"]
+    tables = json.loads((tmp_path / "gradients.json").read_text(encoding="utf-8"))["tables"]
     cases = {f"backward {name}" for name in QUICK}
     others = {
         "training_step",
@@ -116,7 +116,7 @@ def test_a_quick_run_of_gradients_prints_and_writes_every_table(tmp_path):
 def test_a_quick_run_of_memory_says_what_it_leaves_out(tmp_path):
     result = run("memory", "--quick", "--out", str(tmp_path))
     assert result.returncode == 0, result.stderr
-    tables = json.loads((tmp_path / "memory.json").read_text())["tables"]
+    tables = json.loads((tmp_path / "memory.json").read_text(encoding="utf-8"))["tables"]
     assert set(tables) == {"solvers", "gradients"}
     assert all("skipped: --quick leaves out" in table["notes"][0] for table in tables.values())
     assert pictured(tmp_path / "memory.png", result)
@@ -125,7 +125,7 @@ def test_a_quick_run_of_memory_says_what_it_leaves_out(tmp_path):
 def test_a_quick_run_of_training_learns_from_the_same_weights(tmp_path):
     result = run("training", "--quick", "--out", str(tmp_path))
     assert result.returncode == 0, result.stderr
-    tables = json.loads((tmp_path / "training.json").read_text())["tables"]
+    tables = json.loads((tmp_path / "training.json").read_text(encoding="utf-8"))["tables"]
     assert set(tables) == {"training", "accuracy", "seconds"}
     rows = tables["training"]["rows"]
     exact = [row["accuracy, %"] for row in rows if "Phantom" not in row["trained with"]]

@@ -132,7 +132,7 @@ def test_without_a_gpu_one_line_says_what_it_needs(tmp_path, monkeypatch, capsys
     gpu.compare(False, tmp_path)
     said = capsys.readouterr().out
     assert said.count("skipped: needs a CUDA device") == 1
-    (table,) = json.loads((tmp_path / "gpu.json").read_text())["tables"].values()
+    (table,) = json.loads((tmp_path / "gpu.json").read_text(encoding="utf-8"))["tables"].values()
     assert (table["rows"], table["notes"]) == ([], [gpu.SKIPPED])
     if installed("matplotlib"):
         assert (tmp_path / "gpu.png").stat().st_size > 10_000

@@ -16,7 +16,7 @@ from torch.nn.utils.parametrizations import spectral_norm
 
 from implicit import Equilibrium, ImplicitGradient, fixed_point, record
 from implicit.capture import backward_source
-from implicit.explicit import Explicit
+from implicit.pure_problem import PureProblem
 from solvers import GMRES, Anderson, Broyden, Captured, Eager, Monotone, NewtonKrylov, Picard, Reversible, solve
 from solvers.loops.captures import LIMIT
 from solvers.loops.tape import Tape
@@ -384,7 +384,7 @@ def test_the_recorded_evaluation_outlives_changed_weights():
     """A recording reads the weights where they lie: later products with the first evaluation are not refused."""
     cell = Cell()
     problem = Problem(cell, (inputs(),), Layout(inputs()))
-    explicit, known = Explicit.of(problem)
+    explicit, known = PureProblem.of(problem)
     point = inputs()
     source = backward_source(explicit, known, point, torch.zeros_like(point))
     adjoint = source.build(*source.tensors)

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from implicit import NeumannGradient, PhantomGradient, ShineGradient, UnrolledGradient
-from implicit.explicit import Explicit
 from implicit.gradients.base import Evaluation
+from implicit.pure_problem import PureProblem
 from solvers import Anderson, Settings
 from solvers.loops.eager import Hold, advance, begin
 from solvers.problem import Problem
@@ -43,7 +43,7 @@ def test_backward_passes_stay_on_their_device_and_read_nothing(policy, batch):
     outcome = Outcome(value, None, None, None, False, [history] if policy.remembers else [], [])
     point = policy.point(value, ())
     evaluation = Evaluation(
-        problem, torch.zeros_like(x), point, problem(point), partial(Explicit.of, problem), None, solver, outcome
+        problem, torch.zeros_like(x), point, problem(point), partial(PureProblem.of, problem), None, solver, outcome
     )
     z = policy.attach(evaluation)
     z.square().sum().backward()

@@ -123,7 +123,7 @@ def test_a_file_is_written_read_and_appended_to(tmp_path):
     _, more = trained(lambda model: Monitor(model, every=3, path=path), steps=1)
     assert read_samples(path) == monitor.samples + more.samples
     foreign = tmp_path / "foreign.csv"
-    foreign.write_text("a,b\n1,2\n")
+    foreign.write_text("a,b\n1,2\n", encoding="utf-8")
     with pytest.raises(ValueError, match=r"foreign.csv was not written by a Monitor"):
         Monitor(Model(), path=foreign)
 
@@ -131,7 +131,7 @@ def test_a_file_is_written_read_and_appended_to(tmp_path):
 def test_a_line_that_a_killed_run_left_half_written_is_named(tmp_path):
     path = tmp_path / "monitor.csv"
     trained(lambda model: Monitor(model, every=3, path=path), steps=1)
-    path.write_text(path.read_text()[:-30])
+    path.write_text(path.read_text(encoding="utf-8")[:-30], encoding="utf-8")
     with pytest.raises(ValueError, match=r"monitor.csv, line 3 is not a whole sample"):
         read_samples(path)
 
@@ -254,7 +254,7 @@ def test_under_lightning_it_is_a_callback_and_logs_with_the_rest(tmp_path):
     assert [sample.step for sample in callback.samples] == [0, 0, 4, 4, 8, 8]
     assert {sample.layer for sample in callback.samples} == {"model.first", "model.second"}
     assert all(sample.backward_evaluations > 0 for sample in callback.samples if sample.layer == "model.first")
-    with open(f"{logger.log_dir}/metrics.csv", newline="") as file:
+    with open(f"{logger.log_dir}/metrics.csv", newline="", encoding="utf-8") as file:
         lines = [line for line in csv.DictReader(file) if line.get("implicit/model.first/residual")]
     assert len(lines) == 3
 

@@ -135,7 +135,7 @@ def test_baselines_of_torchvision_take_small_images(network):
 
 @pytest.mark.parametrize(("fault", "message"), [("ImportError('gone')", "gone"), ("RuntimeError('nms')", "one index")])
 def test_a_missing_or_mismatched_torchvision_is_named(fault, message, tmp_path):
-    (tmp_path / "torchvision.py").write_text(f"raise {fault}\n")
+    (tmp_path / "torchvision.py").write_text(f"raise {fault}\n", encoding="utf-8")
     script = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); from models import baselines; baselines.resnet(3, 5)"
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     last = result.stderr.strip().splitlines()[-1]

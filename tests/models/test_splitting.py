@@ -153,7 +153,7 @@ def test_a_cell_runs_under_solve_with_rows_dropped_and_under_other_solvers():
     cell, x = monotone_cell(16, 1.0), torch.randn(8, 5, dtype=torch.float64)
     z0 = torch.randn(8, 16, dtype=torch.float64)
     options = {"rtol": 1e-9, "max_steps": 300}
-    found = solve(cell, z0, (x,), solver=PeacemanRachford(sweeps=1), compact=True, **options).check().value
+    found = solve(cell, z0, (x,), solver=PeacemanRachford(inner_steps=1), compact=True, **options).check().value
     for solver in (PeacemanRachford(step_size=1.0), Monotone(), Anderson()):
         other = Equilibrium(cell, solver=solver, gradient=ImplicitGradient(), **options).solve(x).check().value
         torch.testing.assert_close(other, found, rtol=1e-6, atol=1e-7)
@@ -179,8 +179,8 @@ def test_what_it_cannot_do_it_refuses():
         PeacemanRachford().init(x)
     with pytest.raises(ValueError, match="step_size=0 must be a positive number"):
         PeacemanRachford(step_size=0)
-    with pytest.raises(ValueError, match="sweeps=0 must be an integer"):
-        PeacemanRachford(sweeps=0)
+    with pytest.raises(ValueError, match="inner_steps=0 must be an integer"):
+        PeacemanRachford(inner_steps=0)
     with pytest.raises(ValueError, match="step_size=2 needs the ReLU"):
         layer_of(Contraction(torch.tanh), solver=PeacemanRachford(step_size=2))(x)
     with pytest.raises(ValueError, match=r"a state of 3 entries needs \(3, 3\)"):

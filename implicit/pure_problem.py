@@ -15,7 +15,7 @@ from solvers.state import tree_map
 from .pure import Known, PureModule
 
 
-class Explicit:
+class PureProblem:
     """`f(z, *tensors)` on flat states, where `tensors` stand for the arguments, parameters and buffers of a problem.
 
     A parametrized weight counts as a tensor of its own, as it was when this was built. The function evaluates a shallow
@@ -24,7 +24,7 @@ class Explicit:
     """
 
     @classmethod
-    def of(cls, problem: Problem) -> tuple[Explicit, tuple[Tensor, ...]]:
+    def of(cls, problem: Problem) -> tuple[PureProblem, tuple[Tensor, ...]]:
         """The function, which keeps none of the tensors alive, and the tensors."""
         known = Known()
         return cls(problem, known), known.tensors
@@ -36,7 +36,7 @@ class Explicit:
         self.problem.args = tree_map(known.placed, problem.args)
         self.module = PureModule(problem.f, known) if isinstance(problem.f, nn.Module) else None
 
-    def with_args(self, change: Callable[[int, Any], Any]) -> Explicit:
+    def with_args(self, change: Callable[[int, Any], Any]) -> PureProblem:
         """The same, with `change(place, leaf)` for each leaf of the arguments that is not among the tensors."""
         changed = copy.copy(self)
         changed.problem = copy.copy(self.problem)

@@ -8,11 +8,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from solvers import Solution, State
-from solvers.problem import IN_PLACE, advise
-from solvers.state import Layout, autocast_dtype, tree_leaves, tree_map, usable
+from solvers import Eager, Loop, Solution, State
+from solvers.loops.captures import Captures
+from solvers.loops.plain import plain_steps
+from solvers.problem import IN_PLACE, advise, prepare
+from solvers.state import Layout, autocast_dtype, tree_leaves, tree_map, usable, without_autocast
 
 from .calls import note_call
+from .capture import forward_source
 from .depths import depths, is_count
 from .gradients.root import transformed
 from .layer import Layer, Z
@@ -20,6 +23,7 @@ from .loop_trace import LoopTrace
 from .parametrized import one_weight
 from .recording import current_logs, layer_name
 from .reports import Reports
+from .suitability import unsuitable
 
 
 class Looped(Layer[Z]):
@@ -43,6 +47,9 @@ class Looped(Layer[Z]):
         steps: how many, at least 1.
         tracked: how many of the last steps are differentiated, from 1 to `steps`; None: all.
         initial: `initial(*inputs)` makes the first iterate; None: zeros like the first input.
+        loop: what runs the untracked steps, such as `Captured()`, in stretches of its `check_every`. Unless `Eager`, a
+            cell that draws random numbers may draw others. Rows with depths of their own, recorded calls, and cells
+            with batch statistics or dropout in training take their steps one by one.
     """
 
     def __init__(
@@ -52,8 +59,12 @@ class Looped(Layer[Z]):
         steps: int,
         tracked: int | None = None,
         initial: Callable[..., Z] | None = None,
+        loop: Loop = Eager(),
     ) -> None:
         super().__init__(cell, initial)
+        if not isinstance(loop, Loop):
+            raise TypeError(f"Looped: loop={loop!r} is not a loop: pass an object such as Eager() or Captured()")
+        self.loop, self._captures = loop, Captures()
         if not is_count(steps):
             raise ValueError(f"Looped: steps={steps!r} must be an integer of at least 1")
         self.steps, self.tracked = steps, tracked
@@ -114,8 +125,10 @@ class Looped(Layer[Z]):
 
         if untracked:
             with torch.no_grad():
-                moved = tree_map(torch.Tensor.detach, z)
-                for step in range(untracked):
+                moved, taken = tree_map(torch.Tensor.detach, z), 0
+                if trace is None and depth.waits is None and self._in_stretches:
+                    moved, taken = self._stretches(moved, inputs, untracked, z0 is not None)
+                for step in range(taken, untracked):
                     moved = advance(step, moved)
             # forward mode passes through no_grad
             z = depth.begun(untracked - 1, tree_map(torch.Tensor.detach, moved), z)
@@ -125,6 +138,24 @@ class Looped(Layer[Z]):
         for step in range(untracked, depth.most):
             z = advance(step, z)
         return z
+
+    @property
+    def _in_stretches(self) -> bool:
+        """Whether the loop, and not this layer, can run untracked steps."""
+        if isinstance(self.loop, Eager) or torch.compiler.is_compiling() or transformed():
+            return False
+        return not any(unsuitable(self.cell))
+
+    def _stretches(self, z: State, inputs: tuple[Any, ...], most: int, named: bool) -> tuple[State, int]:
+        """The iterate after as many steps, at most so many, as the loop runs at once, and their number."""
+        problem = prepare(self.cell, z, inputs)
+        problem.captures, problem.source = self._captures, forward_source
+        if not named and self.initial is None:
+            problem.advice = self.advice(z)
+        layout = problem.layout
+        with without_autocast(layout.device):
+            flat, taken = plain_steps(problem, self.loop, layout.flatten(z).clone(), most)
+        return layout.unflatten(flat), taken
 
     def _tracked(self, steps: int) -> int:
         """How many of so many steps have derivatives."""

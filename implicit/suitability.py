@@ -21,7 +21,7 @@ _DROPS = "draws a new mask at every evaluation, so that no fixed point exists: h
 def warn_of_unsuitable(cell: nn.Module) -> None:
     """A `RuntimeWarning` that names the modules of the cell whose evaluations differ, or mix the batch's rows."""
     findings = [
-        f"{name or 'the cell itself'} ({type(module).__name__}) {fault}" for name, module, fault in _unsuitable(cell)
+        f"{name or 'the cell itself'} ({type(module).__name__}) {fault}" for name, module, fault in unsuitable(cell)
     ]
     if findings:
         warnings.warn(
@@ -53,7 +53,8 @@ def warn_of_coupling() -> None:
     )
 
 
-def _unsuitable(cell: nn.Module) -> Iterator[tuple[str, nn.Module, str]]:
+def unsuitable(cell: nn.Module) -> Iterator[tuple[str, nn.Module, str]]:
+    """The modules of the cell whose evaluations differ, or mix the batch's rows: their names, and what they do."""
     for name, module in cell.named_modules():
         if isinstance(module, _BatchNorm) and (module.training or module.running_mean is None):
             yield name, module, _COUPLES

@@ -34,8 +34,8 @@ from .paraformer import ParaFormer, TokenParaFormer, VectorParaFormer
 from .parallel import Newton, Parallel, UnlikeError, Unrolled, lyapunov_exponent, parallel_evaluate, unroll
 from .proximal import ProximalStep
 from .readings import Explicit, Implicit, InfiniteDepth, Sweeps
-from .resolvable import ContractiveConv, ContractiveDense, MonotoneConv, MonotoneDense
 from .transforms import AttentionMLP, Conv, ConvNeXt, Dense, Fidelity, Sum
+from .well_posed import ContractiveConv, ContractiveDense, MonotoneConv, MonotoneDense
 
 __all__ = [
     "AGD3",

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from .resolvable import ContractiveConv, ContractiveDense, MonotoneConv, MonotoneDense
 from .transforms import AttentionMLP, Conv, ConvNeXt, Dense
+from .well_posed import ContractiveConv, ContractiveDense, MonotoneConv, MonotoneDense
 
 
 @dataclass(frozen=True)

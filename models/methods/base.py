@@ -1,22 +1,18 @@
-"""What a first-order method is."""
+"""What a first-order method is: its steps, and the conditions on its coefficients."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from ..blocks import Blocks
-from ..proximal import ProximalStep
-from ..transforms import Fidelity, Sum
 from .coefficients import Coefficient, Coefficients, Learned, Values, check, coefficient, domains
+from .construction import Construction
 from .domains import POSITIVE
 
-MakeProximalStep = Callable[[nn.Module | None, nn.Module], ProximalStep]
 Streams = tuple[Tensor, ...]
 """What a method carries from step to step."""
 Point = Tensor | tuple[Tensor, ...]
@@ -25,7 +21,7 @@ Self = TypeVar("Self", bound="Method")
 
 
 @dataclass(frozen=True)
-class Method(ABC):
+class Method(Construction, ABC):
     """A rule `streams_k → streams_{k+1}`, linear in the streams and in the transform's output `T_k(y_k)`.
 
     Subclass it as a frozen dataclass whose fields are coefficients, made by `coefficient(default, domain)`, with
@@ -39,8 +35,6 @@ class Method(ABC):
 
     has_equilibrium: ClassVar[bool] = True
     """Whether every step has the same number of streams, so that it can be tied."""
-    is_proximal: ClassVar[bool] = False
-    """Whether its transform may be evaluated implicitly, alpha < 1."""
     consistent: ClassVar[bool] = True
     """Whether the output stays where it started when every transform is 0 (Σ a = 1)."""
 
@@ -62,19 +56,6 @@ class Method(ABC):
     @abstractmethod
     def advance(self, streams: Streams, y: Any, t: Any, c: Values) -> Streams:
         """The streams after a step, from `y = query(streams, c)` and `t = s·T_k(y)`."""
-
-    def transform(self, layer: Any, alpha: float, proximal_step: MakeProximalStep) -> nn.Module:
-        """One layer's transform T, from what the caller gives for that layer.
-
-        Proximal methods make it with `proximal_step(smooth, proximal)`, which knows alpha and how to solve.
-        """
-        if alpha != 1:
-            raise ValueError(
-                f"{type(self).__name__} is an explicit method, but alpha={alpha} needs a proximal one: ppa, pgd, fista"
-            )
-        if not isinstance(layer, nn.Module):
-            raise TypeError(f"{type(self).__name__} takes one module T(z, *inputs) per layer, not {kind(layer)}")
-        return layer
 
     def move(self, streams: Streams, transform: nn.Module, c: Values, inputs: tuple[Tensor, ...]) -> Streams:
         """One step, transform included."""
@@ -112,14 +93,6 @@ class Method(ABC):
         c = self.coefficients(k + 1).at(k)
         return replace(self, **{name: float(getattr(c, name)) for name in self.changing()})
 
-    def layer(self, blocks: Blocks) -> Any:
-        """What one layer of a network of finite depth is given, made of these blocks."""
-        return blocks.free()
-
-    def tied(self, blocks: Blocks) -> Any:
-        """What the one layer of a network of infinite depth is given: T = 0 where `z = x + P(z, x)`, P contracting."""
-        return Sum(Fidelity(), blocks.injected())
-
     def _check(self, c: Values) -> None:
         """The linear part alone: it must keep a constant, and its powers must stay bounded."""
         if not self.has_equilibrium:
@@ -146,16 +119,3 @@ def scaled(t: Any, factor: Any) -> Any:
     if isinstance(t, tuple):
         return tuple(scaled(part, factor) for part in t)
     return t if isinstance(factor, (int, float)) and factor == 1 else factor * t
-
-
-def kind(layer: Any) -> str:
-    """What was given for a layer, in words."""
-    return f"a tuple of {len(layer)}" if isinstance(layer, (tuple, list)) else f"a {type(layer).__name__}"
-
-
-def pair(method: Method, layer: Any, names: str) -> tuple[nn.Module, nn.Module]:
-    """A layer that must be two modules; `TypeError` if it is not."""
-    if not (isinstance(layer, (tuple, list)) and len(layer) == 2 and all(isinstance(m, nn.Module) for m in layer)):
-        raise TypeError(f"{type(method).__name__} takes a pair {names} per layer, not {kind(layer)}")
-    first, second = layer
-    return first, second

@@ -9,7 +9,8 @@ from torch import nn
 
 from ..blocks import Blocks
 from ..transforms import Fidelity
-from .base import MakeProximalStep, Method, kind, pair
+from .base import Method
+from .construction import MakeProximalStep, kind, pair
 from .gradient import GradientDescent, Nesterov
 
 

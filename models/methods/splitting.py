@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from ..blocks import Blocks
 from ..transforms import Fidelity, Sum
-from .base import MakeProximalStep, Method, Streams, pair
+from .base import Method, Streams
 from .coefficients import Coefficient, Values, coefficient
+from .construction import MakeProximalStep, pair
 from .domains import POSITIVE, Interval
 
 Pair = tuple[Tensor, Tensor]

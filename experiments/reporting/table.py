@@ -151,8 +151,9 @@ def table_markdown(comparison: Comparison) -> str:
     versions = ", ".join(f"{package} {number}" for package, number in settings["versions"].items())
     made = (
         f"`{settings['command']}`: {settings['terms']}, {settings['epochs']} epochs, {len(settings['seeds'])} seeds, "
-        f"{settings['seconds']:.0f} seconds on {machine['device']} ({machine['cores']} cores, {machine['threads']} "
-        f"threads), {versions}. Times were taken on that machine as it was: compare them within this table only."
+        f"{settings['seconds']:.0f} seconds on {machine['device']} (cores: {machine['cores']}, threads: "
+        f"{machine['threads']}), {versions}. Times were taken on that machine as it was: compare them within this "
+        "table only."
     )
     return "\n\n".join(part for part in (*parts, table, meanings, made) if part) + "\n"
 

@@ -151,8 +151,10 @@ class Solution(Generic[S]):
         counts = ", ".join(f"{count} {Status(code).name}" for code, count in sorted(statuses.items()))
         if not statuses:
             return "Solution(0 rows)"
+        rows, (least, most) = len(self.status), self.steps.aminmax()
+        steps = f"steps {int(least)} to {int(most)}" if least < most else f"steps {int(most)}"
         return (
-            f"Solution({len(self.status)} rows: {counts}; steps {int(self.steps.min())} to {int(self.steps.max())}, "
+            f"Solution({rows} row{'s' if rows > 1 else ''}: {counts}; {steps}, "
             f"largest relative residual {self.residual.max().item():.1e})"
         )
 

@@ -177,9 +177,11 @@ class Lines(Callback):
 
 
 def progress(goal: Goal, part: str) -> list[Callback]:
-    """The bar, where somebody looks at it: on a terminal, or in a notebook. Of a search a log has its end alone."""
+    """The bar on a terminal; a log has some lines, and of a search its end alone; a notebook only how each ended."""
     console = Console()
-    if console.is_terminal or console.is_jupyter:
+    if console.is_jupyter:  # a bar would need widgets
+        return []
+    if console.is_terminal:
         return [Progress(goal, part)]
     return [Lines(goal)] if part == "test" else []
 

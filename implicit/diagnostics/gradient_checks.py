@@ -101,7 +101,7 @@ def loose(look: Look) -> Finding | None:
     worst = max(error, off.max().item() if len(off) else 0.0)
     if not worst > LOOSE:
         return None
-    lying = f"; {name_rows(far)} lie up to {off.max():.0%} from the equilibrium" if far.any() else ""
+    lying = f"; the distance of {name_rows(far)} to the equilibrium is up to {off.max():.0%}" if far.any() else ""
     return Finding(
         "tolerance too loose for the gradient",
         f"at rtol={look.layer.rtol:g} the iterate alone puts the exact gradient off by {error:.0%}{lying}",

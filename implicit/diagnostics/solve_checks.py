@@ -98,7 +98,7 @@ def standing(look: Look) -> Finding | None:
     cycle = f", some with period {', '.join(map(str, periods))}" if periods else ""
     return Finding(
         "stalled or cycling rows",
-        f"{name_rows(bad)} do not get below a relative residual of {solution.residual[bad].max():.1e}{cycle}"
+        f"{name_rows(bad)} stopped improving at a relative residual of up to {solution.residual[bad].max():.1e}{cycle}"
         + (f"; the spectral norms of the weights are {norms}" if norms else ""),
         "They may have no fixed point: make the cell contractive (scale its weights down or normalise them, add "
         "jacobian_penalty to the loss), or try another solver or damping",
@@ -112,7 +112,7 @@ def unfinished(look: Look) -> Finding | None:
         return None
     return Finding(
         "steps ran out",
-        f"{name_rows(bad)} were still improving after {look.layer.max_steps} steps, at a relative residual of up to "
+        f"{name_rows(bad)} kept improving until {look.layer.max_steps} steps ran out, at a relative residual of up to "
         f"{solution.residual[bad].max():.1e}",
         "Raise max_steps, loosen rtol, or try another solver; jacobian_penalty in the loss keeps solves short",
     )

@@ -1,4 +1,4 @@
-"""Whether sweeps over the depth converge fast: how the network stretches a disturbance of its input."""
+"""How a network stretches a disturbance of its input over its depth."""
 
 from __future__ import annotations
 
@@ -14,9 +14,11 @@ from ..optdnn import OptDNN
 def lyapunov_exponent(net: OptDNN, z0: Tensor, *inputs: Tensor, steps: int = 20) -> Tensor:
     """(batch,) largest Lyapunov exponent of the depth, `log ‖∂z_L/∂z_0‖₂ / L`, in nepers per layer.
 
-    Below 0 the layers contract on average and few sweeps of `parallel_evaluate` suffice; above 0 a disturbance of an
-    early layer grows, and many are needed. The norm is approached from below, by power iteration on JᵀJ. Source:
-    Gonzalez et al., "Predictability enables parallelization of nonlinear state space models", NeurIPS 2025.
+    Below 0 the layers contract on average, and few sweeps of `parallel_evaluate` with `newton=` suffice; above 0 a
+    disturbance of an early layer grows, and many are needed. Plain sweeps need some multiple of τL, τ being the
+    Lipschitz constant of a layer's transform, whatever the exponent. The norm is approached from below, by power
+    iteration on JᵀJ. Source: Gonzalez et al., "Predictability enables parallelization of nonlinear state space
+    models", NeurIPS 2025.
 
     Args:
         net: the network, its rows independent of each other.

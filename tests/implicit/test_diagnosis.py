@@ -225,7 +225,7 @@ def test_a_layer_that_wants_no_gradient_has_none_to_find_fault_with():
 def test_rows_whose_steps_ran_out():
     found = diagnose(Equilibrium(Cell(0.9), max_steps=3), torch.randn(5, 8))
     assert [finding.name for finding in found] == ["steps ran out"]
-    assert "rows 0, 1, 2, 3, 4 were still improving after 3 steps" in found[0].evidence
+    assert "rows 0, 1, 2, 3, 4 kept improving until 3 steps ran out" in found[0].evidence
 
 
 class Shared(nn.Module):
@@ -288,7 +288,7 @@ def test_one_loose_row_among_many_is_named():
     slopes[7] = 0.99
     (finding,) = diagnose(Equilibrium(Rows(), solver=Picard(), rtol=1e-2, max_steps=500), slopes)
     assert finding.name == "tolerance too loose for the gradient"
-    assert "row 7 lie up to" in finding.evidence or "row 7 lies up to" in finding.evidence
+    assert "the distance of row 7 to the equilibrium is up to" in finding.evidence
 
 
 @pytest.mark.parametrize("compact", [False, True])

@@ -187,6 +187,7 @@ def test_repr_is_short():
     assert "3 CONVERGED" in repr(solution)
     assert len(repr(solution)) < 200
     assert repr(solve(lambda z: z, torch.zeros(0, 2))) == "Solution(0 rows)"
+    assert repr(solve(lambda z: z, torch.ones(1, 2))).startswith("Solution(1 row: 1 CONVERGED; steps 1, largest")
 
 
 def test_every_status_has_a_message():

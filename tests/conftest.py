@@ -1,3 +1,5 @@
+import gc
+
 import pytest
 import torch
 from torch.overrides import TorchFunctionMode
@@ -57,3 +59,10 @@ def _seed():
 def _one_thread():
     # tests are small and run side by side: threads of PyTorch's own would only wait for each other
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _collector_leaves_what_was_there_before():
+    # millions of objects of libraries and of earlier tests would be looked through at every collection
+    gc.collect()
+    gc.freeze()

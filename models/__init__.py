@@ -34,6 +34,7 @@ from .paraformer import ParaFormer, TokenParaFormer, VectorParaFormer
 from .parallel import Newton, Parallel, UnlikeError, Unrolled, lyapunov_exponent, parallel_evaluate, unroll
 from .proximal import ProximalStep
 from .readings import Explicit, Implicit, InfiniteDepth, Sweeps
+from .segments import segments
 from .transforms import AttentionMLP, Conv, ConvNeXt, Dense, Fidelity, Sum
 from .well_posed import ContractiveConv, ContractiveDense, MonotoneConv, MonotoneDense
 
@@ -82,6 +83,7 @@ __all__ = [
     "image_network",
     "lyapunov_exponent",
     "parallel_evaluate",
+    "segments",
     "unroll",
     "vector_network",
     "vit_form",

@@ -6,6 +6,8 @@ CONTESTANTS = {
     "parity": "experiments.contestants.small:parity",
     "telgarsky": "experiments.contestants.small:rings",
     "deblur": "experiments.contestants.deblurring:restorers",
+    "sudoku": "experiments.contestants.reasoning:thinkers",
+    "sudoku6": "experiments.contestants.reasoning:thinkers",
     "mnist": "experiments.contestants.pictures:grey",
     "fashion": "experiments.contestants.pictures:grey",
     "cifar10": "experiments.contestants.pictures:cifar",

@@ -6,6 +6,8 @@ TASKS = {
     "parity": "experiments.tasks.small:parity",
     "telgarsky": "experiments.tasks.small:telgarsky",
     "deblur": "experiments.tasks.deblurring:deblur",
+    "sudoku": "experiments.tasks.sudoku:sudoku",
+    "sudoku6": "experiments.tasks.sudoku:sudoku6",
     "mnist": "experiments.tasks.pictures:mnist",
     "fashion": "experiments.tasks.pictures:fashion",
     "cifar10": "experiments.tasks.pictures:cifar10",

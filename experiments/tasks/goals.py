@@ -62,6 +62,27 @@ class Classification(Goal):
         return MulticlassAccuracy(self.classes, average="micro")
 
 
+@dataclass(frozen=True)
+class ExactMatch(Goal):
+    """Cross-entropy of several answers a row, as the cells of a puzzle; the share of rows with all of them right."""
+
+    classes: int
+
+    score: ClassVar[str] = "solved"
+    unit: ClassVar[str] = "%"
+    scale: ClassVar[float] = 100.0
+    higher_is_better: ClassVar[bool] = True
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Of (batch, classes, answers) logits and (batch, answers) labels."""
+        return nn.functional.cross_entropy(outputs, targets)
+
+    def metric(self) -> Any:
+        from torchmetrics.classification import MulticlassExactMatch
+
+        return MulticlassExactMatch(self.classes)
+
+
 class _SquaredError(Goal):
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         return nn.functional.mse_loss(outputs, targets)

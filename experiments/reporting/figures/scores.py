@@ -57,7 +57,7 @@ def differences(comparison: Comparison) -> Figure | None:
     ax.set_ylim(len(shown) - 0.4, -0.6)
     direction = "right" if goal.higher_is_better else "left"
     ax.set(
-        xlabel=f"{score_label(goal)} less that of {comparison.baseline or 'its baseline'} ({direction} is better)",
+        xlabel=f"{score_label(goal)} minus that of {comparison.baseline or 'its baseline'} ({direction} is better)",
         title="Mean paired difference, 95 % interval",
     )
     ax.legend(loc="center left", bbox_to_anchor=(1.02, 0.5))

@@ -1,0 +1,43 @@
+"""Supervised segments: a layer run again and again from where it stopped."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from implicit.layer import Layer, Z
+from solvers.state import tree_map
+
+
+def segments(layer: Layer[Z], *inputs: Any, count: int, z0: Z | None = None, **keywords: Any) -> Iterator[Z]:
+    """The values of `count` calls of a `Looped` or `Equilibrium`, each from where the last one stopped.
+
+    Each is differentiated by itself: the state that is carried on has no graph, so memory is that of one segment, and
+    an optimiser may step between two of them. Prefer it to one long loop where every part of the way can be judged, as
+    in hierarchical and tiny recursive models. Source: Wang et al., "Hierarchical Reasoning Model", 2025.
+
+        for z in segments(Looped(cell, steps=4, tracked=1), x, count=3):
+            optimizer.zero_grad()
+            loss(head(z), y).backward()
+            optimizer.step()
+
+    Args:
+        layer: whose state is carried.
+        inputs, keywords: of its cell.
+        count: how many, at least 1.
+        z0: where the first one starts; None: where the layer does.
+    """
+    if not isinstance(count, int) or isinstance(count, bool) or count < 1:
+        raise ValueError(f"segments: count={count!r} must be an integer of at least 1")
+    return _segments(layer, inputs, keywords, count, z0)
+
+
+def _segments(
+    layer: Layer[Z], inputs: tuple[Any, ...], keywords: dict[str, Any], count: int, z0: Z | None
+) -> Iterator[Z]:
+    for _ in range(count):
+        z: Z = layer(*inputs, z0=z0, **keywords)
+        yield z
+        z0 = tree_map(torch.Tensor.detach, z)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 import warnings
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cached_property, partial
 from typing import Any, Protocol, runtime_checkable
@@ -25,6 +26,8 @@ from ..training.shares import TEST_BATCH
 from .saved import saved_bytes
 
 LATENCY_BATCHES = (1, 256)
+DEPTHS = (1, 2, 4, 8, 16, 32, 64)
+"""Steps after which the answers of a network that repeats a cell are scored, whatever it was trained for."""
 LATENCY_RUNS, LATENCY_SECONDS = 9, 1.0
 """At most so many passes, and no further one once they have taken so long."""
 
@@ -44,11 +47,13 @@ class Measurement:
     backward_evaluations: float | None
     """The same for the backward solves, on the first 256 rows."""
     converged: float | None
-    """Share of rows all of whose forward solves converged; 1 without solves."""
+    """Share of rows all of whose forward solves converged; 1 without solves; None also: none has a tolerance."""
     latency: dict[int, float]
     """Median seconds of a forward pass, for each batch size at which it was found."""
     prefix_scores: list[float]
     """On the test part, of the first 1 … B branches alone; empty: a network without branches, or not found."""
+    depth_scores: dict[int, float]
+    """Of a network that repeats a cell: steps → the score after so many, on the test part; empty: another network."""
     saved_bytes: int | None
     """Bytes that autograd keeps between the forward and backward pass of a training batch, parameters left out."""
     solutions: list[Solution] = field(repr=False)
@@ -108,6 +113,9 @@ def measure(network: nn.Module, task: Task, device: str, failures: Failures) -> 
         prefixes = None
         if isinstance(network, Branched):
             prefixes = attempt("the scores of its branches", partial(prefix_scores, network, task, device))
+        depths = None
+        if isinstance(network, Repeating):
+            depths = attempt("the scores after other numbers of steps", partial(depth_scores, network, task, device))
         return Measurement(
             score=attempt("the score", lambda: score(network, task, device)),
             margin=attempt("the margin", margin) if vectors else None,
@@ -117,6 +125,7 @@ def measure(network: nn.Module, task: Task, device: str, failures: Failures) -> 
             converged=None if solves is None else _share_converged(solves),
             latency={size: seconds for size, seconds in times.items() if seconds is not None},
             prefix_scores=prefixes or [],
+            depth_scores=depths or {},
             saved_bytes=attempt("the saved bytes", saved),
             solutions=solves or [],
         )
@@ -149,10 +158,29 @@ class Branched(Protocol):
 
 def prefix_scores(network: Branched, task: Task, device: str) -> list[float]:
     """The scores of the first 1 … B branches on the whole test part, of a network in evaluation mode."""
+    return _scores(network.prefixes, task, device)
+
+
+@runtime_checkable
+class Repeating(Protocol):
+    """A network that repeats a cell, and can answer after any number of steps."""
+
+    def after(self, x: Tensor, steps: Sequence[int]) -> Iterable[Tensor]:
+        """The outputs after each of these numbers of steps, which rise."""
+        ...
+
+
+def depth_scores(network: Repeating, task: Task, device: str) -> dict[int, float]:
+    """Steps → score on the whole test part, of a network in evaluation mode."""
+    return dict(zip(DEPTHS, _scores(lambda x: network.after(x, DEPTHS), task, device), strict=True))
+
+
+def _scores(answers: Callable[[Tensor], Iterable[Tensor]], task: Task, device: str) -> list[float]:
+    """Of several outputs for each batch of the test part."""
     metrics: list[Any] = []
     with torch.no_grad():
         for inputs, targets in DataLoader(task.test, TEST_BATCH, num_workers=task.workers):
-            outputs = network.prefixes(inputs.to(device))
+            outputs = list(answers(inputs.to(device)))
             metrics = metrics or [_own_metric(task, device) for _ in outputs]
             for metric, answer in zip(metrics, outputs, strict=True):
                 metric.update(answer, targets.to(device))
@@ -163,10 +191,12 @@ def _mean_evaluations(solutions: list[Solution]) -> float:
     return sum(solution.evaluations.double().mean().item() for solution in solutions)
 
 
-def _share_converged(solutions: list[Solution]) -> float:
-    if not solutions:
-        return 1.0
-    return torch.stack([solution.converged for solution in solutions]).all(dim=0).double().mean().item()
+def _share_converged(solutions: list[Solution]) -> float | None:
+    """None where each has a number of steps in place of a tolerance."""
+    asked = [solution for solution in solutions if not solution.fixed]
+    if not asked:
+        return None if solutions else 1.0
+    return torch.stack([solution.converged for solution in asked]).all(dim=0).double().mean().item()
 
 
 def _repeated(inputs: Tensor, size: int) -> Tensor:

@@ -83,11 +83,13 @@ class Learner(lightning.LightningModule):
     def on_after_backward(self) -> None:
         if self._log and self._log.forward:
             forward, backward = self._log.forward, self._log.backward
-            shares = [entry.solution.converged.double().mean() for entry in (*forward, *backward)]
+            solutions = [entry.solution for entry in (*forward, *backward)]
+            shares = [solution.converged.double().mean() for solution in solutions if not solution.fixed]
             for name, solves in (("forward_evaluations", forward), ("backward_evaluations", backward)):
                 evaluations = sum(entry.solution.evaluations.double().mean() for entry in solves)
                 self._note(name, torch.as_tensor(evaluations, device=self.device).float())
-            self._note("converged", torch.as_tensor(sum(shares) / len(shares), device=self.device).float())
+            share = sum(shares) / len(shares) if shares else 1.0
+            self._note("converged", torch.as_tensor(share, device=self.device).float())
         self._log = None
 
     def validation_step(self, batch: tuple[Tensor, Tensor], index: int) -> None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from .answers import boundaries, functions
 from .branches import kept_branches
+from .repeated import more_steps
 from .restorations import distances, restorations
 from .scores import cost, differences
 from .solves import evaluations, residuals, spectra, steps
@@ -39,6 +40,7 @@ FIGURES: dict[str, tuple[str, Callable[[Comparison], Any]]] = {
         spectra,
     ),
     "evaluations": ("Evaluations of the cells over training.", evaluations),
+    "more-steps": ("The score after fewer and more steps of a repeated cell than in training.", more_steps),
     "branches": ("What the branches of a Para-Former add, after training.", kept_branches),
 }
 """File name → (caption, how it is drawn; None where the comparison has nothing to show)."""

@@ -16,13 +16,14 @@ if TYPE_CHECKING:
     from .contestants.steps import Step
     from .reporting.comparison import Comparison
     from .running.compare import compare
-    from .tasks.goals import Classification, Goal, Regression, Restoration
+    from .tasks.goals import Classification, ExactMatch, Goal, Regression, Restoration
     from .tasks.task import Source, Task
 
 _PLACES = {
     "Classification": "tasks.goals",
     "Comparison": "reporting.comparison",
     "Contestant": "contestants.contestant",
+    "ExactMatch": "tasks.goals",
     "Goal": "tasks.goals",
     "Regression": "tasks.goals",
     "Restoration": "tasks.goals",
@@ -37,6 +38,7 @@ __all__ = [
     "Classification",
     "Comparison",
     "Contestant",
+    "ExactMatch",
     "Goal",
     "InputError",
     "Regression",

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from implicit.depths import is_count
 from implicit.layer import Layer, Z
 from solvers.state import tree_map
 
@@ -29,7 +30,9 @@ def segments(layer: Layer[Z], *inputs: Any, count: int, z0: Z | None = None, **k
         count: how many, at least 1.
         z0: where the first one starts; None: where the layer does.
     """
-    if not isinstance(count, int) or isinstance(count, bool) or count < 1:
+    if not isinstance(layer, Layer):
+        raise TypeError(f"segments: layer is a {type(layer).__name__}, not a Looped or an Equilibrium")
+    if not is_count(count):
         raise ValueError(f"segments: count={count!r} must be an integer of at least 1")
     return _segments(layer, inputs, keywords, count, z0)
 

@@ -10,10 +10,11 @@ from torch import Tensor, nn
 
 from ..errors import InputError
 from ..names import found, unknown
-from ..tasks.goals import Classification
+from ..tasks.goals import Classification, ExactMatch
 from ..tasks.task import Task
 from . import CONTESTANTS
 from .contestant import Contestant, Contestants, against
+from .reasoning import thinkers
 from .small import pictures, vectors
 
 Entry = Contestant | Callable[..., nn.Module]
@@ -24,14 +25,16 @@ def contestants_for(task: Task) -> Contestants:
     """The toolkit's own contestants for a task of yours, by what its inputs are: name → contestant.
 
     Args:
-        task: on vectors, (batch, numbers), or on pictures, (batch, channels, height, width), in classes; there are
-            none for other inputs.
+        task: on vectors, (batch, numbers), on pictures, (batch, channels, height, width), in classes, or on puzzles,
+            (batch, cells, symbols), with the goal `ExactMatch`; there are none for other inputs.
     """
     inputs, _ = task.sample(1)
     if isinstance(inputs, Tensor) and inputs.ndim == 2:
         return vectors(task, width=16, depth=6, size=32)
     if isinstance(inputs, Tensor) and inputs.ndim == 4 and isinstance(task.goal, Classification):
         return pictures(task)
+    if isinstance(inputs, Tensor) and inputs.ndim == 3 and isinstance(task.goal, ExactMatch):
+        return thinkers(task)
     return {}
 
 

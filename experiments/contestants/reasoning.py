@@ -18,7 +18,7 @@ from ..tasks.task import Task
 from .contestant import Contestant, Contestants, against
 from .steps import Step
 
-WIDTH, HEADS = 32, 4
+WIDTH, HEADS, HIDDEN = 32, 4, 64
 STEPS = 8
 """Of the loops, in training and unless told otherwise; each evaluates both levels."""
 SEGMENTS, SEGMENT = 2, 4
@@ -87,12 +87,14 @@ class RandomDepths(Thinker):
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:
             return super().forward(x)
-        depths = 1 + torch.poisson(torch.full((len(x),), STEPS - 1.0)).long()
+        depths = 1 + torch.poisson(torch.full((len(x),), STEPS - 1.0, device="cpu")).long()
         return self.answer(self.layer(x, steps=depths))
 
 
 class Segmented(Thinker):
     """In training each batch is good for SEGMENTS steps of the optimiser, on states that are carried on."""
+
+    _under_way: Iterator[State] | None = None
 
     def training_steps(self, epoch: int, epochs: int) -> Sequence[Step]:
         """Of a batch: one for each segment."""
@@ -103,15 +105,18 @@ class Segmented(Thinker):
         if segment is None:
             *_, z = segments(self.layer, x, count=SEGMENTS)
             return self.answer(z)
-        if segment == 0:
+        if segment == 0 or self._under_way is None:
             self._under_way = segments(self.layer, x, count=SEGMENTS)
-        return self.answer(next(self._under_way))
+        z = next(self._under_way)
+        if segment == SEGMENTS - 1:
+            self._under_way = None  # what is under way cannot be copied with the network
+        return self.answer(z)
 
 
 class Stack(nn.Module):
-    """As many different blocks as a step of the cell has, twice: a transformer, nothing of which is repeated."""
+    """Different blocks, one after the other: a transformer, nothing of which is repeated."""
 
-    def __init__(self, cells: int, symbols: int, digits: int, hidden: int, depth: int = 4) -> None:
+    def __init__(self, cells: int, symbols: int, digits: int, hidden: int, depth: int) -> None:
         super().__init__()
         self.inject, self.positions = nn.Linear(symbols, WIDTH), nn.Parameter(torch.randn(cells, WIDTH))
         self.blocks = nn.Sequential(*(Block(hidden) for _ in range(depth)))
@@ -124,7 +129,7 @@ class Stack(nn.Module):
 
 
 def thinkers(task: Task) -> Contestants:
-    """The cell in every reading, beside a transformer that repeats nothing."""
+    """The cell in every reading, beside transformers that repeat nothing."""
     if not isinstance(task.goal, ExactMatch):
         raise InputError(f"task {task.name}: networks for puzzles need the goal ExactMatch(classes)")
     x, _ = task.sample(1)
@@ -158,9 +163,17 @@ def thinkers(task: Task) -> Contestants:
         ),
         "deq": row("equilibrium", "the exact gradient", equilibrium(ImplicitGradient(rtol=1e-2, max_steps=32))),
         "deq-jfb": row("equilibrium", "the Jacobian-free gradient", equilibrium(PhantomGradient(steps=1))),
-        "stack": Contestant("explicit", "four different blocks", lambda hidden: Stack(cells, symbols, digits, hidden)),
+        "stack": Contestant(
+            "explicit", "the two blocks of the cell, each once", lambda hidden: Stack(cells, symbols, digits, hidden, 2)
+        ),
+        "stack-deep": Contestant(
+            "explicit",
+            f"{2 * STEPS} different blocks: as many as {STEPS} steps of the cell evaluate",
+            lambda _: Stack(cells, symbols, digits, HIDDEN, 2 * STEPS),
+            fixed=True,
+        ),
     }
-    return against("looped", 64, rows)
+    return against("looped", HIDDEN, rows)
 
 
 def _unit(z: Tensor) -> Tensor:

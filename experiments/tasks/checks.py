@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import TensorDataset
 
-from .goals import Classification, Goal
+from .goals import Classification, ExactMatch, Goal
 
 if TYPE_CHECKING:
     from .task import Task
@@ -47,6 +47,8 @@ def _check_part(data: Any, goal: Goal) -> None:
             raise ValueError("holds NaN or Inf")
     if isinstance(goal, Classification):
         _check_labels(data.tensors[1], goal.classes)
+    if isinstance(goal, ExactMatch):
+        _check_answers(data.tensors[1], goal.classes)
 
 
 def _check_labels(labels: Tensor, classes: int) -> None:
@@ -57,3 +59,10 @@ def _check_labels(labels: Tensor, classes: int) -> None:
     low, high = int(labels.min()), int(labels.max())
     if low < 0 or high >= classes:
         raise ValueError(f"has labels from {low} to {high}, not from 0 to {classes - 1}, as classes={classes} asks for")
+
+
+def _check_answers(labels: Tensor, classes: int) -> None:
+    if labels.dtype != torch.int64 or labels.ndim != 2:
+        shape = tuple(labels.shape)
+        raise ValueError(f"has labels of {labels.dtype} in shape {shape}, not torch.int64 in (rows, answers)")
+    _check_labels(labels.flatten(), classes)

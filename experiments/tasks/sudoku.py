@@ -85,43 +85,43 @@ def data(puzzles: Grids, answers: Grids) -> TensorDataset:
 
 
 def sudoku() -> Task:
-    """4 × 4 cells with 5 clues, ten puzzles of each of the 288 grids, a fifth of which is kept for testing."""
+    """4 × 4 cells with 5 clues, ten puzzles of each of the 288 grids, which are split 208 : 24 : 56."""
     draw, repeats = np.random.default_rng(0), 10
     grids = list(solutions([0] * 16, 4))
-    chosen = [grids[number] for number in draw.permutation(len(grids)).tolist() for _ in range(repeats)]
-    puzzles, answers = (
-        np.array(rows).reshape(-1, 4, 4) for rows in ([dug(grid, 4, 5, draw) for grid in chosen], chosen)
-    )
-    train = len(grids) * 4 // 5 * repeats
-    return _task("sudoku", puzzles, answers, train, "no grid of the test part is one of the training part")
+    order = [grids[number] for number in draw.permutation(len(grids)).tolist()]
+    pairs = np.array([(dug(grid, 4, 5, draw), grid) for grid in order for _ in range(repeats)])
+    split = "no grid is in two parts, but all 288 are symmetric forms of two"
+    return _task("sudoku", pairs.reshape(-1, 2, 4, 4), 208 * repeats, 24 * repeats, split)
 
 
 def sudoku6() -> Task:
-    """6 × 6 cells with 12 clues, 128 symmetric forms of each of 64 puzzles, a fifth of which is kept for testing."""
+    """6 × 6 cells with 12 clues, 128 symmetric forms of each of 64 puzzles, which are split 46 : 6 : 12."""
     draw, bases, repeats = np.random.default_rng(0), 64, 128
-    start, pairs = np.array(next(solutions([0] * 36, 6))).reshape(6, 6), []
-    for _ in range(bases):
+    start = np.array(next(solutions([0] * 36, 6))).reshape(6, 6)
+    pairs: dict[bytes, Grids] = {}
+    for number in range(1, bases + 1):
         some = np.where(draw.random((6, 6)) < 0.25, moved(start, draw), 0).ravel().tolist()
         solution = next(solutions(some, 6))  # a random one: what completes a quarter of another
         base = np.array([dug(solution, 6, 12, draw), solution]).reshape(2, 6, 6)
-        pairs += [moved(base, draw) for _ in range(repeats)]
-    puzzles, answers = np.stack(pairs, axis=1)
-    train = bases * 4 // 5 * repeats
-    known = {answer.tobytes() for answer in answers[:train]}
-    kept = [place < train or answer.tobytes() not in known for place, answer in enumerate(answers)]
-    words = "symmetric forms of 51 for training, of 13 others for testing, and no grid is in both parts"
-    return _task("sudoku6", puzzles[kept], answers[kept], train, words)
+        while len(pairs) < number * repeats:
+            pair = moved(base, draw)
+            pairs.setdefault(pair[1].tobytes(), pair)
+    split = "symmetric forms of 46 puzzles to train on, of 6 and 12 others in the other parts; no grid occurs twice"
+    return _task("sudoku6", np.stack(list(pairs.values())), 46 * repeats, 6 * repeats, split)
 
 
-def _task(name: str, puzzles: Grids, answers: Grids, train: int, split: str) -> Task:
-    side = puzzles.shape[-1]
+def _task(name: str, pairs: Grids, train: int, validation: int, split: str) -> Task:
+    """Of (rows, 2, side, side) puzzles and their grids; the first so many train, and the next validate."""
+    puzzles, answers = pairs[:, 0], pairs[:, 1]
+    side, rest = puzzles.shape[-1], train + validation
     return Task(
         name,
         data(puzzles[:train], answers[:train]),
-        data(puzzles[train:], answers[train:]),
+        data(puzzles[rest:], answers[rest:]),
+        validation=data(puzzles[train:rest], answers[train:rest]),
         goal=ExactMatch(side),
         description=f"Sudoku puzzles of {side} × {side} cells, each with one solution; {split}",
-        epochs=20,
+        epochs=16,
         learning_rate=3e-3,
         measured=256,
     )

@@ -11,7 +11,7 @@ from matplotlib.ticker import LogLocator, NullFormatter
 
 from implicit.plots import COLOURS, MARKERS
 
-from ...tasks.goals import Classification, Goal
+from ...tasks.goals import Classification, ExactMatch, Goal
 from .labels import name_points
 from .style import score_label
 
@@ -130,7 +130,8 @@ def cost(comparison: Comparison) -> Figure | None:
 def _bars(rows: list[Row], goal: Goal) -> list[list[float]]:
     """Lengths of the bars below and above the scores; a share of right answers goes no higher than one."""
     below = [goal.scale * row.deviation("score") for row in rows]
-    room = [goal.scale * (1 - row.mean("score")) if isinstance(goal, Classification) else math.inf for row in rows]
+    is_share = isinstance(goal, (Classification, ExactMatch))
+    room = [goal.scale * (1 - row.mean("score")) if is_share else math.inf for row in rows]
     return [below, [min(pair) for pair in zip(below, room, strict=True)]]
 
 

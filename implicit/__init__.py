@@ -23,6 +23,7 @@ from .gradients import (
     with_value,
 )
 from .looped import Looped
+from .multistart import MultistartSolution, multistart
 from .parametrized import one_weight
 from .recording import ConvergenceWarning, record
 from .split_cell import SplitCell
@@ -36,6 +37,7 @@ __all__ = [
     "ImplicitGradient",
     "LockedDropout",
     "Looped",
+    "MultistartSolution",
     "NeumannGradient",
     "PhantomGradient",
     "ReversibleGradient",
@@ -45,6 +47,7 @@ __all__ = [
     "Unconverged",
     "UnrolledGradient",
     "fixed_point",
+    "multistart",
     "one_weight",
     "record",
     "root",

@@ -11,6 +11,7 @@ if not hasattr(implicit, "siblings"):
 from solvers import __version__ as __version__
 
 from .blocks import Blocks
+from .injection import DiagonalInjection
 from .methods import (
     AGD3,
     APG2,
@@ -51,6 +52,7 @@ __all__ = [
     "ConvNeXt",
     "Dense",
     "DenselyConnected",
+    "DiagonalInjection",
     "Explicit",
     "Fidelity",
     "GradientDescent",

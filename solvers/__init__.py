@@ -10,6 +10,7 @@ from .rules.broyden import Broyden
 from .rules.gmres import GMRES
 from .rules.monotone import Monotone
 from .rules.newton import NewtonKrylov
+from .rules.noisy import NoisyPicard
 from .rules.peaceman_rachford import PeacemanRachford
 from .rules.picard import Picard
 from .rules.reversible import Reversible
@@ -35,6 +36,7 @@ __all__ = [
     "Loop",
     "Monotone",
     "NewtonKrylov",
+    "NoisyPicard",
     "Norm",
     "PeacemanRachford",
     "Picard",

@@ -19,6 +19,7 @@ from implicit import (
     ShineGradient,
     UnrolledGradient,
     fixed_point,
+    multistart,
     record,
 )
 from implicit import diagnostics as d
@@ -28,7 +29,7 @@ from models import METHODS, OptDEQ, OptDNN, ParaFormer, lyapunov_exponent, paral
 from models.blocks import attention, convolutional, dense
 from models.mdeq import MDEQ
 from models.mondeq import mondeq
-from solvers import GMRES, Anderson, Broyden, Monotone, NewtonKrylov, Picard, Reversible, solve
+from solvers import GMRES, Anderson, Broyden, Monotone, NewtonKrylov, NoisyPicard, Picard, Reversible, solve
 
 
 class Cell(nn.Module):
@@ -52,7 +53,7 @@ def made(device):
         yield layer, x
 
 
-SOLVERS = [Picard(), Anderson(), Broyden(), GMRES(), Monotone(), NewtonKrylov(), Reversible()]
+SOLVERS = [Picard(), Anderson(), Broyden(), GMRES(), Monotone(), NewtonKrylov(), NoisyPicard(), Reversible()]
 
 
 @pytest.mark.parametrize("solver", SOLVERS, ids=repr)
@@ -63,6 +64,11 @@ def test_solves(solver, compact, made):
     assert solution.check().value.device == solution.residual.device == x.device
     assert not solution.summary().startswith("0")
     d.convergence_rate(solution)
+
+
+def test_several_starts(made):
+    layer, x = made
+    assert multistart(layer, x, starts=3).check().agreed.device == x.device
 
 
 GRADIENTS = [

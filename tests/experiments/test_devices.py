@@ -11,6 +11,7 @@ from torch.utils.data import TensorDataset
 import experiments.commands.sweeps
 import experiments.tasks.deblurring
 import experiments.tasks.small
+import experiments.tasks.sudoku
 from experiments.commands.main import main
 from experiments.contestants.own import known
 from experiments.tasks.make import make_task
@@ -28,6 +29,7 @@ COMMANDS = {
         "gd,pgd-deq,gd-parallel,mdeq,paraformer,paraformer-progressive",
     ],
     "compare deblur": ["--no-search", *SMALL, "--models", "classical,pgd-explicit,pgd-implicit"],
+    "compare sudoku": ["--no-search", *SMALL, "--models", "looped-poisson,looped-segments,deq-jfb,stack"],
     "depth": ["--widths", "6", "--batches", "1,2", "--depths", "1,3"],
     "sweeps": SMALL,
     "universality": [*SMALL, "--models", "gd,pgd-implicit", "--depths", "1,2,3"],
@@ -48,7 +50,8 @@ def few(task):
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_ends_with_its_result(command, device, tmp_path, monkeypatch):
     small, deblurring = experiments.tasks.small, experiments.tasks.deblurring
-    for module, names in ((small, ("rings", "parity", "telgarsky", "digits")), (deblurring, ("deblur",))):
+    small_tasks = (small, ("rings", "parity", "telgarsky", "digits"))
+    for module, names in (small_tasks, (deblurring, ("deblur",)), (experiments.tasks.sudoku, ("sudoku",))):
         for name in names:
             monkeypatch.setattr(module, name, few(getattr(module, name)))
     monkeypatch.setattr(experiments.commands.sweeps, "TRAINED", (1, 2))
@@ -68,7 +71,7 @@ def test_another_default_device_changes_nothing(device, tmp_path, monkeypatch):
         assert main(["compare", "rings", "--no-search", *arguments]) == 0
 
 
-@pytest.mark.parametrize("task", ["digits", "rings", "deblur"])
+@pytest.mark.parametrize("task", ["digits", "rings", "deblur", "sudoku"])
 def test_networks_and_goals_hold_their_tensors_where_they_are_moved(task):
     data = make_task(task)
     for name, contestant in known(task, data).items():

@@ -148,7 +148,7 @@ def thinkers(task: Task) -> Contestants:
 
     def equilibrium(gradient: ImplicitGradient | PhantomGradient) -> Make:
         return lambda cell: Equilibrium(
-            cell, solver=Anderson(), rtol=1e-3, min_steps=6, max_steps=32, gradient=gradient, initial=start
+            cell, solver=Anderson(), rtol=1e-3, min_steps=6, max_steps=16, gradient=gradient, initial=start
         )
 
     rows = {
@@ -161,7 +161,7 @@ def thinkers(task: Task) -> Contestants:
             loop(SEGMENT, 1),
             Segmented,
         ),
-        "deq": row("equilibrium", "the exact gradient", equilibrium(ImplicitGradient(rtol=1e-2, max_steps=32))),
+        "deq": row("equilibrium", "the exact gradient", equilibrium(ImplicitGradient(rtol=1e-2, max_steps=16))),
         "deq-jfb": row("equilibrium", "the Jacobian-free gradient", equilibrium(PhantomGradient(steps=1))),
         "stack": Contestant(
             "explicit", "the two blocks of the cell, each once", lambda hidden: Stack(cells, symbols, digits, hidden, 2)

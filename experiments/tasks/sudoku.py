@@ -85,8 +85,8 @@ def data(puzzles: Grids, answers: Grids) -> TensorDataset:
 
 
 def sudoku() -> Task:
-    """4 × 4 cells with 5 clues, ten puzzles of each of the 288 grids, which are split 208 : 24 : 56."""
-    draw, repeats = np.random.default_rng(0), 10
+    """4 × 4 cells with 5 clues, five puzzles of each of the 288 grids, which are split 208 : 24 : 56."""
+    draw, repeats = np.random.default_rng(0), 5
     grids = list(solutions([0] * 16, 4))
     order = [grids[number] for number in draw.permutation(len(grids)).tolist()]
     pairs = np.array([(dug(grid, 4, 5, draw), grid) for grid in order for _ in range(repeats)])
@@ -122,6 +122,7 @@ def _task(name: str, pairs: Grids, train: int, validation: int, split: str) -> T
         goal=ExactMatch(side),
         description=f"Sudoku puzzles of {side} × {side} cells, each with one solution; {split}",
         epochs=16,
+        batch=32,
         learning_rate=3e-3,
         measured=256,
     )

@@ -30,7 +30,7 @@ def _peers(side: int) -> list[list[int]]:
 
 
 def solutions(cells: list[int], side: int) -> Iterator[list[int]]:
-    """All that fill the empty cells, by search: the cell with the fewest candidates first. It writes into `cells`."""
+    """All ways to fill the empty cells, by search: the cell with the fewest candidates first. It changes `cells`."""
     peers, least, candidates = _peers(side), -1, set(range(side + 1))
     for cell, digit in enumerate(cells):
         if digit == 0:
@@ -49,7 +49,10 @@ def solutions(cells: list[int], side: int) -> Iterator[list[int]]:
 
 
 def is_unique(cells: list[int], side: int) -> bool:
-    """Whether a puzzle has exactly one solution."""
+    """Whether a puzzle has exactly one solution; without a search if its clues contradict each other."""
+    peers = _peers(side)
+    if any(digit and digit in [cells[peer] for peer in peers[cell]] for cell, digit in enumerate(cells)):
+        return False
     found = solutions(cells.copy(), side)
     return next(found, None) is not None and next(found, None) is None
 

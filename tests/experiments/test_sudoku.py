@@ -107,6 +107,7 @@ def test_the_score_is_the_share_of_rows_that_are_right_everywhere():
     torch.testing.assert_close(goal.loss(10 * logits, targets), expected)
 
 
+@pytest.mark.filterwarnings("ignore::implicit.ConvergenceWarning")  # untrained equilibria
 def test_every_network_learns_from_a_batch(few):
     x, y = few.sample(6)
     for name, contestant in contestants_for(few).items():

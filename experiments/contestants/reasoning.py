@@ -157,7 +157,7 @@ def thinkers(task: Task) -> Contestants:
         "looped-poisson": row("looped", f"{STEPS} steps on average, drawn for each row", loop(STEPS), RandomDepths),
         "looped-segments": row(
             "looped",
-            f"{SEGMENTS} segments of {SEGMENT} steps, the last of each differentiated",
+            f"{SEGMENTS} segments of {SEGMENT} steps, the last of each differentiated, an update after each",
             loop(SEGMENT, 1),
             Segmented,
         ),

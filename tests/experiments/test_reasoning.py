@@ -10,6 +10,8 @@ from torch.utils.data import TensorDataset
 from experiments import ExactMatch, Task, contestants_for
 from experiments.contestants.reasoning import SEGMENTS, Segmented
 from experiments.contestants.terms import flops, parameters
+from experiments.failures import Failures
+from experiments.measuring.measure import measure
 from experiments.tasks.make import make_task
 
 GRIDS = {"sudoku": (208, 24, 56), "sudoku6": (5888, 768, 1536)}
@@ -62,6 +64,16 @@ def test_the_explicit_ones_have_as_many_parameters_or_do_as_much_work(puzzles):
     assert parameters(stack) == parameters(looped)
     once = 8 * 9 * 2 * 4 * 32  # what each step of the loop embeds anew, and a stack once
     assert 0 <= flops(looped, x) - flops(deep, x) <= once
+
+
+def test_measured_flops_are_those_of_the_steps_alone(puzzles):
+    network, (x, _) = contestants_for(puzzles)["looped"].build(16), puzzles.sample(8)
+    network.layer.steps = 1
+    once = flops(network, x)
+    network.layer.steps = 5
+    measured = measure(network, puzzles, "cpu", Failures())
+    head = 9 * 2 * 32 * 3
+    assert measured.flops == flops(network, x) == 5 * (once - head) + head
 
 
 def test_a_network_can_be_copied_between_batches_and_after_one_that_broke_off(puzzles):

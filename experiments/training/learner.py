@@ -88,8 +88,8 @@ class Learner(lightning.LightningModule):
             for name, solves in (("forward_evaluations", forward), ("backward_evaluations", backward)):
                 evaluations = sum(entry.solution.evaluations.double().mean() for entry in solves)
                 self._note(name, torch.as_tensor(evaluations, device=self.device).float())
-            share = sum(shares) / len(shares) if shares else 1.0
-            self._note("converged", torch.as_tensor(share, device=self.device).float())
+            if shares:
+                self._note("converged", torch.as_tensor(sum(shares) / len(shares), device=self.device).float())
         self._log = None
 
     def validation_step(self, batch: tuple[Tensor, Tensor], index: int) -> None:

@@ -67,7 +67,11 @@ def evaluations(comparison: Comparison) -> Figure | None:
     rows = _solving(comparison)
     if not rows or comparison.settings["epochs"] < 2:
         return None
-    converged = {row.name: 100 * np.mean(curve_of(row, "converged"), axis=0) for row in rows}
+    converged = {
+        row.name: 100 * np.mean(curve_of(row, "converged"), axis=0)
+        for row in rows
+        if "converged" in row.runs[0].training.curves[0]  # not where a number of steps is given
+    }
     fails = any(values.min() < 100 for values in converged.values())  # else a panel would say nothing
     figure, axes = plt.subplots(1, 1 + fails, figsize=(6.5 + 3.5 * fails, 3.8), layout="constrained", squeeze=False)
     axes = axes[0]
@@ -78,7 +82,7 @@ def evaluations(comparison: Comparison) -> Figure | None:
         for direction, line in (("forward", "-"), ("backward", "--")):
             values = np.mean(curve_of(row, f"{direction}_evaluations"), axis=0)
             axes[0].plot(epochs, values, line, label=f"{row.name}, {direction}", **looks)
-        if fails:
+        if fails and row.name in converged:
             axes[1].plot(epochs, converged[row.name], LINES[number % len(LINES)], label=row.name, **looks)
     axes[0].set(ylabel="evaluations a row (dashed: backward)", title="Work of the solves, all layers together")
     axes[0].set_ylim(bottom=0)
@@ -117,9 +121,9 @@ def _solutions(row: Row) -> dict[str, Solution]:
     return dict(zip(names, solutions, strict=True))
 
 
-def _tolerance(row: Row) -> float:
-    """Relative tolerance of its solves."""
-    return next(layer.rtol for layer in row.runs[0].network.modules() if isinstance(layer, Equilibrium))
+def _tolerance(row: Row) -> float | None:
+    """Relative tolerance of its solves; None: a number of steps is given."""
+    return next((layer.rtol for layer in row.runs[0].network.modules() if isinstance(layer, Equilibrium)), None)
 
 
 def _panels(rows: list[Any]) -> tuple[Figure, Any]:

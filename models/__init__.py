@@ -11,6 +11,7 @@ if not hasattr(implicit, "siblings"):
 from solvers import __version__ as __version__
 
 from .blocks import Blocks
+from .learned_start import LearnedStart
 from .methods import (
     AGD3,
     APG2,
@@ -58,6 +59,7 @@ __all__ = [
     "Implicit",
     "InfiniteDepth",
     "Learned",
+    "LearnedStart",
     "LinearizedADMM",
     "Method",
     "MonotoneConv",

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from implicit import Equilibrium, Looped, NeumannGradient
-from models import AttentionMLP, OptDNN
+from models import AttentionMLP, LearnedStart, OptDNN
 from models.branches import Branches
 from solvers import Anderson
 
@@ -16,6 +16,7 @@ from ..errors import InputError
 from ..tasks.goals import NextCharacter
 from ..tasks.task import Task
 from .contestant import Contestant, Contestants, against
+from .started import Started
 
 HEADS, DEPTH, SIZE = 2, 4, 64
 """Of the attention; blocks of the explicit network; its size."""
@@ -33,11 +34,16 @@ def language_models(task: Task) -> Contestants:
     characters, (windows, _) = task.goal.characters, task.sample(1)
     length = windows.shape[1]
 
-    def row(reading: str, description: str, body: Callable[[int, int], nn.Module]) -> Contestant:
+    def row(
+        reading: str,
+        description: str,
+        body: Callable[[int, int], nn.Module],
+        network: Callable[..., nn.Module] = nn.Sequential,
+    ) -> Contestant:
         def build(size: int) -> nn.Module:
             width = HEADS * max(1, round(size / (2 * HEADS)))
             embedding = Embedding(characters, length, width)
-            return nn.Sequential(embedding, body(width, size), nn.LayerNorm(width), nn.Linear(width, characters))
+            return network(embedding, body(width, size), nn.LayerNorm(width), nn.Linear(width, characters))
 
         return Contestant(reading, description, build)
 
@@ -48,6 +54,7 @@ def language_models(task: Task) -> Contestants:
             "looped", f"one block with its input injected, {STEPS} steps, gradient of the last {TRACKED}", looped
         ),
         "deq": row("equilibrium", "the equilibrium of the looped block, one-step adjoint", equilibrium),
+        "deq-start": row("equilibrium", "deq from where a small network proposes", started_equilibrium, Started),
         "paraformer": row("parallel", f"Para-Former: {DEPTH} blocks side by side, summed", side_by_side),
     }
     return against("explicit", SIZE, rows)
@@ -99,7 +106,7 @@ def looped(width: int, hidden: int) -> nn.Module:
     return Looped(Cell(width, hidden), steps=STEPS, tracked=TRACKED)
 
 
-def equilibrium(width: int, hidden: int) -> nn.Module:
+def equilibrium(width: int, hidden: int) -> Equilibrium:
     """As attractor models solve it, arXiv 2605.12466; the gradient is that of one step of `u = g + Jᵀu` from `u = g`.
 
     The fixed point is causal. Anderson mixes and stops whole windows, so that what it returns is so to the tolerance.
@@ -112,6 +119,14 @@ def equilibrium(width: int, hidden: int) -> nn.Module:
         min_steps=6,
         max_steps=64,
     )
+
+
+def started_equilibrium(width: int, hidden: int) -> Equilibrium:
+    """From where a block with a small MLP proposes; no least number of steps, which a good start would not need."""
+    layer = equilibrium(width, hidden)
+    layer.initial = LearnedStart(nn.Sequential(OptDNN("gd", [block(width, width)]), nn.LayerNorm(width)))
+    layer.min_steps = 0
+    return layer
 
 
 def side_by_side(width: int, hidden: int) -> nn.Module:

@@ -55,9 +55,9 @@ class LearnedStart(nn.Module):
         if shapes[0] != shapes[1]:
             raise ValueError(f"the start has shapes {shapes[0]}, the solution {shapes[1]}: they must be alike")
         pairs = [(part, target.detach()) for part, target in zip(proposed, found)]
-        distance = sum((part.to(target) - target).abs().square().sum() for part, target in pairs)
-        scale = sum(target.abs().square().sum() for _, target in pairs)
-        return distance / torch.as_tensor(scale).clamp(min=torch.finfo(torch.float32).tiny)
+        distance = torch.stack([(part.to(target) - target).abs().square().sum() for part, target in pairs]).sum()
+        scale = torch.stack([target.abs().square().sum() for _, target in pairs]).sum()
+        return distance / scale.clamp(min=torch.finfo(torch.float32).tiny)
 
 
 def _detached(value: Any) -> Any:

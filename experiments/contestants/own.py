@@ -26,8 +26,8 @@ def contestants_for(task: Task) -> Contestants:
     """The toolkit's own contestants for a task of yours, by what its inputs are: name → contestant.
 
     Args:
-        task: on vectors, (batch, numbers), on pictures, (batch, channels, height, width), in classes, on puzzles, (batch,
-            cells, symbols), with the goal `ExactMatch`, or on a text, with `NextCharacter`; there are none for others.
+        task: on vectors, (batch, numbers), on pictures, (batch, channels, height, width), in classes, on puzzles,
+            (batch, cells, symbols), with the goal `ExactMatch`, or on a text, with `NextCharacter`; none for others.
     """
     if isinstance(task.goal, NextCharacter):
         return language_models(task)

@@ -61,8 +61,8 @@ def test_a_loss_of_the_networks_own_is_added_and_not_among_the_tasks(tmp_path):
     found = compare(task, {"own": lambda task: OwnLoss()}, seeds=1, search=False, out=tmp_path / "run")
     assert not found.failures
     (run,) = found.rows[0].runs
-    assert abs(float(run.network.task) - 0.5) < 0.01
-    assert abs(float(run.network.own) - 1) < 0.05
+    assert abs(run.network.task.item() - 0.5) < 0.01
+    assert abs(run.network.own.item() - 1) < 0.05
     assert run.training.curves[0]["train_loss"] <= 0.25  # of the task alone: that of the other begins at 1
 
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from .contestants.steps import Step
     from .reporting.comparison import Comparison
     from .running.compare import compare
-    from .tasks.goals import Classification, ExactMatch, Goal, Regression, Restoration
+    from .tasks.goals import Classification, ExactMatch, Goal, NextCharacter, Regression, Restoration
     from .tasks.task import Source, Task
 
 _PLACES = {
@@ -25,6 +25,7 @@ _PLACES = {
     "Contestant": "contestants.contestant",
     "ExactMatch": "tasks.goals",
     "Goal": "tasks.goals",
+    "NextCharacter": "tasks.goals",
     "Regression": "tasks.goals",
     "Restoration": "tasks.goals",
     "Source": "tasks.task",
@@ -41,6 +42,7 @@ __all__ = [
     "ExactMatch",
     "Goal",
     "InputError",
+    "NextCharacter",
     "Regression",
     "Restoration",
     "Source",

@@ -12,6 +12,7 @@ from solvers import __version__ as __version__
 
 from .blocks import Blocks
 from .injection import DiagonalInjection
+from .learned_start import LearnedStart
 from .methods import (
     AGD3,
     APG2,
@@ -60,6 +61,7 @@ __all__ = [
     "Implicit",
     "InfiniteDepth",
     "Learned",
+    "LearnedStart",
     "LinearizedADMM",
     "Method",
     "MonotoneConv",

@@ -30,6 +30,7 @@ class Branches(nn.Module):
         normalised_skip: whether a block adds to its normalised input, `y = LN(x) + Attn(LN(x))`, or to its input.
         qkv_bias: whether queries, keys and values have a bias.
         dropout: share of what the attention and the two layers of the MLP return that is dropped in training.
+        causal: whether a token attends to itself and earlier ones only.
     """
 
     def __init__(
@@ -43,6 +44,7 @@ class Branches(nn.Module):
         normalised_skip: bool = False,
         qkv_bias: bool = True,
         dropout: float = 0.0,
+        causal: bool = False,
     ) -> None:
         super().__init__()
         for name, value in {"depth": depth, "width": width, "heads": heads, "hidden": hidden}.items():
@@ -54,7 +56,7 @@ class Branches(nn.Module):
         """False: a loop; True, None: batched, on a processor in as few groups as its caches ask for."""
         check_share("dropout", dropout)
         self.blocks = nn.ModuleList(
-            _StackedBlock(count, width, heads, hidden, normalised_skip, qkv_bias, dropout) for _ in range(depth)
+            _StackedBlock(count, width, heads, hidden, normalised_skip, qkv_bias, dropout, causal) for _ in range(depth)
         )
 
     @property
@@ -149,9 +151,10 @@ class _StackedBlock(nn.Module):
         normalised_skip: bool,
         qkv_bias: bool,
         dropout: float,
+        causal: bool,
     ) -> None:
         super().__init__()
-        self.heads, self.normalised_skip, self.dropout = heads, normalised_skip, dropout
+        self.heads, self.normalised_skip, self.dropout, self.causal = heads, normalised_skip, dropout, causal
         self.norms = nn.Parameter(torch.stack((torch.ones(branches, 2, width), torch.zeros(branches, 2, width)), 2))
         self.qkv, bias = _linear(branches, width, 3 * width)
         self.register_parameter("qkv_bias", bias if qkv_bias else None)
@@ -185,7 +188,7 @@ class _StackedBlock(nn.Module):
         normed = norm(x, 0)
         qkv = linear(normed, weights.qkv, weights.qkv_bias)
         q, k, v = qkv.view(branches * batch, tokens, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
-        mixed = F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
+        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=self.causal).transpose(1, 2)
         attended = dropped(linear(mixed, weights.project, weights.project_bias)).view(x.shape)
         x = (normed if self.normalised_skip else x) + attended
         normed = norm(x, 1)

@@ -24,7 +24,7 @@ def vector_network(
     width: int = 12,
     hidden: int = 24,
     depth: int = 6,
-) -> nn.Module:
+) -> nn.Sequential:
     """(batch, inputs) → (batch, outputs): a linear lift to `width`, the body, a linear read-out.
 
     Args:
@@ -50,7 +50,7 @@ def image_network(
     depths: Sequence[int] = (3, 3, 3),
     patch: int = 1,
     pool: int = 1,
-) -> nn.Module:
+) -> nn.Sequential:
     """(batch, channels, height, width) → (batch, classes) logits: stem, stages with downsampling between, head.
 
     Args:

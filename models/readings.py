@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 
-from torch import nn
+from torch import Tensor, nn
 
 from implicit import Gradient, ImplicitGradient
 from solvers import Anderson, Eager, Loop, SolveOptions, Solver
@@ -78,6 +79,8 @@ class InfiniteDepth(Reading):
     """Likewise."""
     loop: Loop = Eager()
     """Likewise."""
+    initial: Callable[[Blocks], Callable[..., Tensor]] | None = None
+    """From the blocks to what makes the first iterate of x, such as a `LearnedStart`; None: zeros."""
 
     def body(self, method: Method | str, blocks: Blocks, depth: int) -> nn.Module:
         """`depth` has no meaning here."""
@@ -92,6 +95,7 @@ class InfiniteDepth(Reading):
             rtol=self.rtol,
             max_steps=self.max_steps,
             loop=self.loop,
+            initial=None if self.initial is None else self.initial(blocks),
         )
 
 

@@ -110,10 +110,18 @@ class AttentionMLP(nn.Module):
         hidden: of the MLP; None: 4 times the width.
         inputs: width of injected tokens x, added to what the attention sees; 0: none are taken.
         scale: factor on T; a value below 1 helps an equilibrium's cell to converge.
+        causal: whether a token attends to itself and earlier ones only.
     """
 
     def __init__(
-        self, width: int, heads: int, hidden: int | None = None, *, inputs: int = 0, scale: float = 1.0
+        self,
+        width: int,
+        heads: int,
+        hidden: int | None = None,
+        *,
+        inputs: int = 0,
+        scale: float = 1.0,
+        causal: bool = False,
     ) -> None:
         super().__init__()
         hidden = hidden or 4 * width
@@ -121,7 +129,7 @@ class AttentionMLP(nn.Module):
         self.attention = nn.MultiheadAttention(width, heads, batch_first=True)
         self.injection = nn.Linear(inputs, width, bias=False) if inputs else None
         self.mlp = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, width))
-        self.scale = scale
+        self.scale, self.causal = scale, causal
 
     def forward(self, z: Tensor, *inputs: Tensor) -> Tensor:
         """(batch, tokens, width), like z."""
@@ -134,7 +142,7 @@ class AttentionMLP(nn.Module):
         """What `self.attention` computes; its own forward knows no batch of weights, as the parallel reading has."""
         packed = F.linear(tokens, self.attention.in_proj_weight, self.attention.in_proj_bias)
         q, k, v = packed.unflatten(-1, (3, self.attention.num_heads, -1)).permute(2, 0, 3, 1, 4)
-        mixed = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=self.causal).transpose(1, 2).flatten(2)
         output: Tensor = self.attention.out_proj(mixed)
         return output
 

@@ -5,6 +5,7 @@ CONTESTANTS = {
     "rings": "experiments.contestants.small:rings",
     "parity": "experiments.contestants.small:parity",
     "telgarsky": "experiments.contestants.small:rings",
+    "text": "experiments.contestants.text:language_models",
     "deblur": "experiments.contestants.deblurring:restorers",
     "sudoku": "experiments.contestants.reasoning:thinkers",
     "sudoku6": "experiments.contestants.reasoning:thinkers",

@@ -10,12 +10,13 @@ from torch import Tensor, nn
 
 from ..errors import InputError
 from ..names import found, unknown
-from ..tasks.goals import Classification, ExactMatch
+from ..tasks.goals import Classification, ExactMatch, NextCharacter
 from ..tasks.task import Task
 from . import CONTESTANTS
 from .contestant import Contestant, Contestants, against
 from .reasoning import thinkers
 from .small import pictures, vectors
+from .text import language_models
 
 Entry = Contestant | Callable[..., nn.Module]
 """A contestant, or a function of the task, or of the task and a `size`, that makes a new network."""
@@ -25,9 +26,11 @@ def contestants_for(task: Task) -> Contestants:
     """The toolkit's own contestants for a task of yours, by what its inputs are: name → contestant.
 
     Args:
-        task: on vectors, (batch, numbers), on pictures, (batch, channels, height, width), in classes, or on puzzles,
-            (batch, cells, symbols), with the goal `ExactMatch`; there are none for other inputs.
+        task: on vectors, (batch, numbers), on pictures, (batch, channels, height, width), in classes, on puzzles,
+            (batch, cells, symbols), with the goal `ExactMatch`, or on a text, with `NextCharacter`; none for others.
     """
+    if isinstance(task.goal, NextCharacter):
+        return language_models(task)
     inputs, _ = task.sample(1)
     if isinstance(inputs, Tensor) and inputs.ndim == 2:
         return vectors(task, width=16, depth=6, size=32)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from torch import nn
 
-from models import Method, ParaFormer, baselines
+from models import Dense, InfiniteDepth, Method, ParaFormer, ProximalGradient, baselines
 from models.blocks import Blocks, convolutional
 from models.mdeq import MDEQ
 from models.mondeq import mondeq
@@ -17,6 +19,8 @@ from ..tasks.task import Task
 from .contestant import Contestant, Contestants, against
 from .progressive import Progressive
 from .readings import readings
+from .started import Started, proposed
+from .terms import Build
 
 
 def vectors(task: Task, *, width: int, depth: int, size: int) -> Contestants:
@@ -30,13 +34,15 @@ def vectors(task: Task, *, width: int, depth: int, size: int) -> Contestants:
     else:
         raise InputError(f"task {task.name}: its targets have shape {tuple(target.shape)}, not (batch, numbers)")
 
-    def make(method: Method, reading: Reading, hidden: int) -> nn.Module:
+    def make(method: Method, reading: Reading, hidden: int) -> nn.Sequential:
         return vector_network(inputs, outputs, method, reading=reading, width=width, hidden=hidden, depth=depth)
 
     rows = readings(make)
     rows["mondeq"] = Contestant(
         "equilibrium", "monotone operator equilibrium network", lambda width: mondeq(inputs, outputs, width=width)
     )
+    start = InfiniteDepth(initial=lambda blocks: proposed(Dense(width, width)))
+    rows["pgd-deq-start"] = _started(lambda hidden: Started(*make(ProximalGradient(), start, hidden)))
     return against("gd", size, rows)
 
 
@@ -58,15 +64,20 @@ def pictures(task: Task) -> Contestants:
     stages = 1 + (min(sides) > 16) + (min(sides) > 32)
     widths, depths = [16 * 2**stage for stage in range(stages)], [6 // stages] * stages
 
-    def make(method: Method, reading: Reading, hidden: int) -> nn.Module:
+    def make(method: Method, reading: Reading, hidden: int) -> nn.Sequential:
         def blocks(width: int) -> Blocks:
-            return convolutional(width, hidden * width // widths[0])
+            start = convolutional(width, width // 4).free  # small beside the cell, which has no use for a free one
+            whole = convolutional(width, hidden * width // widths[0])
+            return replace(whole, free=start) if reading is started else whole
 
         return image_network(
             channels, classes, method, reading=reading, blocks=blocks, widths=widths, depths=depths, pool=4
         )
 
-    return against("gd", 16, readings(make))
+    started = InfiniteDepth(initial=lambda blocks: proposed(blocks.free()))
+    rows = readings(make)
+    rows["pgd-deq-start"] = _started(lambda hidden: Started(*make(ProximalGradient(), started, hidden)))
+    return against("gd", 16, rows)
 
 
 def digits(task: Task) -> Contestants:
@@ -110,6 +121,10 @@ def digits(task: Task) -> Contestants:
         ),
     }
     return against("gd", 16, rows)
+
+
+def _started(build: Build) -> Contestant:
+    return Contestant("equilibrium", "pgd-deq from where a small network proposes", build, usual=False)
 
 
 def _paraformer(hidden: int, *, as_coded: bool = False) -> ParaFormer:

@@ -15,6 +15,8 @@ class Step:
     """By name, of the network's call, beside the inputs."""
     largest_norm: float | None = None
     """To which the gradient is clipped; None: it is not."""
+    own_loss: bool = False
+    """Whether the call returns its outputs and a loss of the network's own, which is added to the task's."""
 
 
 @runtime_checkable

@@ -5,6 +5,7 @@ TASKS = {
     "rings": "experiments.tasks.small:rings",
     "parity": "experiments.tasks.small:parity",
     "telgarsky": "experiments.tasks.small:telgarsky",
+    "text": "experiments.tasks.text:text",
     "deblur": "experiments.tasks.deblurring:deblur",
     "sudoku": "experiments.tasks.sudoku:sudoku",
     "sudoku6": "experiments.tasks.sudoku:sudoku6",

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import TensorDataset
 
-from .goals import Classification, ExactMatch, Goal
+from .goals import Classification, ExactMatch, Goal, NextCharacter
 
 if TYPE_CHECKING:
     from .task import Task
@@ -49,6 +49,8 @@ def _check_part(data: Any, goal: Goal) -> None:
         _check_labels(data.tensors[1], goal.classes)
     if isinstance(goal, ExactMatch):
         _check_answers(data.tensors[1], goal.classes)
+    if isinstance(goal, NextCharacter):
+        _check_characters(data.tensors[1], goal.characters)
 
 
 def _check_labels(labels: Tensor, classes: int) -> None:
@@ -66,3 +68,13 @@ def _check_answers(labels: Tensor, classes: int) -> None:
         shape = tuple(labels.shape)
         raise ValueError(f"has labels of {labels.dtype} in shape {shape}, not torch.int64 in (rows, answers)")
     _check_labels(labels.flatten(), classes)
+
+
+def _check_characters(numbers: Tensor, characters: int) -> None:
+    if numbers.dtype != torch.int64 or numbers.ndim != 2:
+        shape = tuple(numbers.shape)
+        raise ValueError(f"has targets of {numbers.dtype} in shape {shape}, not torch.int64 in (rows, length)")
+    low, high = int(numbers.min()), int(numbers.max())
+    if low < 0 or high >= characters:
+        asked = f"characters={characters} asks for"
+        raise ValueError(f"has characters numbered from {low} to {high}, not from 0 to {characters - 1}, as {asked}")

@@ -121,6 +121,31 @@ class Restoration(_SquaredError):
         return PeakSignalNoiseRatio(data_range=1.0)
 
 
+@dataclass(frozen=True)
+class NextCharacter(Goal):
+    """Cross-entropy of the next character at every place of a window; the same in bits."""
+
+    characters: int
+    """Different ones."""
+
+    score: ClassVar[str] = "bits per character"
+    unit: ClassVar[str] = ""
+    scale: ClassVar[float] = 1.0
+    higher_is_better: ClassVar[bool] = False
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Of (batch, length, characters) logits and (batch, length) numbers of characters."""
+        return nn.functional.cross_entropy(outputs.flatten(0, 1), targets.flatten())
+
+    def metric(self) -> Any:
+        from .bits import BitsPerCharacter
+
+        return BitsPerCharacter()
+
+    def show(self, value: float) -> str:
+        return f"{value:.3f}"
+
+
 def margins(network: nn.Module, inputs: Tensor, labels: Tensor) -> Tensor:
     """(batch,) distances to the decision boundary to first order, negative where the answer is wrong.
 

@@ -32,7 +32,8 @@ class Task:
     validation: Dataset[Any] | None = None
     """Likewise; what learning rates are chosen on. None: a fifth of the training part, held back for the search."""
     goal: Goal
-    """Loss and score: `Classification(classes)`, `Regression()`, `Restoration()`, or a class of your own."""
+    """Loss and score: `Classification(classes)`, `Regression()`, `Restoration()`, `NextCharacter(characters)`, or a
+    class of your own."""
     loss: Callable[[Tensor, Tensor], Tensor] | None = None
     """Of a batch of outputs and targets, a scalar; None: the goal's."""
     description: str = ""

@@ -88,8 +88,8 @@ class Learner(lightning.LightningModule):
             for name, solves in (("forward_evaluations", forward), ("backward_evaluations", backward)):
                 evaluations = sum(entry.solution.evaluations.double().mean() for entry in solves)
                 self._note(name, torch.as_tensor(evaluations, device=self.device).float())
-            share = sum(shares) / len(shares) if shares else 1.0
-            self._note("converged", torch.as_tensor(share, device=self.device).float())
+            if shares:
+                self._note("converged", torch.as_tensor(sum(shares) / len(shares), device=self.device).float())
         self._log = None
 
     def validation_step(self, batch: tuple[Tensor, Tensor], index: int) -> None:
@@ -124,13 +124,14 @@ class Learner(lightning.LightningModule):
         inputs, targets = batch
         self._share = len(targets) * self.shares.team.size / rows
         outputs = self.network(inputs, **step.arguments)
+        outputs, own = outputs if step.own_loss else (outputs, 0)
         loss = self.task.training_loss(outputs, targets)
         if targets.shape != outputs.shape or not isinstance(self.goal, Classification):
             score: Any = self.scores[f"{part}_part"]  # labels that were mixed have no right answer
             score(outputs, targets)
             self.log(f"{part}_score", score, on_step=False, on_epoch=True, prog_bar=True)
         self._note(f"{part}_loss", loss, rows)
-        return loss
+        return loss + own
 
     def _note(self, name: str, value: Tensor, weight: int = 1) -> None:
         """Log a mean over this process's share of a batch of that weight, the same in all processes."""

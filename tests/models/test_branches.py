@@ -279,3 +279,14 @@ def _alone(rank, folder):
 @pytest.mark.parametrize("device", ["cpu"])
 def test_sharded_branches_refuse_what_needs_them_all(tmp_path):
     torch.multiprocessing.spawn(_alone, (str(tmp_path),), nprocs=1)
+
+
+@pytest.mark.parametrize("batched", [True, False])
+def test_causal_branches_sum_what_each_beginning_alone_comes_to(batched):
+    branches, tokens = Branches(3, depth=2, width=12, heads=3, hidden=20, causal=True), torch.randn(2, 6, 12)
+    branches.batched = batched
+    whole = branches(tokens)
+    for last in range(6):
+        torch.testing.assert_close(whole[:, last], branches(tokens[:, : last + 1])[:, -1])
+    later = torch.cat((tokens[:, :1], torch.randn(2, 5, 12)), dim=1)
+    assert not torch.allclose(branches(later)[:, 1:], whole[:, 1:])

@@ -151,3 +151,14 @@ def test_a_sum_is_the_sum_of_its_terms():
     terms = [Dense(4, 7, inputs=4), Fidelity(), Dense(4, 2, inputs=4)]
     z, x = torch.randn(2, 3, 4)
     torch.testing.assert_close(Sum(*terms)(z, x), terms[0](z, x) + (x - z) + terms[2](z, x), rtol=0, atol=1e-14)
+
+
+def test_causal_attention_is_that_of_each_beginning_alone():
+    transform, z, x = AttentionMLP(6, 2, 10, inputs=4, causal=True), torch.randn(3, 5, 6), torch.randn(3, 5, 4)
+    whole = transform(z, x)
+    for last in range(5):
+        alone = transform(z[:, : last + 1], x[:, : last + 1])
+        torch.testing.assert_close(whole[:, last], alone[:, -1])
+    blind = AttentionMLP(6, 2, 10, inputs=4)
+    blind.load_state_dict(transform.state_dict())
+    assert not torch.allclose(blind(z, x)[:, 0], whole[:, 0])

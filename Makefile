@@ -4,7 +4,7 @@ BIN := .venv/bin
 .PHONY: demo test oldest newest coverage lint bench notebooks docs clean
 
 demo: .venv/.demo
-	$(BIN)/implicit compare digits --models gd,pgd-implicit,pgd-deq --no-search
+	$(BIN)/implicit compare digits --models gd,pgd-deq
 	@echo "All networks: $(BIN)/implicit compare digits; other tasks: $(BIN)/implicit compare --list"
 
 test: .venv/.dev lint

@@ -22,7 +22,7 @@ ALPHABET = "".join(sorted(set(string.printable) - set("\t\r\x0b\x0c")))
 
 
 def text() -> Task:
-    """The next character of Python's own help texts, `pydoc_data.topics`; the last tenth is for testing.
+    """The next character of Python's own help texts, `pydoc_data.topics`; eight tenths train, one validates, one tests.
 
     Topics repeat each other's paragraphs. Each is taken once, so that no paragraph of the test part is trained on. The
     texts differ between versions of Python: compare bits within one version.
@@ -33,11 +33,12 @@ def text() -> Task:
         raise InputError(f"the task text needs pydoc_data, a part of Python that is missing here ({error})") from error
 
     whole = "\n\n".join(distinct_paragraphs(topics))[:CHARACTERS]
-    cut = 9 * len(whole) // 10
+    train, validation = 8 * len(whole) // 10, 9 * len(whole) // 10
     return Task(
         "text",
-        windows(whole[:cut]),
-        windows(whole[cut:]),
+        windows(whole[:train]),
+        windows(whole[validation:]),
+        validation=windows(whole[train:validation]),
         goal=NextCharacter(len(ALPHABET) + 1),
         description=f"the help texts of Python {platform.python_version()}, {len(whole):,} characters, "
         f"in windows of {LENGTH}; other versions have other texts",

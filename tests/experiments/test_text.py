@@ -68,12 +68,15 @@ def test_a_paragraph_that_comes_again_is_left_out():
 
 
 def test_the_parts_follow_each_other_and_share_no_paragraph(task):
-    train, test = decoded(task.train), decoded(task.test)
-    assert 8 < len(train) / len(test) < 10
-    plain = {" ".join(paragraph.split()) for paragraph in train.split("\n\n")}
-    again = {" ".join(paragraph.split()) for paragraph in test.split("\n\n")[1:-1]}  # the ends are cut
-    assert len(again) > 20
-    assert not plain & again
+    train, validation, test = map(decoded, (task.train, task.validation, task.test))
+    assert 7 < len(train) / len(test) < 9
+    assert len(validation) / len(test) == pytest.approx(1, abs=0.1)
+    parts = [{" ".join(paragraph.split()) for paragraph in train.split("\n\n")}]
+    for part in (validation, test):
+        again = {" ".join(paragraph.split()) for paragraph in part.split("\n\n")[1:-1]}  # the ends are cut
+        assert len(again) > 20
+        assert not any(again & earlier for earlier in parts)
+        parts.append(again)
     assert task.train.tensors[0].shape[1] == LENGTH
     assert task.goal.characters == 97
 

@@ -159,7 +159,8 @@ def table_markdown(comparison: Comparison) -> str:
 
 
 def _cell(text: str) -> str:
-    """Of a table in Markdown, whatever the text holds."""
+    """Of a table in Markdown, whatever the text holds; it is not broken between the numbers of an interval."""
+    text = text.replace(", ", ",\u00a0").replace(" ± ", "\u00a0±\u00a0")
     for sign in "\\`*_<|[":
         text = text.replace(sign, "\\" + sign)
     return text

@@ -48,7 +48,8 @@ def fixed_point(
     `solvers.solve(...).check()` to raise an error instead.
     """
     settings = Settings.of("fixed_point", options)
-    _check_gradient(gradient, settings)
+    check_gradient(gradient)
+    gradient.check_solver(settings.solver)
     with one_weight(f):
         solution: S = differentiable_solve("fixed_point", f, prepare(f, z0, args), z0, gradient, settings)[-1]
         return solution
@@ -69,7 +70,8 @@ def root(
     The arguments are those of `solvers.root`; `gradient` is as in `fixed_point`, and solves `(∂F/∂z)ᵀ u = g`.
     """
     settings = root_settings("root", options)
-    _check_gradient(gradient, settings)
+    check_gradient(gradient)
+    gradient.check_solver(settings.solver)
     with one_weight(F):
         solution: S = differentiable_solve("root", F, prepare(F, z0, args, RootProblem), z0, gradient, settings)[-1]
         return solution
@@ -111,7 +113,8 @@ class Equilibrium(Layer[Z]):
     ) -> None:
         settings = Settings.of("Equilibrium", options)
         super().__init__(cell, initial)
-        _check_gradient(gradient, settings)
+        check_gradient(gradient)
+        gradient.check_solver(settings.solver)
         self.gradient = gradient
         for name in _SETTINGS:
             setattr(self, name, getattr(settings, name))
@@ -201,7 +204,7 @@ class Equilibrium(Layer[Z]):
         )
 
 
-def _check_gradient(gradient: Any, settings: Settings) -> None:
+def check_gradient(gradient: Any) -> None:
+    """`TypeError` for what is no policy."""
     if not isinstance(gradient, Gradient):
         raise TypeError(f"gradient={gradient!r} is not a Gradient: pass an object such as ImplicitGradient()")
-    gradient.check_solver(settings.solver)

@@ -27,6 +27,11 @@ class Layer(nn.Module, ABC, Generic[Z]):
         super().__init__()
         if not isinstance(cell, nn.Module):
             raise TypeError(f"cell is a {type(cell).__name__}: pass an nn.Module, or use fixed_point for a function")
+        if initial is not None and not callable(initial):
+            raise TypeError(
+                f"{type(self).__name__}: initial is a {type(initial).__name__}: pass a function of the inputs that "
+                "makes the first state, or hand a fixed one in as z0= at each call"
+            )
         self.cell, self.initial = cell, initial
 
     @abstractmethod

@@ -27,6 +27,8 @@ def verdict(comparison: Comparison) -> list[str]:
         ]
     baselines = dict.fromkeys(row.contestant.baseline for row in comparison.rows)
     sentences = [sentence for name in baselines for sentence in _against(comparison, name or "")]
+    if comparison.settings.get("search") is False:
+        sentences.append("No learning rate was searched for: at another one the order may differ.")
     intervals = sum(comparison.difference(row) is not None for row in comparison.rows)
     if seeds < ENOUGH:
         sentences.append(f"{seeds} seeds decide large differences only: {ENOUGH} or more make the intervals narrower.")

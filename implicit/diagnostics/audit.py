@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from solvers import ConvergenceError, State
 from solvers.state import tree_leaves, tree_map
@@ -19,7 +19,7 @@ from ..calls import Call
 from ..compiled import uncompiled_cells
 from ..copies import untouched
 from ..draws import normal
-from ..equilibrium import Equilibrium
+from ..equilibrium import Equilibrium, check_gradient
 from ..gradients import Gradient
 from ..recording import record
 from .reference import EXACT, doubled, exact_layer, is_real
@@ -110,10 +110,12 @@ def compare_gradients(
 
 def _refuse_loop(layer: Any) -> None:
     if not isinstance(layer, Equilibrium):
-        raise TypeError(
-            f"a {type(layer).__name__} has no equilibrium, whose exact gradient a policy could be compared with: pass "
-            "an Equilibrium (of the same cell); how far truncation goes, tell loops with tracked=… and tracked=None"
+        parts = layer.named_modules() if isinstance(layer, nn.Module) else ()
+        inside = next((name for name, part in parts if isinstance(part, Equilibrium)), None)
+        advice = (
+            f"pass its layer {inside}, and the inputs of that" if inside else "pass an Equilibrium of the same cell"
         )
+        raise TypeError(f"a {type(layer).__name__} has no exact gradient to compare a policy's with: {advice}")
 
 
 def _compared(
@@ -129,6 +131,7 @@ def _compared(
         raise ValueError("the exact gradient is zero: there is nothing to compare with")
     errors = Table[GradientError]()
     for name, gradient in gradients.items():
+        check_gradient(gradient)
         for rtol in rtols:
             layer.gradient, layer.rtol = gradient, rtol
             found, evaluations = _gradient(layer, inputs, z0, strict=False)

@@ -32,6 +32,8 @@ def diagnose(model: nn.Module, *inputs: Any, z0: State | None = None, **keywords
     float64, so this cannot be decided); a history too short; and on a CUDA device a solve that waits for the host. The
     last findings say which checks were left out, and why. A model or a layer that fails is a finding, too.
 
+    A policy that approximates the gradient by choice is no fault here: `gradient_audit` says how far off it is.
+
     Costs several solves of this batch, one of them in float64, by a copy: the model and the random state are left as
     they were. What a cell holds and cannot be copied (locks, open files) is shared with the copy. Coupling takes 2
     log₂(batch) evaluations; the radius is measured on 8 rows spread over the batch. Waiting for the host is measured

@@ -62,7 +62,8 @@ def diverging(look: Look) -> Finding | None:
         f"{f'all {len(bad)} rows' if bad.all() else name_rows(bad)} grew out of all bounds"
         + (f"; the spectral norms of the weights are {norms}" if norms else "; there are no weight matrices to blame"),
         "Scale the largest weights that act on z down, or keep them small by "
-        "torch.nn.utils.parametrizations.spectral_norm and a factor below 1: no solver finds what does not exist",
+        "torch.nn.utils.parametrizations.spectral_norm and a factor below 1. A cell that is affine in z "
+        "may have a fixed point all the same, which GMRES() finds",
     )
 
 

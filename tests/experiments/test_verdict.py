@@ -25,6 +25,7 @@ def row(name, scores, baseline="gd", seconds=1.0, evaluations=0.0, saved=2**20, 
     runs = []
     for seed, score in enumerate(scores):
         numbers = {"margin": None, "flops": 1e6 * seconds, "converged": 1.0, "latency": {}, "prefix_scores": []}
+        numbers |= {"depth_scores": {}}
         numbers |= {"forward_evaluations": evaluations, "backward_evaluations": evaluations}
         numbers |= {"saved_bytes": saved, "solutions": []}
         curves = [{"test_score": score, "train_loss": 1.0 / (1 + epoch)} for epoch in range(epochs)]
@@ -153,3 +154,10 @@ def test_labels_overlap_neither_each_other_nor_points(count):
         assert not any(box.contains(*ax.transData.transform(spot)) for spot in spots)
         assert ax.get_window_extent().contains(box.x0, box.y0)
     plt.close(figure)
+
+
+def test_the_verdict_says_where_no_learning_rate_was_searched_for():
+    found = compared(row("gd", [0.5, 0.6]), row("pgd", [0.9, 0.95]))
+    assert "searched" not in found.verdict()
+    found.settings["search"] = False
+    assert "No learning rate was searched for" in found.verdict()

@@ -143,3 +143,15 @@ def test_the_first_pass_is_not_timed():
 
     layer = Equilibrium(Slow(0.5 * torch.eye(4)))
     assert gradient_audit(layer, torch.randn(5, 4)).seconds < 0.3
+
+
+def test_a_model_around_the_layer_and_a_class_of_gradients_are_named():
+    layer, x = Equilibrium(Cell()), torch.randn(3, 6)
+    with pytest.raises(
+        TypeError, match=r"a Sequential has no exact gradient .* pass its layer 0, and the inputs of that"
+    ):
+        gradient_audit(nn.Sequential(layer), x)
+    with pytest.raises(TypeError, match="is not a Gradient: pass an object"):
+        compare_gradients(layer, x, gradients={"phantom": PhantomGradient}, rtols=[1e-3])
+    with pytest.raises(TypeError, match=r"initial is a tuple: pass a function of the inputs .* z0="):
+        Equilibrium(Cell(), initial=(x, x))

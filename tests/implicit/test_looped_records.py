@@ -107,7 +107,7 @@ def test_diagnostics_take_it():
     assert names == ["rows that are not finite", "spectral radius above 1"]
     for look in (gradient_audit, compare_gradients):
         options = {} if look is gradient_audit else {"gradients": {}, "rtols": []}
-        with pytest.raises(TypeError, match="a Looped has no equilibrium"):
+        with pytest.raises(TypeError, match="a Looped has no exact gradient"):
             look(looped, x, **options)
 
 

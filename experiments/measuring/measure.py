@@ -18,7 +18,7 @@ from implicit import ConvergenceWarning, record
 from implicit.diagnostics import residual_quantiles
 from solvers import Solution
 
-from ..contestants.terms import flops as flops_of
+from ..contestants.terms import flops as executed_flops
 from ..failures import Failures
 from ..tasks.goals import Classification, margins
 from ..tasks.task import Task
@@ -83,7 +83,7 @@ def measure(network: nn.Module, task: Task, device: str, failures: Failures) -> 
         with torch.no_grad(), record() as log:
             network(inputs)
         # counted apart: a loop that is recorded evaluates its cell once more
-        return [entry.solution for entry in log.forward], flops_of(network, inputs)
+        return [entry.solution for entry in log.forward], executed_flops(network, inputs)
 
     def backward() -> list[Solution]:
         with record() as log:

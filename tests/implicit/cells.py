@@ -43,6 +43,18 @@ def unrolled(cell, x, steps=120):
     return z
 
 
+def textbook(cell, x, steps, tracked=None, z=None):
+    """The loop as one writes it, its first steps without gradients."""
+    z = torch.zeros_like(x) if z is None else z
+    tracked = steps if tracked is None else min(tracked, steps)
+    with torch.no_grad():
+        for _ in range(steps - tracked):
+            z = cell(z, x)
+    for _ in range(tracked):
+        z = cell(z, x)
+    return z
+
+
 class Residual(Cell):
     """Steps that do not settle."""
 

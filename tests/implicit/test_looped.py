@@ -15,23 +15,11 @@ from torch.nn.utils.parametrizations import spectral_norm
 from implicit import Equilibrium, LockedDropout, Looped, record
 from solvers import Status
 
-from .cells import DIM, Cell, Residual, agree, inputs
+from .cells import DIM, Cell, Residual, agree, inputs, textbook
 
 compiling = pytest.mark.filterwarnings(
     "ignore:The .grad attribute", "ignore::DeprecationWarning:torch", "ignore:.*torch.jit.script"
 )
-
-
-def textbook(cell, x, steps, tracked=None, z=None):
-    """The loop as one writes it, its first steps without gradients."""
-    z = torch.zeros_like(x) if z is None else z
-    tracked = steps if tracked is None else min(tracked, steps)
-    with torch.no_grad():
-        for _ in range(steps - tracked):
-            z = cell(z, x)
-    for _ in range(tracked):
-        z = cell(z, x)
-    return z
 
 
 class Energy(nn.Module):

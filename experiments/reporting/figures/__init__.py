@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 FIGURES: dict[str, tuple[str, Callable[[Comparison], Any]]] = {
     "differences": (
-        "Scores less the baseline's, in pairs of one seed: what lies across the line is undecided.",
+        "Scores minus the baseline's, in pairs of one seed: what lies across the line is undecided.",
         differences,
     ),
     "cost": ("The score against work, time and memory: best in the upper left, or the lower for errors.", cost),

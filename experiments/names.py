@@ -28,6 +28,9 @@ def found(name: str, known: Mapping[str, str], what: str) -> Any:
     if ":" not in place:
         raise unknown(name, known, what)
     module_name, _, attribute = place.partition(":")
+    if module_name.endswith(".py") or os.path.basename(module_name) != module_name:
+        meant = os.path.normpath(module_name).removesuffix(".py").replace(os.sep, ".")
+        raise InputError(f"{what} {name}: name a module, not a file: {meant}:{attribute}")
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     try:
@@ -55,7 +58,8 @@ def unknown(name: str, known: Iterable[str], what: str, *, own: bool = True) -> 
 
 def similar(name: str, names: Iterable[str]) -> str:
     """`; did you mean …?`, or nothing."""
-    close = difflib.get_close_matches(name, list(names), n=1)
+    names = list(names)
+    close = difflib.get_close_matches(name, names, n=1) or [own for own in names if own.endswith(f":{name}")]
     return f"; did you mean {close[0]!r}?" if close else ""
 
 

@@ -182,8 +182,7 @@ class Equilibrium(Layer[Z]):
             start = self.start(inputs, z0)
             problem = prepare(self.cell, start, inputs)
             problem.captures, problem.source = self._captures, forward_source
-            if z0 is None and self.initial is None:
-                problem.advice = self.advice(start)
+            problem.advice = self.advice(start, z0 is not None)
             if self.compact is None and isinstance(self.loop, Loop):  # what is none is refused
                 chosen["compact"] = not self.loop.fixed_shapes
             return problem, start, self._settings(**chosen)

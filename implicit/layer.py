@@ -43,11 +43,18 @@ class Layer(nn.Module, ABC, Generic[Z]):
         """Its name in records where it has no place in a model."""
         return f"{type(self).__name__}({type(self.cell).__name__})"
 
-    def advice(self, start: State) -> str:
-        """What to do where the cell fails at the start that nobody chose."""
-        parts = ", ".join(f"shape {tuple(part.shape)}, {part.dtype}" for part in tree_leaves(start))
+    def advice(self, start: State, given: bool) -> str:
+        """Where the start comes from, for an error of the first evaluation; `given`: it is the caller's z0."""
+        parts = tree_leaves(start)
+        kind = "shape " if isinstance(start, Tensor) else f"a {type(start).__name__} of shapes "
+        what = f"{kind}{', '.join(str(tuple(part.shape)) for part in parts)}, {parts[0].dtype}"
+        if given or self.initial is not None:
+            return (
+                f"{self.title}: z starts at {'z0=' if given else 'what initial= returned'}, {what}: the cell must "
+                "take such a state and return another of the same kind and shape"
+            )
         return (
-            f"{self.title}: z starts as zeros like the first input, {parts}: pass initial=, a function of the inputs "
+            f"{self.title}: z starts as zeros like the first input, {what}: pass initial=, a function of the inputs "
             "that makes the first state, if the cell wants another one"
         )
 

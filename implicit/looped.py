@@ -116,7 +116,7 @@ class Looped(Layer[Z]):
         untracked = depth.most - self._tracked(depth.most)
 
         def advance(step: int, z: State) -> State:
-            image = self._image(layout, z, inputs, first=step == 0, named=z0 is not None or self.initial is not None)
+            image = self._image(layout, z, inputs, first=step == 0, given=z0 is not None)
             if trace is not None:
                 trace.see(layout, z, image, depth.waits)
             image = depth.begun(step, image, z)
@@ -146,12 +146,11 @@ class Looped(Layer[Z]):
             return False
         return not any(unsuitable(self.cell))
 
-    def _stretches(self, z: State, inputs: tuple[Any, ...], most: int, named: bool) -> tuple[State, int]:
+    def _stretches(self, z: State, inputs: tuple[Any, ...], most: int, given: bool) -> tuple[State, int]:
         """The iterate after as many steps, at most so many, as the loop runs at once, and their number."""
         problem = prepare(self.cell, z, inputs)
         problem.captures, problem.source = self._captures, forward_source
-        if not named and self.initial is None:
-            problem.advice = self.advice(z)
+        problem.advice = self.advice(z, given)
         layout = problem.layout
         with without_autocast(layout.device):
             flat, taken = plain_steps(problem, self.loop, layout.flatten(z).clone(), most)
@@ -168,16 +167,16 @@ class Looped(Layer[Z]):
             )
         return min(int(self.tracked), steps)
 
-    def _image(self, layout: Layout, z: State, inputs: tuple[Any, ...], first: bool, named: bool) -> State:
-        """`cell(z, *inputs)`, checked; an error of the first one says where z came from, unless the caller named it."""
+    def _image(self, layout: Layout, z: State, inputs: tuple[Any, ...], first: bool, given: bool) -> State:
+        """`cell(z, *inputs)`, checked; an error of the first one says where z came from."""
         if not first:
             return self._checked(layout, self.cell(z, *inputs))
         versions = _versions(z)
         try:
             image = self._checked(layout, self.cell(z, *inputs))
         except Exception as error:
-            if not named and not isinstance(error, torch.OutOfMemoryError):
-                advise(error, self.advice(z))
+            if not isinstance(error, torch.OutOfMemoryError):
+                advise(error, self.advice(z, given))
             raise
         if versions != _versions(z):
             raise ValueError(IN_PLACE)

@@ -59,7 +59,11 @@ class Reports(NamedTuple):
         measured = radius()
         if measured is not None:
             text += f"\nThe spectral radius of the Jacobian there is about {measured:.2g}"
-            text += ": plain iteration runs away, scale the weights down" if measured > 1 else ""
+            text += (
+                ": plain iteration runs away, scale the weights down"
+                if measured > 1
+                else ": plain steps converge from nearby, raise max_steps"
+            )
         text += (
             "\nimplicit.diagnostics.diagnose looks for the cause. Said again once it is ten times worse; "
             "implicit.record() has every solve"

@@ -42,7 +42,8 @@ class GradientError(Line):
     relative_error: float
     """`‖g − g*‖ / ‖g*‖`."""
     evaluations: float
-    """Of f forward, and products of the backward solve, mean over the rows; tracked steps do not count."""
+    """Of f forward, and products of a backward solve to a tolerance, mean over the rows. What a policy does a fixed
+    number of times does not count: tracked steps, the terms of a series."""
     seconds: float
     """Forward and backward, the median of several passes after a warm-up; NaN: none was timed."""
 

@@ -101,8 +101,8 @@ def standing(look: Look) -> Finding | None:
         "stalled or cycling rows",
         f"{name_rows(bad)} stopped improving at a relative residual of up to {solution.residual[bad].max():.1e}{cycle}"
         + (f"; the spectral norms of the weights are {norms}" if norms else ""),
-        "They may have no fixed point: make the cell contractive (scale its weights down or normalise them, add "
-        "jacobian_penalty to the loss), or try another solver or damping",
+        "They may have no fixed point: make the cell contractive (scale down or normalise the weights that act on z, "
+        "add jacobian_penalty to the loss), or try another solver or damping",
     )
 
 
@@ -138,7 +138,8 @@ def expanding(look: Look) -> Finding | None:
     above = radius > 1 + max(1e-6, 100 * look.problem.rounding)
     if not above.any():
         return None
-    where = f"the {'solutions' if solves else 'last iterates'}, in {int(above.sum())} of {len(rows)} rows looked at"
+    found = solves and bool(look.solution.converged[rows].all())
+    where = f"the {'solutions' if found else 'last iterates'}, in {int(above.sum())} of {len(rows)} rows looked at"
     if look.coupling.any():
         where = "the solution, of the batch as one row"
     return Finding(
@@ -167,7 +168,9 @@ def short(look: Look) -> Finding | None:
         return None
     return Finding(
         "history too short",
-        f"memory={more_memory} takes {both[1]:.1f} evaluations a row where memory={memory} takes {both[0]:.1f}, and "
-        f"{int(other.converged.sum())} rows converge where {int(look.solution.converged.sum())} do",
+        f"with memory={more_memory} {int(other.converged.sum())} rows converge, with memory={memory} "
+        f"{int(look.solution.converged.sum())}"
+        if more
+        else f"memory={more_memory} takes {both[1]:.1f} evaluations a row where memory={memory} takes {both[0]:.1f}",
         f"Raise the solver's memory to {more_memory}",
     )

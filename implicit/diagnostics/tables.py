@@ -12,6 +12,8 @@ from solvers.pages import table
 
 SHOWN = 20
 """Rows of a table that a page or a terminal shows."""
+WIDEST = 120
+"""Characters of a line in a terminal."""
 
 
 class Line:
@@ -34,6 +36,20 @@ class Table(list[One]):
     def __repr__(self) -> str:
         rows = ",\n ".join(map(repr, self[:SHOWN]))
         return f"[{rows}{self._more(', ')}]"
+
+    def __str__(self) -> str:
+        """In columns, numbers to three digits; what is too wide for them, a row a line."""
+        cells = [[shown(value) for value in row.to_dict().values()] for row in self[:SHOWN]]
+        if not cells:
+            return "[]"
+        columns = list(zip(self[0].to_dict(), *cells, strict=True))
+        widths = [max(map(len, column)) for column in columns]
+        if sum(widths) + 2 * len(widths) > WIDEST:
+            lines = [str(row) for row in self[:SHOWN]]
+        else:
+            padded = [[cell.rjust(width) for cell in column] for column, width in zip(columns, widths, strict=True)]
+            lines = ["  ".join(line) for line in zip(*padded, strict=True)]
+        return "\n".join((*lines, *filter(None, [self._more()])))
 
     def _repr_html_(self) -> str:
         lines = [row.to_dict() for row in self[:SHOWN]]

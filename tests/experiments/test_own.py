@@ -300,6 +300,12 @@ def test_whom_all_are_compared_with(task):
             ["faulty:make"],
             "faulty:make: ModuleNotFoundError: No module named 'nowhere_to_be_found' (faulty.py, line 1)",
         ),
+        (["mine.py:make_task"], "task mine.py:make_task: name a module, not a file: mine:make_task"),
+        (["./deep/mine.py:make"], "name a module, not a file: deep.mine:make"),
+        (
+            ["mine:make_task", "--models", "mine:linear", "--baseline", "linear"],
+            "unknown baseline 'linear'; did you mean 'mine:linear'?",
+        ),
         (["wrong:make"], "wrong cannot be imported: ZeroDivisionError: division by zero (wrong.py, line 1)"),
         (["mine:make_tusk"], "mine has no 'make_tusk'; did you mean 'make_task'?"),
         (["mine:value"], "task mine:value is a int: name a function that returns a Task"),

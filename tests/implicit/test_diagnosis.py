@@ -149,6 +149,9 @@ def test_a_history_that_is_too_short():
     matrix = torch.diag(torch.linspace(-0.97, 0.97, 8))
     found = names(Equilibrium(Affine(matrix), solver=Anderson(memory=2), rtol=1e-5), torch.randn(4, 8))
     assert found == ["history too short"]
+    few = Equilibrium(Affine(matrix), solver=Anderson(memory=2), rtol=1e-5, max_steps=12)
+    (evidence,) = [one.evidence for one in diagnose(few, torch.randn(4, 8)) if one.name == "history too short"]
+    assert evidence == "with memory=8 4 rows converge, with memory=2 0"
 
 
 class Model(nn.Module):

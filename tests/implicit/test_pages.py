@@ -80,6 +80,20 @@ def test_rows_of_comparisons_are_tables():
     assert [line[:2] for line in cells(page)] == [["plain", "0.01"], ["plain", "0.001"]]
 
 
+def test_a_printed_table_has_columns_of_three_digits():
+    rows = compare_solvers(torch.cos, torch.zeros(3, 1), solvers={"plain": Picard()}, rtols=[1e-2, 1e-3])
+    heading, first, second = str(rows).splitlines()
+    assert heading.split()[:2] == ["name", "rtol"]
+    assert [line.split()[:2] for line in (first, second)] == [["plain", "0.01"], ["plain", "0.001"]]
+    assert len(heading) == len(first) == len(second)
+    assert max(len(cell) for cell in first.split()) < 10  # repr has every digit
+    assert str(Table()) == "[]"
+    wide = Table([Finding("a name", "evidence " * 12, "a remedy")] * 30)
+    lines = str(wide).splitlines()
+    assert lines[0] == str(wide[0])
+    assert lines[-1] == "… and 10 more rows"
+
+
 def test_bounds_paths_and_tails_have_plain_numbers_and_a_page(layer):
     x = torch.randn(6, 4)
     z = layer.solve(x).value

@@ -1,6 +1,7 @@
 """What a layer says: the first error, few warnings, inputs by name."""
 
 import warnings
+from functools import partial
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from implicit import (
     ConvergenceWarning,
     Equilibrium,
     ImplicitGradient,
+    Looped,
     PhantomGradient,
     ReversibleGradient,
     UnrolledGradient,
@@ -56,14 +58,31 @@ def test_a_first_evaluation_that_fails_says_where_z_came_from(cell, kind, own):
         Equilibrium(cell)(torch.randn(2, 4))
 
 
+class Pair(nn.Module):
+    def forward(self, z, x):
+        first, second = z
+        return torch.tanh(second) + x, 0.2 * first
+
+
+@pytest.mark.parametrize("kind", [Equilibrium, partial(Looped, steps=2, tracked=1)])
+@pytest.mark.parametrize(
+    ("cell", "initial", "z0", "where"),
+    [
+        (Wider(), torch.zeros_like, None, r"starts at what initial= returned, shape \(2, 4\)"),
+        (Wider(), None, torch.zeros(2, 5), r"starts at z0=, shape \(2, 5\)"),
+        (Wider(), torch.zeros_like, (torch.zeros(2, 4),) * 2, r"starts at z0=, a tuple of shapes \(2, 4\), \(2, 4\)"),
+        (Pair(), lambda x: (x, x), [torch.zeros(2, 4)] * 3, r"starts at z0=, a list of shapes"),
+        (Pair(), lambda x: x[:, :1], None, r"starts at what initial= returned, shape \(2, 1\)"),
+        (Reshaping(), lambda x: x[:1], None, r"starts at what initial= returned, shape \(1, 4\)"),
+    ],
+)
+def test_of_a_start_that_was_chosen_too(kind, cell, initial, z0, where):
+    with pytest.raises((TypeError, ValueError, RuntimeError), match=where):
+        kind(cell, initial=initial)(torch.randn(2, 4), z0=z0)
+
+
 def test_it_says_so_only_then():
     x = torch.randn(2, 4)
-    with pytest.raises(RuntimeError, match="multiplied") as told:
-        Equilibrium(Wider(), initial=lambda x: torch.zeros_like(x))(x)
-    assert "initial=" not in str(told.value)
-    with pytest.raises(RuntimeError, match="multiplied") as told:
-        Equilibrium(Wider())(x, z0=torch.zeros(2, 5))
-    assert "initial=" not in str(told.value)
 
     class Late(nn.Module):
         calls = 0
@@ -166,6 +185,9 @@ def test_the_spectral_radius_is_told_where_a_graph_is_at_hand():
     exact = Equilibrium(Linear(turn), solver=Picard(), max_steps=6, gradient=ImplicitGradient())
     with pytest.warns(ConvergenceWarning, match=r"spectral radius of the Jacobian there is about 1\.5: plain"):
         exact(torch.ones(1, 2))
+    slow = Equilibrium(Linear(0.5 * turn), solver=Picard(), max_steps=6, gradient=ImplicitGradient())
+    with pytest.warns(ConvergenceWarning, match=r"about 0\.75: plain steps converge from nearby, raise max_steps"):
+        slow(torch.ones(1, 2))
 
 
 def test_records_have_every_solve_that_failed():

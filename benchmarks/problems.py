@@ -79,7 +79,7 @@ def _lasso() -> Problem:
 
     def f(z: Tensor) -> Tensor:
         forward = z - rate * (z @ matrix.T - target) @ matrix
-        return forward - forward.clamp(-threshold, threshold)
+        return torch.relu(forward - threshold) - torch.relu(-forward - threshold)
 
     return Problem(f, _zeros(2, 60), "Daubechies, Defrise, De Mol, Comm. Pure Appl. Math. 57 (2004)")
 

@@ -14,7 +14,7 @@ from ..iterate import iterate
 from ..problem import Problem
 from ..settings import Settings
 from .gmres import GMRES
-from .jacobian_products import NewtonEquation, first_way
+from .jacobian_products import WAYS, NewtonEquation, double_reverse_mode, first_way
 from .rule import Solver
 
 _SUFFICIENT = 1e-4
@@ -40,11 +40,11 @@ class NewtonMemory(NamedTuple):
 class NewtonKrylov(Solver):
     """Inexact Newton on `g(z) = f(z) − z`: `z⁺ = z + λ δ` with `(I − J) δ = g(z)` solved by GMRES, matrix-free.
 
-    Products with `J = ∂f/∂z` are exact, by forward mode or double reverse mode, or finite differences where f cannot be
-    differentiated; for a piecewise smooth f (ReLU) the step is the semismooth Newton step. The inner tolerance tightens
-    as the residual falls (Eisenstat, Walker), and λ is halved until the residual falls. Where half a step is refused, a
-    row first takes some full steps that may raise the residual (a watchdog), since minima of the residual need not be
-    roots.
+    Products with `J = ∂f/∂z` are exact, by double reverse mode, which keeps the graph of one evaluation of f, else by
+    forward mode; where f cannot be differentiated they are finite differences. For a piecewise smooth f (ReLU) the step
+    is the semismooth Newton step. The inner tolerance tightens as the residual falls (Eisenstat, Walker), and λ is
+    halved until the residual falls. Where half a step is refused, a row first takes some full steps that may raise the
+    residual (a watchdog), since minima of the residual need not be roots.
 
     Prefer it for many digits, for stiff problems, and where f expands (see also `Monotone`). `evaluations` counts f and
     Jacobian products alike. Each step waits for its inner solve, so do not use it for tiny states on a GPU. Source:
@@ -121,9 +121,8 @@ class NewtonKrylov(Solver):
         # in units of its tolerance each row has the same one
         shift = torch.where(going & (size > 0), residual / tolerance, 0)
         equation = NewtonEquation(problem, way, z, residual, shift)
-        inner = Settings(
-            GMRES(self.inner_steps), rtol=0.0, atol=1.0, max_steps=self.inner_steps + 1, compact=problem.compact
-        )
+        compact = problem.compact and WAYS[way] is not double_reverse_mode  # fewer rows would be evaluated anew
+        inner = Settings(GMRES(self.inner_steps), rtol=0.0, atol=1.0, max_steps=self.inner_steps + 1, compact=compact)
         outcome = iterate(equation, torch.zeros_like(z), inner, start=(shift, shift))
         problem.spent = outcome.rows.steps + outcome.rows.spent - 1 + tried
         return way, outcome.value * tolerance

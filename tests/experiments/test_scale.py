@@ -26,7 +26,8 @@ from experiments.training.shares import Shares, check_divides
 from experiments.training.team import Team
 from experiments.training.train import train
 
-SETTINGS = ["compare", "rings", "--no-search", "--epochs", "2", "--seeds", "1", "--models", "gd,pgd-deq"]
+SETTINGS = ["compare", "rings", "--no-search", "--epochs", "2", "--seeds", "1", "--rows", "1000"]
+SETTINGS += ["--models", "gd,pgd-deq"]
 PATIENCE = 150
 
 

@@ -104,7 +104,9 @@ def test_an_explicit_layer_is_a_gradient_step(pictures):
 @pytest.mark.usefixtures("latency_of_one_row")
 def test_training_gains_on_the_blurred_pictures_and_the_report_shows_them(tmp_path, monkeypatch):
     whole = make_task("deblur")
-    few = replace(whole, test=TensorDataset(*(part[::5] for part in whole.test.tensors)))
+    parts = ((whole.train, 2), (whole.test, 10))
+    train, test = (TensorDataset(*(part[::step] for part in data.tensors)) for data, step in parts)
+    few = replace(whole, train=train, test=test)
     monkeypatch.setattr("experiments.tasks.deblurring.deblur", lambda: few)
     models = ["--models", "classical,pgd-explicit,fista-deq", "--epochs", "1", "--seeds", "1"]
     assert main(["compare", "deblur", "--no-search", *models, "--out", str(tmp_path / "run")]) == 0

@@ -66,6 +66,7 @@ def test_a_loss_of_the_networks_own_is_added_and_not_among_the_tasks(tmp_path):
     assert run.training.curves[0]["train_loss"] <= 0.25  # of the task alone: that of the other begins at 1
 
 
+@pytest.mark.usefixtures("latency_of_one_row")
 def test_the_trained_start_is_nearer_than_zeros(tmp_path):
     task = fewer(make_task("digits"), 512)
     networks = {name: known("digits", task)[name] for name in ("pgd-deq", "pgd-deq-start")}

@@ -164,6 +164,7 @@ def test_segments_go_on_from_where_the_last_one_stopped(few):
         torch.testing.assert_close(output, textbook(network, x, SEGMENT * segment))
 
 
+@pytest.mark.usefixtures("latency_of_one_row")
 def test_a_comparison_shows_what_more_steps_add(few, tmp_path):
     names = ("looped", "looped-segments", "deq-jfb", "stack")
     networks = {name: thinkers(few)[name] for name in names}

@@ -197,6 +197,7 @@ def test_networks_match_on_either_terms(terms, task):
     assert not failures.found
 
 
+@pytest.mark.usefixtures("latency_of_one_row")
 def test_a_run_has_bits_evaluations_and_no_tolerance_where_there_is_none(tmp_path, capsys):
     arguments = ["--models", "looped,deq", "--no-search", "--epochs", "2", "--seeds", "2", "--rows", "64"]
     assert main(["compare", "text", *arguments, "--out", str(tmp_path / "run")]) == 0

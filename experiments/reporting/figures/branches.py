@@ -8,9 +8,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.ticker import MaxNLocator
 
-from implicit.plots import LINES, MARKERS
-
-from .style import colour_of, score_label
+from .style import draw_scores, score_label
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -27,17 +25,7 @@ def kept_branches(comparison: Comparison) -> Figure | None:
     figure, ax = plt.subplots(figsize=(6.5, 4), layout="constrained")
     for number, row in rows:
         scores = goal.scale * np.array([run.measurement.prefix_scores for run in row.runs])
-        branches = np.arange(1, scores.shape[1] + 1)
-        colour = colour_of(number)
-        ax.plot(
-            branches,
-            scores.mean(axis=0),
-            LINES[number % len(LINES)],
-            marker=MARKERS[number % len(MARKERS)],
-            color=colour,
-            label=row.name,
-        )
-        ax.fill_between(branches, scores.min(axis=0), scores.max(axis=0), color=colour, alpha=0.15, linewidth=0)
+        draw_scores(ax, number, row.name, np.arange(1, scores.shape[1] + 1), scores)
     ax.set(xlabel="branches kept, the first of them", ylabel=f"test {score_label(goal)}")
     ax.set_title("Trained Para-Formers with their last branches left out (bands: all seeds)")
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))

@@ -7,9 +7,7 @@ from typing import TYPE_CHECKING
 import matplotlib.pyplot as plt
 import numpy as np
 
-from implicit.plots import LINES, MARKERS
-
-from .style import colour_of, score_label
+from .style import draw_scores, score_label
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -27,9 +25,7 @@ def more_steps(comparison: Comparison) -> Figure | None:
     for number, row in rows:
         steps = list(row.runs[0].measurement.depth_scores)
         scores = goal.scale * np.array([list(run.measurement.depth_scores.values()) for run in row.runs])
-        colour, marker = colour_of(number), MARKERS[number % len(MARKERS)]
-        ax.plot(steps, scores.mean(axis=0), LINES[number % len(LINES)], color=colour, marker=marker, label=row.name)
-        ax.fill_between(steps, scores.min(axis=0), scores.max(axis=0), color=colour, alpha=0.12, linewidth=0)
+        draw_scores(ax, number, row.name, steps, scores)
     ax.set_xscale("log", base=2)
     ax.set_xticks(steps, [str(step) for step in steps])
     ax.minorticks_off()

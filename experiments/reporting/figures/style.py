@@ -14,12 +14,14 @@ mpl.use("Agg")  # figures go to files, whatever display there is
 import matplotlib.pyplot as plt
 from cycler import cycler
 
-from implicit.plots import COLOURS
+from implicit.plots import COLOURS, LINES, MARKERS
 
 from ...tasks.goals import Goal
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from numpy.typing import NDArray
 
     from ..comparison import Comparison, Row
 
@@ -66,6 +68,13 @@ def score_label(goal: Goal) -> str:
 def colour_of(number: int) -> str:
     """Of the row with this number."""
     return COLOURS[number % len(COLOURS)]
+
+
+def draw_scores(ax: Axes, number: int, name: str, at: Any, scores: NDArray[Any]) -> None:
+    """Of the row with this number, (seeds, points): their mean, and a band from the least to the largest."""
+    colour, line = colour_of(number), LINES[number % len(LINES)]
+    ax.plot(at, scores.mean(axis=0), line, color=colour, marker=MARKERS[number % len(MARKERS)], label=name)
+    ax.fill_between(at, scores.min(axis=0), scores.max(axis=0), color=colour, alpha=0.15, linewidth=0)
 
 
 def curve_of(row: Row, name: str) -> Any:

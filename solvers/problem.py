@@ -158,6 +158,12 @@ class Problem:
         taken.args = tree_map(lambda leaf: leaf.index_select(0, rows) if next(chosen) else leaf, self.args)
         return taken
 
+    def apart(self) -> Problem:
+        """The same with arguments that have no graph, through which each product with the Jacobian would walk."""
+        apart = copy.copy(self)
+        apart.args = tree_map(lambda leaf: leaf.detach() if isinstance(leaf, Tensor) else leaf, self.args)
+        return apart
+
     def widened(self) -> Problem:
         """The same in double precision."""
         wide = copy.copy(self)

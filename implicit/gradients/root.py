@@ -125,12 +125,13 @@ class _Root(torch.autograd.Function):
 
     @staticmethod
     def jvp(ctx: Any, *grad_inputs: Any) -> Tensor:
-        z, *tensors = ctx.saved_tensors
-        tangents = [
-            torch.zeros_like(tensor) if tangent is None else tangent
-            for tensor, tangent in zip(tensors, grad_inputs[4:], strict=True)
-        ]
-        return pushforward(ctx.f, ctx.linear, z, tuple(tensors), tangents)
+        with forward_ad._set_fwd_grad_enabled(True):  # PyTorch turns it off here, for outer levels as well
+            z, *tensors = (forward_ad.unpack_dual(tensor).primal for tensor in ctx.saved_tensors)
+            tangents = [
+                torch.zeros_like(tensor) if tangent is None else tangent
+                for tensor, tangent in zip(tensors, grad_inputs[4:], strict=True)
+            ]
+            return pushforward(ctx.f, ctx.linear, z, tuple(tensors), tangents)
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], *inputs: Any) -> tuple[Tensor, int]:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..problem import DroppedRowsError, Problem
+from ..problem import Problem
 from ..state import Layout
 
 Map = Callable[[Tensor], Tensor]
@@ -20,7 +20,8 @@ Way = Callable[[Map, Tensor, Tensor, float], Map]
 
 def double_reverse_mode(f: Map, z: Tensor, image: Tensor, spread: float) -> Map:
     """By the derivative of uᵀJ in u: exact, for what reverse mode differentiates twice; one evaluation of f in all."""
-    with torch.enable_grad():
+    # hooks of a checkpoint, or of save_on_cpu, would compute or copy what is saved here at each product
+    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(_itself, _itself):
         point = z.detach().requires_grad_()
         tracked = f(point)
         u = torch.zeros_like(tracked, requires_grad=True)
@@ -31,6 +32,10 @@ def double_reverse_mode(f: Map, z: Tensor, image: Tensor, spread: float) -> Map:
         return result
 
     return product
+
+
+def _itself(tensor: Tensor) -> Tensor:
+    return tensor
 
 
 def forward_mode(f: Map, z: Tensor, image: Tensor, spread: float) -> Map:
@@ -53,7 +58,7 @@ def finite_differences(f: Map, z: Tensor, image: Tensor, spread: float) -> Map:
 WAYS: tuple[Way, ...] = (double_reverse_mode, forward_mode, finite_differences)
 """The fastest first: forward mode evaluates f anew for each product, and is slow where operands have no tangent."""
 HIDDEN = 1e-2
-"""Change of f, relative to that of z, which shows that products of 0 are no derivative; less at a critical point."""
+"""Change of f, relative to that of z, by which finite differences tell something."""
 ALIKE = 0.1
 """Relative difference up to which a product and a finite difference are the same derivative."""
 
@@ -61,13 +66,20 @@ ALIKE = 0.1
 def first_way(f: Map, z: Tensor, image: Tensor, spread: float, v: Tensor) -> tuple[int, int]:
     """The position in `WAYS` of the first that f allows, and the evaluations of f that it took to find out.
 
-    One that finite differences contradict in every row is passed over: the backward of an `autograd.Function` may
-    compute what autograd does not see. Where they contradict forward mode, too, f is rough, and forward mode is right.
+    One that finite differences contradict is passed over: a cell may detach z, or the backward of an
+    `autograd.Function` compute what autograd does not see. Where they contradict each other f is rough, and forward
+    mode is right.
     """
     change = finite_differences(f, z, image, spread)(v)
-    sizes = [torch.linalg.vector_norm(x, dim=1) for x in (change, v)]
-    threshold = max(HIDDEN, spread) * sizes[1]
-    tried, rough = 1, len(WAYS) - 1
+    threshold = max(HIDDEN, spread) * torch.linalg.vector_norm(v, dim=1)
+    size = torch.linalg.vector_norm(change, dim=1)
+    telling = size.isfinite() & (size > threshold)
+
+    def contradicted(product: Tensor) -> bool:
+        difference = torch.linalg.vector_norm(product - change, dim=1)
+        return bool((telling & ~(difference <= ALIKE * size + threshold)).any())  # NaN is no derivative
+
+    tried, forward = 1, None
     for position, way in enumerate(WAYS[:-1]):
         tried += 1
         try:
@@ -77,14 +89,15 @@ def first_way(f: Map, z: Tensor, image: Tensor, spread: float, v: Tensor) -> tup
                 product = way(f, z, image, spread)(v)
         except torch.OutOfMemoryError:
             raise
-        except (RuntimeError, DroppedRowsError):  # how PyTorch says that an operation lacks that derivative
+        except Exception:  # whatever an operation, or a cell, says that lacks that derivative
             continue
-        contradicted = torch.linalg.vector_norm(product - change, dim=1) > ALIKE * sizes[0] + threshold
-        if not contradicted.all():  # a row at a kink of f says nothing of the way
+        if not contradicted(product):
             return position, tried
-        if way is forward_mode and (product.any() or not (sizes[0] > threshold).any()):
-            rough = position  # else f hides its derivative: it detaches z, or computes without gradients
-    return rough, tried
+        forward = position if way is forward_mode and bool(product.any()) else None
+    last = len(WAYS) - 1
+    if forward is None:
+        return last, tried
+    return forward if contradicted(finite_differences(f, z, image, spread / 2)(v)) else last, tried + 1
 
 
 class NewtonEquation(Problem):
@@ -97,7 +110,7 @@ class NewtonEquation(Problem):
         super().__init__(problem.f, (), Layout(shift))
         self.compact = problem.compact
         self.way, self.z, self.at_z, self.shift = way, z, residual, shift
-        self.product = WAYS[way](problem.residual, z, residual, problem.spread)
+        self.product = WAYS[way](problem.apart().residual, z, residual, problem.spread)
         if WAYS[way] is double_reverse_mode:
             self.spent = np.ones(len(z), dtype=np.int64)  # by its one evaluation of f
 

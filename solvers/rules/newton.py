@@ -116,7 +116,8 @@ class NewtonKrylov(Solver):
         tolerance = torch.maximum(forcing * size, enough.minimum(_LOOSEST * size))
         tried = 0
         if way < 0:
-            g, at_z = (problem.residual, residual) if problem.relative_to_start else (problem, fz)
+            apart = problem.apart()
+            g, at_z = (apart.residual, residual) if problem.relative_to_start else (apart, fz)
             way, tried = first_way(g, z, at_z, problem.spread, residual)
         # in units of its tolerance each row has the same one
         shift = torch.where(going & (size > 0), residual / tolerance, 0)

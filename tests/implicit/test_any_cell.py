@@ -9,7 +9,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint, checkpoint_sequential
 
 from implicit import ConvergenceWarning, Equilibrium, ImplicitGradient, NeumannGradient, fixed_point
-from solvers import GMRES
+from solvers import GMRES, Anderson, NewtonKrylov
 
 from .cells import DIM, TIGHT, exact, inputs, tight_layer, unrolled
 
@@ -339,8 +339,10 @@ def test_batches_of_gradients():
         torch.testing.assert_close(found, expected, rtol=1e-8, atol=1e-10)
 
 
+@pytest.mark.parametrize("compact", [None, False])
+@pytest.mark.parametrize("solver", [Anderson(), NewtonKrylov()], ids=["Anderson", "NewtonKrylov"])
 @pytest.mark.parametrize("policy", [ImplicitGradient(rtol=1e-6), NeumannGradient(30)], ids=["exact", "Neumann"])
-def test_a_checkpoint_round_a_layer_costs_one_more_solve(policy):
+def test_a_checkpoint_round_a_layer_costs_one_more_solve(policy, solver, compact):
     class Counted(Plain):
         calls = 0
 
@@ -349,11 +351,14 @@ def test_a_checkpoint_round_a_layer_costs_one_more_solve(policy):
             return super().forward(z, x)
 
     cell, x = Counted(), inputs(4)
-    layer = Equilibrium(cell, gradient=policy, rtol=1e-8)
-    expected = torch.autograd.grad(layer(x).sin().sum(), [x, *cell.parameters()])
+    layer = Equilibrium(cell, gradient=policy, rtol=1e-8, solver=solver, compact=compact)
+    z = layer(x)
+    plain, Counted.calls = Counted.calls, 0
+    expected = torch.autograd.grad(z.sin().sum(), [x, *cell.parameters()])
     Counted.calls = 0
     z = checkpoint(layer, x, use_reentrant=False)
     forward, Counted.calls = Counted.calls, 0
+    assert forward == plain
     found = torch.autograd.grad(z.sin().sum(), [x, *cell.parameters()])
     assert Counted.calls <= forward + 1
     for one, other in zip(found, expected, strict=True):

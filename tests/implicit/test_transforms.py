@@ -51,6 +51,20 @@ def test_jacobians_and_hessians(case, transform):
     agree(found, transform(lambda x: unrolled(cell, x).sin().sum(0))(x[:2]))
 
 
+@pytest.mark.parametrize("order", ["ff", "fr", "rf", "rr", "fff", "ffr", "frf", "rff", "frr"])
+def test_derivatives_of_any_order_in_any_mode(case, order):
+    cell, layer, x = case
+    derivatives = {"f": lambda f: jacfwd(lambda s: f(s)), "r": lambda f: jacrev(lambda s: f(s))}
+
+    def of(f):
+        for mode in reversed(order):
+            f = derivatives[mode](f)
+        return f(torch.tensor(0.3, dtype=x.dtype))
+
+    found = of(lambda s: layer(x * s + s.sin()).sin().sum())
+    agree(found, of(lambda s: unrolled(cell, x * s + s.sin()).sin().sum()))
+
+
 def test_vmap_over_inputs_and_over_an_ensemble(case):
     _, layer, x = case
     stacked = torch.stack((x, x + 1))

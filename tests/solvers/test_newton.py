@@ -5,7 +5,7 @@ import pytest
 import scipy.optimize
 import torch
 
-from solvers import NewtonKrylov, Status, solve
+from solvers import NewtonKrylov, Status, root, solve
 from solvers.rules.jacobian_products import WAYS, double_reverse_mode, finite_differences, first_way, forward_mode
 
 
@@ -204,3 +204,68 @@ def test_a_critical_point_is_no_hidden_derivative():
     assert alone.converged.all()
     assert alone.evaluations[0] == together.evaluations[0]
     assert torch.equal(alone.value[0], together.value[0])
+
+
+class InNumPy(torch.autograd.Function):
+    """z A, as code outside of PyTorch is usually wrapped."""
+
+    @staticmethod
+    def forward(ctx, z, matrix):
+        ctx.matrix = matrix
+        return torch.from_numpy(z.detach().numpy() @ matrix.numpy())
+
+    @staticmethod
+    def backward(ctx, grad):
+        return torch.from_numpy(grad.detach().numpy() @ ctx.matrix.numpy().T), None
+
+
+@pytest.mark.parametrize("device", ["cpu"])  # for NumPy
+@pytest.mark.parametrize("part", [InNumPy.apply, lambda z, matrix: z.detach() @ matrix])
+@pytest.mark.parametrize("mate", [None, 0.0, float("nan")])
+def test_a_derivative_that_is_partly_hidden_is_found_out_whatever_the_other_rows_say(part, mate):
+    matrix, shift = 2 * torch.randn(10, 10, dtype=torch.float64), torch.randn(5, 10, dtype=torch.float64)
+    more = shift[:0] if mate is None else mate * shift[:1]  # a padded row, a row that is not finite
+    x = torch.cat((shift, more))
+
+    def equation(z, x):
+        return 0.1 * z + part(z, matrix) + torch.tanh(z) - x
+
+    solution = root(equation, torch.zeros_like(x), (x,))
+    assert solution.converged[:5].all(), solution.summary()
+    assert equation(solution.value, x)[:5].norm() < 1e-4
+
+
+def test_a_derivative_that_is_not_finite_at_the_start_is_none():
+    matrix = 3 * torch.linalg.qr(torch.randn(10, 10, dtype=torch.float64)).Q
+    x = torch.randn(5, 10, dtype=torch.float64)
+
+    def f(z, x):
+        return -z @ matrix + x * (1 + 0.3 * z.square().sum(1, keepdim=True).sqrt())
+
+    solve(f, torch.zeros_like(x), (x,), solver=NewtonKrylov(), rtol=1e-8).check()
+
+
+def refusing(z):
+    assert not z.requires_grad
+    return torch.tanh(z / 2 + 1)
+
+
+@pytest.mark.parametrize("device", ["cpu"])  # for NumPy
+@pytest.mark.parametrize("f", [refusing, lambda z: torch.from_dlpack(np.tanh(np.from_dlpack(z) / 2 + 1))])
+def test_a_map_that_refuses_to_be_tracked_is_solved(f):
+    start = torch.zeros(2, 10, dtype=torch.float64)
+    solution = solve(f, start, solver=NewtonKrylov(), rtol=1e-8).check()
+    torch.testing.assert_close(solution.value, torch.tanh(solution.value / 2 + 1), rtol=1e-7, atol=1e-7)
+
+
+def test_products_do_not_walk_through_what_the_arguments_were_computed_from():
+    above, seen = 2 * torch.ones(2, 3, dtype=torch.float64, requires_grad=True), []
+
+    def f(z, x):
+        seen.append((z.requires_grad, x.requires_grad))
+        return torch.tanh(z / 2 + x)
+
+    with torch.no_grad():
+        solve(f, torch.zeros_like(above), (above,), solver=NewtonKrylov()).check()
+    assert (True, False) in seen
+    assert (True, True) not in seen

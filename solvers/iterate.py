@@ -38,12 +38,29 @@ def iterate(
     # autocast is for f, which turns it on again; the solver's own products keep their digits
     with without_autocast(problem.layout.device):
         try:
-            return _run(problem, z, settings, start, keep, checked)
+            outcome = _run(problem, z, settings, start, keep, checked)
         except DroppedRowsError as error:
             if problem.dropped:
                 raise
             warn_of_dropping(f"f failed without them: {error}")
-            return _run(problem, z, replace(settings, compact=False), start, keep)
+        else:
+            if not outcome.dropped or checked or _holds_together(problem, outcome, settings):
+                return outcome
+            warn_of_dropping("at the end f returned something else for all rows together")
+        problem.independent = False
+        return _run(problem, z, replace(settings, compact=False), start, keep)
+
+
+def _holds_together(problem: Problem, outcome: Outcome, settings: Settings) -> bool:
+    """Whether all rows, evaluated at once, have the residuals that were found without those dropped on the way.
+
+    Not known where a row has used up its evaluations.
+    """
+    if (outcome.rows.steps >= outcome.rows.limit).any():
+        return True
+    value = outcome.value.to(problem.layout.working_dtype)
+    image, residual = problem.evaluate(value, value)
+    return bool(outcome.rule.holds(outcome.rows, *settings.measure.on_host(residual, image)).all())
 
 
 def _run(

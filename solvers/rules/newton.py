@@ -124,6 +124,6 @@ class NewtonKrylov(Solver):
         equation = NewtonEquation(problem, way, z, residual, shift)
         compact = problem.compact and WAYS[way] is not double_reverse_mode  # fewer rows would be evaluated anew
         inner = Settings(GMRES(self.inner_steps), rtol=0.0, atol=1.0, max_steps=self.inner_steps + 1, compact=compact)
-        outcome = iterate(equation, torch.zeros_like(z), inner, start=(shift, shift))
+        outcome = iterate(equation, torch.zeros_like(z), inner, start=(shift, shift), checked=True)
         problem.spent = outcome.rows.steps + outcome.rows.spent - 1 + tried
         return way, outcome.value * tolerance

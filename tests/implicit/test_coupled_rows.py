@@ -11,6 +11,7 @@ from implicit.diagnostics import diagnose, gradient_audit, jacobian_penalty, lya
 from implicit.diagnostics.coupling import as_one_row, coupling
 from implicit.draws import normal
 from implicit.monitoring import Monitor, MonitorWarning
+from solvers import Picard
 from solvers.problem import prepare
 
 ROWS, WIDTH = 6, 4
@@ -151,3 +152,21 @@ def test_the_audit_of_coupled_rows_measures_against_a_dense_solve():
     audit = gradient_audit(layer, x)
     assert audit.relative_error == pytest.approx(((v - exact).norm() / exact.norm()).item(), rel=1e-6)
     assert audit.cosine == pytest.approx((v @ exact / v.norm() / exact.norm()).item(), rel=1e-6)
+
+
+class LateCoupling(nn.Module):
+    """Rows depend on each other only where they have come far, when others have been dropped."""
+
+    def forward(self, z, x, k):
+        return k * z + (1 - k) * x - 10 * (1 - k) * torch.relu(z - 0.9) * z.std(0, correction=0)
+
+
+@pytest.mark.filterwarnings("ignore:.*:RuntimeWarning")
+@pytest.mark.parametrize("grad", [False, True])
+def test_rows_that_couple_after_some_were_dropped_are_solved_together(grad):
+    k, x = (torch.linspace(*ends, 16, dtype=torch.float64)[:, None] for ends in ((0.1, 0.97), (0.2, 1)))
+    layer = Equilibrium(LateCoupling(), solver=Picard(), rtol=1e-8, max_steps=2000)
+    with torch.set_grad_enabled(grad):
+        z = layer(x.clone().requires_grad_(grad), k).detach()
+    image = layer.cell(z, x, k)
+    assert ((image - z).norm(dim=1) <= 1.05e-8 * image.norm(dim=1)).all()

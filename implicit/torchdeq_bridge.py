@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from types import FrameType
@@ -89,7 +90,7 @@ def in_torchdeqs_form(solver: Solver) -> Callable[..., tuple[Tensor, list[Tensor
             return image
 
         relative = stop_mode == "rel"
-        start = x0.reshape(len(x0), -1)
+        start = x0.reshape(len(x0), math.prod(x0.shape[1:]))  # of an empty batch, too
         rtol, atol = (tol, 0.0) if relative else (0.0, tol)
         solution = solve(watched, start, solver=solver, rtol=rtol, atol=atol, max_steps=max_iter)
         direction, reports = _reports(func, sys._getframe(1))
@@ -121,9 +122,10 @@ def _statistics(solution: Solution) -> Any:
     lowest, trace, distances = (
         floats.to(solution.value.dtype) for floats in (solution.residual, solution.trace, solution.absolute)
     )
-    # where on the trace the value lies
-    place = (trace - lowest).abs().nan_to_num(torch.inf).argmin(dim=0, keepdim=True)
-    absolute = distances.gather(0, place)[0]
+    absolute = lowest
+    if len(trace):  # where on it the value lies
+        place = (trace - lowest).abs().nan_to_num(torch.inf).argmin(dim=0, keepdim=True)
+        absolute = distances.gather(0, place)[0]
     stopped = trace.isnan()
     return SolverStat(
         abs_lowest=absolute,

@@ -69,8 +69,9 @@ def solve(f: Callable[..., S], z0: S, args: tuple[Any, ...] = (), **options: Unp
 def root(F: Callable[..., S], z0: S, args: tuple[Any, ...] = (), **options: Unpack[SolveOptions]) -> Solution[S]:
     """Find `F(z*, *args) = 0` for every row of a batch, each on its own.
 
-    A row has converged when `‖F(z)‖ ≤ atol + rtol·‖F(z0)‖`, so scaling F does not change the answer; the solution's
-    residuals are those of F, relative to `‖F(z0)‖`. Any solver works, on `z − F(z)`; solvers other than `NewtonKrylov`
+    A row has converged when `‖F(z)‖ ≤ atol + rtol·‖F(z0)‖`: scaling F does not change the answer while `‖F(z0)‖` is far
+    above atol, 1e-10 by default. For a smaller F scale it, or pass atol=0.0, which fails from a start that is a root
+    already. The solution's residuals are those of F, relative to `‖F(z0)‖`. Any solver works, on `z − F(z)`; solvers other than `NewtonKrylov`
     need F scaled such that this map is nearly a contraction.
 
     Args:

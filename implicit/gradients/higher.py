@@ -76,8 +76,7 @@ class Sources:
         if self.compiled:
             raise RuntimeError(
                 "second derivatives run through the cell's backward pass, and torch.compile makes one that has none: "
-                "use the cell that was compiled (compiled._orig_mod) for them, or torch.compiler.set_stance"
-                "('force_eager') around the layer"
+                "set torch.compiler.set_stance('force_eager') around the layer for them, or leave the cell uncompiled"
             )
 
     def direct(self, z: Tensor, tensors: Sequence[Tensor], what: str) -> list[int]:

@@ -179,6 +179,16 @@ def test_a_tensor_of_scalars_is_a_batch():
     assert info["nstep"].shape == (4,)
 
 
+@pytest.mark.parametrize("shape", [(0, 8), (0, 3, 8)])
+def test_an_empty_batch_has_an_empty_solution(shape):
+    cell, x = Cell(), torch.zeros(shape, dtype=torch.float64)
+    deq = torchdeq.get_deq(f_solver="implicit_anderson", b_solver="implicit_gmres", ift=True)
+    (z,), info = deq(lambda z: cell(z, x), torch.zeros_like(x))
+    z.sum().backward()
+    assert z.shape == shape
+    assert len(info["nstep"]) == 0
+
+
 def test_what_is_no_solver_or_option_is_refused():
     with pytest.raises(TypeError, match="is not a name and a Solver"):
         torchdeq_bridge.register({"anderson": "anderson"})

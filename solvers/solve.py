@@ -71,8 +71,8 @@ def root(F: Callable[..., S], z0: S, args: tuple[Any, ...] = (), **options: Unpa
 
     A row has converged when `‖F(z)‖ ≤ atol + rtol·‖F(z0)‖`: scaling F does not change the answer while `‖F(z0)‖` is far
     above atol, 1e-10 by default. For a smaller F scale it, or pass atol=0.0, which fails from a start that is a root
-    already. The solution's residuals are those of F, relative to `‖F(z0)‖`. Any solver works, on `z − F(z)`; solvers other than `NewtonKrylov`
-    need F scaled such that this map is nearly a contraction.
+    already. The solution's residuals are those of F, relative to `‖F(z0)‖`. Any solver works, on `z − F(z)`; solvers
+    other than `NewtonKrylov` need F scaled such that this map is nearly a contraction.
 
     Args:
         F: maps a state to a state of the same shapes and dtype; must not write into its arguments.

@@ -73,7 +73,7 @@ def where(error: BaseException) -> str:
 def file_name(name: str) -> str:
     """The name as that of a file or folder: whatever else it holds is replaced, and told apart by a checksum."""
     plain = re.sub(r"[^\w.+-]+", "-", name, flags=re.ASCII).strip(".-")
-    return plain if plain == name else f"{plain[:60]}-{zlib.crc32(name.encode()):08x}"
+    return plain if plain == name and len(name) <= 60 else f"{plain[:60]}-{zlib.crc32(name.encode()):08x}"
 
 
 def arguments(function: Callable[..., Any]) -> list[inspect.Parameter]:

@@ -54,10 +54,16 @@ class LearnedStart(nn.Module):
         shapes = [[tuple(part.shape) for part in parts] for parts in (proposed, found)]
         if shapes[0] != shapes[1]:
             raise ValueError(f"the start has shapes {shapes[0]}, the solution {shapes[1]}: they must be alike")
-        pairs = [(part, target.detach()) for part, target in zip(proposed, found)]
-        distance = torch.stack([(part.to(target) - target).abs().square().sum() for part, target in pairs]).sum()
+        # in half precision sums of squares overflow
+        pairs = [(_single(part), _single(target.detach())) for part, target in zip(proposed, found)]
+        distance = torch.stack([(part - target).abs().square().sum() for part, target in pairs]).sum()
         scale = torch.stack([target.abs().square().sum() for _, target in pairs]).sum()
-        return distance / scale.clamp(min=torch.finfo(torch.float32).tiny)
+        return distance / torch.where(scale > 0, scale, 1)  # to a solution of 0 the distance is absolute
+
+
+def _single(x: Tensor) -> Tensor:
+    """In single precision at least."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def _detached(value: Any) -> Any:

@@ -45,8 +45,8 @@ def judge(rule: Rule, rows: Rows, step: int, norms: Floats, held: Bools | None =
     | f(z) not finite, and not because the solver leapt | NON_FINITE; DIVERGED, if it had grown out of bounds |
     | the tolerance is met, and not only because ‖z‖ grew | CONVERGED |
 
-    A row that has stopped is held at its value from the next look on. If its residual changes all the same, f couples
-    the rows.
+    A row that becomes exact by the structure of f, which was finite at first, goes on until then. A row that has
+    stopped is held at its value from the next look on. If its residual changes all the same, f couples the rows.
 
     Args:
         rule, rows: what is known before.
@@ -98,6 +98,8 @@ def _judge(rule: Rule, rows: Rows, step: int, residual: Floats, scale: Floats) -
     if not finite.all():
         leapt = running & ~finite & np.isfinite(best) & ~rows.recovering & (turn < 2) & rule.may_leap
         broken = running & ~finite & ~leapt
+        if step <= rule.exact_after < np.inf:
+            broken &= ~np.isfinite(rows.first) | (step >= rows.limit)  # until then f makes guesses right, step by step
     stuck = running & ~progressed & (since >= rows.patience) & (step >= rule.min_steps)
     passed_on = none
     first = np.maximum(rows.first, rows.first_scale)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 import warnings
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, default_collate
 
 from implicit import ConvergenceWarning, record
+from implicit.copies import untouched
 from implicit.diagnostics import residual_quantiles
 from solvers import Solution
 
@@ -98,7 +100,8 @@ def measure(network: nn.Module, task: Task, device: str, failures: Failures) -> 
     def saved() -> int:
         rows = min(task.batch, len(task.train))  # type: ignore[arg-type]
         batch = default_collate([task.train[row] for row in range(rows)])
-        return saved_bytes(network, lambda: task.training_loss(network(batch[0].to(device)), batch[1].to(device)))
+        with untouched(network):  # which in training mode moves batch statistics
+            return saved_bytes(network, lambda: task.training_loss(network(batch[0].to(device)), batch[1].to(device)))
 
     def latency_at(size: int) -> float:
         return latency(network, _repeated(inputs, size))
@@ -109,7 +112,7 @@ def measure(network: nn.Module, task: Task, device: str, failures: Failures) -> 
         solves, flops = attempt("the forward pass", forward) or (None, None)
         adjoints = attempt("the backward pass", backward)
         network.zero_grad()
-        vectors = isinstance(goal, Classification) and inputs.ndim == 2
+        vectors = isinstance(goal, Classification) and inputs.ndim == 2 and inputs.is_floating_point()
         times = {size: attempt(f"the latency at batch {size}", partial(latency_at, size)) for size in LATENCY_BATCHES}
         prefixes = None
         if isinstance(network, Branched):
@@ -134,11 +137,8 @@ def measure(network: nn.Module, task: Task, device: str, failures: Failures) -> 
 
 def score(network: nn.Module, task: Task, device: str) -> float:
     """On the whole test part, of a network in evaluation mode on that device."""
-    metric = _own_metric(task, device)
-    with torch.no_grad():
-        for inputs, targets in DataLoader(task.test, TEST_BATCH, num_workers=task.workers):
-            metric.update(network(inputs.to(device)), targets.to(device))
-    return float(metric.compute())
+    (found,) = _scores(lambda x: [network(x)], task, device)
+    return found
 
 
 def _own_metric(task: Task, device: str) -> Any:
@@ -177,15 +177,18 @@ def depth_scores(network: Repeating, task: Task, device: str) -> dict[int, float
 
 
 def _scores(answers: Callable[[Tensor], Iterable[Tensor]], task: Task, device: str) -> list[float]:
-    """Of several outputs for each batch of the test part."""
+    """Of several outputs for each batch of the test part; NaN where some are no numbers: metrics would find a class."""
     metrics: list[Any] = []
+    finite: list[bool] = []
     with torch.no_grad():
         for inputs, targets in DataLoader(task.test, TEST_BATCH, num_workers=task.workers):
             outputs = list(answers(inputs.to(device)))
             metrics = metrics or [_own_metric(task, device) for _ in outputs]
-            for metric, answer in zip(metrics, outputs, strict=True):
+            finite = finite or [True for _ in outputs]
+            for number, (metric, answer) in enumerate(zip(metrics, outputs, strict=True)):
                 metric.update(answer, targets.to(device))
-    return [float(metric.compute()) for metric in metrics]
+                finite[number] &= bool(answer.isfinite().all())
+    return [float(metric.compute()) if whole else math.nan for metric, whole in zip(metrics, finite, strict=True)]
 
 
 def _mean_evaluations(solutions: list[Solution]) -> float:

@@ -22,8 +22,11 @@ class Difference:
 
     @property
     def decided(self) -> bool:
-        """Whether the interval leaves 0 out: a claim is made of nothing else."""
-        return self.low > 0 or self.high < 0
+        """Whether the interval leaves 0 out: a claim is made of nothing else.
+
+        One without a width comes from differences that are equal by the score's coarseness, and decides nothing.
+        """
+        return self.low < self.high and (self.low > 0 or self.high < 0)
 
 
 def paired_difference(values: Sequence[float], baseline: Sequence[float]) -> Difference:

@@ -28,12 +28,13 @@ def checked(task: Task) -> None:
         parts["validation"] = task.validation
     for part, data in parts.items():
         try:
-            _check_part(data, task.goal)
+            _check_part(data, task.goal, shares=part == "train")
         except ValueError as error:
             raise ValueError(f"task {task.name}: its {part} part {error}") from None
 
 
-def _check_part(data: Any, goal: Goal) -> None:
+def _check_part(data: Any, goal: Goal, shares: bool) -> None:
+    """`shares`: whether the targets of a classification may be shares of the classes."""
     if not hasattr(data, "__len__") or not hasattr(data, "__getitem__"):
         raise ValueError(f"is a {type(data).__name__}, not a data set with a length and items, such as a TensorDataset")
     if len(data) == 0:
@@ -46,16 +47,18 @@ def _check_part(data: Any, goal: Goal) -> None:
         if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
             raise ValueError("holds NaN or Inf")
     if isinstance(goal, Classification):
-        _check_labels(data.tensors[1], goal.classes)
+        _check_labels(data.tensors[1], goal.classes, shares)
     if isinstance(goal, ExactMatch):
         _check_answers(data.tensors[1], goal.classes)
     if isinstance(goal, NextCharacter):
         _check_characters(data.tensors[1], goal.characters)
 
 
-def _check_labels(labels: Tensor, classes: int) -> None:
+def _check_labels(labels: Tensor, classes: int, shares: bool = False) -> None:
     if labels.ndim > 1 and labels.is_floating_point():
-        return  # shares of the classes
+        if shares:
+            return
+        raise ValueError("has shares of the classes for labels, which no score knows: pass labels, y.argmax(1)")
     if labels.dtype != torch.int64 or labels.ndim != 1:
         raise ValueError(f"has labels of {labels.dtype} in shape {tuple(labels.shape)}, not torch.int64 in (rows,)")
     low, high = int(labels.min()), int(labels.max())

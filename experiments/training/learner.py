@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from typing import Any
 
@@ -98,7 +99,11 @@ class Learner(lightning.LightningModule):
     def on_train_epoch_end(self) -> None:
         metrics = self.trainer.callback_metrics
         names = (*_CURVES, "forward_evaluations", "backward_evaluations", "converged")
-        self.curves.append({name: float(metrics[name]) for name in names if name in metrics})
+        curve = {name: float(metrics[name]) for name in names if name in metrics}
+        for part in ("train", "test"):
+            if f"{part}_score" in curve and not math.isfinite(curve[f"{part}_loss"]):
+                curve[f"{part}_score"] = math.nan  # a metric takes outputs that are no numbers for some class
+        self.curves.append(curve)
         if self.together:
             seconds = time.perf_counter() - self._began
             self.own.append({"rows": self._rows, "loss": float(self._total) / self._rows, "seconds": seconds})
@@ -116,7 +121,10 @@ class Learner(lightning.LightningModule):
         rate, steps = self.task.learning_rate, int(self.trainer.estimated_stepping_batches)
         optimizer = self.task.optimizer(self.parameters(), lr=rate, weight_decay=self.task.weight_decay)
         cycles = bool({"momentum", "betas"} & set(optimizer.defaults))
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps, cycle_momentum=cycles)
+        # a single step would be taken at the rate at which the cycle ends, which is next to nothing
+        schedule = torch.optim.lr_scheduler.OneCycleLR(
+            optimizer, rate, total_steps=max(steps, 3), cycle_momentum=cycles, div_factor=25 if steps > 1 else 1
+        )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def _loss(self, batch: tuple[Tensor, Tensor], part: str, rows: int, step: Step = Step()) -> Tensor:

@@ -18,7 +18,7 @@ from .chain import Chain, ChainGradient, ChainNewton
 from .newton import Newton
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Unrolled(Solution[Any]):
     """The result of `unroll`: `value` holds the states after each step, (batch, time, …), with their gradient."""
 

@@ -1,6 +1,7 @@
 """Tasks and networks of a user's own, from Python and on the command line."""
 
 import json
+import math
 import os
 import re
 import shlex
@@ -16,6 +17,7 @@ from torch.utils.data import IterableDataset, TensorDataset
 from experiments import Classification, Comparison, InputError, Regression, Task, compare, contestants_for
 from experiments.commands.main import main
 from experiments.contestants.own import chosen, compared_with, entered, known
+from experiments.names import file_name
 from experiments.running import trials
 from experiments.tasks.make import make_task
 
@@ -225,6 +227,7 @@ class Endless(IterableDataset):
             {},
             "its test part has labels of torch.float32 in shape (4,), not",
         ),
+        (TensorDataset(POINTS, torch.eye(2)[LABELS]), {}, "its test part has shares of the classes for labels"),
         (TensorDataset(POINTS, LABELS[:, None]), {}, "its test part has labels of torch.int64 in shape (4, 1)"),
         (
             TensorDataset(POINTS, LABELS + 1),
@@ -240,6 +243,69 @@ class Endless(IterableDataset):
 def test_a_task_that_cannot_be_trained_on_says_why(test, options, message):
     with pytest.raises(ValueError, match=re.escape(f"task toy: {message}")):
         Task("toy", GOOD, test, **{"goal": Classification(2), **options})
+
+
+class Overflowing(nn.Linear):
+    def forward(self, x):
+        return super().forward(x).mul(1e3).exp()
+
+
+@pytest.mark.usefixtures("latency_of_one_row")
+def test_a_network_without_numbers_has_no_score_and_measuring_leaves_no_trace(task, tmp_path):
+    def normalised(task):
+        return nn.Sequential(nn.BatchNorm1d(2, momentum=0.5), nn.Linear(2, 2))
+
+    networks = {"normalised": normalised, "overflows": lambda task: Overflowing(2, 2)}
+    found = compare(task, networks, seeds=1, epochs=2, out=tmp_path / "run")
+    assert not found.failures
+    whole, overflown = found.rows
+    assert math.isnan(overflown.runs[0].measurement.score)
+    assert all(math.isnan(score) for score in overflown.search.scores.values())
+    assert [row.name for row in found.ranked] == ["normalised", "overflows"]
+    network, (points, labels) = whole.runs[0].network.eval(), task.test.tensors
+    share = (network(points).argmax(1) == labels).double().mean().item()
+    assert share == pytest.approx(whole.runs[0].measurement.score)
+    assert network[0].num_batches_tracked == 2 * len(range(0, len(task.train), task.batch))
+
+
+def test_files_have_short_names_that_differ():
+    names = ["net", "x" * 300, "x" * 299 + "y", "a/b", "a-b"]
+    files = [file_name(name) for name in names]
+    assert files[0] == "net"
+    assert len(set(files)) == len(names)
+    assert max(map(len, files)) < 80
+
+
+@pytest.mark.usefixtures("latency_of_one_row")
+def test_tokens_have_no_margin_and_a_single_step_trains(tmp_path):
+    class Tokens(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embedding, self.head = nn.Embedding(5, 4), nn.Linear(4, 2)
+
+        def forward(self, tokens):
+            return self.head(self.embedding(tokens).mean(1))
+
+    data = TensorDataset(torch.randint(5, (30, 7)), torch.randint(2, (30,)))
+    task = Task("tokens", data, data, goal=Classification(2), batch=32, learning_rate=0.1)
+    made = []
+
+    def tokens(task):
+        made.append(Tokens())
+        return made[-1]
+
+    torch.manual_seed(0)
+    before = []
+
+    def kept(task):
+        network = tokens(task)
+        before.append(network.head.weight.detach().clone())
+        return network
+
+    found = compare(task, {"tokens": kept}, seeds=1, epochs=1, search=False, out=tmp_path / "run")
+    assert not found.failures
+    assert found.rows[0].runs[0].measurement.margin is None
+    assert max((network.head.weight - old).abs().max().item() for network, old in zip(made, before)) > 0.05
 
 
 def test_a_tasks_own_loss_and_optimiser_train(task, tmp_path):

@@ -179,6 +179,9 @@ def test_paired_differences_have_students_interval():
     assert not found.decided
     assert paired_difference([1.0, 1.1, 1.2], [0.5, 0.61, 0.69]).decided
     assert paired_difference([1.0], [0.5]).low == -math.inf
+    coarse = paired_difference([0.5, 0.6], [0.4, 0.5])  # shares of ten rows, of two networks that are alike
+    assert coarse.low == pytest.approx(coarse.high)
+    assert not paired_difference([0.5, 0.75], [0.25, 0.5]).decided
 
 
 def test_the_slopes_interval_holds_the_exponent_of_a_power_law_nineteen_times_in_twenty():

@@ -147,6 +147,36 @@ def test_single_precision_and_sequences_that_run_away_in_part():
     assert (solution.value[1] == 0).all()
 
 
+BOUNDED = {  # whose guesses overflow on the way
+    "bistable": (lambda u, h: h + 0.1 * (h - h**3) + 0.1 * u, [-0.2], 200),
+    "logistic": (lambda u, h: 3.9 * h * (1 - h) + 0 * u, [0.3], 60),
+    "Lorenz": (
+        lambda u, h: (
+            h
+            + 0.02
+            * torch.stack(
+                (10 * (h[:, 1] - h[:, 0]), h[:, 0] * (28 - h[:, 2]) - h[:, 1], h[:, 0] * h[:, 1] - 8 / 3 * h[:, 2]), 1
+            )
+        ),
+        [1.0, 1.0, 1.0],
+        200,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BOUNDED)
+@pytest.mark.parametrize("newton", [Newton(), Newton(diagonal=True), Newton(damping=1.0)], ids=repr)
+def test_as_many_sweeps_as_steps_suffice_whatever_the_guesses_on_the_way(name, newton):
+    cell, start, length = BOUNDED[name]
+    u, h = 0.3 * torch.randn(2, length, 1, dtype=torch.float64), torch.tensor([start] * 2, dtype=torch.float64)
+    found, states = unroll(cell, u, h, newton=newton).check(), []
+    for step in range(length):
+        states.append(h := cell(u[:, step], h))
+    states = torch.stack(states, 1)
+    assert ((found.value - states).norm() / states.norm()).item() < 1e-4
+    assert repr(found).startswith("Solution(2 rows: 2 CONVERGED")
+
+
 def test_a_row_that_is_not_a_number_fails_alone():
     cell, x, h0 = recurrence("gru")
     x = x.detach()

@@ -305,11 +305,11 @@ def test_a_training_that_diverges_is_shown(tmp_path, monkeypatch):
 
 
 def test_networks_of_equal_work(tmp_path):
-    quick = ["--epochs", "1", "--rows", "1000", "--seeds", "1", "--models", "gd,pgd-implicit", "--match", "flops"]
+    quick = ["--epochs", "1", "--rows", "1000", "--seeds", "1", "--models", "gd,ppa-implicit", "--match", "flops"]
     assert main(["compare", "rings", "--no-search", *quick, "--out", str(tmp_path / "run")]) == 0
     models = json.loads((tmp_path / "run" / "results.json").read_text())["models"]
-    assert models["pgd-implicit"]["parameters"] < 0.5 * models["gd"]["parameters"]  # it works more for each of them
-    ratio = models["pgd-implicit"]["runs"][0]["flops"] / models["gd"]["runs"][0]["flops"]
+    assert models["ppa-implicit"]["parameters"] < 0.5 * models["gd"]["parameters"]  # it works more for each of them
+    ratio = models["ppa-implicit"]["runs"][0]["flops"] / models["gd"]["runs"][0]["flops"]
     assert 0.5 < ratio < 2  # training changes what a solve takes
 
 

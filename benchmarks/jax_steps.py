@@ -54,6 +54,7 @@ def jitted_solves(solver: str, scale: Tensor, x: Tensor, steps: int) -> dict[str
 def _ready(solve: Callable[[Any, Any, Any], tuple[Any, Any]], device: Any, scale: Tensor, x: Tensor) -> Jitted:
     """The solve compiled for arrays on the device; they are arguments, since constants would be computed with."""
     jax = importlib.import_module("jax")
+    jax.config.update("jax_enable_x64", False)  # which other measurements in the same process turn on
     arrays = [jax.device_put(tensor.cpu().numpy(), device) for tensor in (torch.zeros_like(x), scale, x)]
     compiled = jax.jit(solve)
     return lambda: jax.block_until_ready(compiled(*arrays))

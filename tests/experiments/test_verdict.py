@@ -95,7 +95,9 @@ def test_a_score_that_is_not_finite_is_neither_better_nor_undecided():
 
 
 def test_several_baselines_have_a_verdict_each_and_a_missing_one_is_said():
-    comparison = compared(GD, BETTER, row("wide", [0.9] * 5, baseline="wide"), row("w", [0.7, 0.7, 0.7, 0.7, 0.71], baseline="wide"))
+    comparison = compared(
+        GD, BETTER, row("wide", [0.9] * 5, baseline="wide"), row("w", [0.7, 0.7, 0.7, 0.7, 0.71], baseline="wide")
+    )
     assert "Better than gd" in comparison.verdict()
     assert (
         "Worse than wide (90.00 %) by more than the 95 % interval: w (-19.80 [-20.36, -19.24])" in comparison.verdict()

@@ -7,11 +7,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import saved_tensors_hooks
 
 from solvers.loops.captures import Source
 from solvers.problem import Problem
-from solvers.state import Layout, tree_leaves
+from solvers.state import Layout, tree_leaves, unhooked
 
 from .pure import Known, own_modules
 from .pure_problem import PureProblem
@@ -38,7 +37,7 @@ def backward_source(pure: PureProblem, known: Sequence[Tensor], point: Tensor, s
         point, shift = own
         z = point.detach().requires_grad_()
         # saved through hooks, tensors may change where they lie: each solve replays the evaluation before the products
-        with torch.enable_grad(), saved_tensors_hooks(_itself, _itself):
+        with torch.enable_grad(), unhooked():
             image = at(z, *(tensor.detach() for tensor in filled))
 
         def adjoint(u: Tensor) -> Tensor:
@@ -78,10 +77,6 @@ def _source(
     tensors = (*own, *(known[place].detach() for place in changing), *(leaves[place] for place in whole))
     signature = way, numbers, tuple(changing), tuple(map(_state, parts)), torch.is_grad_enabled()
     return Source(f"{type(f).__name__}, {way}", signature, tensors, built)
-
-
-def _itself(tensor: Tensor) -> Tensor:
-    return tensor
 
 
 def _state(part: nn.Module) -> Hashable:

@@ -10,6 +10,7 @@ from typing import Any, TypeAlias
 import optree
 import torch
 from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
 from typing_extensions import TypeVar
 
 State: TypeAlias = Any
@@ -120,6 +121,15 @@ def autocast_dtype(device: torch.device) -> torch.dtype | None:
 def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
     """Products keep the digits of their tensors."""
     return nullcontext() if autocast_dtype(device) is None else torch.autocast(device.type, enabled=False)
+
+
+def unhooked() -> saved_tensors_hooks:
+    """What autograd saves within stays as it is: hooks outside do not get it, and it may change where it lies."""
+    return saved_tensors_hooks(_itself, _itself)
+
+
+def _itself(tensor: Tensor) -> Tensor:
+    return tensor
 
 
 def usable(tensor: Any) -> Any:

@@ -177,18 +177,18 @@ def depth_scores(network: Repeating, task: Task, device: str) -> dict[int, float
 
 
 def _scores(answers: Callable[[Tensor], Iterable[Tensor]], task: Task, device: str) -> list[float]:
-    """Of several outputs for each batch of the test part; NaN where some are no numbers: metrics would find a class."""
+    """Of several outputs for each batch of the test part; NaN where some are NaN, which metrics take for a class."""
     metrics: list[Any] = []
-    finite: list[bool] = []
+    whole: list[bool] = []
     with torch.no_grad():
         for inputs, targets in DataLoader(task.test, TEST_BATCH, num_workers=task.workers):
             outputs = list(answers(inputs.to(device)))
             metrics = metrics or [_own_metric(task, device) for _ in outputs]
-            finite = finite or [True for _ in outputs]
+            whole = whole or [True for _ in outputs]
             for number, (metric, answer) in enumerate(zip(metrics, outputs, strict=True)):
                 metric.update(answer, targets.to(device))
-                finite[number] &= bool(answer.isfinite().all())
-    return [float(metric.compute()) if whole else math.nan for metric, whole in zip(metrics, finite, strict=True)]
+                whole[number] &= not bool(answer.isnan().any())
+    return [float(metric.compute()) if good else math.nan for metric, good in zip(metrics, whole, strict=True)]
 
 
 def _mean_evaluations(solutions: list[Solution]) -> float:

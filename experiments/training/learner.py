@@ -101,8 +101,8 @@ class Learner(lightning.LightningModule):
         names = (*_CURVES, "forward_evaluations", "backward_evaluations", "converged")
         curve = {name: float(metrics[name]) for name in names if name in metrics}
         for part in ("train", "test"):
-            if f"{part}_score" in curve and not math.isfinite(curve[f"{part}_loss"]):
-                curve[f"{part}_score"] = math.nan  # a metric takes outputs that are no numbers for some class
+            if f"{part}_score" in curve and math.isnan(curve[f"{part}_loss"]):
+                curve[f"{part}_score"] = math.nan  # a metric takes outputs that are NaN for some class
         self.curves.append(curve)
         if self.together:
             seconds = time.perf_counter() - self._began

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..problem import Problem
-from ..state import Layout
+from ..state import Layout, unhooked
 
 Map = Callable[[Tensor], Tensor]
 """Of (rows, dim) matrices."""
@@ -21,7 +21,7 @@ Way = Callable[[Map, Tensor, Tensor, float], Map]
 def double_reverse_mode(f: Map, z: Tensor, image: Tensor, spread: float) -> Map:
     """By the derivative of uᵀJ in u: exact, for what reverse mode differentiates twice; one evaluation of f in all."""
     # hooks of a checkpoint, or of save_on_cpu, would compute or copy what is saved here at each product
-    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(_itself, _itself):
+    with torch.enable_grad(), unhooked():
         point = z.detach().requires_grad_()
         tracked = f(point)
         u = torch.zeros_like(tracked, requires_grad=True)
@@ -32,10 +32,6 @@ def double_reverse_mode(f: Map, z: Tensor, image: Tensor, spread: float) -> Map:
         return result
 
     return product
-
-
-def _itself(tensor: Tensor) -> Tensor:
-    return tensor
 
 
 def forward_mode(f: Map, z: Tensor, image: Tensor, spread: float) -> Map:

@@ -268,6 +268,24 @@ def test_a_network_without_numbers_has_no_score_and_measuring_leaves_no_trace(ta
     assert network[0].num_batches_tracked == 2 * len(range(0, len(task.train), task.batch))
 
 
+@pytest.mark.usefixtures("latency_of_one_row")
+def test_a_masked_class_is_no_missing_score(task, tmp_path):
+    class Masked(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = nn.Linear(2, 2)
+
+        def forward(self, x):
+            logits = self.inner(x)
+            return torch.cat((logits, torch.full_like(logits[:, :1], -math.inf)), dim=1)
+
+    three = replace(task, goal=Classification(3))
+    found = compare(three, {"masked": lambda task: Masked()}, seeds=1, epochs=2, search=False, out=tmp_path / "run")
+    run = found.rows[0].runs[0]
+    assert 0 <= run.measurement.score <= 1
+    assert run.training.curves[-1]["test_score"] == pytest.approx(run.measurement.score)
+
+
 def test_files_have_short_names_that_differ():
     names = ["net", "x" * 300, "x" * 299 + "y", "a/b", "a-b"]
     files = [file_name(name) for name in names]

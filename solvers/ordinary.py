@@ -45,6 +45,10 @@ def ordinary(rule: Rule, rows: Rows, start: tuple[Floats, Floats], least: Floats
         few = _few(rule, start, least, norms)
         if few.number == len(norms) // 2:
             return few
+    elif not rule.relative_to_start:
+        level = _level(rule, rows.running, least, norms)
+        if level is not None:
+            return level
     residuals, scales, running = norms[::2], norms[1::2], rows.running
     count, until = len(residuals), None
     with np.errstate(invalid="ignore", over="ignore"):
@@ -111,6 +115,26 @@ def _few(rule: Rule, start: tuple[Floats, Floats], least: Floats, norms: Floats)
     return Steps(count, np.array(keep), np.array(low))
 
 
+def _level(rule: Rule, running: Bools, least: Floats, norms: Floats) -> Steps | None:
+    """Likewise, where every row goes on in all of them and stays within RUNAWAY of its least ever; else None."""
+    residuals, scales = norms[::2], norms[1::2]
+    with np.errstate(invalid="ignore", over="ignore"):
+        if not np.maximum.reduce(norms, axis=None) < inf:
+            return None
+        lowest = np.minimum.reduce(residuals)
+        lower = np.minimum(lowest, least)
+        above = residuals > rule.tolerance(scales)
+        within = np.maximum.reduce(residuals) <= RUNAWAY * lower
+        fallen = lowest < least
+    if not (np.logical_and.reduce(np.logical_and.reduce(above) & within | ~running)):
+        return None
+    keep = residuals.argmin(0)
+    if not np.logical_and.reduce(fallen & running):
+        keep = np.where(fallen & running, keep, -1)
+        lower = np.where(running, lower, least)
+    return Steps(len(residuals), keep, lower)
+
+
 def _counts(rule: Rule, start: tuple[Floats, Floats], step: int, residuals: Floats, scales: Floats) -> Bools:
     """Where meeting the tolerance is convergence, as `Rule.genuine` says step by step."""
     steps = step + np.arange(len(residuals))[:, None]
@@ -151,43 +175,3 @@ def passed(rule: Rule, rows: Rows, step: int, norms: Floats, until: Integers | N
         best_scale=np.where(met, scales[end], best_scale),
         last_scale=np.where(running, scales[end], rows.last_scale),
     )
-
-
-class Marks(NamedTuple):
-    """By which a row is stuck or not."""
-
-    mark: Floats
-    mark_at: Integers
-    peaks: Floats
-
-
-def marked(rule: Rule, rows: Rows, marks: Marks, step: int, norms: Floats, until: Integers | None = None) -> Marks:
-    """What `judge` makes of ordinary steps, as to the marks; `rows` and these as they are before."""
-    running, residuals, scales = rows.running, norms[::2], norms[1::2]
-    steps = np.arange(len(residuals))[:, None]
-    runs = running if until is None else running & (steps < until)
-    with np.errstate(invalid="ignore", over="ignore"):
-        masked = np.where(runs, residuals, inf)
-        least = np.minimum.accumulate(np.concatenate((rows.best[None], masked)))
-        calm = masked < rule.falling * least[:-1]
-        everywhere = bool((calm | ~runs).all())
-        mark, mark_at, peaks = marks
-        before = []  # where each mark was before each step
-        threshold = np.where(running, rule.progress * mark, -1.0)
-        # where every fall counts as progress, the last of such steps was some
-        short = everywhere and rule.progress == rule.falling and until is None
-        for number in range(len(residuals) - 1 if short else 0, len(residuals)):
-            before.append(mark_at)
-            progressed = masked[number] < threshold
-            if progressed.any():
-                mark = np.where(progressed, residuals[number], mark)
-                mark_at = np.where(progressed, step + number, mark_at)
-                threshold = np.where(progressed, rule.progress * mark, threshold)
-        last = np.where(calm, steps, -1).max(0)
-        peaks = np.where((running & (last >= 0))[:, None], 0, peaks)
-        if not everywhere:
-            third = np.minimum(3 * (step + steps - np.stack(before) - 1) // rows.patience, 2)
-            since = runs & (steps > last)
-            sizes = [np.where(since & (third == part), scales, 0).max(0) for part in range(3)]
-            peaks = np.maximum(peaks, np.stack(sizes, 1))
-    return Marks(mark, mark_at, peaks)

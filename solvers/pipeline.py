@@ -25,30 +25,33 @@ class Pipeline:
     def __init__(self, loop: Loop, foresight: bool) -> None:
         self.loop, self.foresight = loop, foresight and loop.pipelined
         self.ahead: Stretch | None = None
+        self.long = False
+        """Whether the last stretch was longer than the steps after which the rule wants a look."""
         self.loose: Bools | None = None
         """Rows that had stopped, and were not held in the stretch ahead."""
 
-    def next(self, run: Callable[[], Stretch], hold: Hold, room: int, far: Callable[[int], bool]) -> Stretch:
+    def next(self, run: Callable[[int], Stretch], hold: Hold, room: int, missing: float) -> Stretch:
         """The next stretch, and its norms on their way to the host.
 
         Args:
-            run: runs it, where it has not been begun.
+            run: runs so many steps, where none have been begun.
             hold: rows that do not move in it.
             room: for so many steps.
-            far: whether some row will need more than so many yet.
+            missing: steps that some row is expected to need yet.
         """
         if self.ahead is None:
-            stretch = run()
+            stretch = run(min(self.loop.span(missing), room))
         else:
             stretch, self.ahead = self.ahead.first(room), None
         self.norms, steps = _Transfer(stretch.norms), len(stretch.points)
-        if room > steps and far(steps):
-            self.ahead = self.loop.ahead(hold)
+        self.long = steps > self.loop.check_every
+        if min(room, missing) > steps:
+            self.ahead = self.loop.ahead(hold, self.loop.span(missing - steps))
         return stretch
 
     def stop(self) -> None:
         """No row runs any more: what has been begun is of no use."""
-        self.ahead = self.loose = None
+        self.ahead, self.loose, self.long = None, None, False
 
     def seen(self, before: Bools, after: Bools) -> None:
         """Rows that ran before the last stretch was looked at, and after."""

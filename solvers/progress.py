@@ -11,7 +11,8 @@ from torch import Tensor
 
 from .judge import Verdict, judge
 from .norms import RANGE
-from .ordinary import Marks, Steps, falling, marked, ordinary, passed
+from .ordinary import Steps, falling, ordinary, passed
+from .patience import Marks, Patience, marked
 from .problem import Problem
 from .rows import Bools, Floats, Integers, Rows, Rule
 from .rules.broyden import Broyden
@@ -71,7 +72,7 @@ class Progress:
         self.quiet = False
         """Whether the rule had nothing to decide in the last steps: no row has stopped."""
         self._all_run = True
-        self._deadline = self._next_deadline()
+        self._patience = Patience(rule, rows)
         self._trace = Trace()
 
     @property
@@ -103,7 +104,6 @@ class Progress:
                 marks = marked(self.rule, before, marks, step, norms, until)
             self._unmarked = []
             self._rows = rows._replace(**marks._asdict())
-            self._deadline = self._next_deadline()
         return self._rows
 
     @property
@@ -111,16 +111,16 @@ class Progress:
         """The rows that have not stopped."""
         return self._rows.running
 
-    def far(self, norms: Floats, steps: int) -> bool:
-        """Whether some row will need more than so many steps yet, going by these, the last norms."""
+    def missing(self, norms: Floats) -> float:
+        """How many more steps the row furthest from its tolerance will need, going by these, the last norms."""
         residual, running = norms[-2], self._rows.running
         goal = self.rule.tolerance(self.rule.reference(self._rows, norms[-1]))
         with np.errstate(invalid="ignore", divide="ignore"):
             row = int(np.where(running, residual / goal, 0).argmax())
         last, first, wanted = float(residual[row]), float(norms[0][row]), float(goal[row])
         if not (wanted < last < first < inf):
-            return len(norms) > 2 and last > wanted
-        return log(last / wanted) > steps * log(first / last) / (len(norms) // 2 - 1)
+            return inf if len(norms) > 2 and last > wanted else 0
+        return log(last / wanted) / log(first / last) * (len(norms) // 2 - 1)
 
     def falls(self, norms: Tensor, dtype: torch.dtype) -> bool:
         """Whether in the next step, (2, rows) norms, every row runs on with a lower residual; it is then collected.
@@ -128,13 +128,14 @@ class Progress:
         Most steps are such, and this is the least that must be asked of them. Norms that have left the range of the
         dtype, in which the state is, are asked for more.
         """
-        if not self._all_run or self.step + 1 >= self._deadline or self.rule.relative_to_start:
+        if not self._all_run or self.step + 1 >= self._patience.deadline or self.rule.relative_to_start:
             return False
         found = falling(self.rule, self._least, norms, RANGE[dtype])
         if found is None:
             return False
         self._least, block = found
         self._pending.append(block)
+        self._patience.add_lower(block[:1])
         self._collected += 1
         self.quiet = True
         return True
@@ -168,11 +169,8 @@ class Progress:
 
     def _ordinary(self, norms: Floats) -> Steps:
         """The ordinary ones of the next steps."""
-        room = self._deadline - 1 - self.step
-        if room <= 0 and (self._pending or self._unmarked):
-            _ = self.marked_rows  # what they say of progress moves the deadline
-            room = self._deadline - 1 - self.step
-        norms, rows = norms[: 2 * max(room, 0)], self._rows
+        room = self._patience.room(self._rows, self.step + 1, len(norms) // 2)
+        norms, rows = norms[: 2 * room], self._rows
         if not len(norms):
             return Steps(0, np.full(norms.shape[1], -1), np.asarray(self._least))
         first = self._pending[0] if self._pending else norms
@@ -180,6 +178,10 @@ class Progress:
         return ordinary(self.rule, rows, start, np.asarray(self._least), self.step + 1, norms)
 
     def _take(self, steps: Steps, norms: Floats) -> None:
+        residuals = norms[::2]
+        if steps.until is not None:
+            residuals = np.where(np.arange(steps.number)[:, None] < steps.until, residuals, inf)
+        self._patience.add(residuals, self.step + 1, np.asarray(self._least), steps.least)
         self._least = steps.least
         if steps.until is None:
             self._pending.append(norms)
@@ -207,6 +209,7 @@ class Progress:
         self.quiet, before, step = False, self.marked_rows, self._step + 1
         verdict = judge(self.rule, before, step, norms, held)
         self._rows = verdict.rows
+        self._patience.know(self._rows)
         if len(norms) > 2:  # of the rest of the stretch nothing is told where a row has stopped
             last = np.where(self._rows.running | ~before.running, np.inf, self._rows.steps)
             stopped = np.arange(step, step + len(norms) // 2)[:, None] > last
@@ -217,16 +220,8 @@ class Progress:
     def _note(self, norms: Floats, running: Bools) -> None:
         self._trace.add(norms, running)
         self._step += len(norms) // 2
-        self._least = self._rows.best
-        self._deadline = self._next_deadline()
-
-    def _next_deadline(self) -> int:
-        """The next step at which the rule must be asked whatever the norms; 0: at once, since rows are recovering."""
-        rows = self._rows
-        self._all_run = bool(rows.running.all())
-        if rows.recovering.any() or not rows.running.any():
-            return 0
-        return int(np.minimum(rows.limit, rows.mark_at + rows.patience)[rows.running].min())
+        self._least, self._all_run = self._rows.best, bool(self._rows.running.all())
+        self._patience.look(self._rows)
 
     def spend(self, evaluations: Integers) -> None:
         """Book evaluations beyond one a step."""
@@ -240,8 +235,8 @@ class Progress:
         self._trace.cut(self._rows)
         stay = np.flatnonzero(self._rows.running)
         self._rows = self._rows.take(stay)
-        self._least = self._rows.best
-        self._deadline = self._next_deadline()
+        self._least, self._all_run = self._rows.best, True
+        self._patience.know(self._rows)
         return stay
 
     def close(self) -> tuple[Rows, Floats]:

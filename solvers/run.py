@@ -115,8 +115,8 @@ class Run:
 
     @property
     def misled(self) -> bool:
-        """Whether steps have been begun ahead that are not those which the rule wants."""
-        if self.pipeline.ahead is None or self.progress.quiet:
+        """Whether steps have been taken, or begun ahead, that are not those which the rule wants."""
+        if self.progress.quiet or not (self.pipeline.long or self.pipeline.ahead is not None):
             return False
         return self.restart is not None or self.problem.coupled or bool(self.progress.rows.recovering.any())
 
@@ -182,14 +182,15 @@ class Run:
         room = max(self.progress.limit - self.progress.step, 1)
         start, last, hold = self.stretch, self.last, Hold(self.held, self.best, restart)
         if not self.pipeline.foresight:
-            self.stretch = self.loop.run(self.problem, self.solver, self.measure, start, room, hold)
+            steps = min(self.loop.check_every, room)
+            self.stretch = self.loop.run(self.problem, self.solver, self.measure, start, steps, hold)
             self.norms = self.stretch.norms.cpu()  # the one synchronisation of a stretch
             return
         self.stretch = self.pipeline.next(
-            lambda: self.loop.run(self.problem, self.solver, self.measure, start, room, hold),
+            lambda steps: self.loop.run(self.problem, self.solver, self.measure, start, steps, hold),
             hold,
             room,
-            lambda steps: last is not None and self.progress.far(last, steps),
+            0 if last is None else self.progress.missing(last),
         )
         self.norms = self.pipeline.norms.wait()[: len(self.stretch.norms)]
 

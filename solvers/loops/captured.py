@@ -17,6 +17,11 @@ from .captures import Captures, Source
 from .eager import Hold, Loop, Stretch, advance, begin
 from .tape import Tape
 
+LONG = 4
+"""Stretches that are recorded as one, and looked at at once, where rows are far from done."""
+SMALL = 2**18
+"""Entries of a state up to which they are: beyond, a GPU takes longer for a stretch than the host for a look at it."""
+
 
 @dataclass(frozen=True)
 class Captured(Loop):
@@ -38,7 +43,7 @@ class Captured(Loop):
     check_every: int = 8
     """Steps between two checks of the residuals. The last stretch runs past the last step, by fewer than check_every
     evaluations, whose results are discarded; where the residuals fell faster than before, one more stretch is
-    wasted."""
+    wasted. States of up to 2**18 entries are checked less often while every sign says that a row is far from done."""
 
     fixed_shapes: ClassVar[bool] = True
 
@@ -102,9 +107,9 @@ class _Replayed(Loop):
     def run(self, problem: Problem, solver: Solver, measure: Measure, start: Stretch, room: int, hold: Hold) -> Stretch:
         if self.tape is None or start is not self.tape.last or solver != self.tape.solver:
             return self.loop.run(problem, solver, measure, start, room, hold)
-        tape = self.tape
+        tape, span = self.tape, self.check_every if room <= self.check_every else LONG * self.check_every
         return self._recorded(
-            lambda: tape.run(hold).first(room),
+            lambda: tape.run(hold, span).first(room),
             lambda: self.loop.run(problem, solver, measure, start, room, hold),
         )
 
@@ -126,8 +131,13 @@ class _Replayed(Loop):
             self.tape.recording = False
             return otherwise()
 
-    def ahead(self, hold: Hold) -> Stretch | None:
-        return self.tape.run(hold) if self.tape is not None and self.tape.knows(hold) else None
+    def span(self, missing: float) -> int:
+        long = LONG * self.check_every
+        small = self.tape is not None and self.tape.z.numel() <= SMALL
+        return long if small and missing > long - self.check_every else self.check_every
+
+    def ahead(self, hold: Hold, span: int) -> Stretch | None:
+        return self.tape.run(hold, span) if self.tape is not None and self.tape.knows(hold, span) else None
 
     def kept(self, point: Tensor) -> Tensor:
         return point if self.tape is None else point.clone()

@@ -86,8 +86,12 @@ class Loop(ABC):
         image, residual, norms = problem.measured(z, last.image, measure, robust=False)
         return last._replace(points=[z], norms=norms, image=image, residual=residual)
 
-    def ahead(self, hold: Hold) -> Stretch | None:
-        """The steps after those of the last `run`, begun before these have been looked at; None: it cannot."""
+    def span(self, missing: float) -> int:
+        """How many steps to run before the next look, where some row is expected to need so many."""
+        return self.check_every
+
+    def ahead(self, hold: Hold, span: int) -> Stretch | None:
+        """So many after those of the last `run`, begun before these have been looked at; None: it cannot."""
         return None
 
     def kept(self, point: Tensor) -> Tensor:

@@ -17,8 +17,8 @@ class Recording(ABC):
     """A function without arguments whose result lies in the same place each time."""
 
     def __init__(self) -> None:
-        self.following: dict[bool, Recording] = {}
-        """The next one, with rows that are held or without."""
+        self.following: dict[tuple[bool, int], Recording] = {}
+        """The next one, with rows that are held or without, of so many steps."""
         self.turn = False
         """Of two that follow each other, one has True."""
 

@@ -28,7 +28,7 @@ class Tape:
     Args:
         build: makes the problem of the tensors that change.
         tensors, z: those, and the first iterate, of whose shapes the buffers are.
-        solver, measure, count: of a stretch, with so many steps.
+        solver, measure, count: of the first stretch, with so many steps.
     """
 
     def __init__(
@@ -95,36 +95,36 @@ class Tape:
             image, residual, norms = self._problem.measured(self.best, self.best, self.measure, robust=False)
         return last._replace(points=[self.best], norms=norms, image=image, residual=residual)
 
-    def knows(self, hold: Hold) -> bool:
+    def knows(self, hold: Hold, span: int) -> bool:
         """Whether the next steps are recorded."""
-        known = self._current is not None and (hold.rows is not None) in self._current.following
+        known = self._current is not None and (hold.rows is not None, span) in self._current.following
         return known and hold.restart is None
 
-    def run(self, hold: Hold) -> Stretch:
-        """The next steps; the points of the last ones stay until those after these."""
+    def run(self, hold: Hold, span: int) -> Stretch:
+        """So many next steps; the points of the last ones stay until those after these."""
         assert self.last is not None
         held = hold.rows is not None
         if hold.rows is not None and hold.rows is not self._held_as:  # while they are held, they stay where they are
             self.held.copy_(hold.rows)
             self.best.copy_(hold.best)
             self._held_as = hold.rows
-        if self._current is not None and self.knows(hold):
-            return self._replayed(self._current.following[held])
+        if self._current is not None and self.knows(hold, span):
+            return self._replayed(self._current.following[held, span])
         start, fresh = _numbers(self.last.memory), self.last.fresh
         self._turn = not self._turn  # so that no recording follows itself
-        name = (start, fresh, held, self._turn)
+        name = (start, fresh, held, span, self._turn)
         ours = Hold(self.held if held else None, self.best, hold.restart)
         met = name, threading.get_ident()  # a library makes its workspaces once a thread
         if hold.restart is not None or met not in self._met:
-            self.last, self._current = self._steps(start, fresh, ours), None
+            self.last, self._current = self._steps(start, fresh, ours, span), None
             if hold.restart is None:
                 self._met.add(met)
             return self.last
         if name not in self._recordings:
-            self._recordings[name] = self._record(lambda: self._steps(start, fresh, ours))
+            self._recordings[name] = self._record(lambda: self._steps(start, fresh, ours, span))
             self._recordings[name].turn = self._turn
         if self._current is not None:
-            self._current.following[held] = self._recordings[name]
+            self._current.following[held, span] = self._recordings[name]
         return self._replayed(self._recordings[name])
 
     def _replayed(self, recording: Recording) -> Stretch:
@@ -141,16 +141,16 @@ class Tape:
                  for place, tensor in enumerate(tensors)]  # fmt: skip
         name = _numbers(start.memory)
         self._starts[name] = rebuilt(apart)
-        stretch = self._steps(name, True, Hold(None, self.best, None))
+        stretch = self._steps(name, True, Hold(None, self.best, None), self.count)
         points, norms = [self.z, *stretch.points], torch.cat((start.norms, stretch.norms))
         return stretch._replace(points=points, norms=norms)
 
-    def _steps(self, start: Hashable, fresh: bool, hold: Hold) -> Stretch:
+    def _steps(self, start: Hashable, fresh: bool, hold: Hold, span: int) -> Stretch:
         """From the buffers to those of the memory as it is then."""
         assert self._problem is not None
         at = self._starts[start]._replace(fresh=fresh)
         with replayed():
-            stretch = advance(self._problem, self.solver, self.measure, at, self.count, hold)
+            stretch = advance(self._problem, self.solver, self.measure, at, span, hold)
         found, rebuilt = _tensors(stretch)
         after = _numbers(stretch.memory)
         model = self._starts.get(after, at)

@@ -150,25 +150,43 @@ def pipelines(monkeypatch):
     class Watched(Pipeline):
         def __init__(self, loop, foresight):
             super().__init__(loop, foresight)
-            self.begun_ahead = 0
+            self.begun_ahead, self.lengths = 0, set()
             made.append(self)
 
         def next(self, *arguments):
             stretch = super().next(*arguments)
             self.begun_ahead += self.ahead is not None
+            self.lengths.add(len(stretch.points))
             return stretch
 
     monkeypatch.setattr("solvers.iterate.Pipeline", Watched)
     return made
 
 
-def test_stretches_are_begun_ahead_where_more_will_be_needed(pipelines):
-    eager, captured = layers(Cell(gain=0.9), Picard(), every=3)
+class Slow(Cell):
+    """150 steps to ten digits."""
+
+    def forward(self, z, x):
+        return 0.85 * z + 0.15 * super().forward(z, x)
+
+
+@pytest.mark.parametrize("solver", [Picard(), Anderson(3), Broyden(4)], ids=repr)
+@pytest.mark.parametrize("small", [True, False])
+def test_stretches_are_begun_ahead_where_more_will_be_needed(pipelines, monkeypatch, solver, small):
+    """And fourfold where rows are far from done, and a look would take longer than the steps."""
+    if not small:
+        monkeypatch.setattr("solvers.loops.captured.SMALL", ROWS * DIM - 1)
+    eager, captured = layers(Slow(), solver, Picard(), every=3)
     for _ in range(6):
         same(eager, captured, inputs())
-    ahead = [pipeline.begun_ahead for pipeline in pipelines if not isinstance(pipeline.loop, Eager)]
-    assert max(ahead) >= 3
-    assert not any(pipeline.begun_ahead for pipeline in pipelines if isinstance(pipeline.loop, Eager))
+    plain = [pipeline for pipeline in pipelines if isinstance(pipeline.loop, Eager)]
+    others = [pipeline for pipeline in pipelines if not isinstance(pipeline.loop, Eager)]
+    assert max(pipeline.begun_ahead for pipeline in others) >= 3
+    assert not any(pipeline.begun_ahead for pipeline in plain)
+    assert max(max(pipeline.lengths, default=0) for pipeline in plain) <= 3
+    assert max(max(pipeline.lengths, default=0) for pipeline in others) == (12 if small else 3)
+    if solver == Picard():  # nothing was begun in vain
+        assert all(pipeline.foresight for pipeline in others)
 
 
 @pytest.mark.parametrize("solver", [Picard(), Anderson(3), Broyden(4)], ids=repr)

@@ -1,0 +1,121 @@
+"""How long ago the residual of a row last fell enough, and when the rule must be asked whether the row is stuck."""
+
+from __future__ import annotations
+
+from math import inf
+from typing import NamedTuple
+
+import numpy as np
+
+from .rows import Bools, Floats, Integers, Rows, Rule
+
+
+class Marks(NamedTuple):
+    """By which a row is stuck or not."""
+
+    mark: Floats
+    mark_at: Integers
+    peaks: Floats
+
+
+def marked(rule: Rule, rows: Rows, marks: Marks, step: int, norms: Floats, until: Integers | None = None) -> Marks:
+    """What `judge` makes of ordinary steps, as to the marks; `rows` and these as they are before.
+
+    Args:
+        rule, rows, marks: what is known before.
+        step: number of the first of these steps.
+        norms: (2·steps, rows) of these.
+        until: for each row after how many of them it converges, if not later.
+    """
+    running, residuals, scales = rows.running, norms[::2], norms[1::2]
+    steps = np.arange(len(residuals))[:, None]
+    runs = running if until is None else running & (steps < until)
+    with np.errstate(invalid="ignore", over="ignore"):
+        masked = np.where(runs, residuals, inf)
+        least = np.minimum.accumulate(np.concatenate((rows.best[None], masked)))
+        calm = masked < rule.falling * least[:-1]
+        everywhere = bool((calm | ~runs).all())
+        mark, progressed = _progress(rule, running, marks.mark, masked)
+        last = np.where(calm, steps, -1).max(0)
+        peaks = np.where((running & (last >= 0))[:, None], 0, marks.peaks)
+        if not everywhere:
+            at = np.concatenate((marks.mark_at[None], np.where(progressed, step + steps, 0)))
+            before = np.maximum.accumulate(at)[:-1]  # where each mark was before each step
+            third = np.minimum(3 * (step + steps - before - 1) // rows.patience, 2)
+            since = runs & (steps > last)
+            sizes = [np.where(since & (third == part), scales, 0).max(0) for part in range(3)]
+            peaks = np.maximum(peaks, np.stack(sizes, 1))
+    return Marks(mark, _latest(progressed, marks.mark_at, step), peaks)
+
+
+class Patience:
+    """By which step some row may be stuck, or has used up its steps.
+
+    A bound is kept, which costs little; the marks are worked out where it is reached.
+    """
+
+    def __init__(self, rule: Rule, rows: Rows) -> None:
+        self.rule = rule
+        self.know(rows)
+
+    def know(self, rows: Rows) -> None:
+        """Rows whose marks are known."""
+        self._mark, self._mark_at = rows.mark, rows.mark_at  # as they were before the fresh steps
+        self._fresh: list[Floats] = []  # residuals of those
+        self._since = rows.mark_at  # a step of each row: its last progress is not older
+        self.look(rows)
+
+    def look(self, rows: Rows) -> None:
+        """Rows of which some may have stopped."""
+        self.deadline = 0
+        """The next step at which the rule must be asked whatever the norms; 0: at once, since rows are recovering."""
+        if rows.recovering.any() or not rows.running.any():
+            return
+        self.deadline = int(np.minimum(rows.limit, self._since + rows.patience)[rows.running].min())
+
+    def add(self, residuals: Floats, step: int, before: Floats, least: Floats) -> None:
+        """The next steps, from this number on, and the least residuals before and after them."""
+        self._fresh.append(residuals)
+        # a mark is not below the least residual, so that such a fall from there is progress
+        self._since = np.where(least < self.rule.progress * before, step, self._since)
+
+    def add_lower(self, residuals: Floats) -> None:
+        """One more step, in which each row has its least residual."""
+        self._fresh.append(residuals)
+
+    def room(self, rows: Rows, step: int, count: int) -> int:
+        """How many of the next steps, `count` from this number on, no row can be stuck at."""
+        if self._fresh and self.deadline < step + count:
+            self.look(rows)  # what the fresh steps say of progress moves it
+            if self.deadline < step + count:
+                self._work_out(rows, step)
+        return min(max(self.deadline - step, 0), count)
+
+    def _work_out(self, rows: Rows, step: int) -> None:
+        residuals = np.concatenate(self._fresh)
+        self._fresh = []
+        self._mark, progressed = _progress(self.rule, rows.running, self._mark, residuals)
+        self._since = self._mark_at = _latest(progressed, self._mark_at, step - len(residuals))
+        self.look(rows)
+
+
+def _progress(rule: Rule, running: Bools, mark: Floats, residuals: Floats) -> tuple[Floats, Bools]:
+    """The marks after steps with these residuals, and in which of them rows have made progress."""
+    threshold, lowered = np.where(running, rule.progress * mark, -1.0), rule.progress * residuals
+    found = residuals < np.concatenate((threshold[None], lowered[:-1]))
+    if np.logical_and.reduce(found, axis=None):  # all in each step
+        return residuals[-1], found
+    for number, here in enumerate(found):
+        np.less(residuals[number], threshold, out=here)
+        np.copyto(threshold, lowered[number], where=here)
+    return np.where(found.any(0), residuals[_last(found), np.arange(len(mark))], mark), found
+
+
+def _latest(progressed: Bools, mark_at: Integers, step: int) -> Integers:
+    """The steps of the last progress, after steps of which the first has this number."""
+    return np.where(progressed.any(0), step + _last(progressed), mark_at)
+
+
+def _last(found: Bools) -> Integers:
+    """Of each row, where there is one."""
+    return len(found) - 1 - found[::-1].argmax(0)

@@ -45,10 +45,9 @@ def ordinary(rule: Rule, rows: Rows, start: tuple[Floats, Floats], least: Floats
         few = _few(rule, start, least, norms)
         if few.number == len(norms) // 2:
             return few
-    elif not rule.relative_to_start:
-        level = _level(rule, rows.running, least, norms)
-        if level is not None:
-            return level
+    smooth = _smooth(rule, rows.running, start, least, step, norms)
+    if smooth is not None:
+        return smooth
     residuals, scales, running = norms[::2], norms[1::2], rows.running
     count, until = len(residuals), None
     with np.errstate(invalid="ignore", over="ignore"):
@@ -57,9 +56,6 @@ def ordinary(rule: Rule, rows: Rows, start: tuple[Floats, Floats], least: Floats
         if met.any():
             met &= _counts(rule, start, step, residuals, scales)
             if met.any():
-                if count == 1 and met.all():
-                    once = np.ones_like(rows.steps)
-                    return Steps(1, once - 1, np.minimum(least, residuals[0]), once)
                 until = np.where(met.any(0), met.argmax(0) + 1, count + 1)
                 residuals = np.where(np.arange(count)[:, None] < until, residuals, inf)
         lowest = np.minimum.accumulate(np.concatenate((least[None], residuals)))
@@ -115,24 +111,34 @@ def _few(rule: Rule, start: tuple[Floats, Floats], least: Floats, norms: Floats)
     return Steps(count, np.array(keep), np.array(low))
 
 
-def _level(rule: Rule, running: Bools, least: Floats, norms: Floats) -> Steps | None:
-    """Likewise, where every row goes on in all of them and stays within RUNAWAY of its least ever; else None."""
-    residuals, scales = norms[::2], norms[1::2]
+def _smooth(
+    rule: Rule, running: Bools, start: tuple[Floats, Floats], least: Floats, step: int, norms: Floats
+) -> Steps | None:
+    """Likewise, where all of them are ordinary because every residual is within RUNAWAY of the least; else None."""
+    residuals, scales, count, until = norms[::2], norms[1::2], len(norms) // 2, None
     with np.errstate(invalid="ignore", over="ignore"):
-        if not np.maximum.reduce(norms, axis=None) < inf:
+        if not count or not np.maximum.reduce(norms, axis=None) < inf:
             return None
+        highest = np.maximum.reduce(residuals)
+        met = residuals <= rule.tolerance(start[0] if rule.relative_to_start else scales)
+        if np.logical_or.reduce(met, axis=None):
+            met &= _counts(rule, start, step, residuals, scales)
+            until = np.where(np.logical_or.reduce(met), met.argmax(0) + 1, count + 1)
+            residuals = np.where(np.arange(count)[:, None] < until, residuals, inf)
         lowest = np.minimum.reduce(residuals)
-        lower = np.minimum(lowest, least)
-        above = residuals > rule.tolerance(scales)
-        within = np.maximum.reduce(residuals) <= RUNAWAY * lower
-        fallen = lowest < least
-    if not (np.logical_and.reduce(np.logical_and.reduce(above) & within | ~running)):
+        fallen, lower = lowest < least, np.minimum(lowest, least)
+        within = highest <= RUNAWAY * lower
+    everyone = np.logical_and.reduce(running)
+    if not np.logical_and.reduce(within if everyone else within | ~running):
         return None
-    keep = residuals.argmin(0)
-    if not np.logical_and.reduce(fallen & running):
-        keep = np.where(fallen & running, keep, -1)
-        lower = np.where(running, lower, least)
-    return Steps(len(residuals), keep, lower)
+    keep = np.where(fallen, residuals.argmin(0), -1)
+    if until is not None:
+        keep = np.where(until <= count, until - 1, keep)
+    if not everyone:
+        keep, lower = np.where(running, keep, -1), np.where(running, lower, least)
+    if until is not None and not (running & (until <= count)).any():
+        until = None
+    return Steps(count, keep, lower, until)
 
 
 def _counts(rule: Rule, start: tuple[Floats, Floats], step: int, residuals: Floats, scales: Floats) -> Bools:

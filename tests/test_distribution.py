@@ -140,7 +140,7 @@ MISSING = {
     "import implicit.lightning_monitor": "needs Lightning: pip install 'implicit-networks[train]'",
     "import implicit.torchdeq_bridge": "needs torchdeq: pip install 'implicit-networks[torchdeq]'",
     "from models.baselines import resnet; resnet(3, 10)": "pip install 'implicit-networks[vision]'",
-    "from experiments.commands.main import main; main(['compare', 'digits'])": "pip install 'implicit-networks[plots]'",
+    "from experiments.cli import main; main(['compare', 'digits'])": "pip install 'implicit-networks[plots]'",
 }
 
 

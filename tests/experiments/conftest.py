@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 from torch.utils.data import TensorDataset
 
-from experiments.commands.main import main
+from experiments.cli import main
 from experiments.tasks.small import rings
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

@@ -15,7 +15,7 @@ import pytest
 from rich.console import Console
 from torch import nn
 
-from experiments.commands.main import main
+from experiments.cli import main
 from experiments.contestants.own import known
 from experiments.measuring.measure import Measurement
 from experiments.reporting.comparison import Comparison, Row, Run
@@ -98,9 +98,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(arguments, message, tmp_path, 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["compare", "--help"], ["--version"]])
 def test_help_and_version_need_no_pytorch(arguments):
-    script = (
-        "import sys, experiments.commands.main as it\ntry: it.main(sys.argv[1:])\nfinally: print(list(sys.modules))"
-    )
+    script = "import sys, experiments.cli as it\ntry: it.main(sys.argv[1:])\nfinally: print(list(sys.modules))"
     result = subprocess.run([sys.executable, "-c", script, *arguments], capture_output=True, text=True, check=True)
     assert not {"torch", "numpy", "lightning", "matplotlib"} & set(re.findall(r"'([a-z]+)'", result.stdout))
 

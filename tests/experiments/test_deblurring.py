@@ -10,7 +10,7 @@ import scipy.optimize
 import torch
 from torch.utils.data import TensorDataset
 
-from experiments.commands.main import main
+from experiments.cli import main
 from experiments.contestants.deblurring import (
     EXPLICIT_STEP,
     KINK,

@@ -12,7 +12,7 @@ import experiments.commands.sweeps
 import experiments.tasks.deblurring
 import experiments.tasks.small
 import experiments.tasks.sudoku
-from experiments.commands.main import main
+from experiments.cli import main
 from experiments.contestants.own import known
 from experiments.tasks.make import make_task
 from tests.moving import held, left_behind

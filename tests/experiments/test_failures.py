@@ -15,8 +15,8 @@ import pytest
 from torch import nn
 from torch.utils.data import TensorDataset
 
+from experiments.cli import main
 from experiments.commands import sweeps
-from experiments.commands.main import main
 from experiments.errors import InputError
 from experiments.failures import Failures, alike
 from experiments.measuring import diagnosis, measure

@@ -15,7 +15,7 @@ from torch import nn
 from torch.utils.data import IterableDataset, TensorDataset
 
 from experiments import Classification, Comparison, InputError, Regression, Task, compare, contestants_for
-from experiments.commands.main import main
+from experiments.cli import main
 from experiments.contestants.own import chosen, compared_with, entered, known
 from experiments.names import file_name
 from experiments.running import trials

@@ -12,8 +12,8 @@ import torchvision
 from PIL import Image
 
 import experiments.tasks.pictures as pictures
+from experiments.cli import main
 from experiments.commands import arguments
-from experiments.commands.main import main
 from experiments.commands.options import parser
 from experiments.contestants.matching import matched_size
 from experiments.contestants.own import known

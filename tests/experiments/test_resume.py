@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import nn
 
-from experiments.commands.main import main
+from experiments.cli import main
 from experiments.contestants.own import known
 from experiments.tasks.make import make_task
 from experiments.training.learner import Learner

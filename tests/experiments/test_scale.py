@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch.utils.data import TensorDataset
 
-from experiments.commands.main import main
+from experiments.cli import main
 from experiments.contestants.own import known
 from experiments.errors import InputError
 from experiments.tasks.goals import Classification

@@ -8,7 +8,7 @@ import torch
 from torch.utils.data import TensorDataset
 from torchmetrics.text import Perplexity
 
-from experiments.commands.main import main
+from experiments.cli import main
 from experiments.contestants.matching import matched_sizes
 from experiments.contestants.own import known
 from experiments.contestants.terms import TERMS

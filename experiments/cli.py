@@ -10,15 +10,15 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from ..errors import InputError, Interrupted, TrainingError, require
-from ..running.settings import read_settings, settled
-from ..training.launched import launched
-from .arguments import shipped
-from .launch import launch
-from .options import parser
+from .commands.arguments import shipped
+from .commands.launch import launch
+from .commands.options import parser
+from .errors import InputError, Interrupted, TrainingError, require
+from .running.settings import read_settings, settled
+from .training.launched import launched
 
 if TYPE_CHECKING:
-    from ..failures import Failure
+    from .failures import Failure
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -94,7 +94,7 @@ def _ended(failures: list[Failure]) -> int:
 
 def _compare(options: argparse.Namespace, given: list[str]) -> int:
     if options.list:
-        from .listing import listing
+        from .commands.listing import listing
 
         print(listing(options.task, options.data))
         return 0
@@ -108,7 +108,7 @@ def _compare(options: argparse.Namespace, given: list[str]) -> int:
         size = os.environ["WORLD_SIZE"]
         raise InputError(f"--devices {devices} --nodes {nodes} are not the {size} processes that were launched")
     _require()
-    from .compare import compare  # the libraries of training take seconds to import: not for --help
+    from .commands.compare import compare  # the libraries of training take seconds to import: not for --help
 
     return _ended(compare(chosen, given))
 
@@ -125,9 +125,9 @@ def _alone(options: argparse.Namespace, given: list[str]) -> int:
         raise InputError(f"{options.command} runs in one process: start it without torchrun")
     chosen, _ = _settled(options, given)
     _require()
-    from ..training.device import data_on_the_processor
+    from .training.device import data_on_the_processor
 
-    module = importlib.import_module(f".{options.command}", __package__)
+    module = importlib.import_module(f".commands.{options.command}", __package__)
     run: Callable[..., list[Failure]] = getattr(module, options.command)
     with data_on_the_processor():
         return _ended(run(**{name: value for name, value in chosen.items() if name != "command"}))
@@ -135,3 +135,7 @@ def _alone(options: argparse.Namespace, given: list[str]) -> int:
 
 def _interrupt(number: int, frame: object) -> NoReturn:
     raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -69,9 +69,11 @@ class Patience:
         """Rows of which some may have stopped."""
         self.deadline = 0
         """The next step at which the rule must be asked whatever the norms; 0: at once, since rows are recovering."""
-        if rows.recovering.any() or not rows.running.any():
+        running = rows.running
+        if np.logical_or.reduce(rows.recovering) or not np.logical_or.reduce(running):
             return
-        self.deadline = int(np.minimum(rows.limit, self._since + rows.patience)[rows.running].min())
+        until = np.minimum(rows.limit, self._since + rows.patience)
+        self.deadline = int(np.minimum.reduce(until if np.logical_and.reduce(running) else until[running]))
 
     def add(self, residuals: Floats, step: int, before: Floats, least: Floats) -> None:
         """The next steps, from this number on, and the least residuals before and after them."""

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import torch
-from torch import Tensor
-
 from .loops.eager import Hold, Loop, Stretch
 from .rows import Bools
 
@@ -43,7 +40,9 @@ class Pipeline:
             stretch = run(min(self.loop.span(missing), room))
         else:
             stretch, self.ahead = self.ahead.first(room), None
-        self.norms, steps = _Transfer(stretch.norms), len(stretch.points)
+        steps = len(stretch.points)
+        self.norms = self.loop.transfer()
+        self.norms.begin(stretch.norms)
         self.long = steps > self.loop.check_every
         if min(room, missing) > steps:
             self.ahead = self.loop.ahead(hold, self.loop.span(missing - steps))
@@ -56,22 +55,3 @@ class Pipeline:
     def seen(self, before: Bools, after: Bools) -> None:
         """Rows that ran before the last stretch was looked at, and after."""
         self.loose = before & ~after if self.ahead is not None else None
-
-
-class _Transfer:
-    """Norms on their way to the host, without waiting for what is launched later."""
-
-    def __init__(self, norms: Tensor) -> None:
-        self._event: torch.cuda.Event | None = None
-        self._norms = norms
-        if norms.is_cuda:
-            self._norms = torch.empty(norms.shape, dtype=norms.dtype, device="cpu", pin_memory=True)
-            self._norms.copy_(norms, non_blocking=True)
-            self._event = torch.cuda.Event()
-            self._event.record()
-
-    def wait(self) -> Tensor:
-        """The one synchronisation of a stretch."""
-        if self._event is not None:
-            self._event.synchronize()
-        return self._norms

@@ -23,8 +23,8 @@ from .solution import History, Outcome, Status
 
 DROP_SHARE = 1 / 8
 """Share of the current rows that must have stopped before they are dropped: dropping copies the solver's history."""
-FEW_POINTS = 3
-"""Points up to which rows are chosen from one after the other, which costs fewer passes but more calls."""
+SMALL = 2**18
+"""Entries of a state up to which rows are chosen from all points at once, which costs fewer calls but more passes."""
 
 
 class Keep(NamedTuple):
@@ -197,12 +197,11 @@ class Run:
     def _chosen(self, keep: Integers) -> Tensor:
         """For each row the point to keep, or what was the best before."""
         points, best = self.stretch.points, self.best
-        numbers = np.unique(keep)
+        if best.numel() <= SMALL:
+            everywhere = torch.stack((best, *points)).flatten(0, 1)
+            return everywhere.index_select(0, _on_device((keep + 1) * len(keep) + np.arange(len(keep)), best))
         chosen = _on_device(keep, best)
-        if len(numbers) > FEW_POINTS:
-            everywhere = torch.stack((best, *points))
-            return everywhere[chosen + 1, torch.arange(len(keep), device=best.device)]
-        for number in numbers[numbers >= 0].tolist():
+        for number in np.unique(keep[keep >= 0]).tolist():
             best = torch.where((chosen == number)[:, None], points[number], best)
         return best
 

@@ -196,12 +196,14 @@ class Outcome:
         with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
             relative = _relative(rows.best, self.rule.reference(rows, rows.best_scale))
             trace = _relative(absolute, self.rule.reference(rows, self.norms[1::2]))
-        device = problem.layout.device
-        # two transfers: each waits for the device
-        floats = torch.from_numpy(np.concatenate((relative[None], trace, absolute))).to(device)
-        status, steps, evaluations = torch.from_numpy(np.stack((rows.status, rows.steps, rows.steps + rows.spent))).to(
-            device
+        floats, whole = (
+            torch.from_numpy(array).to(problem.layout.device, non_blocking=True)  # no wait for what was launched before
+            for array in (
+                np.concatenate((relative[None], trace, absolute)),
+                np.stack((rows.status, rows.steps, rows.steps + rows.spent)),
+            )
         )
+        status, steps, evaluations = whole
         value = problem.layout.unflatten(self.value.clone())
         first, last = floats[1 : 1 + len(trace)], floats[1 + len(trace) :]
         return Solution(value, floats[0], status, steps, evaluations, first, last, alternatives=solver.alternatives)

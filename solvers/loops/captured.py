@@ -16,6 +16,7 @@ from ..rules.rule import Solver
 from .captures import Captures, Source
 from .eager import Hold, Loop, Stretch, advance, begin
 from .tape import Tape
+from .transfer import Transfer
 
 LONG = 4
 """Stretches that are recorded as one, and looked at at once, where rows are far from done."""
@@ -138,6 +139,9 @@ class _Replayed(Loop):
 
     def ahead(self, hold: Hold, span: int) -> Stretch | None:
         return self.tape.run(hold, span) if self.tape is not None and self.tape.knows(hold, span) else None
+
+    def transfer(self) -> Transfer:
+        return super().transfer() if self.tape is None else self.tape.transfer
 
     def kept(self, point: Tensor) -> Tensor:
         return point if self.tape is None else point.clone()

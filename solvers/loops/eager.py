@@ -20,6 +20,7 @@ from ..norms import Measure, extreme, out_of_range
 from ..problem import Problem, select
 from ..rules.rule import RestartingSolver, Solver
 from ..state import tree_leaves
+from .transfer import Transfer
 
 Floats = NDArray[np.float64]
 
@@ -93,6 +94,10 @@ class Loop(ABC):
     def ahead(self, hold: Hold, span: int) -> Stretch | None:
         """So many after those of the last `run`, begun before these have been looked at; None: it cannot."""
         return None
+
+    def transfer(self) -> Transfer:
+        """What takes norms to the host."""
+        return Transfer()
 
     def kept(self, point: Tensor) -> Tensor:
         """A point of the last steps, as it is to be kept beyond the next ones."""

@@ -16,6 +16,7 @@ from ..problem import Problem
 from ..rules.rule import Solver
 from .eager import Hold, Stretch, advance, begin, recording
 from .recording import Called, Graph, Recording
+from .transfer import Transfer
 
 
 class Tape:
@@ -45,6 +46,7 @@ class Tape:
         self.z, self.best = _buffer(z), _buffer(z)
         self.held = torch.zeros(len(z), dtype=torch.bool, device=z.device)
         self._held_as: Tensor | None = None
+        self.transfer = Transfer()
         self.last: Stretch | None = None
         """Where the solve is; its tensors are buffers."""
         self.recording = False

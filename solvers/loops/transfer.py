@@ -1,0 +1,32 @@
+"""Norms on their way to the host."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+class Transfer:
+    """From a GPU to memory that is kept for it, one at a time, without waiting for what is launched later."""
+
+    def __init__(self) -> None:
+        self._pinned: dict[torch.Size, Tensor] = {}
+        self._event: torch.cuda.Event | None = None
+
+    def begin(self, norms: Tensor) -> None:
+        """Have them sent; those of the last time are overwritten."""
+        self._found = norms
+        if norms.is_cuda:
+            kept = self._pinned.get(norms.shape)
+            if kept is None or kept.dtype != norms.dtype:
+                kept = torch.empty(norms.shape, dtype=norms.dtype, device="cpu", pin_memory=True)
+                self._pinned[norms.shape], self._event = kept, torch.cuda.Event()
+            assert self._event is not None
+            self._found = kept.copy_(norms, non_blocking=True)
+            self._event.record(torch.cuda.current_stream(norms.device))
+
+    def wait(self) -> Tensor:
+        """The one synchronisation of a stretch."""
+        if self._event is not None:
+            self._event.synchronize()
+        return self._found

@@ -16,8 +16,11 @@ from ..methods.base import scaled
 from ..optdnn import OptDNN
 from .likeness import UnlikeError
 from .newton import Newton
-from .sweeps import NewtonSweep, Sweep
+from .sweeps import NewtonSweep, Sweep, finite
 from .trajectory import parts, recursion
+
+ASTRAY = 1e3
+"""So many times as large as the last outputs, others were made at guesses far from any point of the network."""
 
 
 @overload
@@ -87,16 +90,17 @@ def parallel_evaluate(
             return _solved(net, z0, inputs, rtol, solver, max_sweeps, newton, batched)
         check_sweeps(sweeps, len(net.transforms))
         assert sweeps is not None
+        found = None
         if batched or newton or (batched is None and _batching_pays(z0, len(net.transforms))):
             try:
-                output = _batched(net, z0, inputs, sweeps, newton)
+                found = _batched(net, z0, inputs, sweeps, newton)
             except (UnlikeError, RuntimeError) as error:
                 if batched or newton or not (isinstance(error, UnlikeError) or "vmap" in str(error)):
                     raise  # a transform that torch.vmap cannot take is evaluated by itself
-            else:
-                if output is not None:
-                    return output
-        return _one_by_one(net, z0, inputs, sweeps)
+        output, astray = found or _one_by_one(net, z0, inputs, sweeps)
+        if sweeps == len(net.transforms) and output.requires_grad and not _unread(z0) and astray:
+            return net(z0, *inputs)  # sweeps find their way back from any guesses, but gradients through those do not
+        return output
 
 
 def check_sweeps(sweeps: Any, depth: int) -> None:
@@ -110,37 +114,59 @@ def _batching_pays(z0: Tensor, depth: int) -> bool:
     return z0.device.type != "cpu" or (depth >= 16 and z0.numel() <= 8192)
 
 
-def _batched(net: OptDNN, z0: Tensor, inputs: tuple[Tensor, ...], sweeps: int, newton: Newton | None) -> Tensor | None:
-    """None where something overflowed at a bad guess, and would spoil layers that do not depend on it.
+def _batched(
+    net: OptDNN, z0: Tensor, inputs: tuple[Tensor, ...], sweeps: int, newton: Newton | None
+) -> tuple[Tensor, Tensor] | None:
+    """The output, and whether guesses went astray; None where one overflowed, and spoilt layers before it.
 
     Nothing is read from the device before the end, and nothing at all where it cannot be: there NaN takes the place of
     what is spoilt.
     """
     sweep = NewtonSweep(net, z0, inputs, newton) if newton else Sweep(net, z0, inputs)
-    outputs, checks = None, []
+    outputs, sizes = None, []
     for _ in range(sweeps):
         outputs = sweep(outputs)
-        checks += [part.detach().isfinite().all() for part in parts(outputs)]
+        sizes.append(_size(parts(outputs)))
     last = sweep.trajectory.last(z0, outputs)
-    if newton:
-        return last
-    finite = torch.stack(checks).all()
-    if z0.is_meta or (z0.is_cuda and torch.cuda.is_current_stream_capturing()):
-        return torch.where(finite, last, torch.nan)
-    return last if finite else None
+    if not newton:  # a sweep that follows Jacobians leaves out what overflowed
+        finite = torch.stack(sizes).isfinite().all()
+        if _unread(z0):
+            last = torch.where(finite, last, torch.nan)
+        elif not finite:
+            return None
+    return last, _astray(sizes)
 
 
-def _one_by_one(net: OptDNN, z0: Tensor, inputs: tuple[Tensor, ...], sweeps: int) -> Tensor:
+def _one_by_one(net: OptDNN, z0: Tensor, inputs: tuple[Tensor, ...], sweeps: int) -> tuple[Tensor, Tensor]:
+    """Likewise."""
     coefficients = [net.coefficients.at(k) for k in range(len(net.transforms))]
     nothing = scaled(net.method.query(net.method.start(z0), coefficients[0]), 0.0)
-    outputs = [nothing] * len(net.transforms)
+    outputs, sizes = [nothing] * len(net.transforms), []
     for _ in range(sweeps):
         points, _ = recursion(net.method, z0, outputs, coefficients)
         outputs = [
             scaled(transform(y, *inputs), c.step)
             for transform, y, c in zip(net.transforms, points, coefficients, strict=True)
         ]
-    return recursion(net.method, z0, outputs, coefficients)[1]
+        if sweeps == len(outputs):  # else nobody asks
+            sizes.append(_size([part for output in outputs for part in parts(output)]))
+    return recursion(net.method, z0, outputs, coefficients)[1], _astray(sizes)
+
+
+def _size(tensors: list[Tensor]) -> Tensor:
+    """The largest entry."""
+    sizes = [tensor.detach().abs().amax() for tensor in tensors if tensor.numel()]
+    return torch.stack(sizes).amax() if sizes else tensors[0].new_zeros(())
+
+
+def _astray(sizes: list[Tensor]) -> Tensor:
+    """Whether guesses have left the region where the network works."""
+    return ~(torch.stack(sizes).amax() <= ASTRAY * sizes[-1]) if sizes else torch.tensor(False)
+
+
+def _unread(z0: Tensor) -> bool:
+    """Whether no value can be read."""
+    return z0.is_meta or (z0.is_cuda and torch.cuda.is_current_stream_capturing())
 
 
 def _solved(
@@ -173,7 +199,7 @@ def _solved(
         return swapped if isinstance(outputs, tuple) else swapped[0]
 
     def swept(net: OptDNN, outputs: Any) -> Any:  # warnings are told once a network
-        return swap(sweep(swap(outputs)))
+        return swap(sweep(finite(swap(outputs))))
 
     # until then they need not come any closer
     exact = Picard(exact_after=depth)

@@ -18,10 +18,10 @@ class Newton:
     """Sweeps that follow the Jacobians `J_k` of the steps: `x_{k+1} ← f_k(x̄_k) + (1 − damping) J_k (x_k − x̄_k)`.
 
     A sweep leads from a guess x̄ of the whole chain to the next one, by a scan of ⌈log₂ L⌉ rounds. It converges in a
-    few sweeps if the steps contract on average, and in as many as there are steps in any case, unless over a depth the
-    guesses overflow. Source: Lim, Zhu, Selfridge, Kasim, "Parallelizing non-linear sequential models over the sequence
-    length" (DEER), ICLR 2024; Gonzalez, Warrington, Smith, Linderman, "Towards scalable and stable parallelization of
-    nonlinear RNNs" (quasi-DEER, ELK), NeurIPS 2024.
+    few sweeps if the steps contract on average, and in as many as there are steps in any case. Source: Lim, Zhu,
+    Selfridge, Kasim, "Parallelizing non-linear sequential models over the sequence length" (DEER), ICLR 2024; Gonzalez,
+    Warrington, Smith, Linderman, "Towards scalable and stable parallelization of nonlinear RNNs" (quasi-DEER, ELK),
+    NeurIPS 2024.
     """
 
     diagonal: bool = False

@@ -11,7 +11,7 @@ from ..methods.base import scaled
 from ..optdnn import OptDNN
 from .newton import Newton, scan
 from .stack import Loop, stacked
-from .trajectory import trajectory
+from .trajectory import parts, trajectory
 
 
 class Sweep:
@@ -37,6 +37,12 @@ class Sweep:
         return found if self._steps is None else scaled(found, self._steps.view(-1, *[1] * self.z0.ndim))
 
 
+def finite(outputs: Any) -> Any:
+    """With zeros for what overflowed, which are as good a guess: in products, 0 times NaN reaches the layers before."""
+    found = [torch.where(part.isfinite(), part, 0) for part in parts(outputs)]
+    return tuple(found) if isinstance(outputs, tuple) else found[0]
+
+
 class NewtonSweep(Sweep):
     """The same with the transforms' Jacobians followed along the trajectory: `Newton`'s method over the depth.
 
@@ -57,24 +63,23 @@ class NewtonSweep(Sweep):
         self.newton, self._companion = newton, companion
 
     def __call__(self, outputs: Any) -> Any:
-        points = self.trajectory.points(self.z0, outputs)
+        guess = None if outputs is None else finite(outputs)
+        points = self.trajectory.points(self.z0, guess)
         flat = points.flatten(2)
         values, jacobians = self.newton.jacobians(lambda flat: self.evaluated(flat.view(points.shape)).flatten(2), flat)
         companion = self._companion
-        start, steps, inflow, query = (
-            part.to(flat) for part in (companion.start, companion.steps, companion.inflow, companion.query)
-        )
-        # x⁺ = (A ⊗ I + B C ⊗ J) x + B ⊗ (T(y) − J y), on streams of features
-        constant = values - _times(jacobians, flat)
-        inflows = torch.einsum("lsm,lbi->lbis", inflow, constant)
-        starts = torch.einsum("s,bi->bis", start, self.z0.flatten(1))
+        steps, inflow, query = (part.to(flat) for part in (companion.steps, companion.inflow, companion.query))
+        # by how much the streams of features change, δ⁺ = (A ⊗ I + B C ⊗ J) δ + B ⊗ (T(y) − t): nothing in layers that
+        # are right to the last digit
+        inflows = torch.einsum("lsm,lbi->lbis", inflow, values if guess is None else values - guess.flatten(2))
+        starts = torch.zeros_like(inflows[0])
         fed_back = inflow @ query
         if self.newton.diagonal:
             matrices = steps[:, None, None] + jacobians[..., None, None] * fed_back[:, None, None]
             states = scan(matrices, inflows[..., None], starts[..., None])[..., 0]
         else:
             layers, batch, width = flat.shape
-            size = len(start) * width
+            size = steps.shape[1] * width
             basis = torch.eye(width, dtype=flat.dtype, device=flat.device)
             matrices = torch.einsum("lst,ij->lisjt", steps, basis)[:, None]
             matrices = matrices + torch.einsum("lst,lbij->lbisjt", fed_back, jacobians)
@@ -83,9 +88,9 @@ class NewtonSweep(Sweep):
                 inflows.reshape(layers, batch, size, 1),
                 starts.reshape(batch, size, 1),
             )
-            states = found.view(layers + 1, batch, width, len(start))
-        moved = torch.einsum("lms,lbis->lbi", query, states[:-1])
-        return (values + _times(jacobians, moved - flat)).view(points.shape)
+            states = found.view(layers + 1, batch, width, steps.shape[1])
+        followed = values + _times(jacobians, torch.einsum("lms,lbis->lbi", query, states[:-1]))
+        return torch.where(followed.isfinite(), followed, values).view(points.shape)
 
 
 def _times(jacobians: Tensor, points: Tensor) -> Tensor:

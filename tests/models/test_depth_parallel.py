@@ -240,6 +240,39 @@ def test_overflow_on_a_bad_guess_spoils_neither_value_nor_gradient_where_layers_
     torch.testing.assert_close(gradients(parallel, net, z), gradients(serial, net, z), rtol=1e-11, atol=0)
 
 
+class Logistic(nn.Module):
+    """`z + T(z) = r z (1 − z)` stays in [0, 1], and soon overflows from anywhere else."""
+
+    def __init__(self, rate):
+        super().__init__()
+        self.rate = nn.Parameter(torch.tensor(rate))
+
+    def forward(self, z):
+        return self.rate * z * (1 - z) - z
+
+
+@pytest.mark.parametrize(
+    "newton", [None, Newton(), Newton(diagonal=True), Newton(damping=0.5), Newton(diagonal=True, damping=0.5)]
+)
+@pytest.mark.parametrize(
+    ("dtype", "depth", "rate", "digits"), [(torch.float64, 14, 3.6, 1e-6), (torch.float32, 40, 2.5, 1e-4)]
+)
+def test_guesses_that_overflow_at_any_depth_are_made_right_layer_by_layer(newton, dtype, depth, rate, digits):
+    net = OptDNN("gd", [Logistic(rate + 0.01 * k) for k in range(depth)]).to(dtype)
+    z = (0.2 + 0.6 * torch.rand(3, WIDTH)).to(dtype).requires_grad_()
+    serial = net(z)
+    to_tolerance = parallel_evaluate(net, z, rtol=1e-6 * digits, newton=newton)
+    assert to_tolerance.steps.max() <= depth + 1
+    after_all = parallel_evaluate(net, z, sweeps=depth, newton=newton)
+    wanted = gradients(serial, net, z)
+    for found in (to_tolerance.value, after_all):
+        torch.testing.assert_close(found, serial, rtol=0, atol=1e-5 * digits if dtype == torch.float64 else 1e-6)
+        torch.testing.assert_close(gradients(found, net, z), wanted, rtol=digits, atol=digits)
+    with torch.no_grad():
+        found = parallel_evaluate(net, z, sweeps=depth, newton=newton)
+    torch.testing.assert_close(found, serial, rtol=0, atol=digits**2)
+
+
 # --- a tolerance -------------------------------------------------------------------------------------------------
 
 

@@ -161,7 +161,7 @@ def _size(tensors: list[Tensor]) -> Tensor:
 
 def _astray(sizes: list[Tensor]) -> Tensor:
     """Whether guesses have left the region where the network works."""
-    return ~(torch.stack(sizes).amax() <= ASTRAY * sizes[-1]) if sizes else torch.tensor(False)
+    return ~(torch.stack(sizes).amax() <= ASTRAY * sizes[-1]) if sizes else torch.tensor(False, device="cpu")
 
 
 def _unread(z0: Tensor) -> bool:

@@ -76,6 +76,6 @@ def matched_size(name: str, build: Build, target: float, cost: Cost, inputs: Ten
     if abs(found - target) > tolerance * target:
         raise InputError(
             f"{name}: no size comes within {tolerance:.0%} of the baseline's {target:,.0f}: the closest, {size}, has "
-            f"{found:,.0f}"
+            f"{found:,.0f}; --match shape, match='shape', takes each network as it is"
         )
     return size

@@ -64,16 +64,19 @@ def entered(name: str, entry: Entry, task: Task) -> Contestant:
         parameters = {}  # type: ignore[assignment]
     sized = "size" in parameters
     default = parameters["size"].default if sized else None
-    last: Callable[[], object] = type(None)
+    last: list[weakref.ref[Tensor]] = []
 
     def build(size: int) -> nn.Module:
         nonlocal last
         network = entry(task, size=size) if sized else entry(task)
         if not isinstance(network, nn.Module):
             raise TypeError(f"{name} returned a {type(network).__name__}, not a torch.nn.Module")
-        if network is last():
-            raise TypeError(f"{name} returned the same network again: it is to make a new one for each seed")
-        last = weakref.ref(network)
+        learned = [each for each in network.parameters() if each.requires_grad]
+        if {id(each) for each in learned} & {id(known) for ref in last if (known := ref()) is not None}:
+            raise TypeError(
+                f"{name} returned the parameters of its last network again: it is to make new ones each time"
+            )
+        last = [weakref.ref(each) for each in learned]
         return network
 
     return Contestant(

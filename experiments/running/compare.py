@@ -32,6 +32,8 @@ from .folder import PYTHON, run_folder, tell_the_end, write_results
 from .settings import check_alike, read_settings, write_settings
 from .trials import Trials
 
+WANTED = "{name: function of the task that makes a network}"
+
 
 def compare(
     task: Task,
@@ -80,10 +82,12 @@ def compare(
         raise InputError(f"strategy={strategy!r}: choose from ddp, fsdp")
     epochs = task.epochs if epochs is None else epochs
     for name, number in (("seeds", seeds), ("epochs", epochs)):
-        if number < 1:
-            raise InputError(f"{name}={number} is not at least 1")
+        if not isinstance(number, int) or isinstance(number, bool) or number < 1:
+            raise InputError(f"{name}={number!r} is not an integer of at least 1")
+    if not isinstance(contestants, Mapping) or not all(isinstance(name, str) for name in contestants):
+        raise InputError(f"contestants={contestants!r:.200}: pass {WANTED}")
     if not contestants:
-        raise InputError("there is nothing to compare: pass {name: function of the task that makes a network}")
+        raise InputError(f"there is nothing to compare: pass {WANTED}")
     entries = {name: entered(name, entry, task) for name, entry in contestants.items()}
     given: dict[str, Any] = {"task": task.name, "contestants": list(entries), "baseline": baseline, "match": match}
     given |= {"epochs": epochs, "seeds": seeds, "search": search, "precision": precision, "strategy": strategy}

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import TensorDataset
+from torch.utils.data import IterableDataset, Subset, TensorDataset
 
 from .goals import Classification, ExactMatch, Goal, NextCharacter
 
@@ -35,23 +35,44 @@ def checked(task: Task) -> None:
 
 def _check_part(data: Any, goal: Goal, shares: bool) -> None:
     """`shares`: whether the targets of a classification may be shares of the classes."""
-    if not hasattr(data, "__len__") or not hasattr(data, "__getitem__"):
+    indexed = hasattr(data, "__getitem__") and not isinstance(data, IterableDataset)
+    if not hasattr(data, "__len__") or not indexed:
         raise ValueError(f"is a {type(data).__name__}, not a data set with a length and items, such as a TensorDataset")
     if len(data) == 0:
         raise ValueError("is empty")
-    if not isinstance(data, TensorDataset):
-        return  # its items are made when they are asked for
-    if len(data.tensors) != 2:
-        raise ValueError(f"holds {len(data.tensors)} tensors, not the two of inputs and targets")
-    for tensor in data.tensors:
+    tensors = _in_memory(data)
+    if tensors is None:  # its items are made when they are asked for
+        first = data[0]
+        if not isinstance(first, (tuple, list)) or len(first) != 2:
+            held = f"{len(first)} parts" if isinstance(first, (tuple, list)) else f"a {type(first).__name__}"
+            raise ValueError(f"has items of {held}, not pairs (input, target)")
+        return
+    if len(tensors) != 2:
+        raise ValueError(f"holds {len(tensors)} tensors, not the two of inputs and targets")
+    for tensor in tensors:
         if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
             raise ValueError("holds NaN or Inf")
     if isinstance(goal, Classification):
-        _check_labels(data.tensors[1], goal.classes, shares)
+        _check_labels(tensors[1], goal.classes, shares)
     if isinstance(goal, ExactMatch):
-        _check_answers(data.tensors[1], goal.classes)
+        _check_answers(tensors[1], goal.classes)
     if isinstance(goal, NextCharacter):
-        _check_characters(data.tensors[1], goal.characters)
+        _check_characters(tensors[1], goal.characters)
+
+
+def _in_memory(data: Any) -> list[Tensor] | None:
+    """The tensors of a data set that has them at hand."""
+    if isinstance(data, TensorDataset):
+        return list(data.tensors)
+    if isinstance(data, Subset):
+        whole = _in_memory(data.dataset)
+        return None if whole is None else [tensor[list(data.indices)] for tensor in whole]
+    if isinstance(data, (list, tuple)):
+        try:
+            return list(map(torch.stack, zip(*(map(torch.as_tensor, pair) for pair in data), strict=True)))
+        except (TypeError, ValueError, RuntimeError):
+            return None  # of pictures, say, which the task collates in its own way
+    return None
 
 
 def _check_labels(labels: Tensor, classes: int, shares: bool = False) -> None:

@@ -25,18 +25,20 @@ class Shares(Sampler[int]):
         length: of the data.
         batch: of all processes together; all batches but the last are split evenly where they divide it.
         team: who shares it.
-        order: shuffles; None: the data in their order.
+        order: shuffles; None: the data in their order. A shuffled epoch leaves out a row that would be a batch alone,
+            which has no statistics.
     """
 
     def __init__(self, length: int, batch: int, team: Team, order: torch.Generator | None = None) -> None:
-        self.length, self.batch, self.team, self.order = length, batch, team, order
+        self.drawn_from, self.batch, self.team, self.order = length, batch, team, order
+        self.length = length if order is None else length - _alone(length, batch)
 
     def __len__(self) -> int:
         full, rest = divmod(self.length, self.batch)
         return full * len(self._own(range(self.batch))) + len(self._own(range(rest)))
 
     def __iter__(self) -> Iterator[int]:
-        indices = list(range(self.length))
+        indices = list(range(self.drawn_from))
         if self.order is not None:
             indices = list(RandomSampler(indices, generator=self.order))
             after = torch.Generator("cpu")
@@ -56,12 +58,18 @@ class Shares(Sampler[int]):
         return whole[first:last]
 
 
+def _alone(length: int, batch: int) -> int:
+    """Rows, 1 or 0, that would be a batch alone."""
+    return int(batch > 1 and length > 1 and length % batch == 1)
+
+
 def check_divides(task: Task, team: Team) -> None:
     """`InputError` unless every process gets a share of every batch, and an equal one of the full ones."""
     length, tested = len(task.train), len(task.test)  # type: ignore[arg-type]
+    trained = length - _alone(length, task.batch)
 
     def possible(size: int) -> bool:
-        rests = (length % task.batch, tested % (size * test_share(size)))
+        rests = (trained % task.batch, tested % (size * test_share(size)))
         return task.batch % size == 0 and all(rest == 0 or rest >= size for rest in rests)
 
     if not possible(team.size):

@@ -12,7 +12,7 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import IterableDataset, TensorDataset
+from torch.utils.data import IterableDataset, Subset, TensorDataset
 
 from experiments import Classification, Comparison, InputError, Regression, Task, compare, contestants_for
 from experiments.cli import main
@@ -20,6 +20,8 @@ from experiments.contestants.own import chosen, compared_with, entered, known
 from experiments.names import file_name
 from experiments.running import trials
 from experiments.tasks.make import make_task
+from experiments.training.shares import Shares
+from experiments.training.team import ALONE
 
 NAME = 'x"/><script>alert(1)</script> [bold]&$\\frac'
 MINE = '''
@@ -178,8 +180,12 @@ def test_a_run_of_python_is_not_resumed_on_the_command_line_nor_the_other_way_ro
         ({"net": 3}, {}, "net is a int, not a function of the task"),
         ({"net": linear}, {"baseline": "nat"}, "unknown baseline 'nat'; did you mean 'net'?"),
         ({"net": linear}, {"match": "luck"}, "match='luck': choose from parameters, flops, shape"),
-        ({"net": linear}, {"seeds": 0}, "seeds=0 is not at least 1"),
-        ({"net": linear}, {"epochs": 0}, "epochs=0 is not at least 1"),
+        ([linear], {}, "pass {name: function of the task that makes a network}"),
+        ({3: linear}, {}, "pass {name: function of the task that makes a network}"),
+        ({"net": linear}, {"seeds": 0}, "seeds=0 is not an integer of at least 1"),
+        ({"net": linear}, {"seeds": "2"}, "seeds='2' is not an integer of at least 1"),
+        ({"net": linear}, {"epochs": 0}, "epochs=0 is not an integer of at least 1"),
+        ({"net": linear}, {"epochs": 1.5}, "epochs=1.5 is not an integer of at least 1"),
         ({"net": linear}, {"precision": "8"}, "precision='8': choose from 32"),
         ({"net": linear}, {"strategy": "fsdp"}, "needs several processes"),
         ({"net": linear}, {"device": "tpu"}, "tpu cannot be used"),
@@ -196,12 +202,35 @@ def test_what_cannot_be_compared_is_refused_in_words_and_leaves_nothing(contesta
     assert [path for path in sorted(mine.rglob("*")) if path.name != "runs"] == before
 
 
-def test_the_same_network_is_not_trained_twice(task):
-    network = nn.Linear(2, 2)
-    contestant = entered("net", lambda task: network, task)
+@pytest.mark.parametrize("whole", [True, False])
+def test_the_same_weights_are_not_trained_twice(task, whole):
+    shared = nn.Linear(2, 2)
+    contestant = entered("net", lambda task: shared if whole else nn.Sequential(nn.Linear(2, 2), shared), task)
     contestant.build(1)
-    with pytest.raises(TypeError, match="net returned the same network again"):
+    with pytest.raises(TypeError, match="net returned the parameters of its last network again"):
         contestant.build(1)
+
+
+def test_networks_may_share_what_they_do_not_train(task):
+    frozen = nn.Linear(2, 2).requires_grad_(False)
+    contestant = entered("net", lambda task: nn.Sequential(frozen, nn.Linear(2, 2)), task)
+    assert contestant.build(1) is not contestant.build(1)
+
+
+def test_a_row_that_would_be_a_batch_alone_is_left_out(mine):
+    """Batch normalisation has no statistics of it."""
+    x = torch.randn(9, 2)
+    data = TensorDataset(x, (x[:, 0] > 0).long())
+    odd = Task("odd", data, data, goal=Classification(2), batch=4)
+    found = compare(
+        odd, {"net": lambda task: nn.Sequential(nn.BatchNorm1d(2), nn.Linear(2, 2))}, seeds=1, epochs=3, search=False
+    )
+    assert not found.failures
+    order = torch.Generator().manual_seed(0)
+    shares = Shares(9, 4, ALONE, order)
+    epochs = [list(shares) for _ in range(30)]
+    assert {len(epoch) for epoch in epochs} == {len(shares)} == {8}
+    assert {row for epoch in epochs for row in epoch} == set(range(9)), "another one in each epoch"
 
 
 # --- a task ------------------------------------------------------------------------------------------------------
@@ -213,6 +242,11 @@ GOOD = TensorDataset(POINTS, LABELS)
 class Endless(IterableDataset):
     def __iter__(self):
         yield from iter(GOOD)
+
+
+class Sized(Endless):
+    def __len__(self):
+        return 4
 
 
 @pytest.mark.parametrize(
@@ -235,6 +269,12 @@ class Endless(IterableDataset):
             "its test part has labels from 1 to 2, not from 0 to 1, as classes=2",
         ),
         (TensorDataset(POINTS / 0, LABELS), {}, "its test part holds NaN or Inf"),
+        (Subset(TensorDataset(POINTS / 0, LABELS), [0, 3]), {}, "its test part holds NaN or Inf"),
+        ([(point / 0, 0) for point in POINTS], {}, "its test part holds NaN or Inf"),
+        ([(point, 2) for point in POINTS], {}, "its test part has labels from 2 to 2, not from 0 to 1"),
+        ([{"input": point, "target": 0} for point in POINTS], {}, "its test part has items of a dict, not pairs"),
+        ([(point, 0, 1.0) for point in POINTS], {}, "its test part holds 3 tensors, not the two"),
+        (Sized(), {}, "its test part is a Sized, not a data set with a length and items"),
         (GOOD, {"goal": "accuracy"}, "goal='accuracy' is no goal"),
         (GOOD, {"batch": 0}, "batch=0 is not at least 1"),
         (GOOD, {"learning_rate": -1.0}, "learning_rate=-1.0 is not a positive number"),

@@ -27,7 +27,7 @@ def training_curves(comparison: Comparison) -> Figure | None:
 
     The curves of all are there; `curve-N-M` names that of the N-th network in the M-th panel for whoever picks.
     """
-    rows = [row for row in comparison.ranked if row.trained]
+    rows = [row for row in comparison.ranked if row.trained and np.isfinite(curve_of(row, "train_loss")).any()]
     if not rows or comparison.settings["epochs"] < 2:
         return None  # a curve of one point says nothing
     goal = comparison.task.goal

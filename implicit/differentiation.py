@@ -65,6 +65,8 @@ def differentiable_solve(
         return (layout.unflatten(_transformed_solve(problem, z0, gradient, settings, reports)),)
     tracked = torch.is_grad_enabled()
     hooked = tracked and saved_through_hooks()  # at every call: a checkpoint counts what is saved
+    # where f makes states right one by one, its Jacobian is nilpotent, and no radius tells anything
+    measurable = tracked and not hooked and settings.solver.exact_after is None
     keep = Keep(histories=tracked and gradient.remembers, iterates=at)
     start = usable(layout.flatten(z0))
     with torch.no_grad():
@@ -80,7 +82,7 @@ def differentiable_solve(
         "forward",
         outcome.converged,
         lambda: outcome.solution(problem, settings.solver),
-        lambda: radius_from_graph(image, point) if tracked and not hooked else None,
+        lambda: radius_from_graph(image, point) if measurable else None,
     )
     if at:
         outcome = replace(outcome, iterates=_gone_on(problem, start, settings, outcome, at))

@@ -99,6 +99,7 @@ def _best(found: list[Solution[Z]], layout: Layout, agreement: float) -> Multist
         value=layout.unflatten(chosen),
         evaluations=torch.stack([solution.evaluations for solution in found]).sum(dim=0),
         alternatives=found[0].alternatives,
+        budget=found[0].budget,
         fixed=found[0].fixed,
         start=start,
         agreed=same.sum(dim=0),

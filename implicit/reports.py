@@ -62,7 +62,7 @@ class Reports(NamedTuple):
             text += (
                 ": plain iteration runs away, scale the weights down"
                 if measured > 1
-                else ": plain steps converge from nearby, a larger max_steps may do"
+                else f": plain steps converge from nearby, a larger {solution.budget} may do"
             )
         text += (
             "\nimplicit.diagnostics.diagnose looks for the cause. Said again once it is ten times worse; "

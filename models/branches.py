@@ -175,7 +175,7 @@ class _StackedBlock(nn.Module):
         branches, batch, tokens, width = x.shape
 
         def linear(y: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-            rows = y.reshape(branches, batch * tokens, -1)
+            rows = y.reshape(branches, batch * tokens, weight.shape[1])
             return torch.bmm(rows, weight) if bias is None else torch.baddbmm(bias[:, None], rows, weight)
 
         def dropped(y: Tensor) -> Tensor:
@@ -187,7 +187,7 @@ class _StackedBlock(nn.Module):
 
         normed = norm(x, 0)
         qkv = linear(normed, weights.qkv, weights.qkv_bias)
-        q, k, v = qkv.view(branches * batch, tokens, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+        q, k, v = qkv.view(branches * batch, tokens, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
         mixed = F.scaled_dot_product_attention(q, k, v, is_causal=self.causal).transpose(1, 2)
         attended = dropped(linear(mixed, weights.project, weights.project_bias)).view(x.shape)
         x = (normed if self.normalised_skip else x) + attended

@@ -74,6 +74,7 @@ def _run(
 ) -> Outcome:
     z = z.to(problem.layout.working_dtype)
     if not len(z):
+        z = z.detach()
         nobody = Progress.begin(problem, settings, z)
         return Outcome(z, *nobody.close(), nobody.rule, False, [], [z for _ in keep.iterates])
     refuse_solve()

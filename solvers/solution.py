@@ -78,6 +78,8 @@ class Solution(Generic[S]):
     """(steps, batch) absolute residual `‖f(z) − z‖`, from which rates are measured."""
     alternatives: str = field(default="another solver", repr=False, kw_only=True)
     """What to try where rows fail, depending on the solver that ran."""
+    budget: str = field(default="max_steps", repr=False, kw_only=True)
+    """The argument to raise where the steps ran out."""
     fixed: bool = field(default=False, repr=False, kw_only=True)
     """A number of steps was given instead of a tolerance, so no row has converged or failed to."""
 
@@ -111,7 +113,7 @@ class Solution(Generic[S]):
     def _advice(self, status: Status) -> str:
         if self.fixed and status == Status.MAX_STEPS:
             return "the number of steps was fixed, without a tolerance"
-        return status.message.replace("another solver", self.alternatives)
+        return status.message.replace("another solver", self.alternatives).replace("max_steps", self.budget)
 
     def to_dict(self) -> dict[str, list[Any]]:
         """What happened to each row, in plain numbers and words, without the value and the trace.
@@ -206,7 +208,8 @@ class Outcome:
         status, steps, evaluations = whole
         value = problem.layout.unflatten(self.value.clone())
         first, last = floats[1 : 1 + len(trace)], floats[1 + len(trace) :]
-        return Solution(value, floats[0], status, steps, evaluations, first, last, alternatives=solver.alternatives)
+        told = {"alternatives": solver.alternatives, "budget": solver.budget}
+        return Solution(value, floats[0], status, steps, evaluations, first, last, **told)
 
 
 def _relative(residual: Floats, reference: Floats) -> Floats:

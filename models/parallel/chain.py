@@ -78,7 +78,8 @@ class ChainNewton(Solver):
 
     may_be_caught: ClassVar[bool] = False
     fixed_cost: ClassVar[bool] = False
-    alternatives: ClassVar[str] = "Newton(damping=0.5), or more sweeps"
+    budget: ClassVar[str] = "max_sweeps"
+    alternatives: ClassVar[str] = "newton=Newton(damping=0.5)"
 
     def patience(self, dim: int) -> int:
         return max(PATIENCE, self.exact_after or 0)
@@ -91,7 +92,7 @@ class ChainNewton(Solver):
         return self._moved(fz, rest, _solved(self.chain.jacobians(self.newton, self._by_time(z)), rest)), memory
 
     def _by_time(self, flat: Tensor) -> Tensor:
-        return flat.view(-1, self.chain.x.shape[1], self.chain.first.shape[1])
+        return flat.view(len(flat), self.chain.x.shape[1], self.chain.first.shape[1])
 
     def _moved(self, fz: Tensor, rest: Tensor, delta: Tensor) -> Tensor:
         """`z + δ`, written so that states which are right to the last digit stay so, and one more with each sweep."""
@@ -130,7 +131,7 @@ class ChainGradient(ImplicitGradient):
             return super().linear(product, shift, report, inverse)
         chain = self.chain
         assert chain is not None
-        states = inverse.point.view(len(inverse.point), -1, chain.first.shape[1])
+        states = inverse.point.view(len(inverse.point), chain.x.shape[1], chain.first.shape[1])
         jacobians = chain.jacobians(self.newton, states)
         sweeps = ChainAdjoint(chain, self.newton, states.shape[1], jacobians)
         return self._solved(product, shift, report, None, Settings(sweeps, self.rtol, 0.0, max_steps=self.max_steps))

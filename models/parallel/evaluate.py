@@ -16,7 +16,7 @@ from ..methods.base import scaled
 from ..optdnn import OptDNN
 from .likeness import UnlikeError
 from .newton import Newton
-from .sweeps import NewtonSweep, Sweep, finite
+from .sweeps import NewtonSweep, PlainSweeps, Sweep, finite
 from .trajectory import parts, recursion
 
 ASTRAY = 1e3
@@ -202,7 +202,7 @@ def _solved(
         return swap(sweep(finite(swap(outputs))))
 
     # until then they need not come any closer
-    exact = Picard(exact_after=depth)
+    exact = PlainSweeps(exact_after=depth)
     if solver == Picard():
         solver = exact
     nothing = scaled(sweep.trajectory.points(z0.detach(), None), 0.0)
@@ -216,4 +216,4 @@ def _solved(
             atol=0.0,
             max_steps=depth + 1 if max_sweeps is None else max_sweeps,
         )
-    return replace(log.forward[-1].solution, value=sweep.trajectory.last(z0, swap(outputs)))
+    return replace(log.forward[-1].solution, budget=exact.budget, value=sweep.trajectory.last(z0, swap(outputs)))

@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 
 from implicit import fixed_point, one_weight
-from solvers import Picard, Solution, State, solve
+from solvers import Solution, State, solve
 from solvers.state import Layout
 
 from .chain import Chain, ChainGradient, ChainNewton
 from .newton import Newton
+from .sweeps import PlainSweeps
 
 
 @dataclass(frozen=True, repr=False)
@@ -82,7 +83,7 @@ def unroll(
         found = solve(chain.swept, start, (x, first), solver=sweeps, rtol=rtol, atol=0.0, max_steps=max_sweeps)
         value = found.value
         if torch.is_grad_enabled():
-            exact = Picard(exact_after=length)
+            exact = PlainSweeps(exact_after=length)
             value = fixed_point(
                 partial(_swept, cell, chain),  # warnings are told once a cell
                 found.value,

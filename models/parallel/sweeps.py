@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+
+from solvers import Picard
 
 from ..methods.base import scaled
 from ..optdnn import OptDNN
@@ -35,6 +38,14 @@ class Sweep:
         """The outputs at these points."""
         found = self.transforms(points, self.inputs)
         return found if self._steps is None else scaled(found, self._steps.view(-1, *[1] * self.z0.ndim))
+
+
+@dataclass(frozen=True)
+class PlainSweeps(Picard):
+    """Sweeps one after the other, each from what the last one found."""
+
+    budget: ClassVar[str] = "max_sweeps"
+    alternatives: ClassVar[str] = "another newton=…"
 
 
 def finite(outputs: Any) -> Any:

@@ -36,6 +36,8 @@ class Solver(ABC):
     """Whether it takes a step back after which f is not finite."""
     fixed_cost: ClassVar[bool] = True
     """Whether a step evaluates f nowhere but in the loop, so that it can be compiled."""
+    budget: ClassVar[str] = "max_steps"
+    """What its caller gives steps by, in messages."""
     alternatives: ClassVar[str] = "another solver"
     """What to try where it does not converge."""
 

@@ -302,9 +302,23 @@ def test_rows_stop_on_their_own():
 
 def test_too_few_sweeps_for_the_tolerance_are_said_so():
     net, z = network("gd"), torch.randn(3, WIDTH)
-    with pytest.warns(UserWarning, match="MAX_STEPS"):
+    with pytest.warns(UserWarning, match="MAX_STEPS") as told:
         solution = parallel_evaluate(net, z, rtol=1e-12, max_sweeps=2)
     assert (solution.status == Status.MAX_STEPS).all()
+    for text in (str(told[0].message), solution.summary()):
+        assert "raise max_sweeps, loosen rtol, or try another newton=" in text
+        assert "max_steps" not in text
+        assert "spectral radius" not in text  # that of a map which is exact layer by layer is 0
+
+
+@by_method
+def test_an_empty_batch(name):
+    net, z = network(name), torch.zeros(0, WIDTH, requires_grad=True)
+    solution = parallel_evaluate(net, z, rtol=1e-5)
+    for found in (parallel_evaluate(net, z, sweeps=2), parallel_evaluate(net, z, sweeps=DEPTH), solution.value):
+        assert found.shape == (0, WIDTH)
+        (gradient,) = torch.autograd.grad(found.sum(), z)
+        assert gradient.shape == z.shape
 
 
 @pytest.mark.parametrize("name", ["gd", "apg2", "pdhg"])

@@ -72,6 +72,14 @@ def test_the_cheaper_form_agrees_with_both(batch):
         torch.testing.assert_close(model(x), as_loop(model, batched)(x), rtol=0, atol=1e-11)
 
 
+@pytest.mark.parametrize("batched", [True, False, None])
+def test_an_empty_batch(batched):
+    model, x = as_loop(build(), batched), images(0).requires_grad_()
+    output = model(x)
+    output.sum().backward()
+    assert (len(output), x.grad.shape) == (0, x.shape)
+
+
 def test_single_precision_agrees_too():
     model, x = build().float(), images().float()
     torch.testing.assert_close(as_loop(model, True)(x), as_loop(model)(x), rtol=1e-4, atol=1e-4)

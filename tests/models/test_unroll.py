@@ -79,6 +79,27 @@ def test_second_derivatives_are_those_of_the_loop():
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("newton", WAYS, ids=repr)
+def test_an_empty_batch(newton):
+    x, h = torch.zeros(0, 7, FEATURES, requires_grad=True), torch.zeros(0, WIDTH, requires_grad=True)
+    solution = unroll(nn.GRUCell(FEATURES, WIDTH), x, h, newton=newton)
+    solution.value.sum().backward()
+    assert solution.value.shape == (0, 7, WIDTH)
+    assert solution.lyapunov_exponent().shape == (0,)
+    assert (x.grad.shape, h.grad.shape) == (x.shape, h.shape)
+
+
+def test_too_few_sweeps_are_said_so():
+    with pytest.warns(ConvergenceWarning, match="raise max_sweeps, loosen rtol, or try another newton=") as told:
+        solution = unroll(
+            nn.GRUCell(FEATURES, WIDTH), torch.randn(2, 60, FEATURES), torch.zeros(2, WIDTH), max_sweeps=1
+        )
+    assert (solution.status == Status.MAX_STEPS).all()
+    for text in (str(told[0].message), solution.summary()):
+        assert "max_steps" not in text
+        assert "spectral radius" not in text
+
+
 def test_few_sweeps_where_the_recurrence_forgets():
     cell, x, h0 = recurrence("gru", length=200)
     with record() as log:

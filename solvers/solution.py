@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple
 
@@ -208,8 +208,8 @@ class Outcome:
         status, steps, evaluations = whole
         value = problem.layout.unflatten(self.value.clone())
         first, last = floats[1 : 1 + len(trace)], floats[1 + len(trace) :]
-        told = {"alternatives": solver.alternatives, "budget": solver.budget}
-        return Solution(value, floats[0], status, steps, evaluations, first, last, **told)
+        found = Solution(value, floats[0], status, steps, evaluations, first, last)
+        return replace(found, alternatives=solver.alternatives, budget=solver.budget)
 
 
 def _relative(residual: Floats, reference: Floats) -> Floats:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple
 
@@ -207,9 +207,17 @@ class Outcome:
         )
         status, steps, evaluations = whole
         value = problem.layout.unflatten(self.value.clone())
-        first, last = floats[1 : 1 + len(trace)], floats[1 + len(trace) :]
-        found = Solution(value, floats[0], status, steps, evaluations, first, last)
-        return replace(found, alternatives=solver.alternatives, budget=solver.budget)
+        return Solution(
+            value,
+            floats[0],
+            status,
+            steps,
+            evaluations,
+            floats[1 : 1 + len(trace)],
+            floats[1 + len(trace) :],
+            alternatives=solver.alternatives,
+            budget=solver.budget,
+        )
 
 
 def _relative(residual: Floats, reference: Floats) -> Floats:

@@ -27,6 +27,7 @@ class Steps(NamedTuple):
     keep: Integers  # for each row the last of them whose iterate is to be kept, −1 for none of them
     least: Floats  # for each row its least residual
     until: Integers | None = None  # for each row after how many it converges, if not later; None: no row does
+    spent: bool = False  # the rows that have not converged have used up their steps then
 
 
 def ordinary(rule: Rule, rows: Rows, start: tuple[Floats, Floats], least: Floats, step: int, norms: Floats) -> Steps:
@@ -152,12 +153,15 @@ def _counts(rule: Rule, start: tuple[Floats, Floats], step: int, residuals: Floa
     return counts & (steps >= rule.min_steps) if rule.min_steps > step else counts
 
 
-def passed(rule: Rule, rows: Rows, step: int, norms: Floats, until: Integers | None = None) -> Rows:
+def passed(
+    rule: Rule, rows: Rows, step: int, norms: Floats, until: Integers | None = None, spent: bool = False
+) -> Rows:
     """What `judge` makes of ordinary steps, but for what `marked` tells.
 
     Args:
         rule, rows, step, norms: as above.
         until: for each row after how many of them it converges, if not later.
+        spent: whether the others have used up their steps.
     """
     running, residuals, scales, everyone = rows.running, norms[::2], norms[1::2], np.arange(len(rows.running))
     if step == 1:
@@ -173,10 +177,14 @@ def passed(rule: Rule, rows: Rows, step: int, norms: Floats, until: Integers | N
         last_scale = np.where(running, scales[-1], rows.last_scale)
         return rows._replace(best=best, best_scale=best_scale, last_scale=last_scale)
     end = np.minimum(until, len(residuals)) - 1, everyone
+    status, stopped = np.where(met, Status.CONVERGED, rows.status), met
+    if spent:
+        status = np.where(running & ~met, np.where(rows.turn > 0, Status.STALLED, Status.MAX_STEPS), status)
+        stopped = running
     return rows._replace(
-        status=np.where(met, Status.CONVERGED, rows.status),
-        running=running & ~met,
-        steps=np.where(met, step + end[0], rows.steps),
+        status=status,
+        running=running & ~stopped,
+        steps=np.where(stopped, step + end[0], rows.steps),
         best=np.where(met, residuals[end], best),
         best_scale=np.where(met, scales[end], best_scale),
         last_scale=np.where(running, scales[end], rows.last_scale),

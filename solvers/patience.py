@@ -55,7 +55,7 @@ class Patience:
     """
 
     def __init__(self, rule: Rule, rows: Rows) -> None:
-        self.rule = rule
+        self.rule, self.alike = rule, True
         self.know(rows)
 
     def know(self, rows: Rows) -> None:
@@ -67,13 +67,16 @@ class Patience:
 
     def look(self, rows: Rows) -> None:
         """Rows of which some may have stopped."""
-        self.deadline = 0
-        """The next step at which the rule must be asked whatever the norms; 0: at once, since rows are recovering."""
+        self.deadline = self.limit = 0
+        """The first step at which some row may be stuck, or at which some use up their steps; 0: rows are recovering."""
         running = rows.running
         if np.logical_or.reduce(rows.recovering) or not np.logical_or.reduce(running):
             return
-        until = np.minimum(rows.limit, self._since + rows.patience)
-        self.deadline = int(np.minimum.reduce(until if np.logical_and.reduce(running) else until[running]))
+        stuck, limits = self._since + rows.patience, rows.limit
+        if not np.logical_and.reduce(running):
+            stuck, limits = stuck[running], limits[running]
+        self.deadline, self.limit = int(np.minimum.reduce(stuck)), int(np.minimum.reduce(limits))
+        self.alike = self.limit == np.maximum.reduce(limits)
 
     def add(self, residuals: Floats, step: int, before: Floats, least: Floats) -> None:
         """The next steps, from this number on, and the least residuals before and after them."""
@@ -81,17 +84,22 @@ class Patience:
         # a mark is not below the least residual, so that such a fall from there is progress
         self._since = np.where(least < self.rule.progress * before, step, self._since)
 
+    def is_over(self, step: int) -> bool:
+        """Whether a step with a lower residual in every row needs the rule."""
+        return step >= self.deadline or step >= self.limit
+
     def add_lower(self, residuals: Floats) -> None:
         """One more step, in which each row has its least residual."""
         self._fresh.append(residuals)
 
     def room(self, rows: Rows, step: int, count: int) -> int:
-        """How many of the next steps, `count` from this number on, no row can be stuck at."""
+        """At how many of the next steps, `count` from this number on, no row can be stuck, and none has used up its
+        steps, unless all do in the last."""
         if self._fresh and self.deadline < step + count:
             self.look(rows)  # what the fresh steps say of progress moves it
             if self.deadline < step + count:
                 self._work_out(rows, step)
-        return min(max(self.deadline - step, 0), count)
+        return max(min(self.deadline - step, self.limit - step + self.alike, count), 0)
 
     def _work_out(self, rows: Rows, step: int) -> None:
         residuals = np.concatenate(self._fresh)

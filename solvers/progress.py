@@ -128,7 +128,7 @@ class Progress:
         Most steps are such, and this is the least that must be asked of them. Norms that have left the range of the
         dtype, in which the state is, are asked for more.
         """
-        if not self._all_run or self.step + 1 >= self._patience.deadline or self.rule.relative_to_start:
+        if not self._all_run or self._patience.is_over(self.step + 1) or self.rule.relative_to_start:
             return False
         found = falling(self.rule, self._least, norms, RANGE[dtype])
         if found is None:
@@ -175,7 +175,8 @@ class Progress:
             return Steps(0, np.full(norms.shape[1], -1), np.asarray(self._least))
         first = self._pending[0] if self._pending else norms
         start = (rows.first, rows.first_scale) if self._step else (first[0], first[1])
-        return ordinary(self.rule, rows, start, np.asarray(self._least), self.step + 1, norms)
+        steps = ordinary(self.rule, rows, start, np.asarray(self._least), self.step + 1, norms)
+        return steps._replace(spent=self.step + steps.number == self._patience.limit)
 
     def _take(self, steps: Steps, norms: Floats) -> None:
         residuals = norms[::2]
@@ -183,18 +184,21 @@ class Progress:
             residuals = np.where(np.arange(steps.number)[:, None] < steps.until, residuals, inf)
         self._patience.add(residuals, self.step + 1, np.asarray(self._least), steps.least)
         self._least = steps.least
-        if steps.until is None:
-            self._pending.append(norms)
-            self._collected += steps.number
-            return
+        until = steps.until
+        if until is None:
+            if not steps.spent:
+                self._pending.append(norms)
+                self._collected += steps.number
+                return
+            until = np.full(norms.shape[1], steps.number + 1)
         blocks, before = [*self._pending, norms], self._collected
         self.quiet, self._pending, self._collected = False, [], 0
-        self._pass(np.concatenate(blocks), steps.until + before)
+        self._pass(np.concatenate(blocks), until + before, steps.spent)
 
-    def _pass(self, norms: Floats, until: Integers | None = None) -> None:
+    def _pass(self, norms: Floats, until: Integers | None = None, spent: bool = False) -> None:
         running = self._rows.running
         self._unmarked.append((self._rows, self._step + 1, norms, until))
-        self._rows = passed(self.rule, self._rows, self._step + 1, norms, until)
+        self._rows = passed(self.rule, self._rows, self._step + 1, norms, until, spent)
         if until is not None:
             runs = np.arange(len(norms) // 2)[:, None] < until
             norms = np.where(runs.repeat(2, 0), norms, np.nan)

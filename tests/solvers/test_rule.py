@@ -20,7 +20,7 @@ scales = st.one_of(st.just(1.0), st.sampled_from(LEVELS), st.floats(1e-3, 1e3))
 def traces(draw):
     """Norms of some looks at some rows, most of them falling, so that some looks are collected."""
     rows = draw(st.integers(1, 3))
-    looks = draw(st.lists(st.integers(1, 4), min_size=1, max_size=14))
+    looks = draw(st.lists(st.one_of(st.integers(1, 4), st.just(13)), min_size=1, max_size=14))
     falling = np.full(rows, draw(st.floats(1e-3, 1e3)))
     lines = []
     for _ in range(sum(looks)):
@@ -44,6 +44,7 @@ rules = st.builds(
     may_leap=st.booleans(),
     backtracks=st.booleans(),
     turns=st.sampled_from([(), (2,), (1, 2), (1,)]),
+    exact_after=st.sampled_from([np.inf, np.inf, 7]),
     relative_to_start=st.booleans(),
 )
 
@@ -57,13 +58,20 @@ def hold(rows, norms):
     return norms
 
 
-@settings(max_examples=400, deadline=None)
-@given(rules, traces(), st.integers(1, 40), st.integers(1, 12), st.booleans())
-def test_the_fast_path_ends_where_the_rule_does(rule, trace, limit, patience, many):
+@settings(max_examples=3000, deadline=None)
+@given(
+    rules,
+    traces(),
+    st.one_of(st.integers(1, 60).map(lambda limit: [limit] * 3), st.lists(st.integers(1, 60), min_size=3, max_size=3)),
+    st.integers(1, 12),
+    st.booleans(),
+)
+def test_the_fast_path_ends_where_the_rule_does(rule, trace, limits, patience, many):
     looks, lines, told = trace
-    count = lines.shape[1] * (50 if many else 1)  # beyond a number of rows, NumPy compares
-    lines = np.tile(lines, (1, count // lines.shape[1]))
-    fresh = Rows.fresh(np.full(count, limit), patience)
+    limits, copies = np.array(limits[: lines.shape[1]]), 50 if many else 1  # beyond a number of rows, NumPy compares
+    lines, limits = np.tile(lines, (1, copies)), np.tile(limits, copies)
+    count = len(limits)
+    fresh = Rows.fresh(limits, patience)
     progress, plain, step, line = Progress(rule, fresh), fresh, 1, 0
     for look in looks:
         norms = hold(plain, lines[line : line + 2 * look])

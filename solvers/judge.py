@@ -32,6 +32,7 @@ class Verdict(NamedTuple):
     keep: Integers  # for each row the last of the steps whose iterate is to be kept, −1 for none of them
     restart: Bools  # rows whose history is to be forgotten
     coupled: bool  # rows that were held have changed
+    redirected: bool  # some row, which may have stopped since, was to go on otherwise than it did
 
 
 def judge(rule: Rule, rows: Rows, step: int, norms: Floats, held: Bools | None = None) -> Verdict:
@@ -57,7 +58,7 @@ def judge(rule: Rule, rows: Rows, step: int, norms: Floats, held: Bools | None =
     held = ~rows.running if held is None else held
     count = len(norms) // 2
     keep = np.where(held, count - 1, -1)
-    restart, coupled, watched = np.zeros_like(held), False, bool(held.any())
+    restart, coupled, watched, redirected = np.zeros_like(held), False, bool(held.any()), False
     with np.errstate(invalid="ignore", over="ignore"):
         for number in range(count):
             if not (watched or rows.running.any()):
@@ -67,7 +68,8 @@ def judge(rule: Rule, rows: Rows, step: int, norms: Floats, held: Bools | None =
             rows, kept, again = _judge(rule, rows, step + number, residual, scale)
             keep[kept] = number
             restart |= again
-    return Verdict(rows, keep, restart & rows.running, coupled)
+            redirected |= bool((again & rows.running | rows.recovering).any())
+    return Verdict(rows, keep, restart & rows.running, coupled, redirected)
 
 
 def _judge(rule: Rule, rows: Rows, step: int, residual: Floats, scale: Floats) -> tuple[Rows, Bools, Bools]:

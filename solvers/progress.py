@@ -26,6 +26,7 @@ class Look(NamedTuple):
     keep: Integers  # for each row the last of the steps whose iterate is to be kept, −1 for none of them
     restart: Bools | None  # rows whose history is to be forgotten
     coupled: bool  # rows that were held have changed
+    redirected: bool = False  # some row was to go on otherwise than it did
 
 
 class Progress:
@@ -118,7 +119,7 @@ class Progress:
         with np.errstate(invalid="ignore", divide="ignore"):
             row = int(np.where(running, residual / goal, 0).argmax())
         last, first, wanted = float(residual[row]), float(norms[0][row]), float(goal[row])
-        if not (wanted < last < first < inf):
+        if not (0 < wanted < last < first < inf):
             return inf if len(norms) > 2 and last > wanted else 0
         return log(last / wanted) / log(first / last) * (len(norms) // 2 - 1)
 
@@ -147,8 +148,8 @@ class Progress:
             held = ~self._rows.running if loose is None else ~self._rows.running & ~loose
             if not self._hold(norms, held):
                 verdict = self._judged(norms, held)
-                return Look(verdict.keep, verdict.restart, verdict.coupled)
-        done, keep, restart = 0, None, None
+                return Look(verdict.keep, verdict.restart, verdict.coupled, verdict.redirected)
+        done, keep, restart, redirected = 0, None, None, False
         while done < count and (self._pending or self._rows.running.any()):
             steps = self._ordinary(norms[2 * done :])
             if steps.number:
@@ -159,13 +160,14 @@ class Progress:
                 verdict = self._judged(norms[2 * done : 2 * done + 2], np.zeros_like(self._rows.running))
                 keep = np.where(verdict.keep < 0, -1 if keep is None else keep, done)
                 restart = verdict.restart if restart is None else restart | verdict.restart
+                redirected |= verdict.redirected
                 done += 1
         if done < count:  # no row runs any more
             self.quiet = False
             self._note(np.full((2 * (count - done), norms.shape[1]), np.nan), self._rows.running)
         keep = np.full(norms.shape[1], -1) if keep is None else keep
         keep = keep if held is None else np.where(held, count - 1, keep)
-        return Look(keep, None if restart is None else restart & self._rows.running, False)
+        return Look(keep, None if restart is None else restart & self._rows.running, False, redirected)
 
     def _ordinary(self, norms: Floats) -> Steps:
         """The ordinary ones of the next steps."""

@@ -67,6 +67,7 @@ class Run:
         self.value = z  # of all rows, likewise; known once rows have been dropped
         self.held: Tensor | None = None  # rows that do not move
         self.restart: Bools | None = None
+        self.redirected = False
         self.warned = False
         self.together = True  # what is kept of all rows has been evaluated at once
         self.histories: list[History] = []
@@ -97,6 +98,7 @@ class Run:
         self.together = bool((look.keep == len(points) - 1).all())
         self.best = self.loop.kept(points[-1]) if self.together else self._chosen(look.keep)
         self.restart = look.restart if look.restart is not None and look.restart.any() else None
+        self.redirected = look.redirected
         if not self.progress.quiet:
             rows = self.progress.rows
             held = ~rows.running | rows.recovering
@@ -116,9 +118,11 @@ class Run:
     @property
     def misled(self) -> bool:
         """Whether steps have been taken, or begun ahead, that are not those which the rule wants."""
-        if self.progress.quiet or not (self.pipeline.long or self.pipeline.ahead is not None):
+        if self.progress.quiet or not self.pipeline.foresight:
             return False
-        return self.restart is not None or self.problem.coupled or bool(self.progress.rows.recovering.any())
+        turned = self.restart is not None or bool(self.progress.rows.recovering.any())
+        ahead, long = self.pipeline.ahead is not None, self.pipeline.long
+        return self.problem.coupled or (turned and ahead) or (self.redirected and long)
 
     @cached_property
     def repeatable(self) -> bool:

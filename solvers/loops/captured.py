@@ -107,6 +107,8 @@ class _Replayed(Loop):
 
     def run(self, problem: Problem, solver: Solver, measure: Measure, start: Stretch, room: int, hold: Hold) -> Stretch:
         if self.tape is None or start is not self.tape.last or solver != self.tape.solver:
+            if self.tape is not None:
+                self.tape.leave()
             return self.loop.run(problem, solver, measure, start, room, hold)
         tape, span = self.tape, self.check_every if room <= self.check_every else LONG * self.check_every
         return self._recorded(

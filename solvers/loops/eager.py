@@ -34,6 +34,7 @@ class Stretch(NamedTuple):
     residual: Tensor  # likewise
     memory: Any
     fresh: bool = False  # no step has been taken yet
+    exact: bool = False  # the norms neither over- nor underflow
 
     def first(self, count: int) -> Stretch:
         """Without the points after so many; it then serves to read them, no longer to go on."""
@@ -49,7 +50,7 @@ class Stretch(NamedTuple):
     def exact_norms(self, found: Tensor, measure: Measure) -> Floats:
         """A copy of its norms, `found` on the host, anew where squares have left the range of the dtype."""
         norms, dtype = np.array(found.numpy(), dtype=np.float64), self.residual.dtype
-        if len(self.points) > 1 or not extreme(norms, dtype):
+        if self.exact or not extreme(norms, dtype):
             return norms
         return np.where(out_of_range(norms, dtype), measure.on_host(self.residual, self.image), norms)
 
@@ -85,7 +86,7 @@ class Loop(ABC):
     def evaluate(self, problem: Problem, measure: Measure, z: Tensor, last: Stretch) -> Stretch:
         """One more evaluation, at z, without a step."""
         image, residual, norms = problem.measured(z, last.image, measure, robust=False)
-        return last._replace(points=[z], norms=norms, image=image, residual=residual)
+        return last._replace(points=[z], norms=norms, image=image, residual=residual, exact=False)
 
     def span(self, missing: float) -> int:
         """How many steps to run before the next look, where some row is expected to need so many."""
@@ -139,11 +140,24 @@ def begin(
         robust: as in `Norm.measure`.
     """
     image, residual, norms = (*pair, measure(pair[1], pair[0])) if pair else problem.first(z, measure, robust)
-    return Stretch([z], norms, image, residual, solver.init(z), fresh=True)
+    return Stretch([z], norms, image, residual, solver.init(z), fresh=True, exact=robust)
 
 
-def advance(problem: Problem, solver: Solver, measure: Measure, start: Stretch, steps: int, hold: Hold) -> Stretch:
-    """`steps` times a step of the solver and an evaluation."""
+def advance(
+    problem: Problem,
+    solver: Solver,
+    measure: Measure,
+    start: Stretch,
+    steps: int,
+    hold: Hold,
+    robust: bool = False,
+) -> Stretch:
+    """`steps` times a step of the solver and an evaluation.
+
+    Args:
+        robust: as in `Norm.measure`; always so for more than one step, of whose residuals only the last is at hand.
+    """
+    robust |= steps > 1
     points, norms = [], []
     z, image, residual, memory = start.points[-1], start.image, start.residual, start.memory
     for count in range(steps):
@@ -157,10 +171,11 @@ def advance(problem: Problem, solver: Solver, measure: Measure, start: Stretch, 
         if hold.rows is not None:
             proposal = torch.where(hold.rows[:, None], hold.best, proposal)
         z = problem.layout.representable(proposal)
-        image, residual, found = problem.measured(z, image, measure, robust=steps > 1)
+        image, residual, found = problem.measured(z, image, measure, robust)
         points.append(z)
         norms.append(found)
-    return Stretch(points, norms[0] if steps == 1 else torch.cat(norms), image, residual, memory)
+    norms_of_all = norms[0] if steps == 1 else torch.cat(norms)
+    return Stretch(points, norms_of_all, image, residual, memory, exact=robust)
 
 
 def _checked_step(solver: Solver, memory: Any, z: Tensor, image: Tensor, residual: Tensor) -> tuple[Tensor, Any]:

@@ -95,7 +95,11 @@ class Tape:
         assert self._problem is not None
         with replayed():
             image, residual, norms = self._problem.measured(self.best, self.best, self.measure, robust=False)
-        return last._replace(points=[self.best], norms=norms, image=image, residual=residual)
+        return last._replace(points=[self.best], norms=norms, image=image, residual=residual, exact=False)
+
+    def leave(self) -> None:
+        """The solve goes on elsewhere."""
+        self.last = self._current = None
 
     def knows(self, hold: Hold, span: int) -> bool:
         """Whether the next steps are recorded."""
@@ -152,7 +156,7 @@ class Tape:
         assert self._problem is not None
         at = self._starts[start]._replace(fresh=fresh)
         with replayed():
-            stretch = advance(self._problem, self.solver, self.measure, at, span, hold)
+            stretch = advance(self._problem, self.solver, self.measure, at, span, hold, robust=True)
         found, rebuilt = _tensors(stretch)
         after = _numbers(stretch.memory)
         model = self._starts.get(after, at)
@@ -205,7 +209,7 @@ def _tensors(stretch: Stretch) -> tuple[list[Tensor], Callable[[list[Tensor]], S
             replaced[place] = tensor
         again: Any = optree.tree_unflatten(structure, replaced)
         point, image, residual, memory = again
-        return Stretch([point], stretch.norms, image, residual, memory, stretch.fresh)
+        return Stretch([point], stretch.norms, image, residual, memory, stretch.fresh, stretch.exact)
 
     return [leaves[place] for place in places], rebuilt
 

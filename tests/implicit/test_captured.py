@@ -212,6 +212,71 @@ def test_what_was_begun_in_vain_is_begun_anew(pipelines, solver):
         assert any(not pipeline.foresight for pipeline in pipelines), "it has been begun anew"
 
 
+class Logarithm(nn.Module):
+    """Finite for z > −1 only, so that solvers leap out of where it is."""
+
+    def forward(self, z, a, b):
+        return a * torch.log1p(z) + b
+
+
+class Cubic(nn.Module):
+    def forward(self, z, a, b):
+        return a * z * (1 - z * z / 3) + b
+
+
+@pytest.mark.parametrize("cell", [Logarithm(), Cubic()], ids=["logarithm", "cubic"])
+@pytest.mark.parametrize(("solver", "every"), [(Anderson(), 1), (Anderson(), 3), (Broyden(), 2), (Monotone(), 16)])
+def test_rows_that_begin_anew_within_a_long_stretch(cell, solver, every):
+    """Also if they have stopped before its end."""
+    options = {"solver": solver, "max_steps": 60, "compact": False}
+    options["initial"] = lambda a, b: torch.full_like(b, 0.1)
+    plain, recorded = (Equilibrium(cell, loop=loop, **options) for loop in (Eager(every), Captured(every)))
+    generator = torch.Generator().manual_seed(0)
+    converged = 0
+    for _ in range(40):
+        a, b = (torch.randn(1, 3, generator=generator, dtype=torch.float64) for _ in range(2))
+        expected = plain.solve(4 * a[:, :1].abs(), b)
+        found = recorded.solve(4 * a[:, :1].abs(), b)
+        assert found.status.tolist() == expected.status.tolist()
+        assert found.steps.tolist() == expected.steps.tolist()
+        torch.testing.assert_close(found.value, expected.value, rtol=1e-6, atol=1e-6, equal_nan=True)
+        converged += int(expected.converged)
+    assert converged > 0
+
+
+@pytest.mark.parametrize("every", [1, 2, 8])
+def test_norms_out_of_range_in_recordings(every):
+    x = 1e-170 * torch.ones(2, 3, dtype=torch.float64)  # whose squares are 0
+    affine = nn.Linear(3, 3, bias=False, dtype=torch.float64).requires_grad_(False)
+    affine.weight.copy_(0.9 * torch.eye(3, dtype=torch.float64))
+
+    class Tiny(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.affine = affine
+
+        def forward(self, z, x):
+            return self.affine(z) + x
+
+    layer = Equilibrium(Tiny(), solver=Picard(), loop=Captured(every), atol=0.0, compact=False, max_steps=300)
+    for _ in range(4):
+        solution = layer.solve(x)
+        assert solution.converged.all()
+        torch.testing.assert_close(solution.value / 1e-170, torch.full_like(x, 10.0), rtol=2e-3, atol=0)
+
+
+def test_a_tolerance_of_nothing():
+    class Halving(nn.Module):
+        def forward(self, z, x):
+            return 0.5 * z * x
+
+    x = torch.ones(1, 3, dtype=torch.float64)
+    options = {"solver": Picard(), "rtol": 0.0, "atol": 0.0, "compact": False, "initial": lambda x: 1e-10 * x}
+    plain, recorded = (Equilibrium(Halving(), loop=loop, **options) for loop in (Eager(8), Captured()))
+    for _ in range(3):
+        assert recorded.solve(x).steps.tolist() == plain.solve(x).steps.tolist()
+
+
 def replaced(cell):
     cell.inject.weight = nn.Parameter(torch.randn_like(cell.inject.weight))
 

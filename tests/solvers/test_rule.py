@@ -58,7 +58,7 @@ def hold(rows, norms):
     return norms
 
 
-@settings(max_examples=3000, deadline=None)
+@settings(max_examples=400, deadline=None)
 @given(
     rules,
     traces(),

@@ -68,7 +68,7 @@ class Patience:
     def look(self, rows: Rows) -> None:
         """Rows of which some may have stopped."""
         self.deadline = self.limit = 0
-        """The first step at which some row may be stuck, or at which some use up their steps; 0: rows are recovering."""
+        """The first step at which a row may be stuck, or at which one uses up its steps; 0: rows are recovering."""
         running = rows.running
         if np.logical_or.reduce(rows.recovering) or not np.logical_or.reduce(running):
             return

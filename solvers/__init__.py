@@ -21,7 +21,7 @@ from .solve import root, solve
 from .state import State
 
 __version__ = "0.2.0"
-"""That of the distribution, which setup.cfg takes from here."""
+"""The version of the distribution; setup.cfg reads it from here."""
 
 __all__ = [
     "GMRES",

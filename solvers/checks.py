@@ -1,4 +1,4 @@
-"""Checks of hyperparameters, for those who define them."""
+"""Checks of hyperparameters, for the classes that define them."""
 
 from __future__ import annotations
 
@@ -19,5 +19,5 @@ def check_damping(owner: Any) -> None:
 
 
 def _title(owner: Any) -> str:
-    """How the user knows the thing whose argument is wrong."""
+    """The name by which the user knows the object whose argument is wrong."""
     return getattr(owner, "title", type(owner).__name__)

@@ -1,4 +1,4 @@
-"""Rows that turn out to depend on each other: the batch as one problem, all of whose rows must converge together."""
+"""Rows that turn out to depend on each other: the batch becomes one problem, whose rows converge together."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class JointProblem(Problem):
-    """A problem of one row, which holds all rows of another."""
+    """A problem of one row, which holds all rows of another problem."""
 
     def __init__(self, problem: Problem) -> None:
         layout = problem.layout
@@ -50,7 +50,7 @@ class JointProblem(Problem):
 
 @dataclass(frozen=True)
 class WorstRow(Norm):
-    """That of the row which is furthest above its tolerance."""
+    """The norms of the row that is furthest above its tolerance."""
 
     norm: Norm
     count: int
@@ -59,23 +59,23 @@ class WorstRow(Norm):
         residual, image = (x.unflatten(-1, (self.count, -1)).squeeze(-3) for x in (residual, image))
         norms = self.norm.measure(residual, image, rtol, atol, robust)
         excess = torch.where(norms[0] == 0, 0, norms[0] / (atol + rtol * norms[1]))
-        worst = excess.argmax(dim=-1, keepdim=True)  # a NaN, where there is one
+        worst = excess.argmax(dim=-1, keepdim=True)  # a NaN counts as the largest
         return norms.gather(-1, worst.expand(2, *worst.shape))
 
 
 def solved_jointly(
     problem: Problem, z: Tensor, run: Run, loop: Callable[[Problem, Tensor, Settings], Outcome]
 ) -> Outcome:
-    """The batch as one problem, with the steps that are left, from where the rows are if that is nearer.
+    """Solve the batch as one problem in the remaining steps, from the current point if its residuals are smaller.
 
     Args:
-        problem, z: as they were given.
-        run: the solve of row by row, until now.
+        problem, z: the original ones.
+        run: the row-by-row solve so far.
         loop: solves a problem.
     """
     if not run.warned and problem.told:
         _warn()
-    first = run.outcome(verified=False)  # each row is measured anew at the end
+    first = run.outcome(verified=False)  # each row is measured again at the end
     rows, done = first.rows, run.progress.step
     point, residual = run.stretch.points[-1].to(z.dtype), run.stretch.residual
     start = point if row_norms(residual).max() < rows.first.max() else z
@@ -103,14 +103,15 @@ def solved_jointly(
 
 
 def _padded(norms: Floats, steps: int) -> Floats:
-    """With as many lines as so many steps have."""
+    """The norms, padded with NaN to this number of steps."""
     return np.concatenate((norms, np.full((2 * steps - len(norms), norms.shape[1]), np.nan)))
 
 
 def withdrawn(outcome: Outcome, problem: Problem, measure: Measure) -> Outcome:
-    """Where f couples the rows, those that failed may have moved on after others had converged: these fail, too.
+    """Withdraw convergence from rows that no longer hold beside those that failed.
 
-    Costs one evaluation, where some rows failed and others did not.
+    If f couples the rows, rows that failed may have moved after others converged. Costs one evaluation if some rows
+    failed and others did not.
     """
     rows = outcome.rows
     converged = rows.status == Status.CONVERGED
@@ -130,7 +131,7 @@ def withdrawn(outcome: Outcome, problem: Problem, measure: Measure) -> Outcome:
 
 
 def _warn() -> None:
-    """What is done about it, and what to do."""
+    """Warn that rows depend on each other, and say what is done about it and what to change."""
     warnings.warn(
         "the rows depend on each other: some that had stopped changed while others moved. The batch is solved as one "
         "problem, whose rows converge together. If it is one problem (a graph, whose nodes are not rows), make it one "

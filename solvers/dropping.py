@@ -1,4 +1,4 @@
-"""Rows that have stopped are dropped where f can follow: the check, and what is said where it cannot."""
+"""Dropping rows that have stopped: the check that f works without them, and the warning if it does not."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from .norms import Measure, row_norms
 from .problem import DroppedRowsError, Problem
 
 NEGLIGIBLE, ALIKE = 0.1, 100
-"""Share of a row's tolerance, and rounding units of its image, by which that may change when others are dropped."""
+"""Share of a row's tolerance, and rounding units of its image, by which the image may change when rows are dropped."""
 
 
 def can_follow(fewer: Problem, stretch: Stretch, measure: Measure) -> bool:
-    """Whether f without the rows that have stopped says the same of the others; costs one evaluation of these.
+    """Whether f returns the same images for the remaining rows alone; costs one evaluation of these rows.
 
     Args:
-        fewer: the problem of the rows that are left.
-        stretch: where they are, and their images when all rows were evaluated.
-        measure: tells their tolerances.
+        fewer: the problem of the remaining rows.
+        stretch: their point, and their images from the evaluation of all rows.
+        measure: the norm with the tolerances.
     """
     try:
         image, _ = fewer.evaluate(stretch.points[-1], stretch.image)

@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 
 LARGE = 2**22
-"""Entries of a state from which a kernel takes longer than its launch, which costs more than those of PyTorch."""
+"""Entries of a state from which a kernel outlasts its launch, which costs more than launches by PyTorch."""
 _replayed = threading.local()
 
 
 @contextmanager
 def replayed() -> Iterator[None]:
-    """Within it launches cost nothing: what is called is recorded, or warms up for that."""
+    """A context in which launches cost nothing: calls are recorded, or warm up for recording."""
     before = getattr(_replayed, "now", False)
     _replayed.now = True
     try:
@@ -28,20 +28,20 @@ def replayed() -> Iterator[None]:
 
 
 def fusible(tensor: Tensor) -> bool:
-    """Whether kernels work on it and pay: values in single or double precision on a card that Triton compiles for."""
+    """Whether kernels work on the tensor and pay: single or double precision, on a GPU that Triton compiles for."""
     return (
         tensor.is_cuda
         and (getattr(_replayed, "now", False) or tensor.numel() >= LARGE)
         and tensor.dtype in (torch.float32, torch.float64)
-        and not torch.compiler.is_compiling()  # which fuses by itself
-        and type(tensor) is Tensor  # one without values, of a tracer, has no address
+        and not torch.compiler.is_compiling()  # the compiler fuses by itself
+        and type(tensor) is Tensor  # a tracer's tensor has no values, hence no address
         and _compiles(tensor.get_device())
     )
 
 
 @cache
 def _compiles(device: int) -> bool:
-    """Triton comes with PyTorch's builds for Linux, but compiles what launches its kernels with a C compiler."""
+    """Whether Triton works: PyTorch's Linux builds include it, but it compiles its launchers with a C compiler."""
     if torch.cuda.get_device_capability(device) < (7, 0):
         return False
     try:

@@ -20,7 +20,7 @@ from .solution import Outcome
 from .state import without_autocast
 
 FEW_STEPS = 10
-"""Steps up to which nothing is evaluated once more at the end."""
+"""Steps since rows were dropped, below which the final evaluation of all rows together is skipped."""
 
 
 def iterate(
@@ -31,15 +31,15 @@ def iterate(
     keep: Keep = Keep(),
     checked: bool = False,
 ) -> Outcome:
-    """Solve, on flat (rows, dim) matrices.
+    """Solve on flat (rows, dim) matrices.
 
     Args:
-        problem, z, settings: what, from where, and how.
-        start: `f(z)` and `f(z) − z` where they are known.
-        keep: beyond the solution.
-        checked: the caller evaluates the solution again, and looks whether all rows hold.
+        problem, z, settings: what to solve, from where, and how.
+        start: `f(z)` and `f(z) − z`, if known.
+        keep: what to keep beyond the solution.
+        checked: whether the caller evaluates the solution again, and checks that all rows hold.
     """
-    # autocast is for f, which turns it on again; the solver's own products keep their digits
+    # autocast is for f only, whose problem turns it on again; the solver's own products keep their precision
     with without_autocast(problem.layout.device):
         try:
             outcome = _run(problem, z, settings, start, keep, checked)
@@ -56,10 +56,10 @@ def iterate(
 
 
 def _holds_together(problem: Problem, outcome: Outcome, settings: Settings) -> bool:
-    """Whether all rows, evaluated at once, have the residuals that were found without those dropped on the way.
+    """Whether all rows, evaluated together, have the residuals that were found after some were dropped.
 
-    Not known where a row has used up its evaluations, nor where the slowest has gone few steps since rows were dropped,
-    when f was found to keep rows apart: an evaluation would cost more than it tells.
+    This is assumed if a row has used up its steps, and if the slowest took few steps since rows were dropped, when f
+    was found to keep rows apart: an evaluation would cost more than it is worth.
     """
     steps = outcome.rows.steps
     if (steps >= outcome.rows.limit).any() or steps.max() - np.quantile(steps, DROP_SHARE) < FEW_STEPS:

@@ -1,6 +1,6 @@
-"""The rule: what the norms at an iterate say about each row. Every status is defined here, and nowhere else.
+"""The rule, which decides the status of each row from the norms at its iterates.
 
-On the host, in NumPy float64, one entry a row.
+Every status is defined here, and nowhere else. On the host, in NumPy float64, one entry per row.
 """
 
 from __future__ import annotations
@@ -13,47 +13,48 @@ from .rows import RUNNING, Bools, Floats, Integers, Rows, Rule
 from .solution import Status
 
 PROMISING = 0.5
-"""Fall of the residual that a row must have shown for Broyden's method to take over."""
+"""Factor of the first residual below which a row must have come for Broyden's method to take over."""
 RUNAWAY = 1e3
-"""Growth over the best residual at which an accelerated solver forgets its history; and of the image over the first at
-which f that is not finite any more has diverged."""
+"""Growth over the best residual at which an accelerated solver forgets its history; and growth over the first norms by
+which a row whose f is no longer finite has diverged."""
 GROWTH, STEADY = 10.0, 1.2
-"""An image has grown out of bounds when it is that many times the first, and has grown by STEADY in each third of the
-steps without progress: a bounded map that starts small grows, too, but not on and on; or when the first residual is
-lost in its rounding."""
+"""An image has grown out of bounds if it exceeds GROWTH times the first norms, and either grew by the factor STEADY
+from third to third of the steps without progress (a bounded map that starts small also grows, but not steadily), or
+hides the first residual in its rounding."""
 FLOOR = 16
 """Rounding units of the image within which a residual is as good as the dtype allows."""
 
 
 class Verdict(NamedTuple):
-    """What follows from some steps."""
+    """What the rule concludes from some steps."""
 
     rows: Rows
-    keep: Integers  # for each row the last of the steps whose iterate is to be kept, −1 for none of them
+    keep: Integers  # for each row, the index of the last step whose iterate is to be kept; −1: none
     restart: Bools  # rows whose history is to be forgotten
     coupled: bool  # rows that were held have changed
-    redirected: bool  # some row, which may have stopped since, was to go on otherwise than it did
+    redirected: bool  # some row, perhaps stopped since, should have continued differently
 
 
 def judge(rule: Rule, rows: Rows, step: int, norms: Floats, held: Bools | None = None) -> Verdict:
-    """What is known after some more steps.
+    """Apply the rule to some more steps.
 
-    | event | what becomes of the row, the later line winning |
+    | event | what becomes of the row; later lines win |
     |---|---|
     | no progress for `patience` steps | the next solver's turn; if there is none, STALLED |
     | likewise, while ‖f(z)‖ grew out of bounds | DIVERGED |
-    | its steps are used up | MAX_STEPS; STALLED, if a second solver had taken over |
-    | f(z) not finite, and not because the solver leapt | NON_FINITE; DIVERGED, if it had grown out of bounds |
+    | its steps are used up | MAX_STEPS; STALLED if a second solver had taken over |
+    | f(z) not finite, and not because the solver leapt | NON_FINITE; DIVERGED if it had grown out of bounds |
     | the tolerance is met, and not only because ‖z‖ grew | CONVERGED |
 
-    A row that becomes exact by the structure of f, which was finite at first, goes on until then. A row that has
-    stopped is held at its value from the next look on. If its residual changes all the same, f couples the rows.
+    If the structure of f makes a row exact after some steps, the row continues until then even where f is not finite,
+    provided that f was finite at first. A row that has stopped is held at its value from the next check on. If its
+    residual still changes, f couples the rows.
 
     Args:
         rule, rows: what is known before.
         step: number of the first of these steps.
         norms: (2·steps, rows), `‖f(z) − z‖` and `‖f(z)‖` of each step.
-        held: rows that do not move; None: those that have stopped before.
+        held: rows that do not move; None: those that have already stopped.
     """
     held = ~rows.running if held is None else held
     count = len(norms) // 2
@@ -95,13 +96,13 @@ def _judge(rule: Rule, rows: Rows, step: int, residual: Floats, scale: Floats) -
         size = np.where(finite, scale, np.inf)[:, None]
         peaks = np.where(third & (running & ~calm)[:, None], np.maximum(peaks, size), peaks)
 
-    # at its best iterate f was finite: if it is no longer so, it was not the solver that leapt
+    # a recovering row is held at its best iterate, where f was finite: if f no longer is, the solver did not leap
     leapt = broken = none = np.zeros_like(running)
     if not finite.all():
         leapt = running & ~finite & np.isfinite(best) & ~rows.recovering & (turn < 2) & rule.may_leap
         broken = running & ~finite & ~leapt
         if step <= rule.exact_after < np.inf:
-            broken &= ~np.isfinite(rows.first) | (step >= rows.limit)  # until then f makes guesses right, step by step
+            broken &= ~np.isfinite(rows.first) | (step >= rows.limit)  # until then f corrects the iterate, step by step
     stuck = running & ~progressed & (since >= rows.patience) & (step >= rule.min_steps)
     passed_on = none
     first = np.maximum(rows.first, rows.first_scale)
@@ -148,7 +149,7 @@ def _judge(rule: Rule, rows: Rows, step: int, residual: Floats, scale: Floats) -
 
 
 def _following(rule: Rule, rows: Rows, best: Floats, step: int) -> Integers:
-    """Whose turn it is for each row after the solver that is stuck; 0: nobody's."""
+    """For each row, the solver whose turn is next after the one that is stuck; 0: none."""
     plain = 2 if 2 in rule.turns else 0
     broyden = 1 if 1 in rule.turns else plain
     following = np.where((rows.turn == 0) & (best < PROMISING * rows.first), broyden, plain)

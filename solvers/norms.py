@@ -24,16 +24,16 @@ class Norm(ABC):
 
     @abstractmethod
     def measure(self, residual: Tensor, image: Tensor, rtol: float, atol: float, robust: bool) -> Tensor:
-        """(2, …, rows), of (…, rows, dim) residuals and images, without a look from the host.
+        """The numbers, (2, …, rows), of (…, rows, dim) residuals and images, without waiting for a GPU.
 
         Args:
             residual, image: of one step or of several.
             rtol, atol: the tolerances of the solve.
-            robust: squares stay in the range of the dtype, at the price of a slower pass.
+            robust: whether to keep squares in the range of the dtype, at the price of a slower pass.
         """
 
     def difference(self, image: Tensor, z: Tensor, rtol: float, atol: float, robust: bool) -> tuple[Tensor, Tensor]:
-        """`f(z) − z`, and the numbers of this residual and of the image."""
+        """`f(z) − z`, and `measure` of this residual and the image."""
         residual = image - z
         return residual, self.measure(residual, image, rtol, atol, robust)
 
@@ -73,7 +73,7 @@ class Entrywise(Norm):
             return residual.new_zeros(2, *residual.shape[:-1])
         size, scale = residual.abs(), image.abs()
         excess = torch.where(size == 0, 0, size / (atol + rtol * scale))
-        worst = excess.argmax(dim=-1, keepdim=True)  # a NaN, where there is one
+        worst = excess.argmax(dim=-1, keepdim=True)  # a NaN counts as the largest
         return torch.stack((size, scale)).gather(-1, worst.expand(2, *worst.shape)).squeeze(-1)
 
 
@@ -92,12 +92,12 @@ class Measure(NamedTuple):
         return self.norm.difference(image, z, self.rtol, self.atol, robust)
 
     def on_host(self, residual: Tensor, image: Tensor) -> NDArray[np.float64]:
-        """(2, rows), of one step, neither over- nor underflowing while the result is representable."""
+        """(2, rows) norms of one step, without over- or underflow while the result is representable."""
         return self(residual.double(), image.double(), robust=True).cpu().numpy()
 
 
 def _robust_norms(x: Tensor) -> Tensor:
-    """Over the last dim."""
+    """2-norms over the last dim, whose squares stay in range."""
     if x.dtype == torch.float32 or not x.shape[-1]:
         return torch.linalg.vector_norm(x, dim=-1, dtype=torch.float64)
     largest = torch.linalg.vector_norm(x, ord=torch.inf, dim=-1, keepdim=True)
@@ -119,6 +119,6 @@ def out_of_range(norms: NDArray[np.float64], dtype: torch.dtype) -> NDArray[np.b
 
 
 def extreme(norms: NDArray[np.float64], dtype: torch.dtype) -> bool:
-    """Whether any is."""
+    """Whether any norm is out of range."""
     small, large = RANGE[dtype]
     return not (norms.min() > small and norms.max() < large)

@@ -1,4 +1,4 @@
-"""A residual and both norms of a step as Triton kernels, in one pass over the state."""
+"""Triton kernels for the residual and both norms of a step, in one pass over the state."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ import triton.language as tl
 from torch import Tensor
 
 _BLOCK = 8192
-"""Bytes of a row that a program holds at once, 32 a thread."""
+"""Bytes of a row that a program holds at once, 32 per thread."""
 _SHORT = 4096
-"""Entries of a row up to which one program measures it: it takes no longer than a second launch."""
+"""Entries of a row up to which one program measures it all: this takes no longer than a second launch."""
 _PARTS = 512
-"""At most, of a row: one program adds them up."""
+"""Largest number of parts of a row, whose sums one program adds up."""
 
 
 def residual_and_norms(image: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
-    """`f(z) − z`, and (2, rows) in float64, its 2-norms and those of `f(z)`, of float32 or float64.
+    """`f(z) − z`, and its 2-norms and those of `f(z)`, (2, rows) in float64; for float32 or float64.
 
-    No square over- or underflows: those of float32 are taken in float64, those of float64 in a scale of their own
+    No square over- or underflows: float32 numbers are squared in float64, float64 numbers at one of three scales
     (Blue, ACM Trans. Math. Softw. 4 (1978), with the constants of Anderson, ibid. 44 (2017)). One launch for rows of
     up to 4096 entries, two for longer ones.
     """
@@ -43,7 +43,7 @@ def residual_and_norms(image: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
 @triton.jit(do_not_specialize=["rows"])
 def _measure(image, z, residual, sums, image_stride, z_stride, rows, dim, columns, WHOLE: tl.constexpr,
              SCALED: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
-    """A part of a row: `WHOLE`, its norms, else the sums of which they are made."""
+    """Measure a part of a row: its norms if `WHOLE`, else the sums from which they are computed."""
     row, part = tl.program_id(0).to(tl.int64), tl.program_id(1)
     nothing = tl.zeros([BLOCK], tl.float64)
     small, medium, large = nothing, nothing, nothing
@@ -77,7 +77,7 @@ def _add_up(sums, norms, parts, TOGETHER: tl.constexpr):
 
 @triton.jit
 def _with_squares(small, medium, large, x, SCALED: tl.constexpr):
-    """Added to sums of small, medium and large numbers, each in a scale in which squares are normal numbers."""
+    """Add squares to the sums for small, medium and large numbers, each at a scale at which they are normal numbers."""
     x = tl.abs(x.to(tl.float64))
     if not SCALED:
         return small, medium + x * x, large
@@ -90,7 +90,7 @@ def _with_squares(small, medium, large, x, SCALED: tl.constexpr):
 
 @triton.jit
 def _store(to, place, small, medium, large, WHOLE: tl.constexpr):
-    """The three sums, or the norm: their roots, each in its scale, joined as by `hypot`."""
+    """Store the three sums or, if `WHOLE`, the norm: their scaled roots, combined as by `hypot`."""
     small, medium, large = tl.sum(small, axis=0), tl.sum(medium, axis=0), tl.sum(large, axis=0)
     if WHOLE:
         small, medium, large = tl.sqrt(small) * 2.0**-537, tl.sqrt(medium), tl.sqrt(large) * 2.0**538

@@ -1,6 +1,6 @@
-"""Steps at which rows go on or converge, and nothing else happens: what the rule makes of many of them at once.
+"""Ordinary steps, at which rows continue or converge and nothing else happens: the rule for many of them at once.
 
-Whether a row is stuck is asked late, and mostly never: the marks by which it is told are worked out when it is.
+Whether a row is stuck is checked late, and mostly never; the marks that decide it are computed only then.
 """
 
 from __future__ import annotations
@@ -16,31 +16,31 @@ from .rows import Bools, Floats, Integers, Rows, Rule
 from .solution import Status
 
 FEW = 64
-"""Norms up to which Python compares one by one faster than NumPy calls its operations."""
+"""Number of norms up to which comparing them one by one in Python is faster than calling NumPy."""
 TINY = float(np.finfo(np.float64).tiny)
 
 
 class Steps(NamedTuple):
-    """The ordinary ones before the first that is not."""
+    """The ordinary steps before the first that is not."""
 
     number: int
-    keep: Integers  # for each row the last of them whose iterate is to be kept, −1 for none of them
+    keep: Integers  # for each row, the index of the last step whose iterate is to be kept; −1: none
     least: Floats  # for each row its least residual
-    until: Integers | None = None  # for each row after how many it converges, if not later; None: no row does
-    spent: bool = False  # the rows that have not converged have used up their steps then
+    until: Integers | None = None  # for each row, steps until it converges, above `number` if later; None: no row does
+    spent: bool = False  # the rows that have not converged by then have used up their steps
 
 
 def ordinary(rule: Rule, rows: Rows, start: tuple[Floats, Floats], least: Floats, step: int, norms: Floats) -> Steps:
-    """At an ordinary step each row that runs has finite norms within RUNAWAY of its least, or converges.
+    """The leading ordinary steps: each running row converges, or has finite norms and a residual close to its least.
 
-    None may be recovering, nor use up its patience or its steps.
+    Close means within a factor RUNAWAY. No row may be recovering, or use up its patience, or its steps before the last.
 
     Args:
         rule, rows: what is known before.
         start: the norms at the first step.
-        least: residuals of the running rows until now.
+        least: least residuals of the running rows so far.
         step: number of the first of these steps.
-        norms: (2·steps, rows) of these.
+        norms: (2·steps, rows) norms of these steps.
     """
     if 0 < norms.size <= FEW and rows.running.all():
         few = _few(rule, start, least, norms)
@@ -79,9 +79,9 @@ def ordinary(rule: Rule, rows: Rows, start: tuple[Floats, Floats], least: Floats
 def falling(
     rule: Rule, least: Floats | list[float], norms: Tensor, limits: tuple[float, float]
 ) -> tuple[Floats | list[float], Floats] | None:
-    """The residuals and the norms of the next step, if all of them are lower than the least, above tolerance, in range.
+    """The residuals and norms of the next step, if all residuals are below their least and above tolerance; else None.
 
-    None, if not. All rows run; `norms` is (2, rows), on the host.
+    None, too, if norms are out of range. All rows run; `norms` is (2, rows), on the host.
     """
     rtol, atol, factor, (small, large) = max(rule.rtol, TINY), rule.atol, rule.falling, limits
     if norms.numel() <= FEW:
@@ -97,7 +97,7 @@ def falling(
 
 
 def _few(rule: Rule, start: tuple[Floats, Floats], least: Floats, norms: Floats) -> Steps:
-    """Likewise, until the first row converges."""
+    """`ordinary` for few norms, until the first row converges."""
     rtol, atol, lines = max(rule.rtol, TINY), rule.atol, norms.tolist()
     low, references = least.tolist(), start[0].tolist() if rule.relative_to_start else None
     keep, count = [-1] * len(low), 0
@@ -115,7 +115,7 @@ def _few(rule: Rule, start: tuple[Floats, Floats], least: Floats, norms: Floats)
 def _smooth(
     rule: Rule, running: Bools, start: tuple[Floats, Floats], least: Floats, step: int, norms: Floats
 ) -> Steps | None:
-    """Likewise, where all of them are ordinary because every residual is within RUNAWAY of the least; else None."""
+    """`ordinary`, if all steps are because every residual is within RUNAWAY of the least; else None."""
     residuals, scales, count, until = norms[::2], norms[1::2], len(norms) // 2, None
     with np.errstate(invalid="ignore", over="ignore"):
         if not count or not np.maximum.reduce(norms, axis=None) < inf:
@@ -143,7 +143,7 @@ def _smooth(
 
 
 def _counts(rule: Rule, start: tuple[Floats, Floats], step: int, residuals: Floats, scales: Floats) -> Bools:
-    """Where meeting the tolerance is convergence, as `Rule.genuine` says step by step."""
+    """Where meeting the tolerance is convergence: `Rule.genuine` and `min_steps`, for many steps at once."""
     steps = step + np.arange(len(residuals))[:, None]
     counts = residuals + 2 * rule.rounding * scales < start[0]  # the residual has fallen
     if not counts.all():
@@ -156,12 +156,12 @@ def _counts(rule: Rule, start: tuple[Floats, Floats], step: int, residuals: Floa
 def passed(
     rule: Rule, rows: Rows, step: int, norms: Floats, until: Integers | None = None, spent: bool = False
 ) -> Rows:
-    """What `judge` makes of ordinary steps, but for what `marked` tells.
+    """The rows after ordinary steps, as `judge` would leave them, except for the marks, which `marked` computes.
 
     Args:
         rule, rows, step, norms: as above.
-        until: for each row after how many of them it converges, if not later.
-        spent: whether the others have used up their steps.
+        until: for each row, the number of these steps after which it converges; larger if it does not.
+        spent: whether the other rows have used up their steps.
     """
     running, residuals, scales, everyone = rows.running, norms[::2], norms[1::2], np.arange(len(rows.running))
     if step == 1:

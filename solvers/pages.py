@@ -12,7 +12,7 @@ WIDTH, HEIGHT = 160, 36
 
 
 def table(headings: Sequence[str], lines: Sequence[Sequence[str]], curves: Sequence[str] = ()) -> str:
-    """An HTML table of plain text; `curves` are SVG elements, one more cell of each line."""
+    """An HTML table of plain text; `curves` holds one SVG element per line, shown in an extra cell."""
     head = "".join(f"<th>{escape(heading)}</th>" for heading in (*headings, *(["residuals"] if curves else [])))
     body = ""
     for number, line in enumerate(lines):
@@ -22,7 +22,7 @@ def table(headings: Sequence[str], lines: Sequence[Sequence[str]], curves: Seque
 
 
 def sparkline(values: Tensor, title: str) -> str:
-    """An SVG line of the logarithms of some positive numbers; empty for fewer than two that are."""
+    """An SVG line through the logarithms of the positive finite values; empty if there are fewer than two."""
     points = [(step, math.log10(value)) for step, value in enumerate(values.tolist()) if 0 < value < math.inf]
     if len(points) < 2:
         return ""

@@ -1,4 +1,4 @@
-"""How long ago the residual of a row last fell enough, and when the rule must be asked whether the row is stuck."""
+"""How long ago a row's residual last fell enough, and when the rule must check whether the row is stuck."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .rows import Bools, Floats, Integers, Rows, Rule
 
 
 class Marks(NamedTuple):
-    """By which a row is stuck or not."""
+    """The records that decide whether a row is stuck."""
 
     mark: Floats
     mark_at: Integers
@@ -19,13 +19,13 @@ class Marks(NamedTuple):
 
 
 def marked(rule: Rule, rows: Rows, marks: Marks, step: int, norms: Floats, until: Integers | None = None) -> Marks:
-    """What `judge` makes of ordinary steps, as to the marks; `rows` and these as they are before.
+    """The marks after ordinary steps, as `judge` would set them; `rows` and `marks` are those before.
 
     Args:
         rule, rows, marks: what is known before.
         step: number of the first of these steps.
-        norms: (2·steps, rows) of these.
-        until: for each row after how many of them it converges, if not later.
+        norms: (2·steps, rows) norms of these steps.
+        until: for each row, the number of these steps after which it converges; larger if it does not.
     """
     running, residuals, scales = rows.running, norms[::2], norms[1::2]
     steps = np.arange(len(residuals))[:, None]
@@ -40,7 +40,7 @@ def marked(rule: Rule, rows: Rows, marks: Marks, step: int, norms: Floats, until
         peaks = np.where((running & (last >= 0))[:, None], 0, marks.peaks)
         if not everywhere:
             at = np.concatenate((marks.mark_at[None], np.where(progressed, step + steps, 0)))
-            before = np.maximum.accumulate(at)[:-1]  # where each mark was before each step
+            before = np.maximum.accumulate(at)[:-1]  # the step of each mark, before each step
             third = np.minimum(3 * (step + steps - before - 1) // rows.patience, 2)
             since = runs & (steps > last)
             sizes = [np.where(since & (third == part), scales, 0).max(0) for part in range(3)]
@@ -49,9 +49,9 @@ def marked(rule: Rule, rows: Rows, marks: Marks, step: int, norms: Floats, until
 
 
 class Patience:
-    """By which step some row may be stuck, or has used up its steps.
+    """The step by which some row may be stuck, or has used up its steps.
 
-    A bound is kept, which costs little; the marks are worked out where it is reached.
+    A cheap lower bound on it is kept; the marks are computed only when this bound is reached.
     """
 
     def __init__(self, rule: Rule, rows: Rows) -> None:
@@ -59,16 +59,16 @@ class Patience:
         self.know(rows)
 
     def know(self, rows: Rows) -> None:
-        """Rows whose marks are known."""
+        """Restart from rows whose marks are known."""
         self._mark, self._mark_at = rows.mark, rows.mark_at  # as they were before the fresh steps
-        self._fresh: list[Floats] = []  # residuals of those
-        self._since = rows.mark_at  # a step of each row: its last progress is not older
+        self._fresh: list[Floats] = []  # residuals of the fresh steps
+        self._since = rows.mark_at  # for each row, a step no later than its last progress
         self.look(rows)
 
     def look(self, rows: Rows) -> None:
-        """Rows of which some may have stopped."""
+        """Update the deadline and the limit from rows of which some may have stopped."""
         self.deadline = self.limit = 0
-        """The first step at which a row may be stuck, or at which one uses up its steps; 0: rows are recovering."""
+        """The first steps at which a row may be stuck, and at which one uses up its steps; 0: rows are recovering."""
         running = rows.running
         if np.logical_or.reduce(rows.recovering) or not np.logical_or.reduce(running):
             return
@@ -79,9 +79,9 @@ class Patience:
         self.alike = self.limit == np.maximum.reduce(limits)
 
     def add(self, residuals: Floats, step: int, before: Floats, least: Floats) -> None:
-        """The next steps, from this number on, and the least residuals before and after them."""
+        """Add the next steps, from this number on, with the least residuals before and after them."""
         self._fresh.append(residuals)
-        # a mark is not below the least residual, so that such a fall from there is progress
+        # a mark is never below the least residual, so such a fall of the latter is progress
         self._since = np.where(least < self.rule.progress * before, step, self._since)
 
     def is_over(self, step: int) -> bool:
@@ -89,14 +89,16 @@ class Patience:
         return step >= self.deadline or step >= self.limit
 
     def add_lower(self, residuals: Floats) -> None:
-        """One more step, in which each row has its least residual."""
+        """Add one step, in which each row reaches its least residual so far."""
         self._fresh.append(residuals)
 
     def room(self, rows: Rows, step: int, count: int) -> int:
-        """At how many of the next steps, `count` from this number on, no row can be stuck, and none has used up its
-        steps, unless all do in the last."""
+        """How many of the next `count` steps, from this number on, need no judgement by the rule.
+
+        In these no row can be stuck, and none uses up its steps, unless all do in the last.
+        """
         if self._fresh and self.deadline < step + count:
-            self.look(rows)  # what the fresh steps say of progress moves it
+            self.look(rows)  # progress in the fresh steps moves the deadline
             if self.deadline < step + count:
                 self._work_out(rows, step)
         return max(min(self.deadline - step, self.limit - step + self.alike, count), 0)
@@ -110,10 +112,10 @@ class Patience:
 
 
 def _progress(rule: Rule, running: Bools, mark: Floats, residuals: Floats) -> tuple[Floats, Bools]:
-    """The marks after steps with these residuals, and in which of them rows have made progress."""
+    """The marks after steps with these residuals, and the steps in which each row made progress."""
     threshold, lowered = np.where(running, rule.progress * mark, -1.0), rule.progress * residuals
     found = residuals < np.concatenate((threshold[None], lowered[:-1]))
-    if np.logical_and.reduce(found, axis=None):  # all in each step
+    if np.logical_and.reduce(found, axis=None):  # every row in every step
         return residuals[-1], found
     for number, here in enumerate(found):
         np.less(residuals[number], threshold, out=here)
@@ -122,10 +124,10 @@ def _progress(rule: Rule, running: Bools, mark: Floats, residuals: Floats) -> tu
 
 
 def _latest(progressed: Bools, mark_at: Integers, step: int) -> Integers:
-    """The steps of the last progress, after steps of which the first has this number."""
+    """The step of each row's last progress, after steps of which the first has this number."""
     return np.where(progressed.any(0), step + _last(progressed), mark_at)
 
 
 def _last(found: Bools) -> Integers:
-    """Of each row, where there is one."""
+    """For each row, the index of the last step found, if there is one."""
     return len(found) - 1 - found[::-1].argmax(0)

@@ -1,4 +1,4 @@
-"""Steps that are begun before the last ones have been looked at, so that a GPU need not wait for the host."""
+"""Steps that are begun before the last ones have been checked, so that a GPU need not wait for the host."""
 
 from __future__ import annotations
 
@@ -9,32 +9,32 @@ from .rows import Bools
 
 
 class Pipeline:
-    """The stretches of a solve, in their order.
+    """The stretches of a solve, in order.
 
-    One that is begun ahead knows nothing of what the last one has shown. Where that changes nothing but that rows have
-    stopped, which then move once more in vain, it stands; else the solve is begun anew, without foresight.
+    A stretch begun ahead does not know the result of the one before it. If this result is only that rows have stopped,
+    the stretch stands, and those rows move once more in vain. Otherwise the solve restarts without foresight.
 
     Args:
-        loop: runs them.
-        foresight: whether any may be begun ahead.
+        loop: runs the stretches.
+        foresight: whether stretches may be begun ahead.
     """
 
     def __init__(self, loop: Loop, foresight: bool) -> None:
         self.loop, self.foresight = loop, foresight and loop.pipelined
         self.ahead: Stretch | None = None
         self.long = False
-        """Whether the last stretch was longer than the steps after which the rule wants a look."""
+        """Whether the last stretch was longer than the number of steps between two checks."""
         self.loose: Bools | None = None
-        """Rows that had stopped, and were not held in the stretch ahead."""
+        """Rows that have stopped but are not held in the stretch begun ahead."""
 
     def next(self, run: Callable[[int], Stretch], hold: Hold, room: int, missing: float) -> Stretch:
-        """The next stretch, and its norms on their way to the host.
+        """The next stretch, whose norms are on their way to the host.
 
         Args:
-            run: runs so many steps, where none have been begun.
-            hold: rows that do not move in it.
-            room: for so many steps.
-            missing: steps that some row is expected to need yet.
+            run: runs a number of steps, if none have been begun ahead.
+            hold: rows that do not move in this stretch.
+            room: largest number of steps.
+            missing: number of steps that some row is still expected to need.
         """
         if self.ahead is None:
             stretch = run(min(self.loop.span(missing), room))
@@ -49,9 +49,9 @@ class Pipeline:
         return stretch
 
     def stop(self) -> None:
-        """No row runs any more: what has been begun is of no use."""
+        """Discard what was begun ahead, as no row runs any more."""
         self.ahead, self.loose, self.long = None, None, False
 
     def seen(self, before: Bools, after: Bools) -> None:
-        """Rows that ran before the last stretch was looked at, and after."""
+        """Record the rows that ran before the last stretch was checked, and after."""
         self.loose = before & ~after if self.ahead is not None else None

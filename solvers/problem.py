@@ -1,4 +1,4 @@
-"""What is to be solved: `f` with its arguments as a map of flat matrices, checked at each call."""
+"""The problem to solve: `f` with its arguments as a map of flat matrices, checked at each call."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ IN_PLACE = (
 
 @dataclass(frozen=True)
 class Shared:
-    """An argument that all rows share, although its dim 0 may be as long as the batch: `args=(x, Shared(mask))`.
+    """An argument that all rows share, even if its dim 0 is as long as the batch: `args=(x, Shared(mask))`.
 
-    `f` gets the value itself. Needed only where rows are dropped (`compact=True`).
+    `f` receives the value itself. Needed only where rows are dropped (`compact=True`).
     """
 
     value: Any
@@ -47,21 +47,21 @@ class Problem:
     """Whether residuals are compared with the first one rather than with the image."""
 
     told: ClassVar[bool] = True
-    """Whether the caller is told of rows that depend on each other."""
+    """Whether the caller is warned if rows depend on each other."""
 
     def __init__(self, f: Callable[..., State], args: tuple[Any, ...], layout: Layout) -> None:
         self.f, self.layout, self.dropped = f, layout, False
         self.compact = False
         """Whether rows that have stopped may be dropped."""
         self.independent = False
-        """Whether f has said the same of some rows without the others."""
+        """Whether f has been seen to return the same for some rows without the others."""
         self.coupled = False
         """Whether rows have been seen to depend on each other."""
         self.source: Callable[[Problem], Source | None] | None = None
-        """Of this problem, what `Captured` records, and `captures`, where it is kept."""
+        """Returns what `Captured` records of this problem; `captures` keeps the recordings."""
         self.captures: Captures | None = None
         self.args = args
-        self._by_row: list[bool] | None = None  # which leaves of args have the batch in dim 0, once it is known
+        self._by_row: list[bool] | None = None  # which leaves of args have the batch in dim 0, once known
         leaves = tree_leaves(args)
         if any(isinstance(leaf, Shared) for leaf in leaves):
             self.args = tree_map(lambda leaf: leaf.value if isinstance(leaf, Shared) else leaf, args)
@@ -71,17 +71,17 @@ class Problem:
                 for part in (tree_leaves(leaf.value) if isinstance(leaf, Shared) else [leaf])
             ]
         self.autocast = autocast_dtype(layout.device)
-        """As the caller has it: the loop turns autocast off, for the solver's own products."""
+        """The caller's autocast dtype: the loop turns autocast off for the solver's own products."""
         self.rounding = max(torch.finfo(dtype).eps for dtype in (layout.dtype, self.autocast) if dtype is not None)
-        """Relative, of what f returns."""
+        """Relative rounding unit of the output of f."""
         self.spent: NDArray[np.int64] | None = None
         """(rows,) evaluations that a solver made within its last step."""
         self.advice: str | None = None
-        """What an error of the first evaluation is to say besides."""
+        """Text to append to an error raised by the first evaluation."""
 
     @property
     def spread(self) -> float:
-        """Relative length of finite differences."""
+        """Relative step length of finite differences."""
         return float(torch.finfo(self.layout.dtype).eps) ** 0.5
 
     def __call__(self, flat: Tensor) -> Tensor:
@@ -109,19 +109,19 @@ class Problem:
                 advise(error, self.advice)
             raise
         self.advice = None
-        # a cell may take gradients inside: without a graph of ours, its own must not grow from step to step
+        # a cell may take gradients inside; where we record no graph, its own must not grow from step to step
         return image.detach() if image.requires_grad and not torch.is_grad_enabled() else image
 
     def evaluate(self, z: Tensor, last: Tensor) -> tuple[Tensor, Tensor]:
-        """`f(z)` and `f(z) − z`; refused where f overwrites what it was given or returned before.
+        """`f(z)` and `f(z) − z`; raises ValueError if f overwrites its argument or its previous output.
 
-        For iterates are kept by reference.
+        Iterates are kept by reference, so f must not change them.
         """
         image, residual = self._checked_pair(z, last)
         return image, image - z if residual is None else residual
 
     def measured(self, z: Tensor, last: Tensor, measure: Measure, robust: bool) -> tuple[Tensor, Tensor, Tensor]:
-        """Likewise, with the norms of both."""
+        """`evaluate`, with the norms of both."""
         image, residual = self._checked_pair(z, last)
         if residual is None:
             return image, *measure.difference(image, z, robust)
@@ -145,34 +145,34 @@ class Problem:
         return pair
 
     def _pair(self, z: Tensor) -> tuple[Tensor, Tensor | None]:
-        """`f(z)`, and the residual where it is known otherwise than as `f(z) − z`."""
+        """`f(z)`, and the residual if it is known other than as `f(z) − z`, else None."""
         return self(z), None
 
     def take(self, rows: Tensor) -> Problem:
-        """The problem of the rows at these positions: of those arguments, too, that have the batch in dim 0."""
+        """The problem of the rows at these positions, which are also selected in arguments with the batch in dim 0."""
         taken = copy.copy(self)
         taken.dropped, taken.spent = True, None
-        if taken._by_row is None:  # once and for all: fewer rows may be as many as a shared tensor is long
+        if taken._by_row is None:  # decided once: a smaller batch may be as long as a shared tensor
             taken._by_row = [_by_row(leaf, self.layout.batch) for leaf in tree_leaves(self.args)]
         chosen = iter(taken._by_row)
         taken.args = tree_map(lambda leaf: leaf.index_select(0, rows) if next(chosen) else leaf, self.args)
         return taken
 
     def apart(self) -> Problem:
-        """The same with arguments that have no graph, through which each product with the Jacobian would walk."""
+        """The same problem with detached arguments, whose graph each Jacobian product would otherwise traverse."""
         apart = copy.copy(self)
         apart.args = tree_map(lambda leaf: leaf.detach() if isinstance(leaf, Tensor) else leaf, self.args)
         return apart
 
     def widened(self) -> Problem:
-        """The same in double precision."""
+        """The same problem in double precision."""
         wide = copy.copy(self)
         wide.layout = self.layout.widened()
         return wide
 
 
 def advise(error: Exception, advice: str) -> None:
-    """Say this besides, in the message where there is one."""
+    """Append this advice to the error's message or, if the error is of another kind, add it as a note."""
     if len(error.args) <= 1 and isinstance(error, _WITH_MESSAGES):
         error.args = ("\n".join((*map(str, error.args), advice)),)
     elif hasattr(error, "add_note"):  # from Python 3.11 on
@@ -199,7 +199,7 @@ class RootProblem(Problem):
 
 
 def prepare(f: Any, z0: State, args: Any, kind: type[Problem] = Problem) -> Problem:
-    """Check what is to be solved, and flatten it."""
+    """Check the arguments of a solve, and make the problem from them."""
     if not callable(f):
         raise TypeError(f"f is a {type(f).__name__}: pass a callable f(z, *args)")
     if not isinstance(args, tuple):
@@ -210,7 +210,7 @@ def prepare(f: Any, z0: State, args: Any, kind: type[Problem] = Problem) -> Prob
 
 
 def _refuse_recording(f: Any, layout: Layout, first: Tensor) -> None:
-    """Raise where there are no residuals to look at, or where one look would be taken for all."""
+    """Raise if residuals have no values to read, or if a tracer would replay the steps of one solve for all data."""
     proxies = sys.modules.get("torch.fx.experimental.proxy_tensor")
     fault = None
     if torch.jit._trace.is_tracing():

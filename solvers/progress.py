@@ -1,4 +1,4 @@
-"""The progress of a solve: the norms of every step, and what the rule makes of them."""
+"""The progress of a solve: the norms of every step, and what the rule concludes from them."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ from .trace import Trace
 
 
 class Look(NamedTuple):
-    """What some steps say."""
+    """What the rule concludes from some steps."""
 
-    keep: Integers  # for each row the last of the steps whose iterate is to be kept, −1 for none of them
+    keep: Integers  # for each row, the index of the last step whose iterate is to be kept; −1: none
     restart: Bools | None  # rows whose history is to be forgotten
     coupled: bool  # rows that were held have changed
-    redirected: bool = False  # some row was to go on otherwise than it did
+    redirected: bool = False  # some row should have continued differently
 
 
 class Progress:
-    """What is known of the current rows of a solve.
+    """What is known about the current rows of a solve.
 
-    While no running row meets its tolerance, runs away, or uses up its patience or its steps, the rule has nothing to
-    decide: such steps are collected.
+    While no running row meets its tolerance, diverges, or uses up its patience or its steps, the rule has nothing to
+    decide. Such steps are only collected.
     """
 
     @classmethod
@@ -65,20 +65,20 @@ class Progress:
         self.rule, self._rows = rule, rows
         self._pending: list[Floats] = []  # norms of the collected steps
         self._collected = 0  # their number
-        # steps that the marks do not know yet: the rows before, their number, norms, and who converged when
+        # steps not in the marks yet: the rows before them, the first step's number, norms, and when rows converge
         self._unmarked: list[tuple[Rows, int, Floats, Integers | None]] = []
         self._least: Floats | list[float] = rows.best  # residuals of the running rows
         self._limit = int(rows.limit.max(initial=0))
-        self._step = 0  # the last that `_rows` knows
+        self._step = 0  # the last step that `_rows` includes
         self.quiet = False
-        """Whether the rule had nothing to decide in the last steps: no row has stopped."""
+        """Whether the rule had nothing to decide in the last steps, so that no row has stopped."""
         self._all_run = True
         self._patience = Patience(rule, rows)
         self._trace = Trace()
 
     @property
     def step(self) -> int:
-        """The last."""
+        """The number of the last step."""
         return self._step + self._collected
 
     @property
@@ -88,7 +88,7 @@ class Progress:
 
     @property
     def rows(self) -> Rows:
-        """What is known after the last step, but for the marks."""
+        """What is known after the last step, except the marks."""
         if self._pending:
             norms = self._pending[0] if len(self._pending) == 1 else np.concatenate(self._pending)
             self._pending, self._collected = [], 0
@@ -113,7 +113,7 @@ class Progress:
         return self._rows.running
 
     def missing(self, norms: Floats) -> float:
-        """How many more steps the row furthest from its tolerance will need, going by these, the last norms."""
+        """Estimate from the last norms how many more steps the row furthest from its tolerance needs."""
         residual, running = norms[-2], self._rows.running
         goal = self.rule.tolerance(self.rule.reference(self._rows, norms[-1]))
         with np.errstate(invalid="ignore", divide="ignore"):
@@ -124,10 +124,10 @@ class Progress:
         return log(last / wanted) / log(first / last) * (len(norms) // 2 - 1)
 
     def falls(self, norms: Tensor, dtype: torch.dtype) -> bool:
-        """Whether in the next step, (2, rows) norms, every row runs on with a lower residual; it is then collected.
+        """Whether every row continues with a lower residual in the next step, of (2, rows) norms; if so, collect it.
 
-        Most steps are such, and this is the least that must be asked of them. Norms that have left the range of the
-        dtype, in which the state is, are asked for more.
+        Most steps are like this, and this is the cheapest sufficient check. It is False where norms have left the range
+        of `dtype`, the state's, so that `see` processes them in full.
         """
         if not self._all_run or self._patience.is_over(self.step + 1) or self.rule.relative_to_start:
             return False
@@ -142,7 +142,7 @@ class Progress:
         return True
 
     def see(self, norms: Floats, loose: Bools | None = None) -> Look:
-        """What the next steps, (2·steps, rows) norms, say; rows that have stopped are held, but for the loose ones."""
+        """Process the next steps, of (2·steps, rows) norms; rows that have stopped are held, except the loose ones."""
         count, self.quiet, held = len(norms) // 2, True, None
         if not self._all_run:
             held = ~self._rows.running if loose is None else ~self._rows.running & ~loose
@@ -170,7 +170,7 @@ class Progress:
         return Look(keep, None if restart is None else restart & self._rows.running, False, redirected)
 
     def _ordinary(self, norms: Floats) -> Steps:
-        """The ordinary ones of the next steps."""
+        """The leading ordinary steps among the next."""
         room = self._patience.room(self._rows, self.step + 1, len(norms) // 2)
         norms, rows = norms[: 2 * room], self._rows
         if not len(norms):
@@ -207,16 +207,16 @@ class Progress:
         self._note(norms, running)
 
     def _hold(self, norms: Floats, held: Bools) -> bool:
-        """Whether these rows are where they were."""
+        """Whether the held rows still have the residuals that were found."""
         return bool((~held | self.rule.holds(self._rows, norms[::2], norms[1::2])).all())
 
     def _judged(self, norms: Floats, held: Bools) -> Verdict:
-        """What the rule makes of the next steps."""
+        """Apply the rule to the next steps."""
         self.quiet, before, step = False, self.marked_rows, self._step + 1
         verdict = judge(self.rule, before, step, norms, held)
         self._rows = verdict.rows
         self._patience.know(self._rows)
-        if len(norms) > 2:  # of the rest of the stretch nothing is told where a row has stopped
+        if len(norms) > 2:  # norms of a row after it has stopped are not reported
             last = np.where(self._rows.running | ~before.running, np.inf, self._rows.steps)
             stopped = np.arange(step, step + len(norms) // 2)[:, None] > last
             norms = np.where(stopped.repeat(2, 0), np.nan, norms)
@@ -230,13 +230,13 @@ class Progress:
         self._patience.look(self._rows)
 
     def spend(self, evaluations: Integers) -> None:
-        """Book evaluations beyond one a step."""
+        """Count evaluations beyond one per step."""
         rows = self._rows  # no row has stopped in the collected steps
         more = evaluations if self._all_run else np.where(rows.running, evaluations, 0)
         self._rows = rows._replace(spent=rows.spent + more)
 
     def drop(self) -> Integers:
-        """Go on without the rows that have stopped; returns the positions of those that stay."""
+        """Continue without the rows that have stopped; returns the positions of those that remain."""
         _ = self.marked_rows
         self._trace.cut(self._rows)
         stay = np.flatnonzero(self._rows.running)

@@ -1,4 +1,4 @@
-"""A solve under way."""
+"""A solve in progress."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ SMALL = 2**18
 
 
 class Keep(NamedTuple):
-    """What the loop is to keep beyond the solution."""
+    """What the loop keeps beyond the solution."""
 
     histories: bool = False
     iterates: tuple[int, ...] = ()
-    """Numbers of steps after which the iterate is wanted; 0 is the start."""
+    """Numbers of the steps after which the iterate is kept; 0 is the start."""
 
 
 class Run:
-    """A solve under way: the rows that are in it, and what is known of them."""
+    """A solve in progress: its current rows, and what is known about them."""
 
     def __init__(
         self, problem: Problem, z: Tensor, settings: Settings, pipeline: Pipeline, start: Any, keep: Keep
@@ -53,7 +53,7 @@ class Run:
         norms = self.stretch.exact_norms(self.norms, self.measure)[:2]
         told = norms[np.isfinite(norms) & (norms != 0)]
         if z.dtype == torch.float32 and told.size and extreme(told, z.dtype):
-            # squares leave single precision: from here on the solver works in double
+            # squares leave the range of single precision: from here on the solver works in double
             z, self.problem = z.double(), problem.widened()
             self._bind()
             pair = self.stretch.image.double(), self.stretch.residual.double()
@@ -62,14 +62,14 @@ class Run:
         self.progress = Progress.begin(problem, settings, z)
         self.stretch = self.stretch.first(self.progress.limit)
         self.norms = self.norms[: len(self.stretch.norms)]
-        self.best = z  # of the current rows, what is kept
-        self.last: Floats | None = None  # norms of the last steps, where the rule has been asked
-        self.value = z  # of all rows, likewise; known once rows have been dropped
+        self.best = z  # the kept iterates of the current rows
+        self.last: Floats | None = None  # norms of the last steps, if the rule has been applied to them
+        self.value = z  # likewise of all rows; known once rows have been dropped
         self.held: Tensor | None = None  # rows that do not move
         self.restart: Bools | None = None
         self.redirected = False
         self.warned = False
-        self.together = True  # what is kept of all rows has been evaluated at once
+        self.together = True  # the kept iterates of all rows come from one evaluation
         self.histories: list[History] = []
         self.iterates: dict[int, Tensor] = {}
         self.remembered = np.zeros(len(z), dtype=bool)
@@ -79,7 +79,7 @@ class Run:
         self.solver = self.template.bind(self.problem, *tolerances)
 
     def look(self) -> None:
-        """What the last steps say."""
+        """Process the last steps."""
         points, first = self.stretch.points, self.progress.step
         if self.problem.spent is not None:
             self.progress.spend(self.problem.spent)
@@ -107,7 +107,7 @@ class Run:
         self._keep(first)
 
     def _keep(self, first: int) -> None:
-        """What is wanted of the last steps, the first of which has this number, beyond the solution."""
+        """Keep what is requested beyond the solution from the last steps, the first of which has this number."""
         points = self.stretch.points
         for wanted in self.keep.iterates:
             if first <= wanted < first + len(points):
@@ -117,7 +117,7 @@ class Run:
 
     @property
     def misled(self) -> bool:
-        """Whether steps have been taken, or begun ahead, that are not those which the rule wants."""
+        """Whether steps have been taken, or begun ahead, that differ from those the rule requires."""
         if self.progress.quiet or not self.pipeline.foresight:
             return False
         turned = self.restart is not None or bool(self.progress.rows.recovering.any())
@@ -126,12 +126,12 @@ class Run:
 
     @cached_property
     def repeatable(self) -> bool:
-        """Whether f says the same when it is evaluated again; else what changed says nothing about the rows."""
+        """Whether f returns the same when evaluated again; if not, changes do not show that rows are coupled."""
         image, last = self.problem(self.stretch.points[-1]), self.stretch.image
         return torch.equal(image.nan_to_num(), last.nan_to_num())
 
     def finished(self, checked: bool) -> bool:
-        """No row runs; rows that have not been evaluated at once are looked at once more: f may couple them."""
+        """Whether no row runs, and no final evaluation of all rows together is due, to see whether f couples them."""
         if self.progress.quiet or self.progress.rows.running.any():
             return False
         rows = self.progress.rows
@@ -156,7 +156,7 @@ class Run:
         self.stretch = self.stretch._replace(memory=memory)
 
     def drop(self) -> None:
-        """Go on without the rows that have stopped, if they are many enough and f can follow."""
+        """Drop the rows that have stopped, if there are enough of them and f works without them."""
         if not self.problem.compact or self.progress.quiet:
             return
         running = self.progress.rows.running
@@ -176,7 +176,7 @@ class Run:
         self._bind()
 
     def go_on(self) -> None:
-        """The next steps, or, where no row runs, one more evaluation of all together."""
+        """Run the next steps or, if no row runs, evaluate all rows together once more."""
         if not (self.progress.quiet or self.progress.running.any()):
             self.pipeline.stop()
             self.stretch = self.loop.evaluate(self.problem, self.measure, self.best, self.stretch)
@@ -199,7 +199,7 @@ class Run:
         self.norms = self.pipeline.norms.wait()[: len(self.stretch.norms)]
 
     def _chosen(self, keep: Integers) -> Tensor:
-        """For each row the point to keep, or what was the best before."""
+        """For each row, the point to keep or else its previous best."""
         points, best = self.stretch.points, self.best
         if best.numel() <= SMALL:
             everywhere = torch.stack((best, *points)).flatten(0, 1)
@@ -210,13 +210,13 @@ class Run:
         return best
 
     def _all(self, current: Tensor) -> Tensor:
-        """Of all rows, given this of the current ones."""
+        """The matrix of all rows, given that of the current ones."""
         if not self.problem.dropped:
             return current
         return self.value.index_copy(0, _on_device(self.progress.rows.positions, self.value), current)
 
     def _remember(self, which: Bools) -> None:
-        """Keep the history of these of the current rows, of those whose history is not kept yet."""
+        """Keep the history of these current rows, unless it is kept already."""
         rows = self.progress.rows
         self.remembered[rows.positions[rows.running]] = False
         places = np.flatnonzero(which & ~self.remembered[rows.positions])
@@ -229,7 +229,7 @@ class Run:
             self.histories.append(History(_on_device(rows.positions[places], point), self.progress.step, *kept))
 
     def outcome(self, verified: bool = True) -> Outcome:
-        """What has been found; `verified`: rows that converged hold beside those that failed."""
+        """The outcome so far; `verified`: check that converged rows still hold beside those that failed."""
         dropped, value = self.problem.dropped, self._all(self.best).to(self.original_dtype)
         rows, norms = self.progress.close()
         outcome = Outcome(

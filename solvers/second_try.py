@@ -1,8 +1,8 @@
-"""What goes on with rows on which a solver is stuck, within their budget.
+"""The solvers that take over rows on which the first solver is stuck, within the rows' budget.
 
-Anderson's mixing, `Monotone` and `NewtonKrylov` seek small residuals, and may be caught where the residual is least
-without a fixed point. Broyden's method is not, so it takes over. Where no solver gets on, plain steps do what f does:
-they find a fixed point that attracts, or show that f runs away.
+Anderson's mixing, `Monotone` and `NewtonKrylov` seek small residuals, and may be caught at a minimum of the residual
+that is not a fixed point. Broyden's method is not caught there, so it takes over. Where no solver makes progress, plain
+steps follow f itself: they find an attracting fixed point, or show that f diverges.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from .rules.rule import RestartingSolver, Solver
 
 
 class SecondTryMemory(NamedTuple):
-    own: Any  # the first solver's; None: no row has need of it
+    own: Any  # the first solver's memory; None: no row needs it
     broyden: BroydenMemory | None
-    turn: Tensor  # (rows, 1): 0 the first solver's, 1 that of Broyden's method, 2 that of plain steps
+    turn: Tensor  # (rows, 1): 0 the first solver's, 1 Broyden's method's, 2 that of plain steps
 
 
 @dataclass(frozen=True)
 class SecondTry(RestartingSolver):
-    """A solver, and those that take over: each row follows the one whose turn it is."""
+    """A solver, and those that take over from it: each row follows the solver whose turn it is."""
 
     solver: Solver
 
@@ -41,10 +41,10 @@ class SecondTry(RestartingSolver):
         return SecondTryMemory(self.solver.init(z), None, z.new_zeros(len(z), 1, dtype=torch.long))
 
     def after(self, memory: Any, z: Tensor, turns: Integers, step: int, wanted: set[int]) -> SecondTryMemory:
-        """The memory once turns have changed, after this step; `wanted` are those of rows that run."""
+        """The memory when turns have changed after this step; `wanted` holds the turns of the running rows."""
         own, broyden = memory[:2] if isinstance(memory, SecondTryMemory) else (memory, None)
         if 1 in wanted and broyden is None:
-            # its history ends for all rows at once: at the same steps whenever it began, so that rows stay independent
+            # its history restarts for all rows at once, at fixed steps whenever it began, so that rows stay independent
             filled = step % self.broyden.memory
             broyden = self.broyden.init(z)._replace(filled=filled)
             broyden.history[:, :filled] = 0
@@ -58,7 +58,7 @@ class SecondTry(RestartingSolver):
             found, broyden = self.broyden.step(broyden, z, fz, residual)
             proposal = torch.where(turn == 1, found, proposal)
         if own is not None:
-            # what needs no step costs no evaluation within one
+            # rows whose turn it is not get residual 0, which costs no evaluation within a step
             found, own = self.solver.step(own, z, fz, torch.where(turn == 0, residual, 0))
             proposal = torch.where(turn == 0, found, proposal)
         return proposal, SecondTryMemory(own, broyden, turn)

@@ -21,7 +21,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 class SolveOptions(TypedDict, total=False):
-    """The types of the keyword arguments, whose meaning is in `Settings`."""
+    """The types of the keyword arguments; `Settings` documents their meaning."""
 
     solver: Solver
     rtol: float
@@ -52,10 +52,11 @@ class Settings:
     """What must be small: the residual of a row, or, with `Entrywise()`, of each of its entries."""
     compact: bool | None = None
     """Drop rows that have stopped from further evaluations: from z, and from every tensor in args with the batch in
-    dim 0 (wrap one that rows share in `Shared`). It pays if rows differ much and f is costly. If f cannot follow, or
-    couples the rows, the whole batch is solved, with a `RuntimeWarning`. None: only in an `Equilibrium`."""
+    dim 0 (wrap one that all rows share in `Shared`). This pays if rows need very different numbers of steps and f is
+    costly. If f fails for fewer rows, or couples them, the whole batch is solved, with a `RuntimeWarning`. None: True
+    in an `Equilibrium` with the `Eager` loop, else False."""
     loop: Loop = Eager()
-    """What runs the steps."""
+    """How the steps are run."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.solver, Solver):
@@ -96,7 +97,7 @@ class Settings:
 
     @classmethod
     def of(cls, title: str, options: Mapping[str, Any], **defaults: Any) -> Settings:
-        """From the keyword arguments of a function, so called, with defaults of its own."""
+        """The settings from the keyword arguments of the function `title`, with that function's own defaults."""
         known = [field.name for field in fields(cls)]
         unknown = [name for name in options if name not in known]
         if unknown:
@@ -105,7 +106,7 @@ class Settings:
 
     @property
     def absolute_tolerance(self) -> float:
-        """The absolute tolerance, whatever `atol` says."""
+        """The absolute tolerance, with its default if `atol` is None."""
         return 1e-4 * self.rtol if self.atol is None else self.atol
 
     @property
@@ -114,12 +115,12 @@ class Settings:
         return Measure(self.norm, float(self.rtol), float(self.absolute_tolerance))
 
     def options(self) -> SolveOptions:
-        """As keyword arguments again."""
+        """These settings as keyword arguments."""
         return SolveOptions(**{field.name: getattr(self, field.name) for field in fields(self)})  # type: ignore[typeddict-item]
 
 
 def takes_settings(**defaults: Any) -> Callable[[F], F]:
-    """Show the settings in a function's signature in place of `**options`, with these defaults of its own."""
+    """Show the settings in a function's signature in place of `**options`, with the function's own defaults."""
 
     def shown(function: F) -> F:
         signature = inspect.signature(function)

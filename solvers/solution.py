@@ -1,4 +1,4 @@
-"""The result of a solve: a value, a residual and a status for each row; and what the loop found."""
+"""The result of a solve, with a value, a residual and a status for each row, and the outcome of the loop."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class Solution(Generic[S]):
     value: S = field(repr=False)
     """Like `z0`: the solution of each row."""
     residual: Tensor = field(repr=False)
-    """(batch,) relative residual `‖f(z) − z‖ / ‖f(z)‖` of exactly that value; of `root`, `‖F(z)‖ / ‖F(z0)‖`."""
+    """(batch,) relative residual `‖f(z) − z‖ / ‖f(z)‖` of exactly that value; for `root`, `‖F(z)‖ / ‖F(z0)‖`."""
     status: Tensor = field(repr=False)
     """(batch,) int64, each a `Status`."""
     steps: Tensor = field(repr=False)
@@ -81,7 +81,7 @@ class Solution(Generic[S]):
     budget: str = field(default="max_steps", repr=False, kw_only=True)
     """The argument to raise where the steps ran out."""
     fixed: bool = field(default=False, repr=False, kw_only=True)
-    """A number of steps was given instead of a tolerance, so no row has converged or failed to."""
+    """Whether the number of steps was fixed, without a tolerance, so that no row converged or failed to."""
 
     @property
     def converged(self) -> Tensor:
@@ -138,9 +138,9 @@ class Solution(Generic[S]):
         return table(["status", "rows", "steps", "largest relative residual"], lines) + self.curve()
 
     def curve(self) -> str:
-        """An SVG line of the median residual, for a page; empty without two steps.
+        """An SVG line of the median residual, for a page; empty for fewer than two steps.
 
-        A row that has stopped counts with its last residual: the line does not jump when it leaves.
+        A row that has stopped keeps counting with its last residual, so the line does not jump.
         """
         trace = self.trace.double().cpu().clone()
         for step in range(1, len(trace)):
@@ -162,17 +162,17 @@ class Solution(Generic[S]):
 
 
 class History(NamedTuple):
-    """What the solver remembered of some rows, and where they were, when they stopped."""
+    """The solver's memory of some rows, and the point they had reached, when they stopped."""
 
     rows: Tensor  # their positions in the batch
-    step: int  # at which this was, their last or shortly after
+    step: int  # the step at which this was recorded: their last, or shortly after
     point: Tensor  # (rows, dim): where f was evaluated in that step
     memory: Any
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What the loop found."""
+    """The outcome of the loop."""
 
     value: Tensor
     """(batch, dim)."""
@@ -183,13 +183,13 @@ class Outcome:
     dropped: bool
     histories: list[History] = field(default_factory=list)
     iterates: list[Tensor] = field(default_factory=list)
-    """(batch, dim), as `Keep` asked; rows that had stopped before have their solution."""
+    """(batch, dim) each, as `Keep` requested; rows that had stopped before hold their solution."""
     joint: bool = False
     """Whether rows turned out to depend on each other, and were solved as one."""
 
     @property
     def converged(self) -> bool:
-        """Whether all rows did."""
+        """Whether all rows converged."""
         return not self.rows.status.any()
 
     def solution(self, problem: Problem, solver: Solver) -> Solution[Any]:
@@ -199,7 +199,7 @@ class Outcome:
             relative = _relative(rows.best, self.rule.reference(rows, rows.best_scale))
             trace = _relative(absolute, self.rule.reference(rows, self.norms[1::2]))
         floats, whole = (
-            torch.from_numpy(array).to(problem.layout.device, non_blocking=True)  # no wait for what was launched before
+            torch.from_numpy(array).to(problem.layout.device, non_blocking=True)  # does not wait for earlier launches
             for array in (
                 np.concatenate((relative[None], trace, absolute)),
                 np.stack((rows.status, rows.steps, rows.steps + rows.spent)),

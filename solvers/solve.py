@@ -29,8 +29,8 @@ _OPEN_ENDED = (
 
 
 def uncompiled(function: Callable[P, R]) -> Callable[P, R]:
-    """The function, run as it is between the graphs of a compiled caller: a solve's length depends on its data."""
-    apart: Any = _disable_dynamo(function)  # which imports the compiler when first called: that takes seconds
+    """Run the function uncompiled, between the graphs of a compiled caller: a solve's length depends on its data."""
+    apart: Any = _disable_dynamo(function)  # imports the compiler at its first call, which takes seconds
     apart._torchdynamo_disable, apart._torchdynamo_disable_msg = True, f"{function.__qualname__}: {_OPEN_ENDED}"
 
     @wraps(function)
@@ -46,9 +46,9 @@ def uncompiled(function: Callable[P, R]) -> Callable[P, R]:
 def solve(f: Callable[..., S], z0: S, args: tuple[Any, ...] = (), **options: Unpack[SolveOptions]) -> Solution[S]:
     """Find `z* = f(z*, *args)` for every row of a batch, each on its own.
 
-    A row has converged when `‖f(z) − z‖ ≤ atol + rtol·‖f(z)‖`, unless it meets this only because ‖z‖ grew. A row that
-    cannot converge says so in its status and raises no error. No gradient is recorded: use `implicit.fixed_point` for
-    that.
+    A row has converged when `‖f(z) − z‖ ≤ atol + rtol·‖f(z)‖`, unless it meets this only because ‖z‖ grew. If a row
+    cannot converge, its status says so, and no error is raised. No gradient is recorded: use `implicit.fixed_point`
+    for that.
 
     Args:
         f: maps a state to a state of the same shapes and dtype; must not write into its arguments.
@@ -58,7 +58,7 @@ def solve(f: Callable[..., S], z0: S, args: tuple[Any, ...] = (), **options: Unp
         **options: those of `Settings`.
 
     Raises:
-        TypeError, ValueError: an argument, or what `f` or a solver's `step` returns, is not of the form above.
+        TypeError, ValueError: an argument, or the output of `f` or of a solver's `step`, does not have the form above.
     """
     settings = Settings.of("solve", options)
     return solve_prepared(prepare(f, z0, args), z0, settings)
@@ -70,15 +70,15 @@ def root(F: Callable[..., S], z0: S, args: tuple[Any, ...] = (), **options: Unpa
     """Find `F(z*, *args) = 0` for every row of a batch, each on its own.
 
     A row has converged when `‖F(z)‖ ≤ atol + rtol·‖F(z0)‖`: scaling F does not change the answer while `‖F(z0)‖` is far
-    above atol, 1e-10 by default. For a smaller F scale it, or pass atol=0.0, which fails from a start that is a root
-    already. The solution's residuals are those of F, relative to `‖F(z0)‖`. Any solver works, on `z − F(z)`; solvers
-    other than `NewtonKrylov` need F scaled such that this map is nearly a contraction.
+    above atol, 1e-10 by default. If F is smaller, scale it or pass atol=0.0, which fails if the start is already a root
+    up to rounding. The solution's residuals are those of F, relative to `‖F(z0)‖`. Any solver works: it is applied to
+    `z − F(z)`. Solvers other than `NewtonKrylov` need F scaled such that this map is nearly a contraction.
 
     Args:
         F: maps a state to a state of the same shapes and dtype; must not write into its arguments.
         z0: the start, as in `solve`.
         args: further arguments of `F`.
-        **options: those of `Settings`, with defaults of its own: solver=NewtonKrylov(), rtol=1e-6.
+        **options: those of `Settings`, with the defaults solver=NewtonKrylov(), rtol=1e-6.
 
     Raises:
         TypeError, ValueError: as in `solve`.
@@ -88,7 +88,7 @@ def root(F: Callable[..., S], z0: S, args: tuple[Any, ...] = (), **options: Unpa
 
 
 def root_settings(title: str, options: SolveOptions) -> Settings:
-    """Those of a root problem."""
+    """The settings of a root problem."""
     settings = Settings.of(title, options, solver=NewtonKrylov(), rtol=1e-6)
     if isinstance(settings.norm, Entrywise):
         raise ValueError(f"{title}: norm=Entrywise() compares with f(z), and a root has none: pass norm=Euclidean()")
@@ -96,7 +96,7 @@ def root_settings(title: str, options: SolveOptions) -> Settings:
 
 
 def solve_prepared(problem: Problem, z0: S, settings: Settings) -> Solution[S]:
-    """`solve`, of what has been checked."""
+    """`solve`, for a problem that has been checked."""
     with torch.no_grad():
         outcome = iterate(problem, problem.layout.flatten(z0), settings)
         return outcome.solution(problem, settings.solver)

@@ -78,7 +78,7 @@ class Layout:
         return self.of_parts(parts)
 
     def of_parts(self, parts: list[Tensor]) -> State:
-        """The state that is made of these tensors, whatever their dtype."""
+        """The state made of these tensors, whatever their dtype."""
         return parts[0] if self.structure is None else optree.tree_unflatten(self.structure, parts)
 
     def representable(self, flat: Tensor) -> Tensor:
@@ -86,14 +86,14 @@ class Layout:
         return flat if self.dtype == self.working_dtype else flat.to(self.dtype).to(self.working_dtype)
 
     def check(self, output: Any, rows: int) -> State:
-        """The output of `f`, or an error that says how it differs from the state that `f` was given."""
+        """Return the output of `f`, or raise an error that says how it differs from the state passed to `f`."""
         if isinstance(output, Tensor) and self.structure is None and output.dtype == self.dtype:
             shape = output.shape  # the usual case, at little cost
             if len(shape) > 1 and shape[0] == rows and shape[1:] == self.shapes[0]:
                 return output
         parts, structure = _parts(output)
         alike = (structure is None) == (self.structure is None) and len(parts) == len(self.shapes)
-        tuples = isinstance(output, tuple) and alike and self.structure.type is not None  # a tuple for a named one
+        tuples = isinstance(output, tuple) and alike and self.structure.type is not None  # tuples pass for named ones
         if not all(isinstance(part, Tensor) for part in parts) or not (structure == self.structure or tuples):
             raise TypeError(f"f returned {_kind(output, parts)}: return a state of the same kind as z0")
         expected = [(rows, *shape) for shape in self.shapes]
@@ -111,7 +111,7 @@ class Layout:
 
 
 def autocast_dtype(device: torch.device) -> torch.dtype | None:
-    """To what autocast casts on this device; None where it is off, and on devices that have none, as meta."""
+    """The dtype of autocast on this device; None if it is off, or if the device has none, such as meta."""
     kind = device.type
     if not torch.amp.is_autocast_available(kind) or not torch.is_autocast_enabled(kind):
         return None
@@ -119,12 +119,12 @@ def autocast_dtype(device: torch.device) -> torch.dtype | None:
 
 
 def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
-    """Products keep the digits of their tensors."""
+    """Turn autocast off, so that products keep the precision of their tensors."""
     return nullcontext() if autocast_dtype(device) is None else torch.autocast(device.type, enabled=False)
 
 
 def unhooked() -> saved_tensors_hooks:
-    """What autograd saves within stays as it is: hooks outside do not get it, and it may change where it lies."""
+    """Inside, autograd saves tensors as they are: outer hooks do not see them, and in-place changes are allowed."""
     return saved_tensors_hooks(_itself, _itself)
 
 
@@ -133,7 +133,7 @@ def _itself(tensor: Tensor) -> Tensor:
 
 
 def usable(tensor: Any) -> Any:
-    """A tensor of inference mode is copied, out of it."""
+    """Copy an inference tensor, so that it can be used outside inference mode; return other values unchanged."""
     if torch.compiler.is_compiling() or not isinstance(tensor, Tensor):
         return tensor
     return tensor.clone() if tensor.is_inference() and not torch.is_inference_mode_enabled() else tensor
@@ -146,12 +146,12 @@ def tree_map(change: Callable[..., Any], values: S, *others: Any) -> S:
 
 
 def tree_leaves(values: Any) -> list[Any]:
-    """What nested containers hold, None included."""
+    """The leaves of nested containers, None included."""
     return optree.tree_leaves(values, none_is_leaf=True)
 
 
 def _parts(state: State) -> tuple[list[Any], Any]:
-    """What it holds, and its structure; None: it is a tensor."""
+    """The leaves of a state and its structure, which is None for a tensor."""
     if isinstance(state, Tensor):
         return [state], None
     return optree.tree_flatten(state, none_is_leaf=True)[:2]

@@ -1,4 +1,4 @@
-"""The norms of every step of a solve, from which rows may be dropped on the way."""
+"""The norms of every step of a solve whose rows may be dropped on the way."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from .rows import Bools, Floats, Rows
 
 
 class Trace:
-    """Two lines a step, one entry for each row that was still in the solve."""
+    """Two lines per step, with one entry for each row still in the solve."""
 
     def __init__(self) -> None:
         self._steps = 0
         self._lines: list[Floats] = []  # since rows were last dropped
-        self._dropped: list[tuple[Rows, Floats]] = []  # the rows, and the lines until then, each time some were
+        self._dropped: list[tuple[Rows, Floats]] = []  # at each drop, the rows before it and their lines
 
     def add(self, norms: Floats, running: Bools) -> None:
-        """The next steps; NaN is kept of rows that do not run."""
+        """Append the next steps; rows that do not run get NaN."""
         self._lines.append(norms if running.all() else np.where(running, norms, np.nan))
         self._steps += len(norms) // 2
 
     def cut(self, rows: Rows) -> None:
-        """From here on there are other rows than these."""
+        """Store the lines of these rows; the next lines belong to other rows."""
         empty = np.empty((0, len(rows.positions)))
         self._dropped.append((rows, np.concatenate(self._lines) if self._lines else empty))
         self._lines = []

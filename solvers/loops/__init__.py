@@ -1,1 +1,1 @@
-"""What runs the steps between two looks at the residuals."""
+"""The loops, which run the steps between two checks of the residuals."""

@@ -19,9 +19,9 @@ from .tape import Tape
 from .transfer import Transfer
 
 LONG = 4
-"""Stretches that are recorded as one, and looked at at once, where rows are far from done."""
+"""Number of stretches that are recorded as one, with one check, while rows are far from converged."""
 SMALL = 2**18
-"""Entries of a state up to which they are: beyond, a GPU takes longer for a stretch than the host for a look at it."""
+"""Entries of a state up to which this is done: beyond, a stretch takes the GPU longer than a check takes the host."""
 
 
 @dataclass(frozen=True)
@@ -29,22 +29,22 @@ class Captured(Loop):
     """CUDA graphs of stretches of `check_every` steps, f included, recorded once and replayed.
 
     Prefer it where the operations of f take less time on a GPU than their launches. A layer keeps its graphs, forward
-    and backward, by the shapes and dtypes of its inputs, the modes, and the addresses of its parameters. The first
-    solve of a kind runs as with `Eager`, the next ones warm up and record. In-place updates (optimisers,
-    `load_state_dict`) and new inputs are seen; a parameter that is moved or replaced is recorded anew. Statuses, steps
-    and values are those of `Eager(check_every)`. Needs fixed shapes, that is compact=False, and a solver with a fixed
-    cost per step.
+    and backward, keyed by the shapes and dtypes of its inputs, the modes, and the addresses of its parameters. The
+    first solve of a kind runs as with `Eager`, the next ones warm up and record. In-place updates (optimisers,
+    `load_state_dict`) and new inputs take effect in replays; moving or replacing a parameter causes a new recording.
+    Statuses, steps and values are those of `Eager(check_every)`. Needs fixed shapes, that is compact=False, and a
+    solver with a fixed cost per step.
 
     On a CPU the same buffers are used and the steps are called instead of replayed, so nothing is gained. A function
     given to `solve` or `fixed_point` may read unknown tensors and has no layer to keep its graphs, so it runs as with
-    `Eager`: make it the cell of an `Equilibrium`. A cell that solves a problem of its own also runs so; the steps of
-    that problem are recorded instead.
+    `Eager`: make it the cell of an `Equilibrium`. A cell that itself solves a problem also runs as with `Eager`; the
+    steps of the inner solve are recorded instead.
     """
 
     check_every: int = 8
     """Steps between two checks of the residuals. The last stretch runs past the last step, by fewer than check_every
-    evaluations, whose results are discarded; where the residuals fell faster than before, one more stretch is
-    wasted. States of up to 2**18 entries are checked less often while every sign says that a row is far from done."""
+    evaluations, whose results are discarded. If the residuals fall faster than before, one more stretch is wasted.
+    States of up to 2**18 entries are checked less often while some row appears to be far from converged."""
 
     fixed_shapes: ClassVar[bool] = True
 
@@ -123,7 +123,7 @@ class _Replayed(Loop):
         return self._recorded(lambda: tape.evaluate(z, last), lambda: otherwise(problem, measure, z, last))
 
     def _recorded(self, call: Callable[[], Stretch], otherwise: Callable[[], Stretch]) -> Stretch:
-        """What the tape finds; where it cannot make a recording, what is run instead."""
+        """The result of `call`, which uses the tape, or of `otherwise` if the tape cannot make a recording."""
         assert self.tape is not None
         try:
             return call()

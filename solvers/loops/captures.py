@@ -1,4 +1,4 @@
-"""What a layer keeps of its recorded solves."""
+"""The recorded solves that a layer keeps."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from ..problem import Problem
 from .tape import Tape
 
 LIMIT = 8
-"""Tapes that a layer keeps for solves forward, and as many backward: one for each shape, dtype and mode."""
+"""Tapes that a layer keeps for forward and backward solves together: one for each shape, dtype and mode."""
 
 
 class Source(NamedTuple):
-    """A problem as a function of tensors, so that its steps can be recorded, and replayed with others."""
+    """A problem as a function of tensors, so that its steps can be recorded and replayed with other tensors."""
 
     name: str
-    """Of what is solved, for messages."""
+    """The name of the problem, for messages."""
     signature: Hashable
-    """Whatever else the steps depend on: where it differs, they are recorded anew."""
+    """Everything else on which the steps depend; if it differs, they are recorded again."""
     tensors: tuple[Tensor, ...]
-    """Those that may differ from solve to solve."""
+    """The tensors that may differ from solve to solve."""
     build: Callable[..., Problem]
-    """`build(*tensors)` is the problem with these in their places."""
+    """`build(*tensors)` is the problem with these tensors in place of the original ones."""
 
 
 class Captures:
-    """The tapes of a layer. They are no part of its copies and pickles, and start empty there."""
+    """The tapes of a layer, without which its copies and pickles start."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -39,7 +39,7 @@ class Captures:
         self._refused: set[str] = set()
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Captures)  # layers are alike whatever has been recorded of them
+        return isinstance(other, Captures)  # layers are equal whatever has been recorded of them
 
     def __hash__(self) -> int:
         return hash(Captures)
@@ -54,7 +54,7 @@ class Captures:
         return sum(tape is not None for tape in self._tapes.values())
 
     def borrow(self, key: Hashable, make: Callable[[], Tape]) -> Tape | None:
-        """The tape; None in the first solve, which shows what is worth it and warms up, and while it is in use."""
+        """The tape; None in the first solve, which warms up and may not recur, and while the tape is in use."""
         with self._lock:
             if key in self._borrowed:
                 return None
@@ -63,7 +63,7 @@ class Captures:
                 tape = make()
             while len(self._tapes) >= LIMIT:
                 del self._tapes[next(iter(self._tapes))]
-            self._tapes[key] = tape  # the latest last
+            self._tapes[key] = tape  # most recent last
             if tape is not None:
                 self._borrowed.add(key)
             return tape
@@ -73,7 +73,7 @@ class Captures:
             self._borrowed.discard(key)
 
     def refuse(self, name: str, error: Exception) -> None:
-        """Say once that it cannot be captured."""
+        """Stop capturing solves of this name, and warn at the first refusal."""
         told, self._refused = self._refused, self._refused | {name}
         if not told:
             warnings.warn(

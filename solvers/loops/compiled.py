@@ -35,13 +35,13 @@ class Compiled(Loop):
 
     def run(self, problem: Problem, solver: Solver, measure: Measure, start: Stretch, room: int, hold: Hold) -> Stretch:
         if hold.restart is not None or room == 1 or not solver.fixed_cost:
-            # as many steps as otherwise, so that the looks at the other rows fall where they would
+            # as many steps as otherwise, so that the other rows are checked at the same steps
             return advance(problem, solver, measure, start, min(self.check_every, room), hold)
         if hold.rows is None:
             none = torch.zeros(len(hold.best), dtype=torch.bool, device=hold.best.device)
             hold = hold._replace(rows=none)
-        # one length, one graph: the last stretch runs past the last step, and what it finds there is cut off; each
-        # fill of the solver's memory has a graph of its own
+        # one length, one graph: the last stretch runs past the last step, and the excess is cut off; each number of
+        # entries in the solver's memory has its own graph
         start = start._replace(fresh=False)
         return _as_one_graph(advance)(problem, solver, measure, start, self.check_every, hold).first(room)
 

@@ -1,4 +1,4 @@
-"""Steps run one after the other, and what a loop is."""
+"""The interface of a loop, and the loop that runs steps one after the other."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Floats = NDArray[np.float64]
 
 
 class Stretch(NamedTuple):
-    """What some steps leave: the points at which `f` was evaluated, the norms there, and where the next step starts."""
+    """The result of some steps: the points at which `f` was evaluated, their norms, and where the next step starts."""
 
     points: list[Tensor]
     norms: Tensor  # (2·points, rows): ‖f(z) − z‖ and ‖f(z)‖ of each
@@ -34,21 +34,21 @@ class Stretch(NamedTuple):
     residual: Tensor  # likewise
     memory: Any
     fresh: bool = False  # no step has been taken yet
-    exact: bool = False  # the norms neither over- nor underflow
+    exact: bool = False  # the norms are free of over- and underflow
 
     def first(self, count: int) -> Stretch:
-        """Without the points after so many; it then serves to read them, no longer to go on."""
+        """The stretch cut to its first `count` points, which can then be read but no longer continued from."""
         if len(self.points) <= count:
             return self
         return self._replace(points=self.points[:count], norms=self.norms[: 2 * count])
 
     def take(self, rows: Tensor) -> Stretch:
-        """The last point of the rows at these positions."""
+        """The stretch of the rows at these positions, with its last point only."""
         last = [self.points[-1].index_select(0, rows)]
         return Stretch(last, self.norms, *select((self.image, self.residual, self.memory), rows))
 
     def exact_norms(self, found: Tensor, measure: Measure) -> Floats:
-        """A copy of its norms, `found` on the host, anew where squares have left the range of the dtype."""
+        """A copy of its norms, `found` on the host, recomputed where squares have left the range of the dtype."""
         norms, dtype = np.array(found.numpy(), dtype=np.float64), self.residual.dtype
         if self.exact or not extreme(norms, dtype):
             return norms
@@ -64,13 +64,16 @@ class Hold(NamedTuple):
 
 
 class Loop(ABC):
-    """How the steps between two checks of the residuals are run. It changes when the host waits, not the result."""
+    """How the steps between two checks of the residuals are run.
+
+    It changes when the host waits, not the result.
+    """
 
     check_every: int
     fixed_shapes: ClassVar[bool] = False
-    """Whether it needs as many rows in each step."""
+    """Whether every step must have the same number of rows."""
     pipelined: ClassVar[bool] = False
-    """Whether it may begin steps ahead."""
+    """Whether it may begin steps before the last ones have been checked."""
 
     @contextmanager
     def open(self, problem: Problem) -> Iterator[Loop]:
@@ -80,7 +83,7 @@ class Loop(ABC):
     def begin(
         self, problem: Problem, solver: Solver, measure: Measure, z: Tensor, pair: tuple[Tensor, Tensor] | None
     ) -> Stretch:
-        """The first evaluation, and what other steps the loop takes along."""
+        """The first evaluation, and any steps that the loop runs along with it."""
         return begin(problem, solver, measure, z, pair)
 
     def evaluate(self, problem: Problem, measure: Measure, z: Tensor, last: Stretch) -> Stretch:
@@ -89,19 +92,19 @@ class Loop(ABC):
         return last._replace(points=[z], norms=norms, image=image, residual=residual, exact=False)
 
     def span(self, missing: float) -> int:
-        """How many steps to run before the next look, where some row is expected to need so many."""
+        """How many steps to run before the next check, if some row is expected to need `missing` more."""
         return self.check_every
 
     def ahead(self, hold: Hold, span: int) -> Stretch | None:
-        """So many after those of the last `run`, begun before these have been looked at; None: it cannot."""
+        """`span` steps after those of the last `run`, begun before these have been checked; None if not possible."""
         return None
 
     def transfer(self) -> Transfer:
-        """What takes norms to the host."""
+        """The object that copies norms to the host."""
         return Transfer()
 
     def kept(self, point: Tensor) -> Tensor:
-        """A point of the last steps, as it is to be kept beyond the next ones."""
+        """A point of the last steps, in a form that outlasts the next ones."""
         return point
 
     @abstractmethod
@@ -111,11 +114,12 @@ class Loop(ABC):
 
 @dataclass(frozen=True)
 class Eager(Loop):
-    """Operations are launched one by one. The default."""
+    """The default: operations are launched one by one."""
 
     check_every: int = 1
-    """Steps between two checks of the residuals, each of which waits for a GPU. A converged row has the same result,
-    after up to check_every wasted evaluations; a solver that is made to forget its history does so later."""
+    """Steps between two checks of the residuals, each of which waits for a GPU. Larger values do not change the result
+    of a converged row, but waste up to check_every evaluations, and a solver that must forget its history does so
+    later."""
 
     def __post_init__(self) -> None:
         check_positive_integer(self, "check_every")
@@ -135,8 +139,8 @@ def begin(
     """The first evaluation, unless its result is known, and the first memory.
 
     Args:
-        z: is handed to `f` and to the solver, and so must not be the caller's.
-        pair: the image and the residual, where they are known.
+        z: passed to `f` and to the solver, so it must not be the caller's tensor.
+        pair: the image and the residual, if known.
         robust: as in `Norm.measure`.
     """
     image, residual, norms = (*pair, measure(pair[1], pair[0])) if pair else problem.first(z, measure, robust)
@@ -152,10 +156,10 @@ def advance(
     hold: Hold,
     robust: bool = False,
 ) -> Stretch:
-    """`steps` times a step of the solver and an evaluation.
+    """Run `steps` steps of the solver, each followed by an evaluation.
 
     Args:
-        robust: as in `Norm.measure`; always so for more than one step, of whose residuals only the last is at hand.
+        robust: as in `Norm.measure`; always True for several steps, as only the last residual is kept.
     """
     robust |= steps > 1
     points, norms = [], []
@@ -179,7 +183,7 @@ def advance(
 
 
 def _checked_step(solver: Solver, memory: Any, z: Tensor, image: Tensor, residual: Tensor) -> tuple[Tensor, Any]:
-    """`solver.step`, which may be a user's, looked at as `f` is."""
+    """`solver.step`, which may be a user's, checked as `f` is."""
     given, name = (z, image, residual), f"{type(solver).__name__}.step"
     inference = z.is_inference()
     before: list[Any] = [x.clone() for x in given] if inference else [x._version for x in given]
@@ -212,7 +216,7 @@ _recorded = threading.local()
 
 @contextmanager
 def recording() -> Iterator[None]:
-    """Within it nothing is solved, and no recording that is no longer used is freed: a capture cannot contain that."""
+    """A context in which nothing is solved and no unused recording is freed, since a capture cannot contain either."""
     collects, _recorded.now = gc.isenabled(), True
     gc.disable()
     try:

@@ -1,4 +1,4 @@
-"""Plain steps, `z ← f(z)`, whose residuals nobody reads."""
+"""Plain steps, `z ← f(z)`, without reading the residuals."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _UNREAD = Measure(Euclidean(), 0.0, 0.0)
 def plain_steps(problem: Problem, loop: Loop, z: Tensor, most: int) -> tuple[Tensor, int]:
     """The iterate after as many whole stretches of the loop as fit in `most` steps, and how many steps these are.
 
-    What is left over, fewer than `check_every` and one, is for the caller: no step is taken in vain. Nothing waits for
+    The remaining steps, at most `check_every`, are left to the caller, so no step is wasted. The host does not wait for
     a GPU.
     """
     every = loop.check_every

@@ -1,4 +1,4 @@
-"""A stretch that can be run again: as a CUDA graph, or, on a processor, as a call."""
+"""A stretch that can be run again: as a CUDA graph or, on a CPU, as a call."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from .eager import Stretch
 
 
 class Recording(ABC):
-    """A function without arguments whose result lies in the same place each time."""
+    """A function without arguments whose result is in the same memory each time."""
 
     def __init__(self) -> None:
         self.following: dict[tuple[bool, int], Recording] = {}
-        """The next one, with rows that are held or without, of so many steps."""
+        """The next recording, by whether rows are held and by its number of steps."""
         self.turn = False
-        """Of two that follow each other, one has True."""
+        """Alternates: of two recordings that follow each other, one has True."""
 
     @abstractmethod
     def replay(self) -> Stretch:
@@ -28,11 +28,11 @@ class Recording(ABC):
 
 
 class Graph(Recording):
-    """As a CUDA graph."""
+    """A recording as a CUDA graph."""
 
     def __init__(self, function: Callable[[], Stretch], pool: Any) -> None:
         super().__init__()
-        torch.clear_autocast_cache()  # what was cast outside must not be read inside, nor the reverse
+        torch.clear_autocast_cache()  # casts made outside must not be read inside, nor the reverse
         self._graph = torch.cuda.CUDAGraph()
         cause: Exception | None = None
         try:
@@ -42,10 +42,10 @@ class Graph(Recording):
                 except Exception as error:
                     cause = error
                     raise
-        except Exception as error:  # of the end of a capture that had failed before
+        except Exception as error:  # raised at the end of a capture that had already failed
             raise cause or error from None
         finally:
-            cause = None  # it knows this frame, and all that was made in it
+            cause = None  # it references this frame, and everything created in it
             torch.clear_autocast_cache()
 
     def replay(self) -> Stretch:
@@ -54,7 +54,7 @@ class Graph(Recording):
 
 
 class Called(Recording):
-    """The function is called, and its result copied to where the first one lies, so that what is stale shows."""
+    """A recording that calls the function and copies its result over the first one, so that stale reads show."""
 
     def __init__(self, function: Callable[[], Stretch]) -> None:
         super().__init__()

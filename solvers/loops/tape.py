@@ -20,16 +20,16 @@ from .transfer import Transfer
 
 
 class Tape:
-    """A solve from buffers to the same buffers.
+    """A solve that reads from buffers and writes to the same buffers.
 
-    What a stretch does depends, beside the buffers, on the numbers in the solver's memory, as how far it is filled.
-    These name the recording. A stretch that is met for the first time is run, which also warms up the libraries that
-    it calls, and recorded when it is met again.
+    Besides the buffers, a stretch depends on the numbers in the solver's memory, such as how far it is filled. These
+    identify its recording. When a stretch first occurs, it is run, which also warms up the libraries that it calls;
+    when it occurs again, it is recorded.
 
     Args:
-        build: makes the problem of the tensors that change.
-        tensors, z: those, and the first iterate, of whose shapes the buffers are.
-        solver, measure, count: of the first stretch, with so many steps.
+        build: makes the problem from the tensors that change.
+        tensors, z: these tensors, and the first iterate; the buffers have their shapes.
+        solver, measure, count: those of the first stretch, `count` being its number of steps.
     """
 
     def __init__(
@@ -48,9 +48,9 @@ class Tape:
         self._held_as: Tensor | None = None
         self.transfer = Transfer()
         self.last: Stretch | None = None
-        """Where the solve is; its tensors are buffers."""
+        """The last stretch of the solve; its tensors are buffers."""
         self.recording = False
-        """A recording is being made: nothing is run meanwhile."""
+        """Whether a recording is being made, during which nothing is run."""
         self._problem: Problem | None = None
         self._beginning: Recording | None = None
         self._evaluation: Recording | None = None
@@ -59,17 +59,17 @@ class Tape:
         self._recordings: dict[Hashable, Recording] = {}
         self._turn = False
         self._current: Recording | None = None
-        """The one that led to where the solve is."""
+        """The recording that produced the last stretch."""
         self._pools: dict[bool, Any] = {}
-        """Of recordings that never follow each other, so that what one leaves lasts until the host has seen it."""
+        """Memory pools, each for recordings that never follow each other: results last until the host has read them."""
 
     def begin(self, z: Tensor, tensors: tuple[Tensor, ...]) -> Stretch:
-        """The first evaluation, at z, of the problem with these tensors, and the first steps."""
+        """Evaluate the problem with these tensors at z, and run the first steps."""
         self.z.copy_(z)
         for buffer, tensor in zip(self.tensors, tensors, strict=True):
             buffer.copy_(tensor)
         if self._beginning is None:
-            self._begin()  # which warms up
+            self._begin()  # this warms up
             self._turn = False
             self._beginning = self._record(self._begin)
         self._held_as = None
@@ -77,7 +77,7 @@ class Tape:
 
     @property
     def evaluates(self) -> bool:
-        """Whether one evaluation is recorded, or can be."""
+        """Whether a single evaluation is recorded, or can be."""
         return self._problem is not None and bool(self._recordings)
 
     def evaluate(self, z: Tensor, last: Stretch) -> Stretch:
@@ -98,7 +98,7 @@ class Tape:
         return last._replace(points=[self.best], norms=norms, image=image, residual=residual, exact=False)
 
     def leave(self) -> None:
-        """The solve goes on elsewhere."""
+        """Forget the position in the solve, which continues elsewhere."""
         self.last = self._current = None
 
     def knows(self, hold: Hold, span: int) -> bool:
@@ -107,10 +107,10 @@ class Tape:
         return known and hold.restart is None
 
     def run(self, hold: Hold, span: int) -> Stretch:
-        """So many next steps; the points of the last ones stay until those after these."""
+        """Run the next `span` steps; the points of the stretch before them stay valid until the stretch after them."""
         assert self.last is not None
         held = hold.rows is not None
-        if hold.rows is not None and hold.rows is not self._held_as:  # while they are held, they stay where they are
+        if hold.rows is not None and hold.rows is not self._held_as:  # copied once, as held rows do not move
             self.held.copy_(hold.rows)
             self.best.copy_(hold.best)
             self._held_as = hold.rows
@@ -120,7 +120,7 @@ class Tape:
         self._turn = not self._turn  # so that no recording follows itself
         name = (start, fresh, held, span, self._turn)
         ours = Hold(self.held if held else None, self.best, hold.restart)
-        met = name, threading.get_ident()  # a library makes its workspaces once a thread
+        met = name, threading.get_ident()  # a library makes its workspaces once per thread
         if hold.restart is not None or met not in self._met:
             self.last, self._current = self._steps(start, fresh, ours, span), None
             if hold.restart is None:
@@ -141,7 +141,7 @@ class Tape:
         with replayed():
             self._problem = self.build(*self.tensors)
             start = begin(self._problem, self.solver, self.measure, self.z, None, robust=True)
-        # a buffer each: a memory may begin with the tensors that it is handed
+        # one buffer each: a new memory may hold the very tensors that were passed to it
         tensors, rebuilt = _tensors(start)
         apart = [tensor.clone() if any(_shares(tensor, other) for other in (self.z, *tensors[:place])) else tensor
                  for place, tensor in enumerate(tensors)]  # fmt: skip
@@ -152,7 +152,7 @@ class Tape:
         return stretch._replace(points=points, norms=norms)
 
     def _steps(self, start: Hashable, fresh: bool, hold: Hold, span: int) -> Stretch:
-        """From the buffers to those of the memory as it is then."""
+        """Run steps from the buffers of one memory to those of the memory after them."""
         assert self._problem is not None
         at = self._starts[start]._replace(fresh=fresh)
         with replayed():
@@ -168,7 +168,7 @@ class Tape:
             tensor.clone() if any(_shares(tensor, other) for other in buffers if other is not buffer) else tensor
             for buffer, tensor in zip(buffers, found, strict=True)
         ]
-        # a first point may be the image that the stretch began with
+        # the first point may be the image with which the stretch began
         points = [
             point.clone() if any(_shares(point, buffer) for buffer in buffers) else point for point in stretch.points
         ]
@@ -197,7 +197,7 @@ def _buffer(tensor: Tensor) -> Tensor:
 
 
 def _tensors(stretch: Stretch) -> tuple[list[Tensor], Callable[[list[Tensor]], Stretch]]:
-    """Of the last point, its image and residual and the memory, and the stretch made of others in their places."""
+    """The tensors of a stretch (last point, image, residual, memory), and a function that rebuilds it from others."""
     state = (stretch.points[-1], stretch.image, stretch.residual, stretch.memory)
     flattened: Any = optree.tree_flatten(state, none_is_leaf=True)  # type: ignore[arg-type]
     leaves, structure = flattened
@@ -215,7 +215,7 @@ def _tensors(stretch: Stretch) -> tuple[list[Tensor], Callable[[list[Tensor]], S
 
 
 def _numbers(memory: Any) -> Hashable:
-    """What a memory holds beside tensors, and the shapes of these."""
+    """The structure of a memory, what it holds besides tensors, and the shapes of its tensors."""
     leaves, structure = optree.tree_flatten(memory, none_is_leaf=True)
     return structure, tuple(leaf.shape if isinstance(leaf, Tensor) else leaf for leaf in leaves)
 

@@ -1,4 +1,4 @@
-"""Norms on their way to the host."""
+"""The transfer of norms to the host."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from torch import Tensor
 
 
 class Transfer:
-    """From a GPU to memory that is kept for it, one at a time, without waiting for what is launched later."""
+    """Copies norms from a GPU to pinned memory, one at a time, without waiting for later launches."""
 
     def __init__(self) -> None:
         self._pinned: dict[torch.Size, Tensor] = {}
         self._event: torch.cuda.Event | None = None
 
     def begin(self, norms: Tensor) -> None:
-        """Have them sent; those of the last time are overwritten."""
+        """Start a copy, which overwrites the previous one."""
         self._found = norms
         if norms.is_cuda:
             kept = self._pinned.get(norms.shape)
@@ -26,7 +26,7 @@ class Transfer:
             self._event.record(torch.cuda.current_stream(norms.device))
 
     def wait(self) -> Tensor:
-        """The one synchronisation of a stretch."""
+        """Wait for the copy: the one synchronisation of a stretch."""
         if self._event is not None:
             self._event.synchronize()
         return self._found

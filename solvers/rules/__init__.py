@@ -1,1 +1,1 @@
-"""What proposes the next iterate: a file a solver."""
+"""The rules that propose the next iterate: one file per solver."""

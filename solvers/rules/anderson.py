@@ -20,12 +20,12 @@ class AndersonMemory(NamedTuple):
     residual_differences: Tensor  # (rows, memory, dim), a ring, touched as it fills
     image_differences: Tensor  # (rows, memory, dim), a ring: of f(z)
     gram: Tensor  # (rows, memory, memory) inner products of the first, float64
-    raised: Tensor  # likewise: by what its entries are multiplied, 1 + ridge on the diagonal, else 1
-    floor: Tensor  # likewise: added, to keep the system regular after a difference that vanished
+    raised: Tensor  # likewise: factors of its entries, 1 + ridge on the diagonal, else 1
+    floor: Tensor  # likewise: added to keep the system regular if a difference vanished
     residual: Tensor  # (rows, dim) of the previous step
     image: Tensor  # (rows, dim) of the previous step
     filled: int
-    slot: int | None  # the next to be written; None before the first difference
+    slot: int | None  # the next to be written; None before the first step
     unmixed: int  # steps since the last mixing: their differences are not in the Gram matrix yet
 
 
@@ -47,13 +47,12 @@ class Anderson(QuasiNewtonSolver):
     memory: int = 8
     """Differences kept; two (batch, memory, dim) buffers."""
     period: int = 2
-    """Mix once in `period` steps. 3 suits linear maps, 1 strongly expanding ones."""
+    """Mix once every `period` steps. 3 suits linear maps, 1 strongly expanding ones."""
     damping: float = 1.0
     """In (0, 2]: weight of the mixed residual."""
     ridge: float | None = None
-    """At least 0, relative to the diagonal of the Gram matrix: to its trace where columns are alike, and to each
-    column's share where they shrink by orders of magnitude. None: 10 times the rounding unit of the working dtype,
-    where the digits of its entries end."""
+    """At least 0, relative to each diagonal entry of the Gram matrix, so that it also suits columns that shrink by
+    orders of magnitude. None: 10 times the rounding unit of the working dtype, where the digits of the entries end."""
 
     alternatives: ClassVar[str] = "Broyden, or NewtonKrylov"
 
@@ -117,18 +116,18 @@ class Anderson(QuasiNewtonSolver):
 
 
 class Operations(NamedTuple):
-    """What a step does with its histories."""
+    """The operations of a step on its histories."""
 
     write_differences: Callable[[AndersonMemory, Tensor, Tensor], None]
-    """Of the residual and the image to those of the last step, into the slot that is next."""
+    """Writes the differences of the residual and the image from those of the last step into the next slot."""
     weights: Callable[[AndersonMemory, Tensor], Tensor]
-    """(rows, filled), γ, after the products of the unmixed differences have been written into the Gram matrix."""
+    """Returns γ, (rows, filled), after writing the products of the unmixed differences into the Gram matrix."""
     mixed: Callable[[Tensor, AndersonMemory, Tensor, float, Tensor], Tensor]
-    """The next iterate, from the image, the memory, the weights, the damping and the residual."""
+    """Returns the next iterate, from the image, the memory, the weights, the damping and the residual."""
 
 
 def _operations(z: Tensor, size: int, period: int) -> Operations:
-    """In three or four launches of a GPU, with each history read once, where that can be."""
+    """Triton kernels where they can be used: three or four launches, which read each history once; else PyTorch."""
     if size > 16 or period > 4 or not fusible(z):
         return PYTORCH
     from . import anderson_triton as triton
@@ -144,7 +143,7 @@ def write_differences(memory: AndersonMemory, residual: Tensor, image: Tensor) -
 
 def weights(memory: AndersonMemory, residual: Tensor) -> Tensor:
     _multiply(memory)
-    # these products would also follow from those of the last step, but lose their digits as the residual falls
+    # these products could be updated from those of the last step, but would lose digits as the residual falls
     against = torch.bmm(residual.unsqueeze(1), memory.residual_differences[:, : memory.filled].mT).mT.double()
     return _solve(_system(memory), against).squeeze(2).to(residual.dtype)
 
@@ -162,7 +161,7 @@ PYTORCH = Operations(write_differences, weights, mixed)
 
 
 def _multiply(memory: AndersonMemory) -> None:
-    """Write the inner products that are missing into the Gram matrix."""
+    """Write the missing inner products into the Gram matrix."""
     filled, stop = memory.filled, memory.slot or memory.filled
     start = stop - min(memory.unmixed, filled)
     differences, gram = memory.residual_differences[:, :filled], memory.gram[:, :filled, :filled]

@@ -1,4 +1,4 @@
-"""What Anderson acceleration does with its histories, as Triton kernels that read each of them once."""
+"""Anderson acceleration's operations on its histories, as Triton kernels that read each history once."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ if TYPE_CHECKING:
     from .anderson import AndersonMemory
 
 _TILE = 4096
-"""Entries of a history that a program holds at once: 16 KiB on their way for each, a few programs a multiprocessor."""
+"""Entries of a history that a program holds at once: 16 KiB in flight for each, a few programs per multiprocessor."""
 _PROGRAMS = 4096
-"""At least so many fill a large card evenly; more make more sums to be added up."""
+"""Number of programs that fills a large GPU evenly; more would leave more sums to add up."""
 _PARTS = 256
-"""At most, of a row: one program adds them up."""
+"""Largest number of parts of a row, whose sums one program adds up."""
 
 
 def write_differences(memory: AndersonMemory, residual: Tensor, image: Tensor) -> None:
-    """Both differences to the last step into the slot that is next. One launch."""
+    """Write both differences from the last step into the next slot, in one launch."""
     rows, size, dim = memory.residual_differences.shape
-    assert all(x.is_contiguous() for x in memory[:5])  # as `init` makes them, and taking rows leaves them
+    assert all(x.is_contiguous() for x in memory[:5])  # as `init` makes them; taking rows keeps them so
     residual, image, last, last_image = map(_rows, (residual, image, memory.residual, memory.image))
     block = min(triton.next_power_of_2(dim), 1024)
     with torch.cuda.device_of(residual):
@@ -36,11 +36,11 @@ def write_differences(memory: AndersonMemory, residual: Tensor, image: Tensor) -
 
 
 def weights(memory: AndersonMemory, residual: Tensor) -> Tensor:
-    """(rows, filled), after the products of the unmixed differences went into the Gram matrix. Two launches, or one."""
+    """The weights, (rows, filled), after writing the missing products into the Gram matrix; one or two launches."""
     rows, size, dim = memory.residual_differences.shape
     filled, count, padded = memory.filled, min(memory.unmixed, memory.filled), triton.next_power_of_2(size)
     residual, newest, new = _rows(residual), ((memory.slot or 0) - 1) % size, triton.next_power_of_2(count)
-    tile = _TILE * 4 // residual.element_size() // (2 if new > 2 else 1)  # sums for each new one are kept as well
+    tile = _TILE * 4 // residual.element_size() // (2 if new > 2 else 1)  # sums for each new one are held as well
     narrow = padded * dim <= _TILE  # one warp may do it all
     block = min(triton.next_power_of_2(dim), (tile // 4 if narrow else tile) // padded)
     blocks = triton.cdiv(dim, block)
@@ -63,7 +63,7 @@ def weights(memory: AndersonMemory, residual: Tensor) -> Tensor:
 
 
 def mixed(image: Tensor, memory: AndersonMemory, weights: Tensor, damping: float, residual: Tensor) -> Tensor:
-    """`f(z) − ΔF γ + (damping − 1)·(residual − ΔG γ)`. One launch."""
+    """`f(z) − ΔF γ + (damping − 1)·(residual − ΔG γ)`, in one launch."""
     rows, size, dim = memory.image_differences.shape
     image, residual, padded = _rows(image), _rows(residual), triton.next_power_of_2(size)
     tile = _TILE * 4 // image.element_size()
@@ -73,22 +73,22 @@ def mixed(image: Tensor, memory: AndersonMemory, weights: Tensor, damping: float
         _mixed[(rows * triton.cdiv(dim, block),)](
             *(image, memory.image_differences, image.stride(0), residual, memory.residual_differences),
             *(residual.stride(0), weights, found, memory.filled, size, dim, float(damping), padded, block),
-            num_warps=min(4, max(1, block * image.element_size() // 512)),  # a history in 16 bytes a thread
+            num_warps=min(4, max(1, block * image.element_size() // 512)),  # a history in 16 bytes per thread
         )
     return found
 
 
 def _rows(x: Tensor) -> Tensor:
-    """With the entries of a row side by side, as the kernels read them."""
+    """The matrix with contiguous entries in each row, as the kernels read them."""
     return x if x.stride(1) == 1 or x.shape[1] == 1 else x.contiguous()
 
 
-# numbers that change from step to step are not specialised: kernels would be compiled anew at 1 and at multiples of 16
+# numbers that change from step to step are not specialised, or 1 and multiples of 16 would recompile the kernels
 
 
 @triton.jit
 def _place(dim, BLOCK: tl.constexpr):
-    """The row and the columns of a program, in one long line of them: a grid is short in its other directions."""
+    """The row and the columns of a program in a one-dimensional grid, as a grid is short in its other dimensions."""
     blocks = tl.cdiv(dim, BLOCK)
     row = tl.program_id(0) // blocks
     return row.to(tl.int64), (tl.program_id(0) - row * blocks) * BLOCK + tl.arange(0, BLOCK)
@@ -114,9 +114,9 @@ def _write_differences(
 @triton.jit
 def _products(differences, residual, newest, filled, size, dim, start, stop, NEW: tl.constexpr, SIZE: tl.constexpr,
               BLOCK: tl.constexpr):  # fmt: skip
-    """Of all differences (1, SIZE) with the residual, (NEW, SIZE) with the new ones, the newest first, over columns."""
+    """Products over columns of all differences with the residual, (1, SIZE), and new ones, newest first (NEW, SIZE)."""
     one = tl.arange(0, 1)[:, None, None]
-    new = tl.arange(0, NEW)[:, None, None]  # a power of 2, so that there may be one too many
+    new = tl.arange(0, NEW)[:, None, None]  # NEW is a power of 2, so there may be one too many
     slot = newest - new
     slot = tl.where(slot < 0, slot + size, slot).to(tl.int64)
     index = tl.arange(0, SIZE)[None, :, None].to(tl.int64)
@@ -127,7 +127,7 @@ def _products(differences, residual, newest, filled, size, dim, start, stop, NEW
         inside = column < dim
         all_of_them = tl.load(differences + index * dim + column, mask=inside & (index < filled), other=0.0)
         against += all_of_them * tl.load(residual + one + column, mask=inside, other=0.0)
-        # read a moment ago, so that these are in the cache
+        # read just before, so these are in the cache
         products += all_of_them * tl.load(differences + slot * dim + column, mask=inside & (new < filled), other=0.0)
     return tl.sum(against, axis=2).to(tl.float64), tl.sum(products, axis=2).to(tl.float64)
 
@@ -135,7 +135,7 @@ def _products(differences, residual, newest, filled, size, dim, start, stop, NEW
 @triton.jit
 def _solved(against, products, gram, raised, floor, found, newest, filled, size, COUNT: tl.constexpr,
             NEW: tl.constexpr, SIZE: tl.constexpr):  # fmt: skip
-    """The new products go into the Gram matrix, the solution of the raised system into `found`, by Gauss–Jordan."""
+    """Write the new products into the Gram matrix, and the raised system's solution, by Gauss–Jordan, into `found`."""
     index, new = tl.arange(0, SIZE), tl.arange(0, NEW)
     inside = (index[:, None] < filled) & (index[None, :] < filled)
     entry = index[:, None] * size + index[None, :]
@@ -197,7 +197,7 @@ def _solve(sums, gram, raised, floor, found, newest, filled, size, parts, COUNT:
 @triton.jit(do_not_specialize=["newest", "filled"])
 def _weights(differences, residual, stride, gram, raised, floor, found, newest, filled, size, dim,
              COUNT: tl.constexpr, NEW: tl.constexpr, SIZE: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
-    """Both of the last at once, for rows so short that another launch would cost more."""
+    """`_sums` and `_solve` at once, for rows so short that another launch would cost more."""
     row = tl.program_id(0).to(tl.int64)
     against, products = _products(
         differences + row * size * dim, residual + row * stride, newest, filled, size, dim, 0, dim, NEW, SIZE, BLOCK

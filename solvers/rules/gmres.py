@@ -12,18 +12,18 @@ from ..checks import check_positive_integer
 from .rule import PATIENCE, Solver
 
 _ROOM = 16
-"""Directions for which there is room at first; doubled as they fill it."""
+"""Number of directions allocated at first; doubled when they are full."""
 _TURN = 0.1
-"""Last fall of the residual, relative to what is left, below which r hardly leads out of the space searched."""
+"""Last fall of ‖r‖², relative to what is left, below which r hardly leads out of the space searched."""
 _CANCELLED = 0.2
-"""Share left by a projection below which its rounding errors need another."""
+"""Share of a length left by a projection, below which rounding errors require a second projection."""
 
 
 class GMRESMemory(NamedTuple):
-    history: Tensor  # (rows, room, 2·dim): p_j beside −A p_j, by which it changes the residual; those orthonormal
-    last: Tensor  # (rows, 2, dim): the point evaluated before, and its residual
-    least: Tensor  # (rows, 1): the least residual in the space searched until then
-    filled: int | None  # None: start anew
+    history: Tensor  # (rows, room, 2·dim): p_j beside −A p_j, its change of the residual; the latter orthonormal
+    last: Tensor  # (rows, 2, dim): the previous point, and its residual
+    least: Tensor  # (rows, 1): the norm of the least residual in the space searched before
+    filled: int | None  # None: before the first step
 
 
 @dataclass(frozen=True)
@@ -32,14 +32,13 @@ class GMRES(Solver):
 
     Minimises the residual over `z_0 + span{r, A r, …}`, in the form of generalised conjugate residuals, which needs no
     small system: with `q = A p` orthonormal, `z ← z + Σ (qᵀr) p` and `r ← r − Σ (qᵀr) q`. The next p comes from
-    `v = r`, or from `v = ‖r‖ q`, as in Arnoldi's process, where r hardly fell and adds no new direction. Products come
-    from
-    the evaluations: each step evaluates f at `z + τ v`, which is an iterate itself, and both the product and the next z
-    start from evaluated points, so errors do not accumulate; τ changes r by its own size, judging ‖A‖ by the last
-    product.
+    `v = r` or, if r hardly fell and adds no new direction, from `v = ‖r‖ q`, as in Arnoldi's process. Products come
+    from the evaluations: each step evaluates f at `z + τ v`, which is itself an iterate. Both the product and the next
+    z start from evaluated points, so errors do not accumulate. τ is such that r changes by its own size, with ‖A‖
+    estimated from the last product.
 
     Prefer it for linear problems: the backward pass of an equilibrium, an inner Newton step. Do not use it for
-    nonlinear maps, whose changes it would take for products. Source: Saad, Schultz, SIAM J. Sci. Stat. Comput. 7
+    nonlinear maps, whose changes it would mistake for products. Source: Saad, Schultz, SIAM J. Sci. Stat. Comput. 7
     (1986); Eisenstat, Elman, Schultz, SIAM J. Numer. Anal. 20 (1983); Jiránek, Rozložník, Numer. Algorithms 53 (2010).
     """
 
@@ -71,22 +70,22 @@ class GMRES(Solver):
         if filled == history.shape[1]:
             history = _with_room(history, min(filled, most - filled))
 
-        # between two evaluated points, so that what is known of A is exact, whatever became of the search
+        # between two evaluated points, so that the product with A is exact, whatever the search did
         change = here - last
         length = torch.linalg.vector_norm(change[:, 1], dim=1, keepdim=True)
         here_size, rounding = torch.linalg.vector_norm(residual, dim=1, keepdim=True), torch.finfo(z.dtype).eps
         if filled:
-            lost = here_size * rounding**0.5 > least  # among directions that are rounding errors: begin anew
+            lost = here_size * rounding**0.5 > least  # among directions that are rounding errors: restart
             if _unseen(lost) or lost.any():
                 history[:, :filled].masked_fill_(lost.unsqueeze(2), 0)
             change, length = _without(history[:, :filled], change, length)
-        # less than the rounding of what it is the difference of is no direction
+        # a difference below the rounding error of its terms is no direction
         known = length > rounding * here_size
         pair = change.mul_(torch.where(known, length.reciprocal(), 0).unsqueeze(2))
         history[:, filled] = pair.view(rows, 2 * dim)
         stride = torch.where(known, torch.linalg.vector_norm(pair[:, 0], dim=1, keepdim=True), 1)
 
-        # the least residual, from here: its error does not add up from step to step
+        # the least residual, computed from this point, so that errors do not accumulate from step to step
         best, size = _without(history[:, : filled + 1], here.clone(), here_size)
         point, lower = best.unbind(1)
         following = torch.where(least.square() - size.square() > _TURN * size.square(), lower, size * pair[:, 1])
@@ -95,9 +94,9 @@ class GMRES(Solver):
 
 
 def _without(pairs: Tensor, pair: Tensor, length: Tensor) -> tuple[Tensor, Tensor]:
-    """A pair whose second half is orthogonal to those of the pairs, and its length, which was `length`.
+    """The pair, its second half made orthogonal to those of `pairs`, and the length of that half, before `length`.
 
-    Projected once, or twice: that is enough for working precision (Kahan, Parlett). Overwrites the pair.
+    One projection, or two where needed, suffice for working precision (Kahan, Parlett). Overwrites the pair.
     """
     rows, _, dim = pair.shape
     row, directions = pair.view(rows, 1, 2 * dim), pairs[:, :, dim:].mT
@@ -107,13 +106,13 @@ def _without(pairs: Tensor, pair: Tensor, length: Tensor) -> tuple[Tensor, Tenso
     if _unseen(cancelled) or cancelled.any():
         row.baddbmm_(
             torch.bmm(pair[:, 1:], directions).mul_(cancelled.unsqueeze(2)), pairs, alpha=-1
-        )  # rows stay apart
+        )  # rows stay independent
         left = torch.linalg.vector_norm(pair[:, 1], dim=1, keepdim=True)
     return pair, left
 
 
 def _unseen(x: Tensor) -> bool:
-    """Whether a look at values would wait for a GPU, or end a graph."""
+    """Whether reading values would wait for a GPU, or break a compiled graph."""
     return x.device.type != "cpu" or torch.compiler.is_compiling()
 
 

@@ -1,4 +1,4 @@
-"""Products with the Jacobian of a map, and the linear equation of Newton's step, itself a problem."""
+"""Products with the Jacobian of a map, and the linear equation of a Newton step as a problem."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from ..problem import Problem
 from ..state import Layout, unhooked
 
 Map = Callable[[Tensor], Tensor]
-"""Of (rows, dim) matrices."""
+"""A map of (rows, dim) matrices."""
 Way = Callable[[Map, Tensor, Tensor, float], Map]
-"""From a map, a point, its image there and the spread of finite differences to the products `v ↦ J v`."""
+"""Takes a map, a point, its image there and the spread of finite differences; returns the product `v ↦ J v`."""
 
 
 def double_reverse_mode(f: Map, z: Tensor, image: Tensor, spread: float) -> Map:
-    """By the derivative of uᵀJ in u: exact, for what reverse mode differentiates twice; one evaluation of f in all."""
-    # hooks of a checkpoint, or of save_on_cpu, would compute or copy what is saved here at each product
+    """Differentiate uᵀJ in u: exact, where reverse mode works twice; one evaluation of f for all products."""
+    # hooks of checkpointing or save_on_cpu would recompute or copy the tensors saved here at each product
     with torch.enable_grad(), unhooked():
         point = z.detach().requires_grad_()
         tracked = f(point)
@@ -35,12 +35,12 @@ def double_reverse_mode(f: Map, z: Tensor, image: Tensor, spread: float) -> Map:
 
 
 def forward_mode(f: Map, z: Tensor, image: Tensor, spread: float) -> Map:
-    """By `torch.func.jvp`: exact, one evaluation of f a product."""
+    """Use `torch.func.jvp`: exact; one evaluation of f per product."""
     return lambda v: torch.func.jvp(f, (z,), (v,))[1]
 
 
 def finite_differences(f: Map, z: Tensor, image: Tensor, spread: float) -> Map:
-    """By `(f(z + εv) − f(z)) / ε`: half the digits, for any f; one evaluation of f a product."""
+    """Use `(f(z + εv) − f(z)) / ε`: half the digits, for any f; one evaluation of f per product."""
     size = 1 + torch.linalg.vector_norm(z, dim=1, keepdim=True)
 
     def product(v: Tensor) -> Tensor:
@@ -54,17 +54,17 @@ def finite_differences(f: Map, z: Tensor, image: Tensor, spread: float) -> Map:
 WAYS: tuple[Way, ...] = (double_reverse_mode, forward_mode, finite_differences)
 """The fastest first: forward mode evaluates f anew for each product, and is slow where operands have no tangent."""
 HIDDEN = 1e-2
-"""Change of f, relative to that of z, by which finite differences tell something."""
+"""Change of f, relative to that of z, above which finite differences are informative."""
 ALIKE = 0.1
-"""Relative difference up to which a product and a finite difference are the same derivative."""
+"""Relative difference up to which a product and a finite difference count as the same derivative."""
 
 
 def first_way(f: Map, z: Tensor, image: Tensor, spread: float, v: Tensor) -> tuple[int, int]:
-    """The position in `WAYS` of the first that f allows, and the evaluations of f that it took to find out.
+    """The position in `WAYS` of the first way that works for f, and the evaluations of f spent on finding it.
 
-    One that finite differences contradict is passed over: a cell may detach z, or the backward of an
-    `autograd.Function` compute what autograd does not see. Where they contradict each other f is rough, and forward
-    mode is right.
+    A way that finite differences contradict is skipped: a cell may detach z, or the backward of an `autograd.Function`
+    may compute something that autograd does not see. If finite differences of two sizes contradict each other, f is
+    rough, and forward mode is right.
     """
     change = finite_differences(f, z, image, spread)(v)
     threshold = max(HIDDEN, spread) * torch.linalg.vector_norm(v, dim=1)
@@ -80,12 +80,12 @@ def first_way(f: Map, z: Tensor, image: Tensor, spread: float, v: Tensor) -> tup
         tried += 1
         try:
             with warnings.catch_warnings():
-                # PyTorch's own, when it first differentiates forwards
+                # PyTorch's own warning at its first forward-mode derivative
                 warnings.filterwarnings("ignore", message=r".*torch\.jit\.script")
                 product = way(f, z, image, spread)(v)
         except torch.OutOfMemoryError:
             raise
-        except Exception:  # whatever an operation, or a cell, says that lacks that derivative
+        except Exception:  # whatever an operation or a cell without that derivative raises
             continue
         if not contradicted(product):
             return position, tried
@@ -108,11 +108,11 @@ class NewtonEquation(Problem):
         self.way, self.z, self.at_z, self.shift = way, z, residual, shift
         self.product = WAYS[way](problem.apart().residual, z, residual, problem.spread)
         if WAYS[way] is double_reverse_mode:
-            self.spent = np.ones(len(z), dtype=np.int64)  # by its one evaluation of f
+            self.spent = np.ones(len(z), dtype=np.int64)  # its one evaluation of f
 
     @property
     def coupled(self) -> bool:  # type: ignore[override]
-        """As the problem's rows are."""
+        """Whether the problem's rows are coupled."""
         return self.problem.coupled
 
     @coupled.setter
@@ -121,7 +121,7 @@ class NewtonEquation(Problem):
 
     @property
     def independent(self) -> bool:  # type: ignore[override]
-        """As the problem's rows are."""
+        """Whether the problem's rows are independent."""
         return self.problem.independent
 
     @independent.setter

@@ -19,9 +19,9 @@ class MonotoneMemory(NamedTuple):
     point_differences: Tensor  # (rows, memory, dim), likewise
     gram: Tensor  # (rows, memory, memory): inner products of the first, float64
     point: Tensor  # (rows, dim): the last accepted
-    residual: Tensor  # (rows, dim): there
+    residual: Tensor  # (rows, dim): at that point
     mixed_point: Tensor  # (rows, dim): from which the last forward step was taken
-    mixed_residual: Tensor  # (rows, dim): foreseen there
+    mixed_residual: Tensor  # (rows, dim): predicted there
     length: Tensor  # (rows, 1): of the forward step
     plain: Tensor  # (rows, 1) bool: the last forward step was taken from the accepted point itself
     filled: int
@@ -34,10 +34,10 @@ class Monotone(Solver):
 
     `z_{k+1} = z̄ + τ ḡ`, where z̄, ḡ mix the last accepted points and residuals such that the residual is smallest (as
     in Anderson's method), and τ is the length that would have lowered the residual most in the last step (Barzilai,
-    Borwein), at most halved or doubled. A point whose residual is not below that of the last accepted one is refused;
-    then forward steps from there are tried, at halved lengths until one is accepted. For `z − f(z)` strongly monotone
-    and Lipschitz, such as `z − v − P(z)` with `P(z) = −Wᵀσ(Wz + b)` and any weight norm, some length always is, so
-    every row converges.
+    Borwein), at most halved or doubled. A point whose residual exceeds that of the last accepted one is refused; then
+    forward steps from the accepted point are tried, with lengths halved until one is accepted. For `z − f(z)` strongly
+    monotone and Lipschitz, such as `z − v − P(z)` with `P(z) = −Wᵀσ(Wz + b)` and any weight norm, some length always
+    is, so every row converges.
 
     Prefer it for monotone cells whose weights are not normalised, where other solvers fail. A step costs about twice
     Anderson's. It is of no use where the residual must grow before it falls. Source: forward splitting as in
@@ -82,7 +82,7 @@ class Monotone(Solver):
         shown = shown.unsqueeze(1)
         usable = (shown > 0) & shown.isfinite()
         refused = torch.where(memory.plain, torch.where(usable, shown, 1).minimum(memory.length / 2), memory.length)
-        # lengths that jump send rows with little history back and forth
+        # lengths that jump make rows with little history oscillate
         adapted = shown.clamp(max=1).maximum(memory.length / 2).minimum(memory.length * 2)
         adapted = torch.where(usable, adapted, memory.length)
         length = torch.where(accepted, adapted, refused)
@@ -99,7 +99,7 @@ class Monotone(Solver):
     def _remember(
         self, memory: MonotoneMemory, slot: int, z: Tensor, residual: Tensor, accepted: Tensor
     ) -> MonotoneMemory:
-        """The accepted rows' differences in the ring; the others lose theirs."""
+        """Store the differences of accepted rows in the ring, and clear those of the others."""
         filled = min(memory.filled + 1, self.memory)
         refused = ~accepted[:, :, None]
         differences = memory.residual_differences[:, :filled]

@@ -21,9 +21,9 @@ _SUFFICIENT = 1e-4
 _SHORTEST = 2.0**-10
 _LOOSEST, _TIGHTEST = 0.1, 1e-4
 _REFUSED = 0.5
-"""Length whose refusal sends a row to roam: full steps whatever the residual, until it is below that at `point`."""
+"""Length whose refusal makes a row roam: take full steps whatever the residual, until it is below that at `point`."""
 _ROAMS = 20
-"""Steps after which a row is back at `point` and at shorter steps; well within the patience of the loop."""
+"""Steps after which a roaming row returns to `point` and to shorter steps; well within the patience of the loop."""
 
 
 class NewtonMemory(NamedTuple):
@@ -33,16 +33,16 @@ class NewtonMemory(NamedTuple):
     length: Tensor  # (rows, 1): of the last step, in (0, 1]
     forcing: Tensor  # (rows, 1): relative tolerance of the inner solve at `point`
     roamed: Tensor  # (rows, 1): steps since the row left `point`; −1 when it came back without success
-    way: int  # how products with the Jacobian are made, a position in WAYS; −1 before it is known
+    way: int  # position in WAYS of how Jacobian products are made; −1 before it is known
 
 
 @dataclass(frozen=True)
 class NewtonKrylov(Solver):
     """Inexact Newton on `g(z) = f(z) − z`: `z⁺ = z + λ δ` with `(I − J) δ = g(z)` solved by GMRES, matrix-free.
 
-    Products with `J = ∂f/∂z` are exact, by double reverse mode, which keeps the graph of one evaluation of f, else by
-    forward mode; where f cannot be differentiated they are finite differences. For a piecewise smooth f (ReLU) the step
-    is the semismooth Newton step. The inner tolerance tightens as the residual falls (Eisenstat, Walker), and λ is
+    Products with `J = ∂f/∂z` are exact: by double reverse mode, which keeps the graph of one evaluation of f, or else
+    by forward mode. If f cannot be differentiated, they are finite differences. For a piecewise smooth f (ReLU) the
+    step is the semismooth Newton step. The inner tolerance tightens as the residual falls (Eisenstat, Walker), and λ is
     halved until the residual falls. Where half a step is refused, a row first takes some full steps that may raise the
     residual (a watchdog), since minima of the residual need not be roots.
 
@@ -84,7 +84,7 @@ class NewtonKrylov(Solver):
         leaving = ~accepted & (roamed == 0) & (length <= _REFUSED)
         roaming = finite & (leaving | (away & (roamed < _ROAMS)))
         ratio = torch.where(memory.size.isfinite(), size / memory.size, 1)
-        # as the residual fell, but no tighter at once than the last tolerance allows
+        # tightens as the residual fell, but no faster than the last tolerance allows
         forcing = torch.maximum(0.9 * ratio**2, torch.where(memory.forcing**2 > 0.1, memory.forcing**2, 0))
         # a step that had to be short may have been too inexact
         forcing = torch.where(length < 1, forcing.minimum(memory.forcing / 2), forcing)
@@ -106,12 +106,12 @@ class NewtonKrylov(Solver):
     def _newton_step(
         self, way: int, z: Tensor, fz: Tensor, residual: Tensor, size: Tensor, going: Tensor, forcing: Tensor
     ) -> tuple[int, Tensor]:
-        """The inner solve, of the rows that go on from z; the others' right-hand side is 0 and costs nothing."""
+        """The inner solve for the rows that continue from z; the others' right-hand side is 0, which costs nothing."""
         problem, (rtol, atol) = self._problem, self._tolerances
         if problem is None:
             raise RuntimeError("NewtonKrylov evaluates f within its steps: run it through solve, which binds it to f")
         scale = torch.linalg.vector_norm(fz, dim=1, keepdim=True)
-        # solving to more than half of what the outer tolerance asks would be wasted
+        # solving more tightly than to half the outer tolerance would be wasted
         enough = 0.5 * (rtol * scale + atol)
         tolerance = torch.maximum(forcing * size, enough.minimum(_LOOSEST * size))
         tried = 0
@@ -119,10 +119,10 @@ class NewtonKrylov(Solver):
             apart = problem.apart()
             g, at_z = (apart.residual, residual) if problem.relative_to_start else (apart, fz)
             way, tried = first_way(g, z, at_z, problem.spread, residual)
-        # in units of its tolerance each row has the same one
+        # in units of its own tolerance, each row has the same tolerance, 1
         shift = torch.where(going & (size > 0), residual / tolerance, 0)
         equation = NewtonEquation(problem, way, z, residual, shift)
-        compact = problem.compact and WAYS[way] is not double_reverse_mode  # fewer rows would be evaluated anew
+        compact = problem.compact and WAYS[way] is not double_reverse_mode  # dropping rows would evaluate f again
         inner = Settings(GMRES(self.inner_steps), rtol=0.0, atol=1.0, max_steps=self.inner_steps + 1, compact=compact)
         outcome = iterate(equation, torch.zeros_like(z), inner, start=(shift, shift), checked=True)
         problem.spent = outcome.rows.steps + outcome.rows.spent - 1 + tried

@@ -24,11 +24,11 @@ class NoisyMemory(NamedTuple):
 class NoisyPicard(Solver):
     """Naive iteration with noise, `z⁺ = z + damping·(f(z) − z) + noise·decay^k·ξ`, ξ standard normal, k = 0, 1, ….
 
-    Prefer it where f has several fixed points and those that attract from far are wanted, or in training, so that the
-    fixed points which are learned withstand noise. The residual is that of f, without noise: a row converges once the
-    noise has faded below its tolerance, and with `decay=1` only if that lies above the noise. Every row gets the same
-    noise, so that it is solved as it would be alone, and equal seeds give equal solves. `Compiled` and `Captured` loops
-    refuse it. Source: Huang, Geng, Kolter, "Equilibrium Reasoners", ICML 2026.
+    Prefer it where f has several fixed points and you want those with large basins of attraction, or in training, so
+    that the learned fixed points withstand noise. The residual is that of f, without noise: a row converges once the
+    noise has faded below its tolerance, and with `decay=1` only if the tolerance lies above the noise. Every row gets
+    the same noise, so it is solved as it would be alone, and equal seeds give equal solves. `Compiled` and `Captured`
+    loops refuse it. Source: Huang, Geng, Kolter, "Equilibrium Reasoners", ICML 2026.
     """
 
     noise: float = 0.1
@@ -38,11 +38,11 @@ class NoisyPicard(Solver):
     damping: float = 1.0
     """In (0, 2]."""
     seed: int = 0
-    """Of the noise; another one for each training step, if it is to differ."""
+    """Seed of the noise; pass a new one in each training step if the noise is to differ."""
 
     may_be_caught: ClassVar[bool] = False
     fixed_cost: ClassVar[bool] = False
-    """Numbers are drawn on the processor in each step."""
+    """Each step draws random numbers on the CPU."""
 
     alternatives: ClassVar[str] = "less noise, a lower decay, Picard or Anderson"
 
@@ -56,14 +56,14 @@ class NoisyPicard(Solver):
             raise ValueError(f"NoisyPicard: seed={self.seed!r} must be an integer of at least 0")
 
     def patience(self, dim: int) -> int:
-        """Residuals that do not fall say nothing before the noise has faded."""
+        """Long enough for the noise to fade, since residuals need not fall before."""
         return ENDLESS if self.decay == 1 else max(PATIENCE, math.ceil(3 / (1 - self.decay)))
 
     def init(self, z: Tensor) -> NoisyMemory:
         return NoisyMemory(0)
 
     def step(self, memory: NoisyMemory, z: Tensor, fz: Tensor, residual: Tensor) -> tuple[Tensor, NoisyMemory]:
-        # a function of the step alone: steps may be begun ahead, and taken again
+        # a function of the step alone, since steps may be begun ahead and repeated
         generator = torch.Generator("cpu").manual_seed(1_000_003 * self.seed + memory.step)
         normal = torch.randn(1, z.shape[1], generator=generator, dtype=torch.float64, device="cpu").to(z)
         size = self.noise * self.decay**memory.step

@@ -22,9 +22,9 @@ class PeacemanRachford(Solver):
     """Peaceman–Rachford splitting of `z = σ(W z + c)`, with `K = 2 (I + α(I − W))⁻¹ − I` formed once per solve.
 
     `w⁺ = 2σ(u) − u`, which is |u| for the ReLU, then `u⁺ = K w⁺ + α (K + I) c` and the iterate `z = (w⁺ + u⁺) / 2`:
-    reflections alternately at σ and at the linear operator. Where I − W is strongly monotone every row converges,
-    however large W is. A step makes `inner_steps` of these, each one product with K, before f is evaluated to get the
-    residual of `z = f(z)`. `evaluations` counts f and inner steps alike.
+    reflections alternate between σ and the linear operator. Where I − W is strongly monotone every row converges,
+    however large W is. A step makes `inner_steps` of these iterations, each with one product with K, before f is
+    evaluated for the residual of `z = f(z)`. `evaluations` counts f and inner steps alike.
 
     Prefer it to every other solver where f exposes its linear part, a matrix: an `implicit.SplitCell`, or any map with
     a method `split(*args)` that returns its `Parts`. Raises TypeError for another map, ValueError for α ≠ 1 with a σ
@@ -34,7 +34,7 @@ class PeacemanRachford(Solver):
 
     step_size: float | None = None
     """α > 0; None: for the ReLU `m^(−1/4) s^(−3/4)`, m the margin and s the root mean square singular value of I − W,
-    between what suits the worst direction, `(m s)^(−1/2)`, and most of them, `1/s`; 1 for another σ."""
+    between the best for the worst direction, `(m s)^(−1/2)`, and for most directions, `1/s`; 1 for another σ."""
     inner_steps: int = 8
     """Reflections per step, at least 1."""
 
@@ -55,9 +55,9 @@ class PeacemanRachford(Solver):
         """The same splitting of `u = Jᵀu + g`, from the start `u = g`.
 
         Args:
-            problem: that of the forward solve.
-            slope: (rows, dim): that of σ at the solution; J = slope · W.
-            rtol: of the adjoint equation.
+            problem: the problem of the forward solve.
+            slope: (rows, dim), the slope of σ at the solution; J = slope · W.
+            rtol: tolerance of the adjoint equation.
         """
         cayley = Cayley.of(split(problem), self.step_size, rtol)
         return Adjoint(None, cayley.transposed(), self.inner_steps, slope)

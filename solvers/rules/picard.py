@@ -22,8 +22,8 @@ class Picard(Solver):
     damping: float = 1.0
     """In (0, 2]; values below 1 help if the Jacobian has eigenvalues far left of zero."""
     exact_after: int | None = None
-    """Steps that reach the fixed point by the structure of f, whatever the residuals before: n for a network of depth n
-    as a map of all its states."""
+    """Steps after which the structure of f makes the iterate a fixed point, whatever the residuals before: n for a
+    network of depth n as a map of all its states."""
 
     may_be_caught: ClassVar[bool] = False
 

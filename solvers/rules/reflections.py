@@ -1,4 +1,4 @@
-"""Reflections at σ and at a linear operator by turns: what a Peaceman–Rachford splitting does within a step."""
+"""Alternating reflections at σ and at a linear operator: the inner steps of a Peaceman–Rachford splitting."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .rule import Solver
 
 Activation = Callable[[Tensor], Tensor]
 
-_SHARE = 0.1  # of rtol, that rounding in single precision may take before inner steps are taken in double
+_SHARE = 0.1  # share of rtol up to which rounding is accepted; beyond it, inner steps are taken in double precision
 
 
 class Parts(NamedTuple):
@@ -28,7 +28,7 @@ class Parts(NamedTuple):
     shift: Tensor  # c, (batch, …) like z
     activation: Activation  # σ, entry by entry, nondecreasing and 1-Lipschitz
     margin: float  # m > 0: the symmetric part of I − W is at least m
-    formed: dict[Any, Any] | None = None  # where K is kept for as long as its weight is the same; None: nowhere
+    formed: dict[Any, Any] | None = None  # where K is kept while its weight is unchanged; None: nowhere
 
     @property
     def rectified(self) -> bool:
@@ -37,7 +37,7 @@ class Parts(NamedTuple):
 
 
 class Cayley(NamedTuple):
-    """W and `K = 2 (I + α(I − W))⁻¹ − I`, transposed, so that rows are multiplied from the left."""
+    """W and `K = 2 (I + α(I − W))⁻¹ − I`, transposed, so that they multiply rows from the right."""
 
     weight: Tensor
     reflection: Tensor
@@ -45,9 +45,9 @@ class Cayley(NamedTuple):
 
     @classmethod
     def of(cls, parts: Parts, alpha: float | None, rtol: float) -> Cayley:
-        """That of a map, as formed before where nothing has changed since."""
+        """The matrices of a map, reused if nothing has changed since they were formed."""
         weight = parts.weight
-        if parts.formed is None or weight.is_inference():  # which carries no version
+        if parts.formed is None or weight.is_inference():  # inference tensors carry no version
             return cls.form(parts, alpha, rtol)
         known, version, least, found = parts.formed.get(alpha, (None, 0, 0.0, None))
         if known is None or known() is not weight or version != weight._version or rtol < least:
@@ -61,7 +61,7 @@ class Cayley(NamedTuple):
         identity = torch.eye(len(weight), dtype=weight.dtype, device=weight.device)
         operator = identity - weight
         total = float(torch.linalg.vector_norm(operator))
-        # the largest singular value is more, but not by much
+        # a lower bound on the largest singular value, and not far below it
         largest = float(torch.linalg.vector_norm(operator @ operator.mT)) / max(total, parts.margin)
         spread = max(total / len(weight) ** 0.5, parts.margin)
         if alpha is None:
@@ -70,7 +70,7 @@ class Cayley(NamedTuple):
             raise ValueError(f"PeacemanRachford: step_size={alpha!r} needs the ReLU: leave it out")
         if torch.finfo(weight.dtype).eps * largest > _SHARE * rtol:
             weight, identity, operator = weight.double(), identity.double(), identity.double() - weight.double()
-        # weights that have run away are for the residuals to tell, not for an exception
+        # weights that have diverged show in the residuals and need no exception
         inverse, _ = torch.linalg.inv_ex(torch.add(identity, operator, alpha=alpha))
         return cls(weight.mT, inverse.mul_(2).sub_(identity).mT, alpha)
 
@@ -91,7 +91,7 @@ class _Memory(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class _Bound(Solver):
-    """Inner steps for one problem; what they work on may be of more digits than the iterates."""
+    """Inner steps for one problem, which may work in a wider dtype than that of the iterates."""
 
     problem: Problem | None  # where inner steps are counted
     cayley: Cayley
@@ -103,7 +103,7 @@ class _Bound(Solver):
         return replace(self, problem=problem)
 
     def _after_inner_steps(self, memory: _Memory) -> tuple[Tensor, _Memory]:
-        """The iterate after `inner_steps`."""
+        """The iterate and the memory after `inner_steps`."""
         u, offset = memory.reflected, memory.offset
         for _ in range(self.inner_steps):
             u = torch.addmm(offset, w := self._reflect(u, memory), self.cayley.reflection)
@@ -135,7 +135,7 @@ class Forward(_Bound):
 
 @dataclass(frozen=True, eq=False)
 class Adjoint(_Bound):
-    """`u = Wᵀ D u + g` by way of `q = D(Wᵀ q + g)`, whose form is the forward one with the slope D for σ."""
+    """Solve `u = Wᵀ D u + g` via `q = D(Wᵀ q + g)`, which has the forward equation's form, with the slope D for σ."""
 
     slope: Tensor
 

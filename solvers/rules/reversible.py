@@ -44,5 +44,5 @@ class Reversible(Solver):
         return memory.before.lerp(fz, self.damping), ReversibleMemory(z)
 
     def undo(self, z: Tensor, before: Tensor, image: Tensor) -> Tensor:
-        """`z_{k−1}` from `z_{k+1}`, the iterate before it, `z_k`, and the image of that."""
+        """`z_{k−1}`, from `z = z_{k+1}`, `before = z_k` and `image = f(z_k)`."""
         return (z - self.damping * image) / (1 - self.damping)

@@ -1,4 +1,4 @@
-"""What a solver is: hyperparameters, and a rule that proposes the next iterate."""
+"""The interface of a solver: hyperparameters, and a rule that proposes the next iterate."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from ..problem import Problem
 
 PATIENCE = 30
-"""Steps without progress after which a solver is stuck, unless it knows better."""
+"""Steps without progress after which a solver is stuck, unless it overrides `patience`."""
 
 
 class Solver(ABC):
@@ -33,13 +33,13 @@ class Solver(ABC):
     may_be_caught: ClassVar[bool] = True
     """Whether it may stall where another solver would not: then Broyden's method and plain steps of f take over."""
     backtracks: ClassVar[bool] = False
-    """Whether it takes a step back after which f is not finite."""
+    """Whether it takes back a step after which f is not finite."""
     fixed_cost: ClassVar[bool] = True
-    """Whether a step evaluates f nowhere but in the loop, so that it can be compiled."""
+    """Whether only the loop evaluates f, never a step, so that steps can be compiled."""
     budget: ClassVar[str] = "max_steps"
-    """What its caller gives steps by, in messages."""
+    """The argument that sets the number of steps, as messages name it."""
     alternatives: ClassVar[str] = "another solver"
-    """What to try where it does not converge."""
+    """What to try if it does not converge."""
 
     exact_after: int | None = None
     """Steps that reach a fixed point by the structure of f; None: unknown."""
@@ -60,7 +60,7 @@ class Solver(ABC):
         """
 
     def bind(self, problem: Problem, rtol: float, atol: float) -> Solver:
-        """The solver for the rows of this problem, to these tolerances: itself, unless its steps evaluate `f`."""
+        """The solver bound to this problem and these tolerances: itself, unless its steps evaluate `f`."""
         return self
 
 
@@ -85,14 +85,14 @@ class QuasiNewtonSolver(RestartingSolver):
 
 
 def difference_into(slot: Tensor, first: Tensor, second: Tensor) -> Tensor:
-    """`first − second`, written into a slot of a history without a temporary where PyTorch lets us."""
-    if torch.compiler.is_compiling():  # which takes no strided `out`, and fuses this anyway
+    """Write `first − second` into a slot of a history, without a temporary where PyTorch allows it."""
+    if torch.compiler.is_compiling():  # the compiler takes no strided `out`, and fuses this anyway
         return slot.copy_(first - second)
     return torch.sub(first, second, out=slot)
 
 
 def product_into(slot: Tensor, first: Tensor, second: Tensor) -> Tensor:
-    """Likewise `first · second`."""
+    """Write `first · second` into a slot likewise."""
     if torch.compiler.is_compiling():
         return slot.copy_(first * second)
     return torch.mul(first, second, out=slot)

@@ -1,4 +1,4 @@
-"""What the implicit layers of a model are called with."""
+"""The calls of a model's implicit layers, with their inputs."""
 
 from __future__ import annotations
 
@@ -27,19 +27,19 @@ from .recording import unrecorded
 
 
 class Call(NamedTuple):
-    """One call of a layer, its tensors copies without a graph."""
+    """One call of a layer; as `layer_calls` records it, its tensors are copies without a graph."""
 
     name: str
-    """The layer's, as in a `record`."""
+    """The layer's name, as in a `record`."""
     layer: Any
     """The `Layer` itself."""
     inputs: tuple[Any, ...]
     z0: State | None
     """The warm start, where one was given."""
     chosen: Mapping[str, Any] = {}
-    """Attributes of the layer, a number of steps, that were given at this call in place of its own."""
+    """Attributes of the layer that this call overrides, such as a number of steps."""
     autocast: torch.dtype | None = None
-    """That of autocast, where the call was under it."""
+    """The dtype of autocast, if the call ran under it."""
 
     @property
     def start(self) -> State:
@@ -47,7 +47,7 @@ class Call(NamedTuple):
         return self.layer.start(self.inputs, self.z0)
 
     def apart(self) -> Call:
-        """The same call of a copy of the layer."""
+        """The same call on a copy of the layer."""
         layer = copied(self.layer)
         for name, value in self.chosen.items():
             setattr(layer, name, value)
@@ -61,7 +61,7 @@ class Call(NamedTuple):
         return torch.autocast(Layout(self.start).device.type, dtype=self.autocast)
 
     def of_rows(self, count: int) -> Call:
-        """The same for at most `count` rows, spread over the batch; for all where the cell cannot do without some."""
+        """The same call for at most `count` rows, spread over the batch; for all rows if the cell needs them all."""
         problem = prepare(self.layer.cell, self.start, self.inputs)
         layout = problem.layout
         if layout.batch <= count:
@@ -69,7 +69,7 @@ class Call(NamedTuple):
         rows = torch.linspace(0, layout.batch - 1, count, device=layout.device).round().long()
         start = layout.flatten(self.start)
         with torch.no_grad(), one_weight(self.layer.cell):
-            found = few_rows(problem, start + normal(start.shape, start), rows)  # zeros would hide what z is masked by
+            found = few_rows(problem, start + normal(start.shape, start), rows)  # at zeros, a mask of z would not show
         if isinstance(found.f, AmongOthers):
             return self
         layer, steps = copy.copy(self.layer), {"max_steps": getattr(self.layer, "max_steps", None), **self.chosen}
@@ -77,7 +77,7 @@ class Call(NamedTuple):
         for name, value in {**self.chosen, **chosen}.items():
             setattr(layer, name, value)
         few = self._replace(layer=layer, inputs=found.args, z0=select(self.z0, rows), chosen={**self.chosen, **chosen})
-        return few if Layout(few.start).batch == count else self  # initial= may know the batch by itself
+        return few if Layout(few.start).batch == count else self  # initial= may fix the batch size
 
 
 _listeners: ContextVar[tuple[list[Call], ...]] = ContextVar("implicit_calls", default=())
@@ -85,7 +85,7 @@ _listeners: ContextVar[tuple[list[Call], ...]] = ContextVar("implicit_calls", de
 
 @contextmanager
 def layer_calls(model: nn.Module) -> Iterator[list[Call]]:
-    """The calls of every implicit layer in the model within the block, in their order; no cost outside it."""
+    """Record the calls of the model's implicit layers within the block, in order; outside it, this costs nothing."""
     heard: list[Call] = []
     calls: list[Call] = []
     token = _listeners.set((*_listeners.get(), heard))
@@ -98,7 +98,7 @@ def layer_calls(model: nn.Module) -> Iterator[list[Call]]:
 
 
 def note_call(layer: Layer[Any], inputs: tuple[Any, ...], z0: State | None, chosen: Mapping[str, Any]) -> None:
-    """Tell whoever listens that the layer is called."""
+    """Record a call of the layer for every open `layer_calls` block."""
     listeners = _listeners.get()
     if not listeners:
         return
@@ -116,9 +116,10 @@ def first_of_each(calls: list[Call]) -> list[Call]:
 
 @contextmanager
 def aside(model: nn.Module) -> Iterator[None]:
-    """For a look that must not be felt: no warnings, no records, gradients where they are asked for whatever the mode
-    around, to any order for compiled cells, too; buffers and random numbers go on afterwards as if it had not been, the
-    latter on the CPU and the model's first GPU.
+    """Run the block without side effects: no warnings, no records, buffers and random state restored afterwards.
+
+    Gradients are available whatever the surrounding mode, and to any order, since compiled cells run uncompiled. The
+    random state is restored on the CPU and on the model's first GPU.
     """
     devices = [parameter.device for parameter in model.parameters() if parameter.is_cuda]
     with ExitStack() as stack:
@@ -136,7 +137,7 @@ def aside(model: nn.Module) -> Iterator[None]:
 
 
 def detached(values: Any) -> Any:
-    """Nested tuples with every tensor without its graph; one of inference mode is copied, out of it."""
+    """Nested containers with every tensor detached; outside inference mode, inference tensors are cloned."""
 
     def alone(value: Any) -> Any:
         if not isinstance(value, Tensor):

@@ -1,4 +1,4 @@
-"""What `solvers.Captured` records of a layer: its cell, and the products with its Jacobian, as functions of tensors."""
+"""What `solvers.Captured` records of a layer: its cell and its vector–Jacobian products, as functions of tensors."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _PLAIN = (bool, int, float, str, torch.dtype, torch.device, type(None))
 
 
 def forward_source(problem: Problem) -> Source | None:
-    """Of a solve; None where f is no module: it may read tensors that nobody knows."""
+    """The source of a forward solve; None unless f is a module, since a function may read tensors unknown to us."""
     if not isinstance(problem.f, nn.Module):
         return None
     pure, known = PureProblem.of(problem)
@@ -27,16 +27,16 @@ def forward_source(problem: Problem) -> Source | None:
 
 
 def backward_source(pure: PureProblem, known: Sequence[Tensor], point: Tensor, shift: Tensor) -> Source | None:
-    """Of the solve of `u = Jᵀu + shift`, J being that of the pure function at the point.
+    """The source of the solve of `u = Jᵀu + shift`, with J the Jacobian of the pure function at the point.
 
-    Recorded are one evaluation of f with a graph, and the products with it.
+    The recording holds one evaluation of f with a graph, and the products with its Jacobian.
     """
     f = pure.problem.f
 
     def build(at: PureProblem, filled: Sequence[Tensor], own: Sequence[Tensor]) -> Problem:
         point, shift = own
         z = point.detach().requires_grad_()
-        # saved through hooks, tensors may change where they lie: each solve replays the evaluation before the products
+        # saving through hooks skips the check for in-place changes: each solve replays the evaluation first
         with torch.enable_grad(), unhooked():
             image = at(z, *(tensor.detach() for tensor in filled))
 
@@ -56,8 +56,8 @@ def _source(
 ) -> Source | None:
     parts = own_modules(f)
     if any(isinstance(part, torch.jit.ScriptModule) for part in parts):
-        return None  # which hides what it has
-    # an optimiser changes parameters where they lie; what is computed or handed in lies elsewhere each time
+        return None  # it hides its tensors
+    # an optimiser updates parameters in place; tensors that are computed or passed in have new addresses each time
     stay = {id(tensor) for part in parts for tensor in (*part._parameters.values(), *part._buffers.values())}
     changing = [place for place, tensor in enumerate(known) if id(tensor) not in stay]
     leaves = tree_leaves(pure.problem.args)
@@ -80,7 +80,7 @@ def _source(
 
 
 def _state(part: nn.Module) -> Hashable:
-    """What a recording of a module relies on: where its tensors lie, its mode, its hooks, its plain attributes."""
+    """What a recording of a module relies on: its tensors' addresses, its mode, its hooks, its plain attributes."""
     own = (*part._parameters.items(), *part._buffers.items())
     hooks = (*part._forward_hooks.items(), *part._forward_pre_hooks.items())
     attributes = [(name, value) for name, value in part.__dict__.items() if not name.startswith("_")]

@@ -13,20 +13,20 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 @contextmanager
 def twice_differentiable() -> Iterator[None]:
-    """Within the block cells are evaluated such that they have second derivatives: uncompiled, without fused attention.
+    """Within the block, evaluate cells so that they have second derivatives: uncompiled, without fused attention.
 
-    A cell that chooses its kernel of attention itself keeps it.
+    A cell that chooses its own attention kernel keeps it.
     """
     with uncompiled_cells(), sdpa_kernel(SDPBackend.MATH):
         yield
 
 
 def uncompiled_cells() -> AbstractContextManager[Any]:
-    """Within the block what torch.compile has compiled runs as it was written: compiled code is differentiated once.
+    """Within the block, run compiled modules as they were written: compiled code can be differentiated only once.
 
-    AOTAutograd has no second derivatives, and frees in a backward pass what a second one over the same graph needs. The
+    AOTAutograd has no second derivatives, and its backward pass frees what a second one over the same graph needs. The
     setting holds for all threads.
     """
-    if "torch._dynamo" not in sys.modules or torch.compiler.is_compiling():  # nothing was compiled; or it is under way
+    if "torch._dynamo" not in sys.modules or torch.compiler.is_compiling():  # nothing compiled, or compiling now
         return nullcontext()
     return torch.compiler.set_stance("force_eager")

@@ -1,4 +1,4 @@
-"""Copies of modules that may hold what cannot be copied, and modules that are left as they were."""
+"""Copies of modules that may hold objects that cannot be copied, and modules whose buffers are restored."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ M = TypeVar("M", bound=nn.Module)
 
 
 def copied(module: M) -> M:
-    """A deep copy: of tensors that have a graph without it, and sharing what refuses to be copied (locks, open files).
+    """A deep copy that drops the graphs of tensors and shares what cannot be copied (locks, open files).
 
     Raises:
-        TypeError: a module within refuses, and cannot be taken apart.
+        TypeError: a TorchScript module within cannot be copied.
     """
     twin: M = _copied(module, {})
     return twin
 
 
 def _copied(value: Any, memo: dict[int, Any]) -> Any:
-    """`copy.deepcopy`, which goes on inside where that fails; `memo` is as there."""
+    """`copy.deepcopy`, or part by part where that fails; `memo` is as in `deepcopy`."""
     if id(value) in memo:
         return memo[id(value)]
-    trial = dict(memo)  # a copy that fails leaves halves behind
+    trial = dict(memo)  # a failed copy leaves incomplete entries behind
     try:
         twin = copy.deepcopy(value, trial)
     except Exception:  # whatever the user's objects raise
@@ -52,7 +52,7 @@ def _copied(value: Any, memo: dict[int, Any]) -> Any:
 
 def _copied_module(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
     original = module._modules.get("_orig_mod")
-    if original is not None:  # torch.compile's wrapper keeps the module in its code, too
+    if original is not None:  # torch.compile's wrapper also holds the module in its code
         twin: nn.Module = _copied(original, memo)
         memo[id(module)] = twin
         return twin
@@ -67,9 +67,9 @@ def _copied_module(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
 
 @contextmanager
 def untouched(model: nn.Module) -> Iterator[None]:
-    """Buffers have the values after the block that they had before: a copy may still lead to the original's modules.
+    """Restore the values of buffers after the block: a copy may still reach the original's modules.
 
-    A patched `forward` does, for example, that is a function made around the module.
+    For example, a patched `forward` may be a function that closes over the original module.
     """
     before = [(buffer, buffer.detach().clone()) for buffer in model.buffers() if _may_change(buffer)]
     try:
@@ -82,5 +82,5 @@ def untouched(model: nn.Module) -> Iterator[None]:
 
 
 def _may_change(buffer: Tensor) -> bool:
-    """Whether it is watched: no sparse one, and outside inference mode nothing can write into one of inside."""
+    """Whether to restore it: sparse buffers are left out, and inference tensors cannot change outside that mode."""
     return buffer.layout is torch.strided and not buffer.is_inference()

@@ -13,19 +13,19 @@ from solvers.state import Layout, tree_map
 
 
 class Depths(NamedTuple):
-    """How many steps the rows take: they end together, and those with fewer begin later.
+    """How many steps the rows take: they end together, and those with fewer steps begin later.
 
-    So the steps that are tracked are the last ones of every row, and a row is evaluated nowhere but where it would be
-    evaluated alone: one step further on its gradient, times the zero that arrives there, might be NaN.
+    Hence the tracked steps are the last ones of every row. Each row is evaluated only at points where it would be
+    evaluated alone: one step beyond them its Jacobian, times a zero gradient, might be NaN.
     """
 
     most: int
     least: int
     waits: Tensor | None
-    """(batch,) steps before the first of each row; None: they take the same."""
+    """(batch,) steps that each row waits before its first; None: all rows take the same number."""
 
     def begun(self, step: int, new: State, old: State) -> State:
-        """The new state of the rows that take this step, or took it before."""
+        """The new state for the rows that have begun by this step, the old one for the others."""
         if self.waits is None or step >= self.most - self.least:
             return new
         begun = self.waits <= step
@@ -33,7 +33,7 @@ class Depths(NamedTuple):
 
 
 def depths(steps: Any, layout: Layout) -> Depths:
-    """Of an integer or a (batch,) tensor of such, checked."""
+    """The `Depths` for an integer or a (batch,) tensor of integers, checked."""
     if not isinstance(steps, Tensor):
         if not is_count(steps):
             raise ValueError(f"steps={steps!r} must be an integer of at least 1, or a (batch,) tensor of such")

@@ -1,8 +1,9 @@
 """From a solve to a tensor in autograd's graph.
 
-Three ways lead through a solve, with one equation, `u = Jᵀu + g`. They differ in how f is known where J is needed:
+There are three ways through a solve, all by the equation `u = Jᵀu + g`. They differ in how f is given where J is
+needed:
 
-* tracked: an ordinary backward pass has one evaluation of f at the solution, made here with its graph (`_tracked`);
+* tracked: an ordinary backward pass uses one evaluation of f at the solution, made here with its graph (`_tracked`);
 * explicit: a backward pass that is differentiated again evaluates f as a function of its tensors (`gradients.higher`);
 * transformed: torch.func and forward mode get that function from the start (`_transformed_solve`).
 """
@@ -47,11 +48,11 @@ def differentiable_solve(
     settings: Settings,
     at: tuple[int, ...] = (),
 ) -> tuple[State, ...]:
-    """The iterates after the numbers of steps in `at`, and the solution, in the graph as the policy says.
+    """The iterates after the numbers of steps in `at`, then the solution, with the graph that the policy gives it.
 
     Args:
-        name, owner: for records and warnings, its name, and the layer or function itself.
-        problem, z0, gradient, settings: what, from where, and how.
+        name, owner: the name for records and warnings, and the layer or function itself.
+        problem, z0, gradient, settings: what to solve and differentiate, from where, and how.
         at: numbers of steps.
     """
     if isinstance(problem.f, nn.Module):
@@ -65,14 +66,14 @@ def differentiable_solve(
         return (layout.unflatten(_transformed_solve(problem, z0, gradient, settings, reports)),)
     tracked = torch.is_grad_enabled()
     hooked = tracked and saved_through_hooks()  # at every call: a checkpoint counts what is saved
-    # where f makes states right one by one, its Jacobian is nilpotent, and no radius tells anything
+    # where f makes states exact one by one, its Jacobian is nilpotent, and a radius says nothing
     measurable = tracked and not hooked and settings.solver.exact_after is None
     keep = Keep(histories=tracked and gradient.remembers, iterates=at)
     start = usable(layout.flatten(z0))
     with torch.no_grad():
         outcome = iterate(problem, start, settings, keep=keep, checked=tracked)
     if problem.autocast is not None:
-        torch.clear_autocast_cache()  # weights that were cast without a graph must not stand in for tracked ones
+        torch.clear_autocast_cache()  # tracked evaluations must not reuse weights that were cast without a graph
     if tracked:
         point, image = _tracked(problem, gradient, outcome.value)
         if not _holds(problem, outcome, image.detach(), settings):
@@ -106,11 +107,11 @@ def differentiable_solve(
 def _gone_on(
     problem: Problem, start: Tensor, settings: Settings, outcome: Outcome, at: tuple[int, ...]
 ) -> list[Tensor]:
-    """The iterates at these steps; for rows that had stopped, from a solve in which no row stops."""
+    """The iterates at these steps; for rows that had stopped earlier, from a solve in which no row stops."""
     stopped = [torch.from_numpy((outcome.rows.steps <= step) | problem.coupled) for step in at]
     if not any(map(torch.any, stopped)):
         return outcome.iterates
-    on = max(at) + 1  # a step evaluates f at one iterate, the start being the first
+    on = max(at) + 1  # a step evaluates f at one iterate; the start is the first
     settings = replace(settings, min_steps=on, max_steps=on, compact=False)
     with torch.no_grad():
         further = iterate(problem, start, settings, keep=Keep(iterates=at)).iterates
@@ -121,7 +122,7 @@ def _gone_on(
 
 
 def _holds(problem: Problem, outcome: Outcome, image: Tensor, settings: Settings) -> bool:
-    """Whether the tracked evaluation at the solution has the residuals that were found."""
+    """Whether the tracked evaluation at the solution confirms the residuals that were found."""
     wide = torch.promote_types(image.dtype, torch.float32)
     _, norms = settings.measure.difference(image.to(wide), outcome.value.to(wide), robust=True)
     return bool(outcome.rule.holds(outcome.rows, *norms.double().cpu().numpy()).all())
@@ -130,7 +131,7 @@ def _holds(problem: Problem, outcome: Outcome, image: Tensor, settings: Settings
 def _solved_again(
     problem: Problem, start: Tensor, settings: Settings, keep: Keep, outcome: Outcome, image: Tensor
 ) -> Outcome:
-    """Where the solution fails when evaluated again: say why, and solve the whole batch if rows are coupled."""
+    """If the solution fails when evaluated again: warn why, and solve the whole batch if rows are coupled."""
     with torch.no_grad():
         if not torch.equal(problem(outcome.value).nan_to_num(), image.nan_to_num()):
             warn_of_chance()
@@ -142,7 +143,7 @@ def _solved_again(
 
 
 def _transformed_solve(problem: Problem, z0: State, gradient: Gradient, settings: Settings, reports: Reports) -> Tensor:
-    """The same under a transform of torch.func or forward mode: everything that these follow is handed to `root`."""
+    """The solution under a transform of torch.func or forward mode: `root` gets every tensor that these may track."""
     pure, known = PureProblem.of(problem)
     start = usable(problem.layout.flatten(z0))
     tensors = (start, *known)
@@ -178,7 +179,7 @@ def _transformed_solve(problem: Problem, z0: State, gradient: Gradient, settings
 
 @contextmanager
 def _told_in_words() -> Iterator[None]:
-    """What of f the transforms of torch.func cannot follow."""
+    """Explain errors by the part of f that the transforms of torch.func cannot follow."""
     try:
         yield
     except RuntimeError as error:
@@ -199,20 +200,20 @@ _UNKNOWN_TO_TRANSFORMS = {
 
 
 def _tracked(problem: Problem, gradient: Gradient, value: Tensor) -> tuple[Tensor, Tensor]:
-    """The solution as the policy has it, and its image with a graph."""
+    """The solution as the policy's point of evaluation, and its image with a graph."""
     computed = [arg for arg in tree_leaves(problem.args) if isinstance(arg, Tensor) and arg.grad_fn is not None]
     point = gradient.point(value, tuple(computed))
     image = problem(point)
     if point.requires_grad and computed:
         used = tuple(compress(computed, computed_from(image, computed).used))
-        if len(used) < len(computed):  # it is worth an evaluation that no backward pass visits the others
+        if len(used) < len(computed):  # one more evaluation spares every backward pass a visit to the others
             point = gradient.point(value, used)
             image = problem(point)
     return point, image
 
 
 def _depends_on_more(image: Tensor, point: Tensor, start: Tensor, problem: Problem) -> bool:
-    """Whether a gradient has anywhere to go: to an argument, a parameter, or a tensor that f captures."""
+    """Whether anything requires a gradient: the start, an argument, a parameter, or a tensor that f captures."""
     given = [start, *tree_leaves(problem.args)]
     if isinstance(problem.f, nn.Module):
         given += problem.f.parameters()

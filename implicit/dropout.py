@@ -16,8 +16,8 @@ class LockedDropout(nn.Module):
         mask = self.dropout(x)
         z = self.equilibrium(x, mask)  # whose cell is tanh(W (z * mask) + x)
 
-    Being an input, the mask is cut with the rows when converged ones are dropped. Source: Gal, Ghahramani, NeurIPS
-    2016; in equilibrium models: Bai, Kolter, Koltun, NeurIPS 2019.
+    Since the mask is an input, it is cut along with the state when converged rows are dropped. Source: Gal,
+    Ghahramani, NeurIPS 2016; in equilibrium models: Bai, Kolter, Koltun, NeurIPS 2019.
 
     Args:
         p: share of entries set to zero, in [0, 1).
@@ -34,7 +34,7 @@ class LockedDropout(nn.Module):
         self.p, self.shared = p, shared
 
     def forward(self, state: Tensor) -> Tensor:
-        """The mask for a state, of its shape, but 1 in the `shared` dims."""
+        """The mask for a state: of its shape, but with size 1 in the `shared` dims."""
         if self.shared and max(self.shared) >= state.ndim:
             raise ValueError(f"LockedDropout: shared={self.shared} names a dim beyond shape {tuple(state.shape)}")
         shape = [1 if dim in self.shared else size for dim, size in enumerate(state.shape)]

@@ -89,8 +89,8 @@ class Equilibrium(Layer[Z]):
             evaluation the same. Weights under `torch.nn.utils.parametrizations` are computed once per solve.
         gradient: the backward policy.
         initial: `initial(*inputs)` makes the first iterate; None: zeros like the first input.
-        **options: those of `solvers.Settings`, also attributes of the layer that can be changed later; compact=None
-            drops rows where the loop allows it.
+        **options: those of `solvers.Settings`; they become attributes of the layer and can be changed later.
+            compact=None drops rows where the loop allows it.
     """
 
     solver: Solver
@@ -122,7 +122,7 @@ class Equilibrium(Layer[Z]):
 
     @property
     def settings(self) -> Settings:
-        """How it solves, as its attributes say now."""
+        """The settings of its solves, from its current attributes."""
         return self._settings()
 
     def forward(self, *inputs: Any, z0: Z | None = None, max_steps: int | None = None, **keywords: Any) -> Z:
@@ -164,11 +164,11 @@ class Equilibrium(Layer[Z]):
             return solve_prepared(*self._problem(inputs, z0, max_steps))
 
     def exported(self, *inputs: Any, steps: int | None = None, **keywords: Any) -> FixedSteps:
-        """The layer with a fixed number of steps, which `torch.export`, ONNX and `torch.jit.trace` take.
+        """The layer with a fixed number of steps, for `torch.export`, ONNX and `torch.jit.trace`.
 
         Args:
-            *inputs: representative ones. On these it is as close to the equilibrium as the layer's tolerance requires,
-                or a `solvers.ConvergenceError` is raised.
+            *inputs: representative ones. On these the result must meet the layer's tolerance, or a
+                `solvers.ConvergenceError` is raised.
             steps: of the solver; None: as many as the slowest of these rows needs.
         """
         return fixed_steps(self, self.positional(inputs, keywords), steps)
@@ -176,24 +176,24 @@ class Equilibrium(Layer[Z]):
     def _problem(
         self, inputs: tuple[Any, ...], z0: State | None, max_steps: int | None
     ) -> tuple[Problem, State, Settings]:
-        """What is solved, from where, and how: the cell, or what is left of it once its linear part is known."""
+        """The problem, the start and the settings; of a split cell, the map left once its linear part is formed."""
         chosen: dict[str, Any] = {} if max_steps is None else {"max_steps": max_steps}
         if not (isinstance(self.cell, SplitCell) and isinstance(self.solver, PeacemanRachford)):
             start = self.start(inputs, z0)
             problem = prepare(self.cell, start, inputs)
             problem.captures, problem.source = self._captures, forward_source
             problem.advice = self.advice(start, z0 is not None)
-            if self.compact is None and isinstance(self.loop, Loop):  # what is none is refused
+            if self.compact is None and isinstance(self.loop, Loop):  # `Settings` refuses anything else
                 chosen["compact"] = not self.loop.fixed_shapes
             return problem, start, self._settings(**chosen)
         parts = self.cell.split(*inputs)
         start = torch.zeros_like(parts.shift) if z0 is None and self.initial is None else self.start(inputs, z0)
-        # all rows share W, and what is left costs little
+        # all rows share W, and the remaining map costs little
         problem = prepare(SplitMap(self.cell), start, (parts.shift, parts.weight))
         return problem, start, self._settings(**chosen, compact=False)
 
     def _settings(self, **chosen: Any) -> Settings:
-        """As its attributes say, but for what is chosen here."""
+        """The settings from its attributes, except for those chosen here."""
         return Settings(**{name: chosen[name] if name in chosen else getattr(self, name) for name in _SETTINGS})
 
     def extra_repr(self) -> str:
@@ -204,6 +204,6 @@ class Equilibrium(Layer[Z]):
 
 
 def check_gradient(gradient: Any) -> None:
-    """`TypeError` for what is no policy."""
+    """`TypeError` unless it is a gradient policy."""
     if not isinstance(gradient, Gradient):
         raise TypeError(f"gradient={gradient!r} is not a Gradient: pass an object such as ImplicitGradient()")

@@ -1,4 +1,4 @@
-"""A solve with a fixed number of steps, for programs that are recorded once."""
+"""A solve with a fixed number of steps, for programs that are exported or traced."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ if TYPE_CHECKING:
 class FixedSteps(nn.Module):
     """What an `Equilibrium` computes, with a fixed number of its solver's steps and no check of the residuals.
 
-    `torch.export`, ONNX, `torch.jit.trace` and `torch.compile(fullgraph=True)` take it. It shares the layer's cell, and
-    is for inference: no gradient is recorded. `Equilibrium.exported` makes it. ONNX takes Picard and Anderson,
-    `torch.jit.trace` Picard alone.
+    `Equilibrium.exported` makes it, for `torch.export`, ONNX, `torch.jit.trace` and `torch.compile(fullgraph=True)`. It
+    shares the layer's cell and is for inference: no gradient is recorded. ONNX supports Picard and Anderson,
+    `torch.jit.trace` only Picard.
 
     Args:
-        cell: as the layer's.
+        cell: the layer's.
         start: `start(inputs)` is the first iterate.
         solver: Picard, Anderson or Broyden.
         steps: of the solver, each of which evaluates the cell once.

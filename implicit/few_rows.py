@@ -1,4 +1,4 @@
-"""Some rows of a problem, whether or not f can do without the others."""
+"""Some rows of a problem, whether or not f can be evaluated without the others."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from solvers.problem import Problem, prepare
 from solvers.state import tree_leaves, tree_map
 
 ALIKE = 100
-"""Rounding units of its image by which that of a row may change when it is evaluated without others."""
+"""Rounding units by which the image of a row may change when it is evaluated without the others."""
 
 
 class AmongOthers:
-    """The map of some rows in the midst of the others, which stay where they are."""
+    """The map of some rows among the others, which are held fixed."""
 
     def __init__(self, problem: Problem, flat: Tensor, rows: Tensor) -> None:
         self.problem, self.flat, self.rows = problem, flat, rows
@@ -28,15 +28,15 @@ class AmongOthers:
 
 
 def few_rows(problem: Problem, flat: Tensor, rows: Tensor) -> Problem:
-    """The problem of these rows alone; of `AmongOthers` where f fails without the others, or says something else.
+    """The problem of these rows alone, or of `AmongOthers` if f fails or gives other values without the others.
 
-    Which arguments have the batch in dim 0 is tried out: a tensor that rows share may be as long. A cell may hold a
-    mask for the whole batch, and rows may be coupled.
+    Which arguments have the batch in dim 0 is found by trial, since a tensor that rows share may be as long. f may need
+    the other rows because its cell holds a mask for the whole batch, or because rows are coupled.
 
     Args:
         problem: of all rows.
-        flat: (batch, dim), where it is looked at.
-        rows: their positions.
+        flat: (batch, dim), where the two are compared.
+        rows: positions of the rows.
     """
     if len(rows) == problem.layout.batch:
         return problem
@@ -49,7 +49,7 @@ def few_rows(problem: Problem, flat: Tensor, rows: Tensor) -> Problem:
                 change = torch.linalg.vector_norm((alone(flat[rows]) - image).nan_to_num(), dim=1)
             except torch.OutOfMemoryError:
                 raise
-            except Exception:  # however a cell fails that is given another batch
+            except Exception:  # however a cell fails on another batch size
                 continue
             if bool((change <= allowed.nan_to_num()).all()):
                 return alone
@@ -57,7 +57,7 @@ def few_rows(problem: Problem, flat: Tensor, rows: Tensor) -> Problem:
 
 
 def _selected(args: tuple[Any, ...], batch: int, rows: Tensor) -> Iterator[tuple[Any, ...]]:
-    """The arguments for these rows, if all with the batch in dim 0 are of the rows, and if only the first is."""
+    """Trial arguments for these rows: every tensor as long as the batch is taken as per row, then only the first."""
     likely = [isinstance(leaf, Tensor) and leaf.ndim > 0 and len(leaf) == batch for leaf in tree_leaves(args)]
     for count in sorted({sum(likely), min(1, sum(likely))}, reverse=True):
         chosen = iter([by_row and sum(likely[: place + 1]) <= count for place, by_row in enumerate(likely)])

@@ -1,4 +1,4 @@
-"""A look at autograd's graph."""
+"""Queries of autograd's graph."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch.autograd.graph import get_gradient_edge
 from solvers.problem import Problem
 
 PRODUCTS = 20
-"""By which a spectral radius is told, the first half to find the direction."""
+"""Number of products that estimate a spectral radius; the first half finds the direction."""
 
 
 class _Anchor(torch.autograd.Function):
@@ -29,9 +29,9 @@ class _Anchor(torch.autograd.Function):
 def anchored(value: Tensor, *above: Tensor) -> Tensor:
     """The value as a point to differentiate at, inside the graph: a leaf would collect a `.grad` at every backward.
 
-    Autograd looks no further up than the point that it differentiates at. Hanging the point below the tensors `above`,
-    which get no gradient from it, spares each product a walk through all that these were computed from. Whatever is
-    computed from the point must be computed from these, too: a backward pass visits them.
+    Autograd searches the graph no further up than the point at which it differentiates. Placing the point downstream of
+    the tensors `above`, which get no gradient from it, spares each product a walk through their history. Whatever is
+    computed from the point must also be computed from these tensors, since a backward pass visits them.
     """
     anchor: Tensor = _Anchor.apply(value.detach().requires_grad_(), *above)
     return anchor
@@ -41,15 +41,15 @@ class Origin(NamedTuple):
     """What a tensor was computed from."""
 
     used: list[bool]
-    """Which of some sources, other than through one another."""
+    """Which of the given sources, other than through one another."""
     others: list[Tensor]
-    """Leaves besides."""
+    """Other leaves."""
     compiled: bool
-    """Whether by code of torch.compile, too."""
+    """Whether code of torch.compile took part."""
 
 
 def computed_from(tensor: Tensor, sources: Sequence[Tensor]) -> Origin:
-    """What of these, and what else. A point that is anchored does not count, nor what it was computed from."""
+    """Which of the sources, and which other leaves; an anchored point and its history do not count."""
     edges = [(source.grad_fn, source.output_nr) for source in sources]
     inner = {edge for edge in edges if edge[0] is not None}
     leaves = {id(source) for source in sources if source.grad_fn is None and source.requires_grad}
@@ -80,7 +80,7 @@ def computed_from(tensor: Tensor, sources: Sequence[Tensor]) -> Origin:
             queue += node.next_functions
     used = [(id(source) if edge[0] is None else edge) in found for source, edge in zip(sources, edges)]
     if others:
-        # hooks hand leaves back as other objects, which accumulate in the same place
+        # hooks return leaves as other objects, whose gradients accumulate in the same place
         places = {_edge(other)[0]: other for other in others}
         for number, source in enumerate(sources):
             if not used[number] and id(source) in leaves and (place := _edge(source)[0]) in places:
@@ -90,19 +90,19 @@ def computed_from(tensor: Tensor, sources: Sequence[Tensor]) -> Origin:
 
 
 def _edge(leaf: Tensor) -> Any:
-    """Where its gradient accumulates."""
+    """The edge at which the gradient of a leaf accumulates."""
     if leaf.layout == torch.strided:
         return get_gradient_edge(leaf)[:2]
-    copy: Any = leaf.clone()  # of a sparse one there is no view
+    copy: Any = leaf.clone()  # a sparse leaf has no views
     return copy.grad_fn.next_functions[0]
 
 
 def saved_through_hooks() -> bool:
-    """Whether hooks of the caller, such as those of a checkpoint, get to see what autograd saves now."""
+    """Whether the caller's hooks, such as those of a checkpoint, receive what autograd saves now."""
     with torch.enable_grad():
         saved: Any = torch.ones((), device="cpu", requires_grad=True).exp().grad_fn
     try:
-        saved._raw_saved_result.register_hooks(_itself, _itself)  # refused where there are some
+        saved._raw_saved_result.register_hooks(_itself, _itself)  # refused if it has hooks already
     except RuntimeError:
         return True
     return False
@@ -113,7 +113,7 @@ def _itself(tensor: Tensor) -> Tensor:
 
 
 def leaves(tensor: Tensor, *beyond: Tensor) -> Iterator[Tensor]:
-    """The leaves that the tensor was computed from and that want gradients, except through those `beyond`."""
+    """The leaves that require gradients and from which the tensor was computed, except through those `beyond`."""
     if tensor.is_leaf:
         if tensor.requires_grad:
             yield tensor
@@ -131,9 +131,9 @@ def leaves(tensor: Tensor, *beyond: Tensor) -> Iterator[Tensor]:
 
 
 def radius_from_graph(image: Tensor, point: Tensor) -> float | None:
-    """About the spectral radius of `∂image/∂point`, the largest of the rows, by a few products; None: none is at hand.
+    """Estimate the spectral radius of `∂image/∂point`, the largest of the rows, by a few products; None: unavailable.
 
-    The image is not evaluated again. Rows may be coupled: they are taken together.
+    The image is not evaluated again. Rows are taken together, so they may be coupled.
     """
     if not (point.requires_grad and image.requires_grad):
         return None
@@ -141,7 +141,7 @@ def radius_from_graph(image: Tensor, point: Tensor) -> float | None:
     for _ in range(PRODUCTS):
         try:
             (product,) = torch.autograd.grad(image, point, u, retain_graph=True, allow_unused=True)
-        except RuntimeError:  # whatever cannot be differentiated so often
+        except RuntimeError:  # whatever cannot be differentiated this often
             return None
         length = 0.0 if product is None else float(torch.linalg.vector_norm(product.double()))
         if not 0 < length < math.inf:
@@ -152,7 +152,7 @@ def radius_from_graph(image: Tensor, point: Tensor) -> float | None:
 
 
 def refuse_hidden(name: str, problem: Problem, flat: Tensor, image: Tensor) -> None:
-    """`ValueError` if f depends on z, but its image at `flat` has no graph that would tell how."""
+    """`ValueError` if f depends on z, but its image at `flat` has no graph to differentiate."""
     if image.requires_grad:
         return
     with torch.no_grad():

@@ -40,11 +40,11 @@ class Layer(nn.Module, ABC, Generic[Z]):
 
     @property
     def title(self) -> str:
-        """Its name in records where it has no place in a model."""
+        """The layer's name in records if it has no place in a model."""
         return f"{type(self).__name__}({type(self.cell).__name__})"
 
     def advice(self, start: State, given: bool) -> str:
-        """Where the start comes from, for an error of the first evaluation; `given`: it is the caller's z0."""
+        """Where the start comes from, to explain an error in the first evaluation; `given`: it is the caller's z0."""
         parts = tree_leaves(start)
         kind = "shape " if isinstance(start, Tensor) else f"a {type(start).__name__} of shapes "
         what = f"{kind}{', '.join(str(tuple(part.shape)) for part in parts)}, {parts[0].dtype}"
@@ -59,7 +59,7 @@ class Layer(nn.Module, ABC, Generic[Z]):
         )
 
     def positional(self, inputs: tuple[Any, ...], keywords: dict[str, Any]) -> tuple[Any, ...]:
-        """The inputs, those by name in the places that the cell's `forward` has for them."""
+        """All inputs by position; those by name take the places that the cell's `forward` gives them."""
         if not keywords:
             return inputs
         cell = self.cell.module if isinstance(self.cell, nn.DataParallel) else self.cell
@@ -70,7 +70,7 @@ class Layer(nn.Module, ABC, Generic[Z]):
             raise TypeError(f"{self.title}: {error}; its forward is {inspect.signature(forward)}") from None
         parameters = list(bound.signature.parameters.values())
         last = max(place for place, parameter in enumerate(parameters) if parameter.name in bound.arguments)
-        for parameter in parameters[:last]:  # what lies before must be there
+        for parameter in parameters[:last]:  # those before it must be present
             bound.arguments.setdefault(parameter.name, parameter.default)
         if bound.kwargs:
             raise TypeError(

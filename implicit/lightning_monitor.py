@@ -36,13 +36,13 @@ class MonitorCallback(Callback):
         self._within = False
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        """A monitor of this module, in the process that logs."""
+        """Create a monitor of this module, in the process that logs."""
         if trainer.is_global_zero:
             self._monitor = Monitor(pl_module, every=self.every, rows=self.rows)
             self._monitor.samples = self.samples
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
-        """A step begins."""
+        """Begin a step."""
         self._abandon()  # a batch that the module skipped
         if self._monitor is not None:
             self._monitor.step = trainer.fit_loop.total_batch_idx
@@ -50,19 +50,19 @@ class MonitorCallback(Callback):
             self._within = True
 
     def on_after_backward(self, trainer: Any, pl_module: Any) -> None:
-        """It ends, with its gradients."""
+        """End the step, now that it has gradients."""
         self._leave(trainer)
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """It ends at the latest, where there was no backward pass."""
+        """End the step if there was no backward pass."""
         self._leave(trainer)
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
-        """A last batch that the module skipped is no sample."""
+        """Discard a last batch that the module skipped."""
         self._abandon()
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
-        """A step that failed is no sample."""
+        """Discard a step that failed."""
         self._abandon()
 
     def _abandon(self) -> None:

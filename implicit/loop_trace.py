@@ -35,7 +35,7 @@ class LoopTrace:
     @uncompiled
     @torch.no_grad()
     def see(self, layout: Layout, z: State, image: State, waits: Tensor | None) -> None:
-        """A step from z to its image, of the rows that have begun; the others have waited so many."""
+        """Record a step from z to its image; each row waits `waits` steps before its first."""
         self.layout, self.waits = layout, waits
         z, image = (layout.flatten(tree_map(torch.Tensor.detach, state)) for state in (z, image))
         with without_autocast(layout.device):
@@ -43,7 +43,7 @@ class LoopTrace:
 
     @uncompiled
     def solution(self, value: State) -> Solution[Any]:
-        """With this value, at which the cell is evaluated once more."""
+        """The `Solution` with this value, at which the cell is evaluated once more."""
         layout = self.layout
         value = tree_map(torch.Tensor.detach, value)
         problem = prepare(self.cell, tree_map(lambda part: part.to(layout.dtype), value), self.inputs)
@@ -54,18 +54,18 @@ class LoopTrace:
         if self.waits is not None:
             waits = self.waits.cpu().numpy()
             norms, steps = _shifted(norms, waits), steps - waits
-        rule = Rule(0.0, 0.0, problem.rounding, min_steps=len(norms) + 1)  # nothing stops a row, and nothing converges
+        rule = Rule(0.0, 0.0, problem.rounding, min_steps=len(norms) + 1)  # no row stops, and none converges
         rows = judge(rule, Rows.fresh(steps + 1, len(norms)), 1, norms.reshape(2 * len(norms), layout.batch)).rows
         at_value = np.take_along_axis(norms, steps[None, None], axis=0)[0]
         rows = rows._replace(steps=steps, best=at_value[0], best_scale=at_value[1])
-        norms[steps, :, np.arange(layout.batch)] = np.nan  # a trace has a line a step
+        norms[steps, :, np.arange(layout.batch)] = np.nan  # a trace has one line per step
         lines = norms[:-1].reshape(2 * len(norms) - 2, layout.batch)
         outcome = Outcome(layout.flatten(value), rows, lines, rule, False)
         return replace(outcome.solution(problem, Picard()), value=tree_map(Tensor.clone, value), fixed=True)
 
 
 def _shifted(norms: Floats, waits: Any) -> Floats:
-    """Each row's from its own first step on, NaN after its last."""
+    """The norms of each row from its own first step on, NaN after its last."""
     lines = np.arange(len(norms))[:, None] + waits
     found = np.take_along_axis(norms, np.minimum(lines, len(norms) - 1)[:, None], axis=0)
     return np.where((lines < len(norms))[:, None], found, np.nan)
@@ -73,7 +73,7 @@ def _shifted(norms: Floats, waits: Any) -> Floats:
 
 @contextmanager
 def _untouched(cell: nn.Module) -> Iterator[None]:
-    """What the block evaluates leaves random numbers and buffers as they were."""
+    """Evaluations in the block leave the random state and the buffers as they were."""
     kept = [(buffer, buffer.clone()) for buffer in cell.buffers()]
     with aside(cell):
         yield

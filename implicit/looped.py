@@ -38,8 +38,8 @@ class Looped(Layer[Z]):
 
     There is no tolerance and no warning. In `record` and `solve` a row's status is MAX_STEPS, or says that it was not
     finite or grew out of bounds. Its residual is that of the value, for which the cell is evaluated once more without
-    disturbing random numbers and buffers. Unrecorded, nothing is measured, and nothing waits for a GPU except reading
-    a tensor of steps that lies on it. Under transforms of torch.func nothing is recorded.
+    disturbing random numbers and buffers. Unrecorded, nothing is measured, and the only wait for a GPU is to read a
+    tensor of steps that lies on it. Under transforms of torch.func nothing is recorded.
 
     Args:
         cell: module `(z, *inputs) → z`, (batch, …), of the same shape; it may draw random numbers and keep batch
@@ -47,9 +47,9 @@ class Looped(Layer[Z]):
         steps: how many, at least 1.
         tracked: how many of the last steps are differentiated, from 1 to `steps`; None: all.
         initial: `initial(*inputs)` makes the first iterate; None: zeros like the first input.
-        loop: what runs the untracked steps, such as `Captured()`, in stretches of its `check_every`. Unless `Eager`, a
-            cell that draws random numbers may draw others. Rows with depths of their own, recorded calls, and cells
-            with batch statistics or dropout in training take their steps one by one.
+        loop: what runs the untracked steps, such as `Captured()`, in stretches of its `check_every`. Under any loop but
+            `Eager`, a cell that draws random numbers may draw different ones. Calls with a depth for each row, recorded
+            calls, and cells with batch statistics or dropout in training take their steps one by one.
     """
 
     def __init__(
@@ -74,14 +74,14 @@ class Looped(Layer[Z]):
             )
 
     def forward(self, *inputs: Any, z0: Z | None = None, steps: int | Tensor | None = None, **keywords: Any) -> Z:
-        """The iterate after so many steps.
+        """The iterate after the given number of steps.
 
         Args:
-            inputs, keywords: of the cell, by place and by name.
+            inputs, keywords: of the cell, by position and by name.
             z0: the start, in place of `initial`.
-            steps: overrides the layer's; a (batch,) tensor of integers gives each row its own, and the derivatives of
-                its own last `tracked` steps, or of all if it has fewer. The cell is evaluated as often as the deepest
-                row needs, and the others begin later. Rows must then be independent.
+            steps: overrides the layer's; a (batch,) tensor of integers gives each row its own number, and the
+                derivatives of its own last `tracked` steps, or of all if it has fewer. The cell is evaluated as often
+                as the deepest row needs, and the others begin later. Rows must then be independent.
         """
         inputs = self.positional(inputs, keywords)
         note_call(self, inputs, z0, {} if steps is None else {"steps": steps})
@@ -120,7 +120,7 @@ class Looped(Layer[Z]):
             if trace is not None:
                 trace.see(layout, z, image, depth.waits)
             image = depth.begun(step, image, z)
-            # a cell may take gradients inside: without a graph of ours, its own must not grow from step to step
+            # a cell may take gradients inside: its graph must not grow from step to step while we record none
             return image if torch.is_grad_enabled() else tree_map(_without_graph, image)
 
         if untracked:
@@ -130,10 +130,10 @@ class Looped(Layer[Z]):
                     moved, taken = self._stretches(moved, inputs, untracked, z0 is not None)
                 for step in range(taken, untracked):
                     moved = advance(step, moved)
-            # forward mode passes through no_grad
+            # forward-mode derivatives pass through no_grad
             z = depth.begun(untracked - 1, tree_map(torch.Tensor.detach, moved), z)
             if autocast_dtype(layout.device) is not None and not torch.compiler.is_compiling():
-                # weights that were cast without a graph must not stand in for tracked ones
+                # tracked steps must not reuse weights that were cast without a graph
                 torch.clear_autocast_cache()
         for step in range(untracked, depth.most):
             z = advance(step, z)
@@ -147,7 +147,7 @@ class Looped(Layer[Z]):
         return not any(unsuitable(self.cell))
 
     def _stretches(self, z: State, inputs: tuple[Any, ...], most: int, given: bool) -> tuple[State, int]:
-        """The iterate after as many steps, at most so many, as the loop runs at once, and their number."""
+        """The iterate after as many whole stretches of the loop as fit in `most` steps, and their number of steps."""
         problem = prepare(self.cell, z, inputs)
         problem.captures, problem.source = self._captures, forward_source
         problem.advice = self.advice(z, given)
@@ -157,7 +157,7 @@ class Looped(Layer[Z]):
         return layout.unflatten(flat), taken
 
     def _tracked(self, steps: int) -> int:
-        """How many of so many steps have derivatives."""
+        """How many of these steps have derivatives."""
         if self.tracked is None:
             return steps
         if not is_count(self.tracked):
@@ -168,7 +168,7 @@ class Looped(Layer[Z]):
         return min(int(self.tracked), steps)
 
     def _image(self, layout: Layout, z: State, inputs: tuple[Any, ...], first: bool, given: bool) -> State:
-        """`cell(z, *inputs)`, checked; an error of the first one says where z came from."""
+        """`cell(z, *inputs)`, checked; an error in the first evaluation says where z came from."""
         if not first:
             return self._checked(layout, self.cell(z, *inputs))
         versions = _versions(z)
@@ -195,7 +195,7 @@ def _without_graph(tensor: Tensor) -> Tensor:
 
 
 def _versions(state: State) -> list[int]:
-    """How often its tensors have been written into, where that is counted."""
+    """How often the state's tensors have been written to, where that is counted."""
     if torch.compiler.is_compiling():
         return []
     return [tensor._version for tensor in tree_leaves(state) if not tensor.is_inference()]

@@ -46,11 +46,11 @@ class Monitor:
     `implicit.lightning_monitor.MonitorCallback` under Lightning.
 
     Args:
-        model: with `Equilibrium` or `Looped` layers inside, or one itself.
+        model: a module with `Equilibrium` or `Looped` layers inside, or such a layer itself.
         every: steps between samples; the first step is sampled.
         rows: number of rows of the batch on which spectral radius and cosine are measured.
         path: a CSV file to which each sample adds a line.
-        writer: of TensorBoard; gets `implicit/LAYER/FIGURE` for each figure that is a number.
+        writer: TensorBoard's; gets `implicit/LAYER/FIGURE` for each figure that is a number.
     """
 
     def __init__(
@@ -69,9 +69,9 @@ class Monitor:
         self.path = None if path is None else Path(path)
         self.samples: Table[Sample] = Table()
         self.step = 0
-        """Of the next block; set it where a training is resumed."""
+        """Number of the next step; set it when training is resumed."""
         self._told: set[tuple[str, str]] = set()
-        """Layer and figure, of each that was said to be missing."""
+        """Layer and figure of each warning so far."""
         self._open: tuple[ExitStack, Log, list[Call]] | None = None
         if self.path is not None and self.path.exists():
             read_samples(self.path)  # a foreign file is refused now, not after hours
@@ -118,7 +118,7 @@ class Monitor:
 
 
 def check_counts(**counts: int) -> None:
-    """`ValueError` for what is no number of steps or rows."""
+    """`ValueError` unless each is an integer of at least 1."""
     for name, value in counts.items():
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise ValueError(f"Monitor: {name}={value!r} must be an integer of at least 1")

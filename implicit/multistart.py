@@ -1,4 +1,4 @@
-"""Several starts for each row, of which the one with the least residual is kept."""
+"""Several starts for each row, which keeps the solution with the least residual."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ class MultistartSolution(Solution[Z]):
     """For each row the solution from its best start; `evaluations` are those of all its starts."""
 
     start: Tensor = field(kw_only=True)
-    """(batch,) int64: which start it is from; 0 is the layer's own, the others are random."""
+    """(batch,) int64: the start of each row's solution; 0 is the layer's own, the others are random."""
     agreed: Tensor = field(kw_only=True)
-    """(batch,) int64: from how many starts, this one included, the row came to the same value."""
+    """(batch,) int64: the number of starts, this one included, from which the row reached the same value."""
     residuals: Tensor = field(kw_only=True)
     """(starts, batch): the relative residual from each start."""
 
     def to_dict(self) -> dict[str, list[Any]]:
-        """As a `Solution`'s, with `start` and `agreed`."""
+        """As for a `Solution`, with `start` and `agreed` added."""
         return {**super().to_dict(), "start": self.start.tolist(), "agreed": self.agreed.tolist()}
 
     def __repr__(self) -> str:
@@ -43,17 +43,17 @@ class MultistartSolution(Solution[Z]):
 def multistart(
     layer: Layer[Z], *inputs: Any, starts: int = 8, agreement: float = 0.01, seed: int = 0, **keywords: Any
 ) -> MultistartSolution[Z]:
-    """Solve from the layer's own start and from random ones; each row keeps its solution of the least residual.
+    """Solve from the layer's own start and from random ones; each row keeps the solution with the least residual.
 
     Rows that converged come before those that did not. The random starts are normal numbers with the root mean square
-    of the row's first solution. Prefer it at test time, for a layer with several equilibria, the best of which has the
-    least residual: a trained reasoning model, for example. Where all starts agree, one is enough. No graph is recorded:
-    `layer(x, z0=multistart(layer, x).value)` goes on from there, with a gradient. Source: Huang, Geng, Kolter,
+    of the row's first solution. Prefer it at test time, for a layer with several equilibria if the least residual
+    marks the best one, as in a trained reasoning model. Where all starts agree, one is enough. No graph is recorded:
+    `layer(x, z0=multistart(layer, x).value)` continues from there, with a gradient. Source: Huang, Geng, Kolter,
     "Equilibrium Reasoners", ICML 2026.
 
     Args:
         layer: a `Looped` or an `Equilibrium`, which is solved once from each start.
-        inputs, keywords: of its `solve`; `z0`, if given, takes the place of its own start.
+        inputs, keywords: of its `solve`; `z0`, if given, replaces the layer's own start.
         starts: how many, its own included.
         agreement: two values are the same where `‖z − z'‖ ≤ agreement·‖z‖`.
         seed: of the random starts.

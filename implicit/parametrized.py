@@ -15,11 +15,11 @@ _lock = threading.RLock()
 
 @contextmanager
 def one_weight(f: Callable[..., Any]) -> Iterator[None]:
-    """Within the block the parametrized tensors of a module are computed once, tracked, and reused.
+    """Within the block, the parametrized tensors of a module are computed once, tracked, and reused.
 
     Spectral normalisation would otherwise change its buffers at every access in training mode. The tensors are computed
     on entry, so a solve that turns gradients off later does not fill PyTorch's cache with untracked ones. All threads
-    share that cache, so blocks of different threads take turns. A function without parameters passes through.
+    share that cache, so blocks of different threads take turns. Functions and other modules are left alone.
     """
     parts = f.modules() if isinstance(f, nn.Module) else ()
     parametrized = [part for part in parts if parametrize.is_parametrized(part)]

@@ -28,18 +28,18 @@ class Known:
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
-        """Those found so far."""
+        """The tensors found so far."""
         return tuple(tensor for _, tensor in self._slots.values())
 
     def placed(self, value: Any) -> Any:
-        """The place of such a tensor, which is new if need be; anything else as it is."""
+        """The place of a tensor that may have gradients, made if it is new; anything else as it is."""
         if isinstance(value, Tensor) and (value.is_floating_point() or value.is_complex()):
             return self._slots.setdefault(id(value), (_Slot(len(self._slots)), value))[0]
         return value
 
     @staticmethod
     def places(value: Any) -> bool:
-        """Whether it is what `placed` puts in a tensor's place."""
+        """Whether the value is a place made by `placed`."""
         return isinstance(value, _Slot)
 
     @staticmethod
@@ -60,12 +60,11 @@ class _Part:
 
 
 class PureModule:
-    """A module whose tensors are handed in: parameters, buffers, and parametrized weights as they are now.
+    """A module whose tensors are passed in: parameters, buffers, and the current values of parametrized weights.
 
-    Their places are kept in `known`. What happens to the module later changes nothing. Code of torch.compile is left
-    out in favour of the module that was compiled, and so are parametrizations, whose results count instead. Methods
-    that were replaced by others bound to the module are bound to its twin. Parts that TorchScript has compiled stay as
-    they are, with the tensors they have.
+    Their places are kept in `known`. Later changes to the module have no effect. Code of torch.compile is replaced by
+    the original module, and parametrizations by their results. Methods that were replaced by others bound to the module
+    are bound to its twin. Parts compiled by TorchScript stay as they are, with the tensors they have.
     """
 
     def __init__(self, module: nn.Module, known: Known) -> None:
@@ -106,7 +105,7 @@ class PureModule:
 
 
 def _moved(value: Any, twins: dict[int, nn.Module]) -> Any:
-    """A bound method, or a function with some arguments filled in, of the twins in place of the modules."""
+    """A bound method, or a partial function, with the twins in place of the modules; anything else as it is."""
     if isinstance(value, MethodType):
         return MethodType(value.__func__, twins.get(id(value.__self__), value.__self__))
     if isinstance(value, partial):
@@ -117,7 +116,7 @@ def _moved(value: Any, twins: dict[int, nn.Module]) -> Any:
 
 
 def own_modules(module: nn.Module) -> list[nn.Module]:
-    """The module and those within it, but for what is within one that TorchScript has compiled."""
+    """The module and its submodules, except for parametrizations and the parts of TorchScript modules."""
     queue = [_plain(module)]
     found = {id(queue[0])}
     for module in queue:
@@ -145,7 +144,7 @@ def own_tensors(parts: Sequence[nn.Module]) -> list[Tensor]:
 
 
 def _plain(module: nn.Module) -> nn.Module:
-    """The module itself where torch.compile has wrapped it: compiled code has no second derivatives."""
+    """The module, without the wrapper of torch.compile, whose code has no second derivatives."""
     if isinstance(module, torch.jit.ScriptModule):
         return module
     original = module._modules.get("_orig_mod")

@@ -19,8 +19,8 @@ class PureProblem:
     """`f(z, *tensors)` on flat states, where `tensors` stand for the arguments, parameters and buffers of a problem.
 
     A parametrized weight counts as a tensor of its own, as it was when this was built. The function evaluates a shallow
-    twin of the module, so that neither the module nor another thread notices, and what happens to the module later
-    changes nothing.
+    twin of the module, which affects neither the module nor other threads, and later changes to the module have no
+    effect.
     """
 
     @classmethod
@@ -37,7 +37,7 @@ class PureProblem:
         self.module = PureModule(problem.f, known) if isinstance(problem.f, nn.Module) else None
 
     def with_args(self, change: Callable[[int, Any], Any]) -> PureProblem:
-        """The same, with `change(place, leaf)` for each leaf of the arguments that is not among the tensors."""
+        """The same with `change(number, leaf)` for each leaf of the arguments, where tensors appear as their places."""
         changed = copy.copy(self)
         changed.problem = copy.copy(self.problem)
         places = itertools.count()

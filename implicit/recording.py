@@ -20,7 +20,7 @@ from solvers.pages import table
 
 
 class ConvergenceWarning(UserWarning):
-    """Some rows of a forward or backward solve did not converge: once a layer, and again where ten times worse."""
+    """Some rows of a forward or backward solve did not converge: once per layer, and again if ten times worse."""
 
 
 class Record(NamedTuple):
@@ -104,13 +104,13 @@ def record(model: nn.Module | None = None, *, values: bool = False) -> Iterator[
 
 
 def module_names(model: nn.Module) -> dict[int, str]:
-    """What the modules of a model are called, by their identity; the model itself has no name."""
+    """The names of a model's modules by their `id`; the model itself has none."""
     return {id(module): name for name, module in model.named_modules() if name}
 
 
 @contextmanager
 def unrecorded() -> Iterator[None]:
-    """Solves in the block enter no log of the outside."""
+    """Keep the solves in the block out of all logs open outside it."""
     token = _logs.set(())
     try:
         yield
@@ -123,20 +123,20 @@ def current_logs() -> tuple[Log, ...]:
 
 
 class LayerName(str):
-    """What to call a layer in a warning; each log calls it by its place in the model that it was told."""
+    """A layer's name in warnings; each log names it by its place in the model given to that log."""
 
     layer: int
-    """The module's identity."""
+    """The `id` of the module."""
     otherwise: str
-    """Its name where it has no place in a model."""
+    """The layer's name if it has no place in a model."""
 
     def within(self, log: Log) -> str:
-        """Its name in this log, whoever else listens."""
+        """The layer's name in this log."""
         return log.names.get(self.layer, self.otherwise)
 
 
 def layer_name(layer: nn.Module, otherwise: str) -> LayerName:
-    """The layer's name: in warnings its place, in the innermost log that was told its model."""
+    """The layer's name; in warnings, its place in the model of the innermost log whose model contains it."""
     place = next((log.names[id(layer)] for log in reversed(_logs.get()) if id(layer) in log.names), otherwise)
     name = LayerName(place)
     name.layer, name.otherwise = id(layer), otherwise
@@ -144,7 +144,7 @@ def layer_name(layer: nn.Module, otherwise: str) -> LayerName:
 
 
 def level_of_caller() -> int:
-    """How far up the stack the code lies that is neither ours nor PyTorch."""
+    """How many levels up the stack the first code lies that is neither ours nor PyTorch's."""
     level, frame = 1, sys._getframe(1)
     while frame.f_back is not None and frame.f_code.co_filename.startswith(_INTERNAL):
         level, frame = level + 1, frame.f_back

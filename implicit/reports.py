@@ -1,4 +1,4 @@
-"""Where solves are told: in logs, and in a warning where rows did not converge."""
+"""Reports of solves: in logs, and in a warning if rows did not converge."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from .recording import ConvergenceWarning, LayerName, Log, Record, level_of_call
 
 
 class Reports(NamedTuple):
-    """Where the solves of one call of a layer, or of `fixed_point`, are told."""
+    """Where the solves of one call of a layer, or of `fixed_point`, are reported."""
 
     logs: tuple[Log, ...]
-    """Those that were open at its forward."""
+    """The logs that were open in the forward pass."""
     name: str
-    """`layer_name` of a layer, or the function's."""
+    """The `layer_name` of a layer, or the function's name."""
     owner: Any
     """The layer, or the function."""
     settings: str = ""
@@ -36,11 +36,11 @@ class Reports(NamedTuple):
         found: Callable[[], Solution],
         radius: Callable[[], float | None] = lambda: None,
     ) -> None:
-        """Enter a solve in the logs, and warn if rows did not converge, unless that has been said before.
+        """Enter a solve in the logs, and warn if rows did not converge, unless that has been reported before.
 
         Args:
-            direction: which of the two.
-            converged: whether all rows did.
+            direction: of the solve.
+            converged: whether all rows converged.
             found: makes the solution, which costs transfers to the device.
             radius: measures the spectral radius of the Jacobian, where that is cheap.
         """
@@ -76,13 +76,13 @@ _BACKWARD = (
     "unconverged=… says what becomes of such rows"
 )
 _worst: weakref.WeakKeyDictionary[Any, dict[str, float]] = weakref.WeakKeyDictionary()
-"""Of each layer, or of a function's code, the largest residual that a warning has told, in each direction."""
+"""For each layer, or function's code, the largest residual that a warning has reported, in each direction."""
 WORSE = 10.0
-"""Factor by which a residual must exceed that to be told again."""
+"""Factor by which a residual must exceed that to be reported again."""
 
 
 def _ignored() -> bool:
-    """Whether the caller wants no such warning: what he does not see has not been told."""
+    """Whether the caller ignores this warning: one that is not shown does not count as reported."""
     for action, message, category, module, _ in warnings.filters:
         if issubclass(ConvergenceWarning, category) and message is None and module is None:
             return action == "ignore"
@@ -102,7 +102,7 @@ def _is_news(owner: Any, direction: str, solution: Solution) -> bool:
 
 
 def _lasting(owner: Any) -> Any:
-    """What is the same each time the code that defines a function runs: a module that it holds, else that code."""
+    """What stays the same when a function is defined anew by the same code: a module that it holds, else its code."""
     if isinstance(owner, partial):
         held = owner.args
     else:

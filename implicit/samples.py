@@ -24,29 +24,29 @@ class Sample(Line):
     """One layer at one step of training."""
 
     step: int
-    """Of training, from 0."""
+    """Training step, from 0."""
     layer: str
-    """Its place in the model."""
+    """The layer's place in the model."""
     residual: float
     """Largest relative residual of its forward solves, over the rows."""
     converged: float
-    """Share of the rows, forward; of a `Looped`, which has no tolerance, NaN."""
+    """Share of the rows whose forward solve converged; NaN for a `Looped`, which has no tolerance."""
     evaluations: float
-    """Of f per row, forward, summed over the layer's calls in this step."""
+    """Evaluations of f per row in forward solves, summed over the layer's calls in this step."""
     backward_evaluations: float
-    """Products of the backward solves per row, likewise; 0: the policy solves nothing, or there was no loss."""
+    """Products per row in backward solves, likewise; 0: the policy solves nothing, or there was no backward pass."""
     spectral_radius: float
     """Largest over a few rows, at their solutions, in the layer's first call; NaN: it could not be found."""
     gradient_cosine: float
-    """Between the layer's gradient and the exact one, on the same rows; NaN: no exact gradient could be found, or the
-    layer is a `Looped`, which has none."""
+    """Cosine of the layer's gradient with the exact one, on the same rows; NaN: no exact gradient could be found, or
+    the layer is a `Looped`, which has none."""
 
 
 COLUMNS = [field.name for field in fields(Sample)]
 
 
 def scalars(sample: Sample) -> dict[str, float]:
-    """`implicit/LAYER/FIGURE` → its figures that are numbers."""
+    """The figures of a sample that are finite numbers, by `implicit/LAYER/FIGURE`."""
     figures = {name: value for name, value in sample.to_dict().items() if name not in ("step", "layer")}
     return {f"implicit/{sample.layer}/{name}": value for name, value in figures.items() if math.isfinite(value)}
 
@@ -70,7 +70,7 @@ def read_samples(path: str | Path) -> Table[Sample]:
 
 
 def sampled(step: int, call: Call, log: Log, rows: int) -> tuple[Sample, dict[str, str]]:
-    """And, for each figure that could not be found, why."""
+    """The sample, and for each figure that could not be found, the reason."""
     forward, backward = (
         [entry.solution for entry in entries if entry.name == call.name] for entries in (log.forward, log.backward)
     )
@@ -90,7 +90,7 @@ def sampled(step: int, call: Call, log: Log, rows: int) -> tuple[Sample, dict[st
 
 
 def _looked_at(call: Call, rows: int) -> tuple[list[float], dict[str, str]]:
-    """Radius and cosine, NaN where they are not found, and why: a training must not end for want of a figure."""
+    """Radius and cosine, NaN where they are not found, and why: a missing figure must not end the training."""
     if not Layout(call.start).batch:
         return [math.nan, math.nan], {}
     figures: list[float] = []
@@ -98,11 +98,11 @@ def _looked_at(call: Call, rows: int) -> tuple[list[float], dict[str, str]]:
     with aside(call.layer), call.conditions():
         for name, look in (("spectral radius", _largest_radius), ("gradient cosine", _cosine)):
             if look is _cosine and not isinstance(call.layer, Equilibrium):
-                figures.append(math.nan)  # there is none
+                figures.append(math.nan)  # a `Looped` has none
                 continue
             try:
                 figures.append(look(call.apart().of_rows(rows)))
-            except Exception as error:  # of the user's cell too, under conditions that it was not written for
+            except Exception as error:  # also of the user's cell, under conditions that it was not written for
                 figures.append(math.nan)
                 failures[name] = f"{call.name}: the monitor cannot find the {name} ({error})"
     return figures, failures

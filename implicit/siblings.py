@@ -1,4 +1,4 @@
-"""The packages of this distribution have common names: are those that Python finds ours?"""
+"""Check that Python finds our packages under their common names, and not foreign ones."""
 
 from __future__ import annotations
 

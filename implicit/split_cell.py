@@ -27,8 +27,8 @@ class SplitCell(nn.Module):
         Cell(margin=0.1)
 
     Args:
-        margin: m > 0 such that the symmetric part of I − W is at least m for all values of the parameters. It makes the
-            equilibrium exist and unique, and every row converge.
+        margin: m > 0 such that the symmetric part of I − W is at least m for all values of the parameters. It ensures
+            that the equilibrium exists and is unique, and that every row converges.
         activation: σ, entry by entry, nondecreasing and 1-Lipschitz. For the ReLU the splitting chooses its step size.
     """
 
@@ -40,7 +40,7 @@ class SplitCell(nn.Module):
 
     @abstractmethod
     def weight(self) -> Tensor:
-        """W, (dim, dim), of a state of dim entries, with its graph."""
+        """W, (dim, dim) for a state of dim entries, with its graph."""
 
     @abstractmethod
     def shift(self, *inputs: Any) -> Tensor:
@@ -50,12 +50,12 @@ class SplitCell(nn.Module):
         return Parts(self.weight(), self.shift(*inputs), self.activation, self.margin)
 
     def forward(self, z: Tensor, *inputs: Any) -> Tensor:
-        """(batch, …), from (batch, …) and the inputs."""
+        """`σ(W z + c)`, (batch, …) like z."""
         return SplitMap(self)(z, self.shift(*inputs), self.weight())
 
 
 class SplitMap:
-    """The map `(z, c, W) ↦ σ(W z + c)` of a cell: what is left of it within a solve."""
+    """The map `(z, c, W) ↦ σ(W z + c)` of a cell: what a solve evaluates once W and c are formed."""
 
     def __init__(self, cell: SplitCell) -> None:
         self.activation, self.margin = cell.activation, cell.margin

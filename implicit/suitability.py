@@ -1,4 +1,4 @@
-"""Modules that have no place in a cell: found and named."""
+"""Find and name modules that do not belong in a cell."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def warn_of_unsuitable(cell: nn.Module) -> None:
 
 
 def warn_of_chance() -> None:
-    """A `RuntimeWarning` for a cell that gave another value at the solution when it was evaluated again."""
+    """A `RuntimeWarning` for a cell that gave another value when evaluated again at the solution."""
     warnings.warn(
         "evaluating the cell again at the solution gave another value: it is not deterministic (dropout, noise), or "
         "computes something else where gradients are recorded, so it has no fixed point to differentiate. Draw random "
@@ -43,7 +43,7 @@ def warn_of_chance() -> None:
 
 
 def warn_of_coupling() -> None:
-    """A `RuntimeWarning` for a cell whose rows depend on each other, found by an evaluation of all at their values."""
+    """A `RuntimeWarning` for a cell whose rows depend on each other, as evaluating all solutions together showed."""
     warnings.warn(
         "the rows of the cell depend on each other: evaluated together, the solutions found for each row do not hold. "
         "What is one problem must be one row: a graph, whose nodes are not rows, is z0[None] or x[None]; use LayerNorm "

@@ -30,7 +30,7 @@ SOLVERS: Mapping[str, Solver] = {
     "implicit_newton_krylov": NewtonKrylov(),
     "implicit_gmres": GMRES(),
 }
-"""The names that `register` makes known; GMRES is for the backward pass, whose equation is linear."""
+"""The names that `register` adds by default; GMRES is for the backward pass, whose equation is linear."""
 
 
 def register(solvers: Mapping[str, Solver] = SOLVERS) -> None:
@@ -65,15 +65,15 @@ def in_torchdeqs_form(solver: Solver) -> Callable[..., tuple[Tensor, list[Tensor
     ) -> tuple[Tensor, list[Tensor], SolverStat]:
         """Solve x = func(x) from x0, (batch, …); a tensor without further dims is a batch of scalars, as in torchdeq.
 
-        A solve that fails issues a `ConvergenceWarning`, and `record()` has it, as for layers of ours.
+        A solve that fails issues a `ConvergenceWarning`, and `record()` includes it, as for our layers.
 
         Args:
             func, x0: the map and where to start.
             max_iter: largest number of evaluations of func.
             tol: tolerance on `‖func(x) − x‖`, for `stop_mode="rel"` relative to `‖func(x)‖`.
             stop_mode: "abs" or "rel".
-            indexing: evaluations of func, counted from 1, whose result to return, too; for those from `max_iter` on, or
-                after the last, the solution.
+            indexing: evaluations of func, counted from 1, whose results are returned as well; for those from `max_iter`
+                on, or after the last, the solution.
         """
         if stop_mode not in ("abs", "rel"):
             raise ValueError(f"stop_mode={stop_mode!r} must be 'abs' or 'rel'")
@@ -90,7 +90,7 @@ def in_torchdeqs_form(solver: Solver) -> Callable[..., tuple[Tensor, list[Tensor
             return image
 
         relative = stop_mode == "rel"
-        start = x0.reshape(len(x0), math.prod(x0.shape[1:]))  # of an empty batch, too
+        start = x0.reshape(len(x0), math.prod(x0.shape[1:]))  # also for an empty batch
         rtol, atol = (tol, 0.0) if relative else (0.0, tol)
         solution = solve(watched, start, solver=solver, rtol=rtol, atol=atol, max_steps=max_iter)
         direction, reports = _reports(func, sys._getframe(1))
@@ -102,11 +102,11 @@ def in_torchdeqs_form(solver: Solver) -> Callable[..., tuple[Tensor, list[Tensor
 
 
 def _reports(func: Any, caller: FrameType) -> tuple[Literal["forward", "backward"], Reports]:
-    """Which pass of torchdeq's a solve belongs to, and where it is told."""
+    """Which of torchdeq's passes a solve belongs to, and where to report it."""
     hint = "torchdeq has max_steps as {0}_max_iter, rtol and atol as {0}_tol and {0}_stop_mode"
     if getattr(func, "__module__", "") != "torchdeq.grad":
         return "forward", Reports(current_logs(), "torchdeq", _users(func), hint.format("f"))
-    # a function that torchdeq makes anew for each solve: what it belongs to is among its maker's variables
+    # torchdeq makes this function anew for each solve: its owner is among the caller's local variables
     known = caller.f_locals
     owner = _users(known["func"]) if "func" in known else known.get("trainer", func)
     return "backward", Reports(current_logs(), "torchdeq", owner, hint.format("b"))
@@ -123,7 +123,7 @@ def _statistics(solution: Solution) -> Any:
         floats.to(solution.value.dtype) for floats in (solution.residual, solution.trace, solution.absolute)
     )
     absolute = lowest
-    if len(trace):  # where on it the value lies
+    if len(trace):  # find the value in the trace
         place = (trace - lowest).abs().nan_to_num(torch.inf).argmin(dim=0, keepdim=True)
         absolute = distances.gather(0, place)[0]
     stopped = trace.isnan()

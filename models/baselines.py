@@ -76,7 +76,7 @@ def _torchvision(module: str) -> Any:
         raise ImportError(
             f"this baseline needs torchvision ({error}): pip install 'implicit-networks[vision]'"
         ) from error
-    except RuntimeError as error:  # operators that a torch of another build lacks
+    except RuntimeError as error:  # operators that another build of torch lacks
         raise ImportError(
             f"torchvision does not fit the installed torch ({error}): install both in one step from one index, "
             "pip install --upgrade torch torchvision"

@@ -1,4 +1,4 @@
-"""The transforms of which a network is made, whatever its method and reading."""
+"""The transforms that make up a network, whatever its method and reading."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ class Blocks:
     """Functions that make transforms for one shape of state. Each call makes a module with new weights."""
 
     free: Callable[[], nn.Module]
-    """T(z): any."""
+    """T(z), unconstrained."""
     monotone: Callable[[], nn.Module]
-    """P(z): its proximal step is well posed."""
+    """P(z), whose proximal step is well posed."""
     injected: Callable[[], nn.Module]
-    """P(z, x): contracts in z, or is small at the start; x is like z."""
+    """P(z, x), a contraction in z, or small at initialisation; x is like z."""
 
 
 def dense(width: int, hidden: int) -> Blocks:
-    """On vectors, (batch, width); `hidden` is the width of the layer between."""
+    """On vectors, (batch, width); `hidden` is the width of the hidden layer."""
     return Blocks(
         lambda: Dense(width, hidden),
         lambda: MonotoneDense(width, hidden),

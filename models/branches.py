@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 ROWS_AT_ONCE = 600
-"""Tokens of all branches of a group whose activations still fit a processor's cache: more of them wait for memory."""
+"""Largest number of tokens, over a group of branches, whose activations fit a CPU's cache; more wait for memory."""
 
 
 class Branches(nn.Module):
@@ -22,14 +22,14 @@ class Branches(nn.Module):
     the same `state_dict`.
 
     Args:
-        count: of branches, B.
-        depth: blocks a branch.
+        count: B, the number of branches.
+        depth: blocks per branch.
         width: of a token; a multiple of `heads`.
         heads: of the attention.
         hidden: width of a block's MLP.
         normalised_skip: whether a block adds to its normalised input, `y = LN(x) + Attn(LN(x))`, or to its input.
         qkv_bias: whether queries, keys and values have a bias.
-        dropout: share of what the attention and the two layers of the MLP return that is dropped in training.
+        dropout: share of the outputs of the attention and of both MLP layers that is dropped in training.
         causal: whether a token attends to itself and earlier ones only.
     """
 
@@ -53,7 +53,7 @@ class Branches(nn.Module):
         if width % heads:
             raise ValueError(f"width={width} is not a multiple of heads={heads}")
         self.batched: bool | None = None
-        """False: a loop; True, None: batched, on a processor in as few groups as its caches ask for."""
+        """False: a loop; True, None: batched, on a CPU in groups that fit its caches."""
         check_share("dropout", dropout)
         self.blocks = nn.ModuleList(
             _StackedBlock(count, width, heads, hidden, normalised_skip, qkv_bias, dropout, causal) for _ in range(depth)
@@ -61,12 +61,12 @@ class Branches(nn.Module):
 
     @property
     def count(self) -> int:
-        """B."""
+        """B, the number of branches."""
         first: _StackedBlock = self.blocks[0]  # type: ignore[assignment]
         return len(first.qkv)
 
     def forward(self, tokens: Tensor, *, first: int | None = None) -> Tensor:
-        """(batch, tokens, width), like the tokens; of the `first` so many branches alone."""
+        """(batch, tokens, width), like the tokens; with `first=n`, the sum of the first n branches alone."""
         total: Tensor | None = None
         for outputs in self._runs(tokens, self.count if first is None else at_most(first, self.count)):
             share = outputs.sum(dim=0)
@@ -108,7 +108,7 @@ class Branches(nn.Module):
         return twin
 
     def _runs(self, tokens: Tensor, count: int) -> Iterator[Tensor]:
-        """The outputs of the first so many branches, group by group, (branches of the group, batch, tokens, width)."""
+        """The outputs of the first `count` branches, group by group, (branches of the group, batch, tokens, width)."""
         size = count
         if self.batched is False:
             size = 1
@@ -118,7 +118,7 @@ class Branches(nn.Module):
         for group in groups:
             x = tokens.expand(len(group[0].qkv), *tokens.shape)
             for block, weights in zip(self.blocks, group, strict=True):
-                x = block(x, weights=weights)  # by name: FlopCounterMode takes no views of parameters among the inputs
+                x = block(x, weights=weights)  # by name: FlopCounterMode fails on views of parameters among the inputs
             yield x
 
     def extra_repr(self) -> str:
@@ -126,7 +126,7 @@ class Branches(nn.Module):
 
 
 class _Weights(NamedTuple):
-    """Those of a group of branches, by their names in the block."""
+    """The weights of a group of branches, by their names in the block."""
 
     norms: Tensor
     qkv: Tensor
@@ -163,7 +163,7 @@ class _StackedBlock(nn.Module):
         self.contract, self.contract_bias = _linear(branches, hidden, width)
 
     def split(self, count: int, size: int) -> list[_Weights]:
-        """The weights of the first so many branches, in groups of `size`; their gradients are one tensor each."""
+        """The weights of the first `count` branches, in groups of `size`; the gradient of each weight is one tensor."""
         sizes = [min(size, count - start) for start in range(0, count, size)]
         rest = len(self.qkv) - count
         whole = (getattr(self, name) for name in _Weights._fields)
@@ -205,19 +205,19 @@ def _linear(branches: int, inputs: int, outputs: int) -> tuple[nn.Parameter, nn.
 
 
 def check_positive(name: str, value: Any) -> None:
-    """`ValueError` unless it is a whole number of at least 1."""
+    """`ValueError` unless it is an integer of at least 1."""
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise ValueError(f"{name}={value!r} must be an integer of at least 1")
 
 
 def check_share(name: str, value: Any) -> None:
-    """`ValueError` unless it is a number from 0 up to 1, which is left out."""
+    """`ValueError` unless it is a number in [0, 1)."""
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 1:
         raise ValueError(f"{name}={value!r} must be a number from 0 to below 1")
 
 
 def at_most(first: int, count: int) -> int:
-    """`ValueError` unless it is a number of branches from 1 to `count`."""
+    """`first`; `ValueError` unless it is an integer from 1 to `count`."""
     if not isinstance(first, int) or isinstance(first, bool) or not 1 <= first <= count:
         raise ValueError(f"branches={first!r} must be an integer from 1 to {count}")
     return first

@@ -13,16 +13,16 @@ from torch import Tensor, nn
 class DiagonalInjection(nn.Module):
     """The cell `z⁺ = exp(−softplus(a)) ⊙ z + T(z, *inputs)`: a decay in (0, 1) for each channel, and what T injects.
 
-    Whatever `a` is learned, the linear part contracts. So where T is bounded, as behind a normalisation of its input,
-    the state is, after any number of steps: `|z| ≤ max(|z₀|, sup |T| / (1 − decay))`. That does not say that the steps
-    settle: T may still oscillate. Prefer it to the plain residual `z + T(z, x)`, whose state may grow with every step,
-    in a `Looped` or an `Equilibrium` that is run for longer than it was trained. Source: Prairie et al.,
+    Whatever `a` is learned, the linear part contracts. Hence if T is bounded, for example because it normalises its
+    input, so is the state after any number of steps: `|z| ≤ max(|z₀|, sup |T| / (1 − decay))`. The steps need not
+    settle, since T may still oscillate. Prefer this cell to the plain residual `z + T(z, x)`, whose state may grow with
+    every step, in a `Looped` or an `Equilibrium` that is run for longer than it was trained. Source: Prairie et al.,
     "Parcae: Scaling Laws For Stable Looped Language Models", 2026, whose step size is learned as well.
 
     Args:
         transform: T(z, *inputs), of the shape of z.
         channels: of z.
-        decay: where the decay starts, in (0, 1).
+        decay: initial value of the decay, in (0, 1).
         dim: of the channels in z: −1 for vectors and tokens, 1 for images.
     """
 
@@ -37,11 +37,11 @@ class DiagonalInjection(nn.Module):
 
     @property
     def decay(self) -> Tensor:
-        """(channels,) factors of the state from step to step."""
+        """(channels,) factors by which each step multiplies the state."""
         return torch.exp(-F.softplus(self.rate))
 
     def forward(self, z: Tensor, *inputs: Any) -> Tensor:
-        """Of the shape of z."""
+        """The next state, of the shape of z."""
         if z.shape[self.dim] != len(self.rate):
             raise ValueError(
                 f"DiagonalInjection: z of shape {tuple(z.shape)} has {z.shape[self.dim]} channels in dim {self.dim}, "

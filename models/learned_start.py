@@ -19,14 +19,14 @@ class LearnedStart(nn.Module):
         z = layer(x)
         loss = criterion(head(z), y) + start.loss(z, x)
 
-    The two do not meet. The proposal has no graph, so that no gradient of the layer reaches the network; the loss has
-    solution and inputs detached, so that it reaches nothing else. The solution stays the same within the tolerance;
-    the solve takes fewer steps. Prefer it where an evaluation of the cell costs more than the network, and where no
-    warm start is at hand, such as the solution for the frame before.
+    The two do not interact. The proposal has no graph, so no gradient of the layer reaches the network. The loss
+    detaches solution and inputs, so its gradient reaches only the network. The solution stays the same within the
+    tolerance; the solve takes fewer steps. Prefer it where an evaluation of the cell costs more than the network, and
+    where no warm start, such as the solution of the last frame, is available.
     Source: Bai, Koltun, Kolter, "Neural Deep Equilibrium Solvers", ICLR 2022, which learns the solver, too.
 
     Args:
-        network: module `(*inputs) → z0`, of the inputs of the cell.
+        network: module `(*inputs) → z0`, which takes the inputs of the cell.
     """
 
     def __init__(self, network: nn.Module) -> None:
@@ -37,7 +37,7 @@ class LearnedStart(nn.Module):
 
     def forward(self, *inputs: Any) -> Any:
         """The first iterate, without a graph."""
-        # not under no_grad, where autocast would keep weights without a graph for the loss
+        # not under no_grad: autocast would cache weights without a graph, and the loss would reuse them
         return tree_map(_detached, self.network(*inputs))
 
     if TYPE_CHECKING:  # a module's call is typed Any
@@ -58,11 +58,11 @@ class LearnedStart(nn.Module):
         pairs = [(_single(part), _single(target.detach())) for part, target in zip(proposed, found)]
         distance = torch.stack([(part - target).abs().square().sum() for part, target in pairs]).sum()
         scale = torch.stack([target.abs().square().sum() for _, target in pairs]).sum()
-        return distance / torch.where(scale > 0, scale, 1)  # to a solution of 0 the distance is absolute
+        return distance / torch.where(scale > 0, scale, 1)  # for a solution of 0, the distance is absolute
 
 
 def _single(x: Tensor) -> Tensor:
-    """In single precision at least."""
+    """In single precision or higher."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 

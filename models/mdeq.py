@@ -17,8 +17,8 @@ class TwoScaleCell(nn.Module):
     """A residual branch at each of two resolutions, and an exchange between them; x enters both.
 
     `z_i⁺ = norm(relu(z_i + branch_i(z_i, x_i) + exchange_i(z_j)))`, each part normalised, which keeps the iteration
-    bounded. The exchange starts at a third of the branches' size; otherwise a fresh cell has no fixed point that could
-    be found. Source, with four scales: Bai, Koltun, Kolter, "Multiscale deep equilibrium models", NeurIPS 2020.
+    bounded. The exchange starts at a third of the branches' size; otherwise a fresh cell has no fixed point that a
+    solver finds. Source, with four scales: Bai, Koltun, Kolter, "Multiscale deep equilibrium models", NeurIPS 2020.
 
     Args:
         fine, coarse: channels at the input's resolution and at half of it.

@@ -32,8 +32,8 @@ def vector_network(
         method: a `Method` or its key.
         reading: `Explicit()`, `Implicit()`, `InfiniteDepth()` or `Sweeps(k)`.
         width: of the state.
-        hidden: of the layer inside a transform.
-        depth: layers.
+        hidden: width of the layer inside a transform.
+        depth: number of layers.
     """
     body = reading.body(method, dense(width, hidden), depth)
     return nn.Sequential(nn.Linear(inputs, width), body, nn.Linear(width, outputs))
@@ -57,7 +57,7 @@ def image_network(
         channels, classes: of the images.
         method, reading: as in `vector_network`.
         blocks: from a stage's width to its transforms.
-        widths, depths: of the stages, equally many; each stage halves the image of the one before.
+        widths, depths: of the stages, equally many; each stage after the first halves the image's sides.
         patch: side of the stem's patches; 1: a 3×3 convolution that keeps the size.
         pool: side of the grid to which the last stage is averaged before the linear head.
     """
@@ -91,7 +91,7 @@ def wide_shallow(
 def narrow_deep(
     classes: int, method: Method | str = "gd", *, reading: Reading = Explicit(), hidden: int | None = None
 ) -> nn.Module:
-    """The narrow and deep form for CIFAR: stages of 16, 32 and 64 channels, 18 layers each; otherwise as the wide."""
+    """The narrow and deep form for CIFAR: stages of 16, 32 and 64 channels, 18 layers each; otherwise like the wide."""
     widths = (16, 32, 64)
     blocks = _growing(convolutional, widths[0], hidden)
     return image_network(3, classes, method, reading=reading, blocks=blocks, widths=widths, depths=(18, 18, 18))
@@ -108,7 +108,7 @@ def convnext_form(
     channels: int = 3,
     hidden: int | None = None,
 ) -> nn.Module:
-    """The ConvNeXt with a method in place of its residual sums; defaults: the tiny one. One stage: isotropic.
+    """The ConvNeXt with a method in place of its residual sums, by default the tiny one; one stage makes it isotropic.
 
     Args:
         classes, method, reading, widths, depths, patch, channels: as in `image_network`.
@@ -139,12 +139,12 @@ def vit_form(
     hidden: int | None = None,
     depth: int = 12,
 ) -> nn.Module:
-    """The ViT with a method in place of its residual sums; defaults: the tiny one."""
+    """The ViT with a method in place of its residual sums; by default the tiny one."""
     body = reading.body(method, attention(width, hidden or 4 * width, heads=heads), depth)
     tokens = Tokens(image_size, patch_size, channels, width)
     return nn.Sequential(tokens, body, ClassToken(), nn.LayerNorm(width), nn.Linear(width, classes))
 
 
 def _growing(make: Callable[[int, int], Blocks], first: int, hidden: int | None) -> MakeBlocks:
-    """Blocks whose hidden layer, so wide in the first stage, keeps its ratio to the stage's width."""
+    """Blocks whose hidden layer is `hidden` wide in the first stage, and keeps its ratio to the stage's width."""
     return lambda width: make(width, (hidden or first) * width // first)

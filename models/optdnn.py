@@ -77,7 +77,7 @@ class OptDEQ(nn.Module):
 
     Args:
         method: a `Method` with constant coefficients, or its key: `Nesterov(momentum=0.5)`, not the schedule. Its
-            streams must not grow, so `dense` has no equilibrium.
+            number of streams must not grow, so `dense` has no equilibrium.
         transform: a module `T(z, x)`, or a pair of them as in `OptDNN`.
         alpha: as in `OptDNN`.
         gradient, **options: as in `Equilibrium`; for alpha < 1 also of the solve within each step.
@@ -108,7 +108,7 @@ class OptDEQ(nn.Module):
                 f"{name}({changing[0]}=0.5)"
             )
         within = options.copy()
-        within.setdefault("solver", Anderson())  # whatever the transform names
+        within.setdefault("solver", Anderson())  # whatever solver the transform names
         proximal_step = partial(ProximalStep, alpha=alpha, gradient=gradient, **within)
         cell = _TiedStep(method, method.transform(transform, alpha, proximal_step))
         self.equilibrium: Equilibrium[State] = Equilibrium(cell, gradient=gradient, **options)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 CODED_DROPOUT = 0.1
-"""Of the published code."""
+"""Dropout of the published code."""
 
 
 class _ParaFormer(nn.Module):
@@ -32,7 +32,7 @@ class _ParaFormer(nn.Module):
 
     @property
     def branches(self) -> int:
-        """B."""
+        """B, the number of branches."""
         return self.body.count
 
     @property
@@ -45,7 +45,7 @@ class _ParaFormer(nn.Module):
         self.body.batched = value
 
     def forward(self, x: Tensor, *, branches: int | None = None) -> Tensor:
-        """(batch, classes) logits; of the first so many `branches` alone, where a number is given."""
+        """(batch, classes) logits; with `branches=n`, those of the first n branches alone."""
         return self._read(self.body(self.tokens(x), first=branches))
 
     if TYPE_CHECKING:  # a module's call is typed Any
@@ -68,7 +68,7 @@ class _ParaFormer(nn.Module):
 
     def sharded(self: Self, mesh: DeviceMesh) -> Self:
         """A copy with this rank's share of the branches (`ShardedBranches`), the rest replicated."""
-        from .sharding import ShardedBranches  # torch.distributed is not there in every build
+        from .sharding import ShardedBranches  # not every build has torch.distributed
 
         return self._around(ShardedBranches(self._whole(), mesh))
 
@@ -110,9 +110,9 @@ class ParaFormer(_ParaFormer):
         classes: number of classes.
         branches: B.
         depth, width, heads, hidden: as in `Branches`.
-        as_coded: the network of the code that was published with the paper: each block adds to its normalised input,
-            queries, keys and values have no bias, a tenth is dropped in training, also of the tokens, and class token
-            and positions start from N(0, 1). It is not the network of the paper's equations, which is the default.
+        as_coded: the network of the code published with the paper: each block adds to its normalised input, queries,
+            keys and values have no bias, dropout is 0.1, also on the tokens, and class token and positions start from
+            N(0, 1). It is not the network of the paper's equations, which is the default.
     """
 
     def __init__(

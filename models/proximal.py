@@ -27,7 +27,7 @@ class ProximalStep(nn.Module):
         proximal: module `P(z, *inputs)`; its parameters are the same for every alpha.
         alpha: in [0, 1].
         gradient, **options: of the equilibrium inside, as in `Equilibrium`; unused at alpha = 1. The default solver is
-            P's attribute `solver`, if it has one, as the monotone transforms do.
+            P's attribute `solver`, if there is one, as in the monotone transforms.
     """
 
     @takes_settings()
@@ -67,7 +67,7 @@ class ProximalStep(nn.Module):
 
     @property
     def proximal(self) -> nn.Module:
-        """P, held by the cell of the resolvent whatever alpha is, so that state_dicts fit each other."""
+        """P, held by the cell of the resolvent whatever alpha is, so that state_dicts are interchangeable."""
         cell: _Resolvent = self.resolvent.cell  # type: ignore[assignment]
         return cell.proximal
 

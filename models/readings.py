@@ -41,7 +41,7 @@ class Implicit(Reading):
     alpha: float = 0.0
     """In [0, 1)."""
     solver: Solver | None = None
-    """Of the proximal steps; None: the transform's own, as in `ProximalStep`."""
+    """Solver of the proximal steps; None: the transform's own, as in `ProximalStep`."""
     gradient: Gradient = ImplicitGradient()
     """Likewise."""
     rtol: float = 1e-4
@@ -80,7 +80,7 @@ class InfiniteDepth(Reading):
     loop: Loop = Eager()
     """Likewise."""
     initial: Callable[[Blocks], Callable[..., Tensor]] | None = None
-    """From the blocks to what makes the first iterate of x, such as a `LearnedStart`; None: zeros."""
+    """From the blocks, a function that makes the first iterate from x, such as a `LearnedStart`; None: zeros."""
 
     def body(self, method: Method | str, blocks: Blocks, depth: int) -> nn.Module:
         """`depth` has no meaning here."""
@@ -101,7 +101,7 @@ class InfiniteDepth(Reading):
 
 @dataclass(frozen=True)
 class Sweeps(Reading):
-    """Parallel over depth: `Parallel` with `count` sweeps, or as many as there are layers if these are fewer."""
+    """Parallel over depth: `Parallel` with `count` sweeps, or as many as there are layers if that is fewer."""
 
     count: int = 1
     """At least 1."""

@@ -1,4 +1,4 @@
-"""Supervised segments: a layer run again and again from where it stopped."""
+"""Supervised segments: a layer run repeatedly, each time from where it stopped."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ def segments(layer: Layer[Z], *inputs: Any, count: int, z0: Z | None = None, **k
     """The values of `count` calls of a `Looped` or `Equilibrium`, each from where the last one stopped.
 
     Each is differentiated by itself: the state that is carried on has no graph, so memory is that of one segment, and
-    an optimiser may step between two of them. Prefer it to one long loop where every part of the way can be judged, as
-    in hierarchical and tiny recursive models. Source: Wang et al., "Hierarchical Reasoning Model", 2025.
+    an optimiser may step between two segments. Prefer it to one long loop where every segment can be supervised, as in
+    hierarchical and tiny recursive models. Source: Wang et al., "Hierarchical Reasoning Model", 2025.
 
         for z in segments(Looped(cell, steps=4, tracked=1), x, count=3):
             optimizer.zero_grad()
@@ -25,10 +25,10 @@ def segments(layer: Layer[Z], *inputs: Any, count: int, z0: Z | None = None, **k
             optimizer.step()
 
     Args:
-        layer: whose state is carried.
+        layer: the layer whose state is carried on.
         inputs, keywords: of its cell.
         count: how many, at least 1.
-        z0: where the first one starts; None: where the layer does.
+        z0: start of the first segment; None: the start of the layer.
     """
     if not isinstance(layer, Layer):
         raise TypeError(f"segments: layer is a {type(layer).__name__}, not a Looped or an Equilibrium")

@@ -39,7 +39,7 @@ class ShardedBranches(nn.Module):
         self.local.batched = value
 
     def forward(self, tokens: Tensor, *, first: int | None = None) -> Tensor:
-        """(batch, tokens, width), like the tokens; of the `first` so many branches alone."""
+        """(batch, tokens, width), like the tokens; with `first=n`, the sum of the first n branches alone."""
         everywhere = DTensor.from_local(tokens, self.mesh, [Replicate()], run_check=False)
         own = everywhere.to_local(grad_placements=[Partial()])
         count = self.local.count

@@ -1,4 +1,4 @@
-"""Images as tokens."""
+"""Images, vectors and sequences as tokens."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ class Tokens(nn.Module):
     """Images (batch, channels, side, side) to tokens (batch, patches + 1, width): patches, class token, positions.
 
     Args:
-        image_size, patch_size, channels, width: of the images, a patch, the images, a token.
+        image_size, patch_size, channels, width: sides of image and patch, channels of the images, width of a token.
         dropout: share of the tokens' entries that is dropped in training.
         normal: whether class token and positions start from N(0, 1), not from 0 and N(0, 0.02²).
     """
@@ -47,7 +47,7 @@ class Tokens(nn.Module):
 
 
 class VectorTokens(nn.Module):
-    """Vectors (batch, features) to tokens (batch, features + 1, width): each number times a direction of its own.
+    """Vectors (batch, features) to tokens (batch, features + 1, width): each number times its own direction.
 
     Source: Gorishniy et al., "Revisiting Deep Learning Models for Tabular Data", NeurIPS 2021.
     """
@@ -66,7 +66,7 @@ class VectorTokens(nn.Module):
 
 
 class SequenceTokens(nn.Module):
-    """Tokens (batch, length, channels), `length` at most, to (batch, length + 1, width): a linear map, positions."""
+    """At most `length` tokens, (batch, tokens, channels), to (batch, tokens + 1, width): a linear map, positions."""
 
     def __init__(self, length: int, channels: int, width: int) -> None:
         super().__init__()

@@ -12,7 +12,7 @@ class Dense(nn.Module):
 
     Args:
         width: of z.
-        hidden: of the layer between.
+        hidden: width of the hidden layer.
         inputs: width of an injected input x; 0: none is taken.
         activation: σ; None: ReLU.
     """
@@ -108,7 +108,7 @@ class AttentionMLP(nn.Module):
         width: of a token; a multiple of `heads`.
         heads: of the attention.
         hidden: of the MLP; None: 4 times the width.
-        inputs: width of injected tokens x, added to what the attention sees; 0: none are taken.
+        inputs: width of injected tokens x, added to the attention's input, before the norm; 0: none are taken.
         scale: factor on T; a value below 1 helps an equilibrium's cell to converge.
         causal: whether a token attends to itself and earlier ones only.
     """
@@ -139,7 +139,7 @@ class AttentionMLP(nn.Module):
         return output
 
     def _attended(self, tokens: Tensor) -> Tensor:
-        """What `self.attention` computes; its own forward knows no batch of weights, as the parallel reading has."""
+        """What `self.attention` computes; its own forward takes no batch of weights, which the parallel reading has."""
         packed = F.linear(tokens, self.attention.in_proj_weight, self.attention.in_proj_bias)
         q, k, v = packed.unflatten(-1, (3, self.attention.num_heads, -1)).permute(2, 0, 3, 1, 4)
         mixed = F.scaled_dot_product_attention(q, k, v, is_causal=self.causal).transpose(1, 2).flatten(2)
@@ -177,7 +177,7 @@ def check_odd(kernel: int) -> None:
 
 
 def inject(hidden: Tensor, injection: nn.Module | None, inputs: tuple[Tensor, ...]) -> Tensor:
-    """`hidden + U x`, where a transform was made with `inputs=`."""
+    """`hidden + U x`, if the transform was made with `inputs=`."""
     if injection is None:
         return hidden
     if len(inputs) != 1:

@@ -51,7 +51,7 @@ class ContractiveDense(_Contractive):
 
     Args:
         width: of z.
-        hidden: of the layer between.
+        hidden: width of the hidden layer.
         inputs: width of an injected input x; 0: none is taken.
         lipschitz: in (0, 1).
     """
@@ -99,7 +99,7 @@ class _Monotone(nn.Module):
 
     @property
     def solver(self) -> Solver:
-        """What finds `z = v + P(z)` whatever the norm of W is."""
+        """A solver that finds `z = v + P(z)` whatever the norm of W."""
         return Monotone() if self.lipschitz is None else Anderson()
 
     def forward(self, z: Tensor, *inputs: Tensor) -> Tensor:
@@ -125,8 +125,8 @@ class MonotoneDense(_Monotone):
     Args:
         width: of z.
         hidden: rows of W.
-        lipschitz: bound on `‖W‖²`, in (0, 1), under which plain solvers converge. None leaves W unconstrained: still
-            well posed, and its proximal step is then solved with `Monotone()` by default.
+        lipschitz: bound on `‖W‖²`, in (0, 1), under which plain solvers converge. None leaves W unconstrained: the
+            proximal step is still well posed, and is solved with `Monotone()` by default.
         activation: σ, nondecreasing and 1-Lipschitz: ReLU, Tanh, Sigmoid or Softplus; None: ReLU.
     """
 
@@ -169,7 +169,7 @@ class MonotoneConv(_Monotone):
 
 
 def _normalise(linear: nn.Module) -> nn.Module:
-    """Divide the weight by its largest singular value, as power iteration knows it."""
+    """Divide the weight by its largest singular value, as estimated by power iteration."""
     spectral_norm(linear, n_power_iterations=4)
     with torch.no_grad():
         for _ in range(25):  # a fresh weight has many singular values near the largest

@@ -1,4 +1,4 @@
-"""What people hand to plots and tables, as NumPy has it."""
+"""Inputs of plots and tables as NumPy arrays."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 def as_array(values: Any, dtype: Any = None) -> NDArray[Any]:
-    """Numbers, tensors of any device, with or without a graph, or lists of such, as an array on the processor."""
+    """Numbers, tensors on any device, with or without a graph, or lists of such, as a NumPy array."""
     if isinstance(values, Tensor):
         alone = values.detach().cpu().resolve_conj().resolve_neg()
         values = (alone.float() if alone.dtype == torch.bfloat16 else alone).numpy()

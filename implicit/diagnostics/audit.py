@@ -26,7 +26,7 @@ from .reference import EXACT, doubled, exact_layer, is_real
 from .tables import Line, Table
 
 REPEATS = 3
-"""Passes that are timed."""
+"""Timed passes."""
 
 
 @dataclass(frozen=True)
@@ -34,18 +34,18 @@ class GradientError(Line):
     """One gradient of a layer beside the exact one, over all its parameters and inputs together."""
 
     name: str
-    """Of the gradient policy."""
+    """Name of the gradient policy."""
     rtol: float
     """Relative tolerance of the forward solve."""
     cosine: float
-    """With the exact gradient: above 0 a small step against this gradient lowers the loss."""
+    """Cosine with the exact gradient: above 0, a small step against this gradient lowers the loss."""
     relative_error: float
     """`‖g − g*‖ / ‖g*‖`."""
     evaluations: float
-    """Of f forward, and products of a backward solve to a tolerance, mean over the rows. What a policy does a fixed
-    number of times does not count: tracked steps, the terms of a series."""
+    """Evaluations of f in the forward solve, plus products of a backward solve to a tolerance, mean over the rows. What
+    a policy does a fixed number of times does not count: tracked steps, terms of a series."""
     seconds: float
-    """Forward and backward, the median of several passes after a warm-up; NaN: none was timed."""
+    """Time forward and backward, the median of several passes after a warm-up; NaN: none was timed."""
 
 
 def gradient_audit(
@@ -59,7 +59,7 @@ def gradient_audit(
     """The error of the layer's gradient against the exact one, for the loss `⟨v, z*⟩` with a random v.
 
     The exact gradient comes from the implicit function theorem, with both solves to 1e-12 on a copy in float64.
-    Gradients are compared as one long vector, in the parameters and the real inputs.
+    Gradients are compared as one long vector, over the parameters and the real inputs.
 
         gradient_audit(layer, x).cosine
 
@@ -104,7 +104,7 @@ def compare_gradients(
         raise ValueError(f"compare_gradients: repeats={repeats!r} must be an integer of at least 0")
     with torch.inference_mode(False), untouched(layer), uncompiled_cells():
         inputs = layer.positional(inputs, keywords)
-        layer, inputs, z0 = Call("", layer, inputs, z0).apart()[1:4]  # what an evaluation leaves behind stays out of it
+        layer, inputs, z0 = Call("", layer, inputs, z0).apart()[1:4]  # a copy, so that evaluations leave no trace in it
         exact, _ = _gradient(exact_layer(layer, inputs, z0), *doubled(layer, inputs, z0), strict=True)
         return _compared(layer, inputs, z0, exact, gradients, rtols, repeats)
 
@@ -153,14 +153,14 @@ def _median_seconds(run: Callable[[], tuple[Tensor, float]], repeats: int) -> fl
 
 
 def differentiable(layer: Equilibrium[Any], inputs: tuple[Any, ...]) -> tuple[tuple[Any, ...], list[Tensor]]:
-    """The inputs as leaves that want a gradient where they are real, and all that wants one."""
+    """The inputs, real ones as leaves that require gradients, and every input and parameter that requires one."""
     inputs = tree_map(lambda value: value.detach().requires_grad_() if is_real(value) else value, inputs)
     every = (value for value in (*layer.parameters(), *tree_leaves(inputs)) if isinstance(value, Tensor))
     return inputs, [value for value in every if value.requires_grad]
 
 
 def _gradient(layer: Equilibrium[Any], inputs: tuple[Any, ...], z0: State | None, strict: bool) -> tuple[Tensor, float]:
-    """The gradient as one float64 vector, and evaluations a row."""
+    """The gradient as one float64 vector, and the evaluations per row."""
     inputs, wanted = differentiable(layer, inputs)
     if not wanted:
         raise ValueError("the layer has neither parameters nor inputs that could have a gradient")

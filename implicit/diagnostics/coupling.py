@@ -15,7 +15,7 @@ from solvers.state import tree_leaves
 from ..draws import normal
 
 ALIKE = 4
-"""Rounding units by which an image may change with other rows: libraries may add up in another order."""
+"""Rounding units by which an image may change with other rows, since libraries may sum in another order."""
 REMEDY = (
     "What is one problem must be one row: a graph, whose nodes are not rows, is x[None] (and z0[None]); use LayerNorm "
     "or GroupNorm in place of batch statistics, and let attention run within a row"
@@ -25,8 +25,8 @@ REMEDY = (
 def coupling(problem: Problem, flat: Tensor) -> Tensor:
     """(batch,) relative change of each row's image when other rows are moved; 0: it depends on none of them.
 
-    Takes 2 log₂(batch) evaluations of the whole batch. Each moves every row whose number has a certain binary digit, so
-    any two rows are told apart. A map that is not deterministic counts as 0.
+    Takes 2 log₂(batch) evaluations of the whole batch. Each moves every row whose index has a given binary digit, so
+    that any two rows are separated. A map that is not deterministic counts as 0.
     """
     found = torch.zeros(len(flat), dtype=torch.float64, device=flat.device)
     index = torch.arange(len(flat), device=flat.device)
@@ -49,7 +49,7 @@ def coupling(problem: Problem, flat: Tensor) -> Tensor:
 
 
 def refuse_coupled(name: str, problem: Problem, flat: Tensor) -> None:
-    """`ValueError` where rows depend on each other: what is asked of each row is then no figure of it alone."""
+    """`ValueError` if rows depend on each other: then no row has a Jacobian of its own."""
     found = coupling(problem, flat)
     if bool(found.any()):
         raise ValueError(

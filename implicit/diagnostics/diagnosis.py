@@ -34,31 +34,31 @@ def diagnose(model: nn.Module, *inputs: Any, z0: State | None = None, **keywords
 
     A policy that approximates the gradient by choice is no fault here: `gradient_audit` says how far off it is.
 
-    Costs several solves of this batch, one of them in float64, by a copy: the model and the random state are left as
-    they were. What a cell holds and cannot be copied (locks, open files) is shared with the copy. Coupling takes 2
-    log₂(batch) evaluations; the radius is measured on 8 rows spread over the batch. Waiting for the host is measured
-    where the loop could be `Captured` but is not: the cell keeps the device busy for less than half of a step. A
-    `Looped` has no tolerance, so only non-finite rows, the spectral radius at its last iterates and the gradient are
-    examined; there a random cell and coupled rows are no fault.
+    Costs several solves of this batch, one of them in float64, on a copy: the model and the random state are left as
+    they were. Objects that cannot be copied (locks, open files) are shared with the copy. Coupling takes 2 log₂(batch)
+    evaluations; the radius is measured on 8 rows spread over the batch. A solve that could use `Captured` but does not
+    counts as waiting for the host if the cell keeps the device busy for less than half of a step. A `Looped` has no
+    tolerance, so only non-finite rows, the spectral radius at its last iterates and the gradient are examined; there a
+    random cell and coupled rows are no fault.
 
         for finding in implicit.diagnostics.diagnose(layer, x):
             print(finding)
 
     Args:
-        model: an `Equilibrium` or a `Looped`, or a model that contains some, each of which is examined at its first
-            call; in training or evaluation mode, whichever is to be examined.
+        model: an `Equilibrium` or a `Looped`, or a model that contains some, each examined at its first call; set the
+            mode to be examined, training or evaluation, beforehand.
         inputs, keywords: as the model takes them, by position and by name.
-        z0: the start, for such a layer.
+        z0: the start, if the model is itself such a layer.
 
     Raises:
         TypeError: the model is not a module, or z0 is given for a model that is not such a layer.
-        ValueError: the model has called no such layer.
+        ValueError: the model calls no such layer.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(
             f"model is a {type(model).__name__}: pass an Equilibrium, a Looped, or a module with some inside"
         )
-    with aside(model):  # what did not converge is a finding
+    with aside(model):  # rows that do not converge make findings, not warnings
         calls, failures = _calls(model, detached(inputs), detached(z0), detached(keywords))
         findings: Table[Finding] = Table(failures)
         for call in calls:
@@ -70,7 +70,7 @@ def diagnose(model: nn.Module, *inputs: Any, z0: State | None = None, **keywords
 def _calls(
     model: nn.Module, inputs: tuple[Any, ...], z0: State | None, keywords: dict[str, Any]
 ) -> tuple[list[Call], list[Finding]]:
-    """The first call of each layer, and what else there is to say of the model."""
+    """The first call of each layer, and a finding if the model fails."""
     if isinstance(model, Layer):
         return [Call("", model, model.positional(inputs, keywords), z0)], []
     if z0 is not None:
@@ -81,7 +81,7 @@ def _calls(
         model = copied(model)
         with torch.no_grad(), layer_calls(model) as calls:
             model(*inputs, **keywords)
-    except Exception as error:  # whatever a module of the user's raises
+    except Exception as error:  # whatever the user's module raises
         failures = [_failed("the model fails", error, "the layers that it had called before were looked at")]
     if not calls and not failures:
         raise ValueError(
@@ -91,7 +91,7 @@ def _calls(
 
 
 def _findings(call: Call) -> list[Finding]:
-    """What the checks find; after it, which of them could not be made."""
+    """What the checks find, followed by the checks that could not be made."""
     try:
         look = Look(call.apart())
         look.solution  # noqa: B018
@@ -139,4 +139,4 @@ CHECKS: dict[str, Callable[[Look], Finding | None]] = {
 }
 
 LOOP_CHECKS = {what: CHECKS[what] for what in ("finite rows", "spectral radius", "gradient")}
-"""Of a layer that does not solve."""
+"""The checks of a layer that does not solve."""

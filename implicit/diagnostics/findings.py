@@ -1,4 +1,4 @@
-"""What a diagnosis finds, and what it looks at."""
+"""What a diagnosis finds, and what it examines."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from .rates import Tail, tails
 from .tables import Line, Table
 
 LEFT_OUT = "check left out"
-"""Name of the findings that tell of a check which was not made."""
+"""Name of the findings that report a check as not made."""
 ROWS = 8
-"""At most so many rows, spread over the batch, are looked at where a look is dear."""
+"""Largest number of rows, spread over the batch, that an expensive check examines."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Finding(Line):
     remedy: str
     """What to do about it."""
     layer: str = ""
-    """Its place in the model that was examined; empty: the model is the layer."""
+    """The layer's place in the model examined; empty: the model is the layer."""
 
     @property
     def fault(self) -> bool:
@@ -50,17 +50,17 @@ class LeftOutError(Exception):
 
 
 class Look:
-    """A layer, its inputs, and what is found about them at most once."""
+    """A layer and its inputs, with the measurements that several checks share."""
 
     def __init__(self, call: Call) -> None:
         self.layer, self.inputs, self.z0 = call.layer, call.inputs, call.z0
         self.prefix = f"{call.name}." if call.name else ""
-        """Of the layer's parameters in the model that is looked at."""
+        """Prefix of the layer's parameter names in the model examined."""
         self.problem = prepare(call.layer.cell, call.start, call.inputs)
 
     @cached_property
     def solution(self) -> Solution:
-        """Of the layer's own solve, of the whole batch where its rows cannot be told apart."""
+        """The result of the layer's own solve, without dropping rows where they cannot be separated."""
         try:
             return self.layer.solve(*self.inputs, z0=self.z0)
         except DroppedRowsError:
@@ -75,7 +75,7 @@ class Look:
 
     @property
     def diverged(self) -> Tensor:
-        """(batch,) bool: rows that grew out of bounds, those included that overflowed on the way."""
+        """(batch,) bool: rows that grew out of bounds, including those that overflowed on the way."""
         solution = self.solution
         first, grown = solution.absolute[:1].isfinite().all(dim=0), solution.absolute.isinf().any(dim=0)
         overflowed = (solution.status == Status.NON_FINITE) & first & grown
@@ -83,7 +83,7 @@ class Look:
 
     @property
     def floored(self) -> Tensor:
-        """(batch,) bool: rows that came as close as the dtype allows, and so missed a tolerance below it."""
+        """(batch,) bool: rows that reached the dtype's floor, and so missed a tolerance below it."""
         solution, floor = self.solution, 100 * self.problem.rounding
         missed = ~solution.converged & (solution.status != Status.DIVERGED)
         return missed & (solution.residual <= floor) & (solution.residual > self.layer.rtol)
@@ -95,7 +95,7 @@ class Look:
 
     @property
     def standing(self) -> Tensor:
-        """(batch,) bool: rows that stand still or go round above the dtype's floor."""
+        """(batch,) bool: rows that stagnate or cycle above the dtype's floor."""
         solution = self.solution
         still = torch.tensor([bool(tail.stalled or tail.period) for tail in self.tails], dtype=torch.bool, device="cpu")
         failed = (solution.status == Status.STALLED) | still.to(self.value.device)
@@ -103,16 +103,16 @@ class Look:
 
     @property
     def value(self) -> Tensor:
-        """(batch, dim)."""
+        """(batch, dim): the value of the solution."""
         return self.problem.layout.flatten(self.solution.value)
 
     def image(self) -> Tensor:
-        """(batch, dim): of the solution, under the cell."""
+        """(batch, dim): the image of the solution under the cell."""
         with torch.no_grad(), one_weight(self.layer.cell):
             return self.problem(self.value)
 
     def images(self, count: int) -> Tensor:
-        """(count, batch, dim): the same so many times, with one weight as in a solve."""
+        """(count, batch, dim): `count` such images, their weights computed once as in a solve."""
         with torch.no_grad(), one_weight(self.layer.cell):
             return torch.stack([self.problem(self.value) for _ in range(count)])
 
@@ -124,6 +124,6 @@ class Look:
 
 
 def name_rows(bad: Tensor) -> str:
-    """In words, of a (batch,) mask."""
+    """The rows of a (batch,) mask, in words."""
     rows = torch.nonzero(bad)[:, 0].tolist()
     return f"row{'s' if len(rows) > 1 else ''} {', '.join(map(str, rows[:8]))}{', …' if len(rows) > 8 else ''}"

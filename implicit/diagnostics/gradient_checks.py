@@ -1,4 +1,4 @@
-"""What may be wrong with the gradient of a layer, a check a fault."""
+"""Checks of a layer's gradient, one for each fault."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from .findings import Finding, LeftOutError, Look, name_rows
 from .reference import as_double, exact_layer
 
 LOOSE = 0.05
-"""Relative error of the gradient, from the forward solve alone, that is worth a word."""
+"""Relative error of gradient or iterate, from the forward solve alone, above which a finding is made."""
 
 
 def backward(look: Look) -> Finding | None:
@@ -38,7 +38,7 @@ def backward(look: Look) -> Finding | None:
         flat = look.problem.layout.flatten(look.layer(*inputs, z0=look.z0))
         direction = normal(flat.shape, flat)
         found: Sequence[Tensor | None] = ()
-        with suppress(ConvergenceError):  # of Unconverged.RAISE; the log has it
+        with suppress(ConvergenceError):  # from Unconverged.RAISE; the log has the solve
             found = torch.autograd.grad(flat, wanted, direction, allow_unused=True)
     good = look.solution.converged
     broken = sum(not bool(gradient.isfinite().all()) for gradient in found if gradient is not None)
@@ -52,7 +52,7 @@ def backward(look: Look) -> Finding | None:
             f"{where}, though the solution is finite",
             "Look for Inf in the inputs, and for roots, norms and quotients at 0 in the cell: add a small number there",
         )
-    floor = 4 * look.problem.rounding  # what the dtype cannot do better
+    floor = 4 * look.problem.rounding  # the dtype allows no smaller residual
     failures = [
         (entry.solution, bad)
         for entry in log.backward
@@ -74,7 +74,7 @@ def loose(look: Look) -> Finding | None:
         return None
     if look.coupling.any():
         raise LeftOutError("the rows depend on each other, and this is checked only where a problem is one row")
-    # in float64, so that rounding is not laid to the tolerance
+    # in float64, so that rounding is not blamed on the tolerance
     start, inputs = as_double((look.layer.start(look.inputs, look.z0), look.inputs))
     layer = copied(look.layer).double()
     exact = {"exact": ImplicitGradient(rtol=1e-10, max_steps=1000)}
@@ -86,7 +86,7 @@ def loose(look: Look) -> Finding | None:
     except ConvergenceError as failure:
         raise LeftOutError(str(failure)) from failure  # without a reference nothing can be said
     except ValueError:
-        return None  # there is no gradient, which is said elsewhere
+        return None  # there is no gradient, which another check reports
     except TypeError as failure:
         return Finding(
             "cell tied to its dtype",

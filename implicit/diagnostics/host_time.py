@@ -15,25 +15,25 @@ from ..parametrized import one_weight
 from .findings import Finding, Look
 
 SHARE = 0.5
-"""Of a step's time that the cell must keep the device busy, below which the step waits for the host."""
+"""Share of a step for which the cell must keep the device busy; below it, the step waits for the host."""
 REPEATS = 5
-"""Of each measurement, of which the median counts."""
+"""Repeats of each measurement; the median counts."""
 EVALUATIONS = 20
-"""Of the cell in its CUDA graph, at most."""
+"""Largest number of evaluations of the cell in its CUDA graph."""
 
 
 class StepTimes(NamedTuple):
-    """Seconds, medians."""
+    """Median times, in seconds."""
 
     step: float
-    """From one step to the next, as a clock on the wall shows it."""
+    """Wall-clock time from one step to the next."""
     cell: float
-    """That the device takes for one evaluation of the cell, nothing waiting for the host."""
+    """Device time of one evaluation of the cell, without waiting for the host."""
 
 
 def waiting(look: Look) -> Finding | None:
     layer, device = look.layer, look.value.device
-    # what the loop refuses could not be remedied by it
+    # `Captured` is no remedy for a solver that it refuses
     if device.type != "cuda" or not len(look.value) or not layer.solver.fixed_cost or isinstance(layer.loop, Captured):
         return None
     times = step_times(look)
@@ -41,7 +41,7 @@ def waiting(look: Look) -> Finding | None:
 
 
 def waits_for_host(times: StepTimes, loop: Loop) -> Finding | None:
-    """What these times say of a solve by this loop."""
+    """A finding if, by these times, a solve with this loop waits for the host."""
     if isinstance(loop, Captured) or not times.cell < SHARE * times.step:
         return None
     return Finding(
@@ -53,7 +53,7 @@ def waits_for_host(times: StepTimes, loop: Loop) -> Finding | None:
 
 
 def step_times(look: Look) -> StepTimes | None:
-    """Of the layer's own solve on its CUDA device; None: the cell cannot be captured."""
+    """The times of the layer's own solve on its CUDA device; None: the cell cannot be captured."""
     device = look.value.device
     steps = max(int(look.solution.steps.max()), 1)
     with torch.cuda.device(device):
@@ -63,23 +63,23 @@ def step_times(look: Look) -> StepTimes | None:
 
 
 def _cell_seconds(look: Look, evaluations: int) -> float | None:
-    """Of one evaluation, in a CUDA graph of several."""
+    """Seconds per evaluation of the cell, from a CUDA graph of several; None: it cannot be captured."""
     problem, point = look.problem, look.value.clone()
     stream = torch.cuda.Stream(point.device)
     stream.wait_stream(torch.cuda.current_stream(point.device))
     with torch.no_grad(), one_weight(look.layer.cell):
         with torch.cuda.stream(stream):
-            for _ in range(3):  # libraries set themselves up, and weights are computed
+            for _ in range(3):  # libraries initialise, and weights are computed
                 problem(point)
         torch.cuda.current_stream(point.device).wait_stream(stream)
         torch.cuda.synchronize(point.device)
-        torch.clear_autocast_cache()  # what was cast outside must not be read inside, nor the reverse
+        torch.clear_autocast_cache()  # the capture must not use casts made outside it, nor the reverse
         graph = torch.cuda.CUDAGraph()
         try:
             with torch.cuda.graph(graph, capture_error_mode="thread_local"):
                 for _ in range(evaluations):
                     problem(point)
-        except Exception:  # whatever a cell does that a capture does not allow
+        except Exception:  # whatever the cell does that a capture forbids
             return None
         finally:
             torch.clear_autocast_cache()
@@ -87,7 +87,7 @@ def _cell_seconds(look: Look, evaluations: int) -> float | None:
 
 
 def _seconds(run: Callable[[], object], device: torch.device) -> float:
-    """Median, the first call left out."""
+    """Median seconds of a call, without the first one."""
     found = []
     for _ in range(1 + REPEATS):
         torch.cuda.synchronize(device)

@@ -1,4 +1,4 @@
-"""Jacobians of a problem: whole, or as operators that know their products alone."""
+"""Jacobians of a problem: dense, or as matrix-free operators."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def tracked(problem: Problem, flat: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def dense_jacobians(problem: Problem, flat: Tensor) -> NDArray[Any]:
-    """(batch, dim, dim) Jacobians, a vector–Jacobian product of the whole batch for each of their rows."""
+    """(batch, dim, dim) Jacobians, by one vector–Jacobian product of the whole batch for each of their rows."""
     jacobians = torch.zeros(*flat.shape, flat.shape[1], dtype=torch.float64, device="cpu")
     point, image = tracked(problem, flat)
     for line in range(flat.shape[1] if image.requires_grad else 0):
@@ -39,7 +39,7 @@ class NotFiniteError(Exception):
 
 
 class Transposed(LinearOperator):  # type: ignore[misc]
-    """`Jᵀ / scale` of a problem of one row, as SciPy's operator: it has J's eigenvalues and singular values."""
+    """`Jᵀ / scale` of a problem of one row, as SciPy's operator: Jᵀ has J's eigenvalues and singular values."""
 
     def __init__(self, problem: Problem, flat: Tensor) -> None:
         super().__init__(np.float64, (flat.shape[1], flat.shape[1]))

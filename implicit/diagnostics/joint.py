@@ -14,7 +14,7 @@ from ..equilibrium import Equilibrium
 
 
 class JointCell(nn.Module):
-    """A cell on (1, batch · dim), which holds all rows of another's state."""
+    """A cell on (1, batch · dim) states, each of which holds all rows of another cell's state."""
 
     def __init__(self, cell: nn.Module, layout: Layout) -> None:
         super().__init__()
@@ -28,7 +28,7 @@ class JointCell(nn.Module):
         return self.layout.flatten(state).reshape(1, -1)
 
     def state(self, flat: Tensor) -> State:
-        """And back."""
+        """The inverse of `flat`."""
         return self.layout.unflatten(flat.view(self.layout.batch, -1))
 
 
@@ -36,8 +36,8 @@ class JointEquilibrium(Equilibrium):
     """The equilibrium of a cell whose rows depend on each other: one row to the solvers, forward and backward.
 
     Args:
-        layer: the same, row by row.
-        state: any of its states, of the batch.
+        layer: the layer that solves row by row.
+        state: any state of its batch.
     """
 
     cell: JointCell
@@ -47,12 +47,12 @@ class JointEquilibrium(Equilibrium):
         super().__init__(JointCell(layer.cell, Layout(state)), gradient=layer.gradient, **options)
 
     def forward(self, *inputs: Any, z0: State | None = None, max_steps: int | None = None, **keywords: Any) -> State:
-        """From the state `z0`, as the layer has it, to another one."""
+        """The equilibrium from `z0`, both of them states of the layer."""
         return self.cell.state(super().forward(*inputs, z0=self.cell.flat(z0), max_steps=max_steps, **keywords))
 
     def solve(
         self, *inputs: Any, z0: State | None = None, max_steps: int | None = None, **keywords: Any
     ) -> Solution[Any]:
-        """Of one row, its value a state of the layer."""
+        """The `Solution` of the one row; its value is a state of the layer."""
         solution = super().solve(*inputs, z0=self.cell.flat(z0), max_steps=max_steps, **keywords)
         return replace(solution, value=self.cell.state(solution.value))

@@ -22,9 +22,9 @@ class PathIndependence:
     """The solutions from several random starts, compared with that from the layer's own start."""
 
     alignment: Tensor = field(repr=False)
-    """(batch,) float64, the least cosine between them; 1: the same direction from everywhere."""
+    """(batch,) float64, the least cosine with the layer's own solution; 1: the same direction from every start."""
     spread: Tensor = field(repr=False)
-    """(batch,) float64, the largest `‖z_i − z*‖ / ‖z*‖`; a few rtol: the same solution."""
+    """(batch,) float64, the largest `‖z_i − z*‖ / ‖z*‖`; a few times rtol: the same solution."""
     converged: Tensor = field(repr=False)
     """(starts, batch): whether the solve from this start met its tolerance."""
 
@@ -52,7 +52,7 @@ class PathIndependence:
 def path_independence(
     layer: Layer[Any], *inputs: Any, starts: int = 8, seed: int = 0, z0: State | None = None, **keywords: Any
 ) -> PathIndependence:
-    """Solve from random starts, too: normal numbers with the root mean square of each row's solution.
+    """Solve from random starts as well: normal numbers with the root mean square of each row's solution.
 
     A layer whose equilibrium does not depend on the start can be run for longer on harder inputs than it was trained
     on, and can be warm-started. Source: Anil et al., "Path Independent Equilibrium Models Can Better Exploit Test-Time
@@ -68,7 +68,7 @@ def path_independence(
         raise ValueError(f"path_independence: starts={starts!r} must be an integer of at least 1")
     inputs = layer.positional(inputs, keywords)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # what converged is told in the result
+        warnings.simplefilter("ignore")  # the result reports what converged
         own = layer.solve(*inputs, z0=z0)
         layout = Layout(own.value)
         reference = layout.flatten(own.value)
@@ -85,5 +85,5 @@ def path_independence(
     distance = torch.linalg.vector_norm(found - expected, dim=2)
     spread = torch.where(length > 0, distance / length, distance).amax(dim=0)
     cosine = torch.nn.functional.cosine_similarity(found, expected[None], dim=2)
-    alignment = torch.where(distance == 0, 1.0, cosine).amin(dim=0)  # 0 from everywhere is the same from everywhere
+    alignment = torch.where(distance == 0, 1.0, cosine).amin(dim=0)  # equal solutions agree, even if they are 0
     return PathIndependence(alignment, spread, torch.stack([other.converged for other in others]))

@@ -21,8 +21,8 @@ def jacobian_penalty(f: Callable[..., State], z: State, args: tuple[Any, ...] = 
     """`‖J‖_F² / dim` averaged over the rows, `J = ∂f/∂z`: a scalar to add to a loss, so that solves stay short.
 
     An unbiased estimate, `‖vᵀJ‖² / dim` with independent random signs v, costs one vector–Jacobian product per sample.
-    Gradients reach the parameters and arguments of f, and z where it has a graph. For their sake f is evaluated without
-    what has no second derivatives: code of torch.compile, and fused kernels of scaled dot-product attention.
+    Gradients reach the parameters and arguments of f, and z where it has a graph. They need second derivatives, so f is
+    evaluated without compiled code and fused kernels of scaled dot-product attention, which have none.
     Source: Hutchinson (1990); Bai, Koltun, Kolter, "Stabilizing Equilibrium Models by Jacobian Regularization", ICML
     2021.
 
@@ -31,7 +31,7 @@ def jacobian_penalty(f: Callable[..., State], z: State, args: tuple[Any, ...] = 
 
     Args:
         f, args: as in `solvers.solve`.
-        z: where, usually the equilibrium.
+        z: where to differentiate, usually the equilibrium.
         samples: products to average over, at least 1.
     """
     if not isinstance(samples, int) or samples < 1:
@@ -43,7 +43,7 @@ def jacobian_penalty(f: Callable[..., State], z: State, args: tuple[Any, ...] = 
     tracked = torch.is_grad_enabled()
     with torch.enable_grad(), one_weight(f), twice_differentiable():
         flat = problem.layout.flatten(z)
-        # the derivative at z alone, not along its history
+        # differentiate at z only, not through its history
         point = flat.view_as(flat) if flat.requires_grad and tracked else anchored(flat)
         image = problem(point)
         refuse_hidden("jacobian_penalty", problem, flat, image)

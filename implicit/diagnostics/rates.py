@@ -14,13 +14,13 @@ from solvers import Solution
 from .tables import Line, Table
 
 SHORTEST = 3
-"""Residuals that a rate needs at least."""
+"""Fewest residuals that determine a rate."""
 FLAT = 0.01
-"""A residual that changes by less than this share a step, and by less than ten times it over the tail, stands still."""
+"""A residual stagnates if it changes by less than this share per step, and by less than ten times it over the tail."""
 ALIKE = 0.01
-"""A cycle repeats its residuals to this share of the spread, on a logarithmic scale, within one period."""
+"""A cycle repeats the logarithms of its residuals to within this share of their spread over one period."""
 GONE = 1e3
-"""Relative residual above which the image has all but vanished: how much so is rounding."""
+"""Relative residual above which the image has all but vanished, so that its size is only rounding."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Tail(Line):
     rate: float
     """Factor by which the residual falls per step, fitted to its logarithm; NaN: fewer than three finite residuals."""
     stalled: bool
-    """It stagnates: it changes by no more than 1 % per step, and by no more than 10 % over the tail."""
+    """Whether the residual stagnates: it changes by less than 1 % per step, and by less than 10 % over the tail."""
     period: int
     """Steps after which the residuals of a cycling row repeat; 0: it does not cycle."""
 
@@ -38,7 +38,7 @@ class Tail(Line):
 def convergence_rate(solution: Solution) -> Tensor:
     """`(batch,)` float64: the factor per step by which each row's residual `‖f(z) − z‖` falls at the end of its trace.
 
-    The slope of a line fitted to the logarithm of the last half of its residuals; for a cycle, from period to period.
+    From a line fitted to the logarithm of the last half of its residuals; for a cycle, from period to period.
     Below 1 the row converges, the smaller the faster; near 1 it stagnates or cycles (`tails` says which); above 1 it
     diverges. For plain iteration it is the spectral radius of the Jacobian at the solution. NaN: a row with fewer than
     three residuals.
@@ -53,7 +53,10 @@ def tails(solution: Solution) -> Table[Tail]:
 
 
 def _tail(residuals: NDArray[np.float64], relative: NDArray[np.float64]) -> Tail:
-    """Rates are those of the residual; a turn about a point is told by its image, whose norm goes round."""
+    """The end of one row's trace: its rate from the absolute residuals, its period from the relative ones.
+
+    Where the iterates rotate about a point, the absolute residual may stay constant while the norm of the image cycles.
+    """
     steps = np.flatnonzero(~np.isnan(residuals) & (residuals > 0))
     if len(steps) < SHORTEST:
         return Tail(rate=float("nan"), stalled=False, period=0)
@@ -72,7 +75,7 @@ def _tail(residuals: NDArray[np.float64], relative: NDArray[np.float64]) -> Tail
 
 
 def _period(logs: NDArray[np.float64]) -> int:
-    """The shortest period of at least 2 that the last residuals show twice and more; 0: none."""
+    """The shortest period of at least 2 that the last residuals complete twice or more; 0: none."""
     for lag in range(2, (len(logs) - 1) // 2 + 1):
         window = logs[-3 * lag :]
         spread = np.ptp(window[-lag:])

@@ -1,4 +1,4 @@
-"""The exact gradient of a layer: what is solved for it, and in which precision."""
+"""The exact gradient of a layer: the float64 copy that computes it, and its inputs."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ EXACT = 1e-12
 
 
 def exact_layer(layer: Equilibrium[Any], inputs: tuple[Any, ...], z0: State | None) -> Equilibrium[Any]:
-    """A copy in float64 that solves to 1e-12 forward and backward, by its own solver or one that can.
+    """A copy in float64 that solves to 1e-12 forward and backward, by its own solver or another that converges.
 
     Raises:
-        ConvergenceError: none can.
+        ConvergenceError: no solver converges.
         TypeError: the cell fails in float64.
     """
     exact = copied(layer).double()
@@ -56,7 +56,7 @@ def exact_layer(layer: Equilibrium[Any], inputs: tuple[Any, ...], z0: State | No
 def _looked_at(layer: Equilibrium[Any], inputs: tuple[Any, ...], start: State) -> bool:
     """Whether rows depend on each other; `ValueError` where the cell hides its derivative."""
     problem = prepare(layer.cell, start, inputs)
-    with torch.enable_grad(), one_weight(layer.cell), suppress(RuntimeError, TypeError):  # a failure is told later
+    with torch.enable_grad(), one_weight(layer.cell), suppress(RuntimeError, TypeError):  # failures are reported later
         point = problem.layout.flatten(start).detach().requires_grad_()
         refuse_hidden("the gradient", problem, point, problem(point))
         point = point.detach()

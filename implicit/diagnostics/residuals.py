@@ -20,7 +20,7 @@ def residual_quantiles(solution: Solution | ArrayLike, quantiles: Sequence[float
     A row that has stopped keeps its last residual; steps at which no row has a finite residual are NaN.
 
     Args:
-        solution: or plain residuals, (steps,) or (steps, rows), NaN once a row has stopped.
+        solution: a `Solution`, or plain residuals, (steps,) or (steps, rows), NaN once a row has stopped.
         quantiles: between 0 and 1.
     """
     trace = trace_of(solution).clone()

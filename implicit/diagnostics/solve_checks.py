@@ -1,4 +1,4 @@
-"""What may be wrong with the solves of a layer, a check a fault."""
+"""Checks of a layer's solves, one for each fault."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from .spectrum import spectral_radius
 from .weights import blamed
 
 EVALUATIONS = 8
-"""At one point, of which none may differ."""
+"""Evaluations at one point, all of which must agree."""
 SAVED = 0.7
-"""Share of the evaluations with a longer history below which the layer's is called short."""
+"""The layer's history is called short if a longer one takes less than this share of its evaluations."""
 USUAL = 8
-"""Steps that a history holds by default: shorter ones are compared with that."""
+"""Steps that a history holds by default, the least that the layer's is compared with."""
 
 
 def stochastic(look: Look) -> Finding | None:
@@ -134,7 +134,7 @@ def expanding(look: Look) -> Finding | None:
         try:
             radius = spectral_radius(part.f, part.layout.unflatten(point.to(part.layout.dtype)), part.args)
         except ValueError:
-            return None  # what autograd cannot see is told by the look at the gradient
+            return None  # the check of the gradient reports what autograd cannot see
     above = radius > 1 + max(1e-6, 100 * look.problem.rounding)
     if not above.any():
         return None

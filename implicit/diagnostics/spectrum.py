@@ -23,13 +23,13 @@ from .coupling import refuse_coupled
 from .jacobians import NotFiniteError, Transposed, dense_jacobians, tracked
 
 DENSE = 128
-"""Largest state, in numbers a row, whose Jacobian is formed at once; beyond, Krylov methods see products alone."""
+"""Largest state, in entries per row, whose Jacobian is formed at once; beyond, Krylov methods use products alone."""
 LARGEST = 2048
-"""Largest one whose Jacobian is formed where they find nothing, as for many eigenvalues of one modulus."""
+"""Largest state whose Jacobian is formed where they fail, as for many eigenvalues of one modulus."""
 DIRECTIONS = 40
-"""That Arnoldi's iteration keeps, at least: more products a restart, fewer restarts."""
+"""Fewest directions that Arnoldi's iteration keeps. More take more products per restart, and fewer restarts."""
 RESTARTS = 100
-"""Of Arnoldi's iteration before the Jacobian is formed; three times as many where it is too large for that."""
+"""Restarts of Arnoldi's iteration before the Jacobian is formed; three times as many if it is too large to form."""
 
 
 def eigenvalues(f: Callable[..., State], z: State, args: tuple[Any, ...] = (), *, k: int = 6) -> Tensor:
@@ -37,21 +37,21 @@ def eigenvalues(f: Callable[..., State], z: State, args: tuple[Any, ...] = (), *
 
     They tell how plain iteration behaves near z: it converges if all lie within the unit circle, at the rate of the
     largest. Computed from the dense Jacobian for states of up to 128 entries, and by ARPACK's Arnoldi iteration on
-    vector–Jacobian products beyond, to a relative 1e-6 or what the dtype resolves; where that finds nothing, from the
-    dense Jacobian of up to 2048 entries. A row whose Jacobian is not finite is NaN. Source: Lehoucq, Sorensen, Yang,
-    "ARPACK Users' Guide", SIAM 1998.
+    vector–Jacobian products beyond, to a relative 1e-6 or what the dtype resolves; where that fails, from the dense
+    Jacobian for up to 2048 entries. A row whose Jacobian is not finite is NaN. Source: Lehoucq, Sorensen, Yang, "ARPACK
+    Users' Guide", SIAM 1998.
 
         eigenvalues(layer.cell, layer(x), (x,))
 
     Args:
         f: as in `solvers.solve`; its rows are independent. A graph, whose nodes are not rows, is one row: z[None].
-        z: where, usually the equilibrium.
+        z: where to differentiate, usually the equilibrium.
         args: as in `solvers.solve`.
         k: how many, at most the entries of a row, and two fewer for more than 128 entries.
 
     Raises:
         ValueError: k is out of range, the rows depend on each other, or f depends on z outside of autograd's graph.
-        ConvergenceError: Arnoldi's iteration ended without them.
+        ConvergenceError: Arnoldi's iteration failed.
     """
 
     def dense(jacobian: NDArray[Any]) -> NDArray[Any]:
@@ -60,7 +60,7 @@ def eigenvalues(f: Callable[..., State], z: State, args: tuple[Any, ...] = (), *
 
     def krylov(transposed: LinearOperator, start: NDArray[Any], tolerance: float) -> NDArray[Any]:
         dim = transposed.shape[0]
-        more = min(k + 2, dim - 2)  # the last ones wanted must not be half of a conjugate pair
+        more = min(k + 2, dim - 2)  # the last one wanted must not be half of a conjugate pair
         kept, restarts = min(max(DIRECTIONS, 2 * more + 1), dim), RESTARTS if dim <= LARGEST else 3 * RESTARTS
         values = eigs(
             transposed, k=more, ncv=kept, maxiter=restarts, v0=start, tol=tolerance, return_eigenvectors=False
@@ -71,7 +71,7 @@ def eigenvalues(f: Callable[..., State], z: State, args: tuple[Any, ...] = (), *
 
 
 def spectral_radius(f: Callable[..., State], z: State, args: tuple[Any, ...] = ()) -> Tensor:
-    """`ρ(J) = max |λ|`, (batch,) float64: above 1 plain iteration diverges from z, however close it starts.
+    """`ρ(J) = max |λ|`, (batch,) float64: above 1, plain iteration diverges from z, however close it starts.
 
     Anderson, Broyden and Newton–Krylov may converge nevertheless. Arguments and errors are those of `eigenvalues`.
     """
@@ -79,7 +79,7 @@ def spectral_radius(f: Callable[..., State], z: State, args: tuple[Any, ...] = (
 
 
 def spectral_norm(f: Callable[..., State], z: State, args: tuple[Any, ...] = ()) -> Tensor:
-    """`‖J‖₂`, the largest singular value, (batch,) float64: below 1 each step of plain iteration contracts, near z.
+    """`‖J‖₂`, the largest singular value, (batch,) float64: below 1, each step of plain iteration contracts near z.
 
     It is at least `spectral_radius`, and much larger if J is far from normal: the residual may then rise before it
     falls. Arguments and errors are those of `eigenvalues`.
@@ -105,8 +105,8 @@ def _by_row(
     dense: Callable[[NDArray[Any]], NDArray[Any]],
     krylov: Callable[[LinearOperator, NDArray[Any], float], NDArray[Any]],
 ) -> NDArray[Any]:
-    """(batch, k): of each row what `dense` makes of its Jacobian, or `krylov` of its transposed as an operator."""
-    with torch.inference_mode(False), uncompiled_cells():  # in inference mode nothing could be differentiated
+    """(batch, k): for each row, `dense` of its Jacobian, or `krylov` of its transposed Jacobian as an operator."""
+    with torch.inference_mode(False), uncompiled_cells():  # inference mode would not allow derivatives
         z, args = detached((z, args))
         problem = prepare(f, z, args)
         return _rows(name, problem, problem.layout.flatten(z), k, dtype, dense, krylov)
@@ -143,7 +143,7 @@ def _rows(
             operator = Transposed(alone, flat[index])
             start = np.random.default_rng(0).standard_normal(dim)
             try:
-                # ARPACK squares what it sees, and cannot start from a Jacobian of 0
+                # ARPACK squares the products, and cannot start if the Jacobian is 0
                 operator.scale = abs(operator.matvec(start)).max()
                 found[row] = operator.scale * krylov(operator, start, tolerance) if operator.scale else np.zeros(k)
             except NotFiniteError:

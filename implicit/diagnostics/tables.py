@@ -13,11 +13,11 @@ from solvers.pages import table
 SHOWN = 20
 """Rows of a table that a page or a terminal shows."""
 WIDEST = 120
-"""Characters of a line in a terminal."""
+"""Largest width of a line in a terminal, in characters."""
 
 
 class Line:
-    """Base of a dataclass that is a line of a table: its fields are the columns."""
+    """Base of dataclasses whose instances are lines of a table: the fields are the columns."""
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as plain numbers and words."""
@@ -38,7 +38,7 @@ class Table(list[One]):
         return f"[{rows}{self._more(', ')}]"
 
     def __str__(self) -> str:
-        """In columns, numbers to three digits; what is too wide for them, a row a line."""
+        """In columns, with numbers to three digits; if that is too wide, each row's own text on a line."""
         cells = [[shown(value) for value in row.to_dict().values()] for row in self[:SHOWN]]
         if not cells:
             return "[]"
@@ -63,7 +63,7 @@ class Table(list[One]):
 
 
 def summary(columns: Mapping[str, Sequence[float]]) -> str:
-    """An HTML table of the least, the median and the largest of each column, what is NaN left out."""
+    """An HTML table of the least, the median and the largest value of each column, without NaN."""
     lines = []
     for name, values in columns.items():
         known = [value for value in values if not math.isnan(value)]
@@ -73,5 +73,5 @@ def summary(columns: Mapping[str, Sequence[float]]) -> str:
 
 
 def shown(value: Any) -> str:
-    """Three digits of a number."""
+    """A value as text, floats to three digits."""
     return f"{value:.3g}" if isinstance(value, float) else str(value)

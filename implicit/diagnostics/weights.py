@@ -10,15 +10,15 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 EXACT = 1024
-"""Largest smaller side of a matrix whose norm comes from all its singular values; beyond, from random projections."""
+"""Largest smaller side of a matrix whose norm is computed exactly; beyond, it comes from random projections."""
 SHOWN = 4
-"""So many are named."""
+"""Number of weights that are named."""
 
 
 def weight_norms(module: nn.Module) -> list[tuple[str, float]]:
     """Name and spectral norm of each weight matrix, the largest first; a kernel is the matrix (out, all the rest).
 
-    Names are those of `named_parameters`; a parametrized weight, which is none of these, counts as it is now.
+    Names are those of `named_parameters`; a parametrized weight, which they leave out, counts with its current value.
     """
     with torch.no_grad():
         norms = [(name, _spectral_norm(weight)) for name, weight in _matrices(module)]
@@ -26,7 +26,7 @@ def weight_norms(module: nn.Module) -> list[tuple[str, float]]:
 
 
 def blamed(module: nn.Module, prefix: str = "") -> str:
-    """The largest of them in words; empty: there are none."""
+    """The largest norms in words; empty: there are no weight matrices."""
     norms = weight_norms(module)
     more = ", …" if len(norms) > SHOWN else ""
     return ", ".join(f"{prefix}{name} {norm:.3g}" for name, norm in norms[:SHOWN]) + more

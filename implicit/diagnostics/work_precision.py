@@ -17,17 +17,17 @@ class Work(Line):
     """One solver at one tolerance."""
 
     name: str
-    """Of the solver."""
+    """Name of the solver."""
     rtol: float
-    """Relative tolerance asked for."""
+    """Relative tolerance requested."""
     residual: float
     """Largest relative residual reached, over the rows; NaN: a row has none."""
     evaluations: float
-    """Of f, mean over the rows."""
+    """Evaluations of f, mean over the rows."""
     seconds: float
-    """The faster of two solves."""
+    """Time of the faster of two solves."""
     converged: float
-    """Share of the rows."""
+    """Share of the rows that converged."""
 
 
 def compare_solvers(

@@ -1,7 +1,7 @@
 """Gradients by the adjoint equation `u = Jᵀu + g`, solved exactly or not: the tracked way through a solve.
 
 An ordinary backward pass takes `Jᵀu` from the one tracked evaluation of the forward pass (`Products`). One that is
-differentiated again goes round it, by `higher.differentiable`; the transforms of torch.func never come here (`root`).
+differentiated again bypasses it through `higher.differentiable`; the transforms of torch.func never come here (`root`).
 """
 
 from __future__ import annotations
@@ -25,8 +25,7 @@ from .higher import Sources, differentiable
 
 
 class AdjointGradient(Gradient):
-    """A policy that solves `u = Jᵀu + g` at the solution, `linear`, and pulls `u` back through the tracked evaluation
-    of f.
+    """A policy that solves `u = Jᵀu + g` at the solution (`linear`), and pulls `u` back through the tracked evaluation.
 
     The base for estimates of the adjoint. It takes care of layers used twice, several backward passes, threads,
     checkpoints and captured tensors; second derivatives are refused unless the policy is `exact`.
@@ -40,10 +39,10 @@ class AdjointGradient(Gradient):
         sources = Sources.of(pure, tensors, at.image)
         others = self, sources, at.hooked, at.report, self.inverse(at)
         attached: Tensor = _Implicit.apply(at.image, at.point, *others, *sources.visited(tensors), *sources.captured)
-        return attached.clone()  # which the caller may write to: the backward reads what it is a copy of
+        return attached.clone()  # the caller may write to the clone: the backward pass reads the original
 
     def inverse(self, at: Evaluation) -> Map | None:
-        """What the forward solve knows of `v ↦ (I − Jᵀ)⁻¹ v`, for the first derivative's equation."""
+        """The forward solve's estimate of `v ↦ (I − Jᵀ)⁻¹ v`, for the first derivative's equation."""
         return inverse_estimate(at) if self.remembers else None
 
     @abstractmethod
@@ -54,12 +53,12 @@ class AdjointGradient(Gradient):
             product: `u ↦ Jᵀu` on (batch, dim).
             shift: g, (batch, dim).
             report: as in `Evaluation`, for a policy that solves.
-            inverse: what the forward solver knows of `v ↦ (I − Jᵀ)⁻¹v`, if the policy `remembers`; else None.
+            inverse: the forward solver's estimate of `v ↦ (I − Jᵀ)⁻¹v`, if the policy `remembers`; else None.
         """
 
 
 def inverse_estimate(at: Evaluation) -> Map:
-    """`v ↦ (I − Jᵀ)⁻¹ v` as far as the forward solver's history tells, each row by its own."""
+    """`v ↦ (I − Jᵀ)⁻¹ v` as estimated by the forward solver's history, for each row by its own."""
     solver, histories = at.solver, at.outcome.histories
 
     def inverse(v: Tensor) -> Tensor:
@@ -75,7 +74,7 @@ def inverse_estimate(at: Evaluation) -> Map:
 
 
 class Products:
-    """`u ↦ Jᵀu` at the solution, by the tracked evaluation, or by another one that is made for it."""
+    """`u ↦ Jᵀu` at the solution, by the tracked evaluation, or by a new one where that cannot serve."""
 
     def __init__(self, image: Tensor, point: Tensor, pure: PureProblem, tensors: list[Tensor]) -> None:
         self.image, self.point, self.pure, self.tensors = image, point, pure, tensors
@@ -84,7 +83,7 @@ class Products:
         try:
             return self._product(u)
         except RuntimeError as error:
-            if "donated buffers" not in str(error):  # compiled code gives them up at its first use
+            if "donated buffers" not in str(error):  # compiled code frees them at its first use
                 raise
             self.evaluate_again()
             return self._product(u)
@@ -94,7 +93,7 @@ class Products:
         return torch.zeros_like(u) if product is None else product
 
     def evaluate_again(self) -> None:
-        """Have a graph of its own."""
+        """Replace the evaluation by a new one with its own graph."""
         self.point = self.point.detach().requires_grad_()
         with torch.enable_grad(), uncompiled_cells():
             image = self.pure(self.point, *(tensor.detach() for tensor in self.tensors))
@@ -108,8 +107,8 @@ class Products:
 class _Implicit(torch.autograd.Function):
     """Identity in value, downstream of the tracked evaluation; its backward solves the adjoint equation.
 
-    A backward that is to be differentiated again goes round the tracked evaluation, whose point is a constant: it
-    evaluates f as a pure function at the solution with its graph.
+    A backward pass that is to be differentiated again bypasses the tracked evaluation, whose point is a constant: it
+    evaluates f as a pure function at the solution, which has its graph.
     """
 
     @staticmethod
@@ -149,7 +148,7 @@ class _Implicit(torch.autograd.Function):
             return None, *others, *(each for place, each in enumerate(found) if place not in sources.constants)
 
         products = Products(image, point, sources.pure, tensors)
-        if ctx.hooked:  # each product would have the hooks bring back what was saved: a checkpoint, by another solve
+        if ctx.hooked:  # each product would make the hooks restore what was saved; a checkpoint would solve again
             products.evaluate_again()
 
         def solve(grad: Tensor) -> Tensor:

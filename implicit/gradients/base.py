@@ -1,8 +1,8 @@
 """What a gradient policy is: how a solved equilibrium joins autograd's graph.
 
 A policy gets an `Evaluation`, the solution and one tracked evaluation of f at it, and returns a tensor of the same
-value whose backward pass is its own. Policies that solve `u = Jᵀu + g` are in `adjoint`; those that replay steps are in
-`phantom`, `unrolled` and `reversible`.
+value with the policy's own backward pass. Policies that solve `u = Jᵀu + g` are in `adjoint`; those that replay steps
+are in `phantom`, `unrolled` and `reversible`.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Evaluation:
     image: Tensor
     """The tracked `f(point)`."""
     pure: Callable[[], tuple[PureProblem, tuple[Tensor, ...]]]
-    """Makes f a pure function `f(z, *tensors)`, and those tensors."""
+    """Returns f as a pure function `f(z, *tensors)`, and those tensors."""
     report: Report
     """To be called after each backward solve: whether all rows converged, and a function that makes its `Solution`."""
     solver: Solver
@@ -53,13 +53,13 @@ class Evaluation:
 class Gradient(ABC):
     """A way to differentiate through `z* = f(z*)`. It changes gradients only, never the value.
 
-    The layer asks for the `point` at which to evaluate `f` once with autograd on, evaluates it, and passes the result
-    to `attach`, the one method that a policy must have. See `PhantomGradient` for a short one.
+    The layer evaluates `f` once, with autograd on, at the policy's `point`, and passes the result to `attach`, the only
+    method that a policy must define. See `PhantomGradient` for a short example.
     """
 
     @property
     def exact(self) -> bool:
-        """Whether this is the implicit function theorem's gradient, so that it has derivatives in turn."""
+        """Whether this is the implicit function theorem's gradient, which can be differentiated in turn."""
         return False
 
     @property
@@ -88,11 +88,11 @@ class Gradient(ABC):
         """A tensor equal to `at.point` whose backward is this policy's."""
 
     def root(self, f: Callable[..., Tensor], find: Callable[..., Tensor], report: Report, *tensors: Tensor) -> Tensor:
-        """The same under a transform of torch.func or forward-mode differentiation: `z = f(z, *tensors)`.
+        """The root of `z = f(z, *tensors)`, differentiable by the transforms of torch.func and by forward mode.
 
         Args:
-            f: pure.
-            find: `find(*tensors)` solves.
+            f: a pure function.
+            find: `find(*tensors)` solves for z.
             report: as in `Evaluation`.
         """
         raise RuntimeError(
@@ -120,9 +120,9 @@ def with_value(tracked: Tensor, value: Tensor, *, twice: bool) -> Tensor:
     """The value of one tensor with the gradient of another.
 
     Args:
-        tracked: with the graph.
-        value: like it.
-        twice: whether the second derivatives of `tracked` are meant, too; if not, asking for them is an error.
+        tracked: the tensor with the graph.
+        value: a tensor like it.
+        twice: whether second derivatives are those of `tracked`, too; if not, requesting them is an error.
     """
     result: Tensor = _WithValue.apply(tracked, value, twice)
     return result
@@ -141,10 +141,10 @@ def naive_step(f: Map, z: Tensor, damping: float) -> Tensor:
 
 
 def unit_batch(x: Tensor) -> tuple[Tensor, Tensor]:
-    """The batch scaled so that its longest row has length 1, and that row's length, in a dtype whose squares stay in
-    range; zeros stay.
+    """The batch scaled so that its longest row has length 1, and that row's length; zeros stay.
 
-    By one number: where f couples the rows, J does not commute with numbers of their own.
+    The length has a dtype in which squares stay in range. All rows share one scale: where f couples them, J does not
+    commute with a scale for each row.
     """
     wider = torch.float64 if x.dtype in (torch.float32, torch.float64) else torch.float32
     lengths = torch.linalg.vector_norm(x, dim=1, dtype=wider)

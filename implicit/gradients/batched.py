@@ -1,4 +1,4 @@
-"""Functions that work on a tensor's values, where `vmap` has mapped over it."""
+"""Functions that need a tensor's values, applied where `vmap` maps over it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Map = Callable[[Tensor], Tensor]
 
 
 def one_by_one(function: Map, x: Tensor) -> Tensor:
-    """`function(x)`, for each entry in turn of what `torch.func.vmap`, or a batch of gradients, maps over."""
+    """`function(x)`, in turn for each entry that `torch.func.vmap`, or a batch of gradients, maps over."""
     if transformed():
         found: Tensor = _Mapped.apply(function, x)
         return found
@@ -41,7 +41,7 @@ class _Mapped(torch.autograd.Function):
 
 
 def _unbatched(function: Map, x: Tensor) -> Tensor:
-    """For `is_grads_batched=True`, whose vmap is an older one, that knows no rules for functions."""
+    """The same for `is_grads_batched=True`, whose older vmap has no rules for autograd functions."""
     if not torch._C._functorch.is_legacy_batchedtensor(x):
         return function(x)
     level = torch._C._vmapmode_increment_nesting() - 1

@@ -38,13 +38,13 @@ class ImplicitGradient(AdjointGradient):
     before solving, so the result does not depend on the loss's scale.
 
     Derivatives of any order, and the transforms of torch.func, solve such an equation for each derivative. They reach
-    the arguments, the parameters of a module, and whatever else f captures, which only the transforms refuse. Source:
-    Bai, Kolter, Koltun, "Deep Equilibrium Models", NeurIPS 2019.
+    the arguments, the parameters of a module, and whatever else f captures; only the transforms refuse captured
+    tensors. Source: Bai, Kolter, Koltun, "Deep Equilibrium Models", NeurIPS 2019.
     """
 
     solver: Solver | None = None
-    """None: after Anderson, Broyden or Picard, `Anderson(period=3)`, which solves the adjoint equation where these
-    solve the forward one, at little cost per product; else `GMRES()`, which suits J of any norm."""
+    """None: if the forward solver is Anderson, Broyden or Picard, `Anderson(period=3)`, which solves the adjoint
+    equation where these solve the forward one, at little cost per product; else `GMRES()`, for J of any norm."""
     rtol: float = 1e-4
     """Tolerance relative to ‖u‖."""
     max_steps: int = 100

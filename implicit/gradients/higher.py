@@ -1,7 +1,7 @@
 """A backward pass that is differentiated again: the explicit way through a solve.
 
-The tracked evaluation cannot serve it, since its point is a constant. So f is evaluated again, as a function of all
-that it depends on, and `root.pullback` treats u as the root of its own equation.
+The tracked evaluation cannot serve it, since its point is a constant. Instead, f is evaluated again, as a function of
+everything that it depends on, and `root.pullback` treats u as the root of its own equation.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from ..pure_problem import PureProblem
 from .root import Linear, pullback, transformed
 
 SMALL = 2**14
-"""Entries of a tensor up to which a copy costs next to nothing."""
+"""Largest number of entries for which copying a tensor costs next to nothing."""
 
 
 @dataclass(frozen=True)
@@ -28,15 +28,15 @@ class Sources:
     """What the tracked evaluation was computed from."""
 
     pure: PureProblem
-    """It, as a function of the tensors that the layer knows."""
+    """The evaluation as a function of the tensors that the layer knows."""
     uses: list[bool]
-    """Which of these."""
+    """Which of these tensors it used."""
     captured: tuple[Tensor, ...]
-    """Other leaves that want gradients."""
+    """Other leaves that require gradients."""
     compiled: bool
-    """Whether by code of torch.compile."""
+    """Whether code of torch.compile took part."""
     constants: dict[int, Tensor]
-    """By place, copies of small tensors that have no gradient: a cell may count, average and iterate in buffers."""
+    """Copies of small tensors without a gradient, by place: a cell may write counts, averages, iterates to buffers."""
 
     @classmethod
     def of(cls, pure: PureProblem, tensors: Sequence[Tensor], image: Tensor) -> Sources:
@@ -49,9 +49,9 @@ class Sources:
         return cls(pure, origin.used, tuple(origin.others), origin.compiled, small)
 
     def visited(self, tensors: Sequence[Tensor]) -> list[Tensor]:
-        """The tensors, without those that are constants; others that are not used without their graph.
+        """The tensors except for the constants; those that were not used are detached.
 
-        A backward pass visits all that a node hangs below, even where it brings no gradient.
+        A backward pass visits everything upstream of a node, even where it passes no gradient on.
         """
         return [
             tensor if uses else tensor.detach()
@@ -60,13 +60,13 @@ class Sources:
         ]
 
     def all(self, visited: Sequence[Tensor]) -> list[Tensor]:
-        """All tensors, given those; the constants as they were, whatever an evaluation does to them."""
+        """All tensors, given the visited ones; constants are fresh copies, which an evaluation may change."""
         given = iter(visited)
         fresh = {place: constant.clone() for place, constant in self.constants.items()}
         return [fresh[place] if place in fresh else next(given) for place in range(len(self.uses))]
 
     def wanted(self, visited: tuple[bool, ...]) -> tuple[bool, ...]:
-        """Which want a gradient, of all tensors and those captured, given which do of those visited and captured."""
+        """Which of all tensors, then of those captured, need a gradient, given this for the visited and captured."""
         given = iter(visited)
         known = [False if place in self.constants else next(given) for place in range(len(self.uses))]
         return (*known, *given)
@@ -80,9 +80,9 @@ class Sources:
             )
 
     def direct(self, z: Tensor, tensors: Sequence[Tensor], what: str) -> list[int]:
-        """Which of the tensors f uses itself, whatever is handed in for them: as its forward may, where it is replaced.
+        """Which of the tensors f uses directly, whatever is passed in for them, as a replaced `forward` may.
 
-        Raises RuntimeError where f, evaluated again, does not use what it did before.
+        Raises RuntimeError if f, evaluated again, does not use what it did before.
         """
         wants = (True, *self.uses)
         known = [tensor.detach().requires_grad_(want) for want, tensor in zip(wants, (z, *tensors), strict=True)]
@@ -111,7 +111,7 @@ def differentiable(
     wanted: tuple[bool, ...],
     grad: Tensor,
 ) -> list[Tensor | None]:
-    """The gradients in the tensors, and in those captured, that want one, each with its own graph."""
+    """The gradients of the tensors, then of the captured ones, with a graph; None where none is wanted."""
     what = "second derivatives through an equilibrium"
     direct = sources.direct(z, tensors, what)
     captured = (*(tensors[place] for place in direct), *sources.captured)

@@ -18,7 +18,7 @@ class NeumannGradient(AdjointGradient):
     """The truncated Neumann series of the exact gradient: `steps` times `u ← u + damping·(Jᵀu + g − u)` from `u = g`.
 
     Costs that many vector–Jacobian products, in memory that does not grow with them. After an exact forward solve it is
-    the gradient of `PhantomGradient` with one step more, whose memory grows. Prefer it where the Jacobian is well below
+    the gradient of `PhantomGradient` with one more step, whose memory grows. Prefer it where the Jacobian is well below
     1 in norm and a few products suffice. Source: Geng et al., "On Training Implicit Models", NeurIPS 2021.
     """
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 Function = Callable[..., Tensor]
-"""`f(z, *tensors)`. It may use others besides, which are then those `captured`."""
+"""`f(z, *tensors)`. Other tensors that it uses are those `captured`."""
 
 
 def products(
@@ -38,9 +38,9 @@ def transposed(f: Function, z: Tensor, tensors: tuple[Tensor, ...]) -> Callable[
 def _apart(
     function: Callable[..., tuple[Tensor, ...]], tensors: tuple[Tensor, ...], captured: tuple[Tensor, ...]
 ) -> tuple[Tensor, ...]:
-    """`function(*tensors)`, evaluated at leaves in their place.
+    """`function(*tensors)`, evaluated at leaves in place of the tensors.
 
-    z was computed from the very tensors that f uses: a derivative within the function must not run through that.
+    z was computed from the very tensors that f uses: a derivative within the function must not run through z's history.
     """
     leaves = tuple(map(_leaf, tensors))
     with torch.enable_grad():
@@ -56,7 +56,7 @@ def _joined(
 
 
 class _Joined(torch.autograd.Function):
-    """The values computed at leaves, as a function of the tensors in whose place these are."""
+    """The values computed at leaves, as a function of the tensors that the leaves replace."""
 
     @staticmethod
     def forward(ctx: Any, values: tuple[Tensor, ...], leaves: tuple[Tensor, ...], *tensors: Tensor) -> Any:
@@ -83,7 +83,7 @@ def _leaf(tensor: Tensor) -> Tensor:
 
 
 def _alone(tensor: Tensor) -> Tensor:
-    """A copy without a graph; a batch of gradients knows no detach."""
+    """The tensor without its graph; a batch of gradients has no detach and is cloned."""
     with torch.no_grad():
         return tensor.clone() if torch._C._functorch.is_legacy_batchedtensor(tensor) else tensor.detach()
 
@@ -91,7 +91,7 @@ def _alone(tensor: Tensor) -> Tensor:
 def _grad(
     values: Sequence[Tensor], sources: tuple[Tensor, ...], sent: tuple[Tensor, ...], again: bool
 ) -> tuple[Tensor, ...]:
-    """`sentᵀ ∂values/∂sources`, with a graph if it is to be differentiated `again`; zeros where there is none."""
+    """`sentᵀ ∂values/∂sources`, with a graph if it is to be differentiated `again`; zeros where there is no path."""
     wanted = [source for source in sources if source.requires_grad]
     found: Sequence[Tensor | None] = [None] * len(wanted)
     tracked = [(value, grad) for value, grad in zip(values, sent, strict=True) if value.requires_grad]

@@ -18,7 +18,7 @@ from .base import Evaluation, Gradient, refuse_second_derivatives
 from .higher import Sources, refuse_captured
 
 LOST = 1e-3
-"""Relative distance from the start at which undoing must end, else its digits are gone."""
+"""Largest relative distance from the start at which undoing may end; beyond, its digits are lost."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ class _Undo(torch.autograd.Function):
         sums = [torch.zeros_like(tensor) for tensor in tensors]
         damping = ctx.solver.damping
         z, before = (torch.empty_like(start) for _ in range(2))
-        last = torch.zeros_like(steps)  # the position in the sequence of iterates at which each row is
+        last = torch.zeros_like(steps)  # each row's position in the sequence of iterates
         for history in ctx.histories:
             z[history.rows], before[history.rows] = history.point, history.memory.before
             last[history.rows] = history.step - 1

@@ -1,7 +1,6 @@
-"""The root of a function, differentiable to any order: the transformed way through a solve, and the end of the explicit
-one.
+"""The root of a function, differentiable to any order: the transformed way through a solve, and part of the explicit.
 
-Under the transforms of torch.func `root` solves and differentiates; by autograd `pullback` serves `higher`.
+Under the transforms of torch.func, `root` solves and differentiates; under autograd, `pullback` serves `higher`.
 """
 
 from __future__ import annotations
@@ -24,10 +23,10 @@ def root(f: Function, find: Function, linear: Linear, *tensors: Tensor, captured
     """`z = f(z, *tensors)`, by the implicit function theorem as often as it is differentiated.
 
     Args:
-        f: in which whatever is not among the tensors and those captured counts as a constant.
+        f: whatever it uses besides the tensors and those captured counts as a constant.
         find: `find(*tensors)` is the root, found without a graph.
         linear: solves the linear equations of the derivatives.
-        captured: tensors that f uses besides; none under a transform.
+        captured: other tensors that f uses; none under a transform.
     """
     value: Tensor = _Root.apply(f, find, linear, len(captured), *tensors, *captured)
     return value
@@ -39,7 +38,7 @@ def transformed() -> bool:
 
 
 def followed(tensor: Tensor) -> bool:
-    """Whether a transform, or autograd, follows the tensor."""
+    """Whether a transform, or autograd, tracks the tensor."""
     wrapping = torch._C._functorch
     if forward_ad._current_level >= 0 and forward_ad.unpack_dual(tensor).tangent is not None:
         return True
@@ -56,8 +55,8 @@ def pullback(
     grad: Tensor,
     captured: tuple[Tensor, ...] = (),
 ) -> tuple[Tensor, ...]:
-    """`gᵀ ∂z/∂tensors` at the root z, and those captured: `u = Jᵀu + g` is a root itself, pulled back through f."""
-    # autograd takes cells that the transforms do not: with hooks, checkpoints, functions of old
+    """`gᵀ ∂z/∂tensors` at the root z, likewise for those captured: pull the root u of `u = Jᵀu + g` back through f."""
+    # autograd supports cells that the transforms do not: with hooks, checkpoints, old-style functions
     reverse = _reverse if transformed() else partial.transposed
 
     def transposed(u: Tensor, shift: Tensor, z: Tensor, *tensors: Tensor) -> Tensor:
@@ -72,7 +71,7 @@ def pullback(
 
 def pushforward(f: Function, linear: Linear, z: Tensor, tensors: tuple[Tensor, ...], tangents: list[Tensor]) -> Tensor:
     """`∂z/∂tensors · tangents` at the root z: `v = Jv + ∂f/∂tensors · tangents`."""
-    # forward mode, by reverse mode twice: it also serves cells that know no forward mode
+    # forward mode, by reverse mode twice: it also serves cells without forward-mode rules
     (shift,) = torch.func.vjp(lambda u: _products(f, z, tensors, u), torch.zeros_like(z))[1](tuple(tangents))
 
     def direct(v: Tensor, shift: Tensor, z: Tensor, *tensors: Tensor) -> Tensor:
@@ -85,7 +84,7 @@ def pushforward(f: Function, linear: Linear, z: Tensor, tensors: tuple[Tensor, .
 
 
 def _products(f: Function, z: Tensor, tensors: tuple[Tensor, ...], u: Tensor) -> tuple[Tensor, ...]:
-    """`uᵀ ∂f/∂tensors`; not by `vjp`, which fails on tensors that f does not use once its level is left."""
+    """`uᵀ ∂f/∂tensors`; not by `vjp`, which fails, once its level has ended, on tensors that f does not use."""
     everything = tuple(range(len(tensors)))
     gradients: tuple[Tensor, ...] = torch.func.grad(lambda *tensors: (f(z, *tensors) * u).sum(), everything)(*tensors)
     return gradients
@@ -93,7 +92,7 @@ def _products(f: Function, z: Tensor, tensors: tuple[Tensor, ...], u: Tensor) ->
 
 def _reverse(f: Function, z: Tensor, tensors: tuple[Tensor, ...]) -> Callable[[Tensor], Tensor]:
     """`u ↦ Jᵀu`."""
-    pull = torch.func.vjp(lambda z: f(z, *tensors) + 0 * z, z)[1]  # likewise, where f does not use z
+    pull = torch.func.vjp(lambda z: f(z, *tensors) + 0 * z, z)[1]  # `0 * z` likewise, in case f does not use z
     return lambda u: pull(u)[0]
 
 

@@ -45,7 +45,7 @@ class SplittingGradient(ImplicitGradient):
 
 
 class _Splitting:
-    """What the backward pass needs of the forward one; as a start it is `u = g`."""
+    """What the backward pass needs from the forward one; as an `inverse` it is the identity: start at `u = g`."""
 
     def __init__(self, at: Evaluation) -> None:
         assert isinstance(at.f, Problem)
@@ -60,7 +60,7 @@ class _Splitting:
         return self.splitting.adjoint(self.problem, self._slope(), rtol)
 
     def _slope(self) -> Tensor:
-        """That of σ, (rows, dim)."""
+        """The slope of σ, (rows, dim)."""
         parts = split(self.problem)
         if parts.rectified:
             return (self.image > 0).to(self.image.dtype)

@@ -18,7 +18,7 @@ class UnrolledGradient(Gradient):
     """Differentiate `steps` damped naive steps from `z0`, replayed with autograd on.
 
     The reference to test others against, with second derivatives. It tends to the exact gradient as `steps` grows,
-    where the damped map contracts; memory grows with `steps`. The value stays the solver's. The replay is naive
+    if the damped map contracts; memory grows with `steps`. The value stays the solver's. The replay is naive
     whatever the forward solver, so derivatives of Anderson's mixing weights are never part of it.
     """
 
@@ -38,7 +38,7 @@ class UnrolledGradient(Gradient):
     def attach(self, at: Evaluation) -> Tensor:
         if not self.checkpoint:
             return with_value(self._run(at.f, at.start, self.steps), at.point, twice=True)
-        # the same weights when the steps are evaluated again, whatever has become of f
+        # evaluating the steps again must use the same weights, whatever has become of f
         pure, tensors = at.pure()
 
         def f(z: Tensor) -> Tensor:

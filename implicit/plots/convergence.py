@@ -34,9 +34,10 @@ def plot_convergence(
         solutions: one `Solution`, or several with their names; or plain residuals, (steps,) or (steps, rows).
         rtol: draws the tolerance.
         worst: how many of the slowest rows to draw as thin lines of their own.
-        evaluations: of f per row on the horizontal axis, instead of steps; what a solver spends beyond one per step
-            (`NewtonKrylov`) is spread evenly over the steps.
-        seconds: that the solves took, one number for each name, on the horizontal axis, spread evenly over the steps.
+        evaluations: whether the horizontal axis shows evaluations of f per row instead of steps; those beyond one per
+            step (`NewtonKrylov`) are spread evenly over the steps.
+        seconds: duration of the solves, one number for each name; the horizontal axis then shows seconds, spread evenly
+            over the steps.
         ax: where to draw; None: a new figure.
 
     Returns:
@@ -83,7 +84,7 @@ def plot_convergence(
 
 
 def _worst(solution: Solution | ArrayLike, count: int) -> list[NDArray[np.float64]]:
-    """Residuals of the rows that took longest, and among those the largest; rows without any are left out."""
+    """Residuals of the rows that took longest, ties by the largest last residual; rows without any are left out."""
     trace = trace_of(solution).numpy()
     if not trace.size:
         return []
@@ -122,7 +123,7 @@ def plot_steps(
         for name, one in named.items()
     }
     longest = max((int(steps.max(initial=1)) for steps in counts.values()), default=1)
-    edges = np.arange(0.5, longest + 1 + longest // 40, 1 + longest // 40).tolist()  # whole steps, some 40 bars
+    edges = np.arange(0.5, longest + 1 + longest // 40, 1 + longest // 40).tolist()  # whole steps, about 40 bars
     for number, (name, steps) in enumerate(counts.items()):
         if histogram:
             weights = np.full(len(steps), 100 / max(len(steps), 1))

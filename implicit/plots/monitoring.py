@@ -26,11 +26,11 @@ def plot_monitor(samples: Iterable[Sample | Mapping[str, Any]], *, ax: Axes | No
     """Residual, evaluations, spectral radius and gradient cosine of each layer against the steps of training.
 
     Args:
-        samples: of a `Monitor`, or what `read_samples` finds in its file, or their columns as dicts.
+        samples: those of a `Monitor`, or those that `read_samples` reads from its file, or their columns as dicts.
         ax: where to draw; None: a new figure.
 
     Returns:
-        The axes, whose place the four panels share: `ax.child_axes`.
+        The axes; the four panels within it are `ax.child_axes`.
     """
     layers: dict[str, list[Sample]] = {}
     for sample in as_rows(Sample, samples):
@@ -51,12 +51,12 @@ def plot_monitor(samples: Iterable[Sample | Mapping[str, Any]], *, ax: Axes | No
         panel.set_xlabel("training step")
     logarithmic(panels[0], "y")
     low, high = panels[0].get_ylim()
-    if panels[0].get_yscale() == "log" and high < 10 * low:  # less than a power of ten has no ticks that can be read
+    if panels[0].get_yscale() == "log" and high < 10 * low:  # a span below a power of ten has no readable ticks
         panels[0].set_ylim(low / 10, 10 * high)
     panels[1].set_ylim(0, 1.1 * panels[1].get_ylim()[1])
     panels[2].axhline(1, color="0.4", linewidth=1, linestyle=(0, (1, 1)))
-    panels[3].set_ylim(min(0.95, panels[3].get_ylim()[0]), 1.02)  # a cosine that is 1 but for rounding is a line at 1
-    if len(layers) > 3:  # beside the panels, which would hold too little else
+    panels[3].set_ylim(min(0.95, panels[3].get_ylim()[0]), 1.02)  # a cosine of 1 up to rounding is a line at 1
+    if len(layers) > 3:  # beside the panels, which would have no room left
         ax.legend(*panels[0].get_legend_handles_labels(), loc="upper left", bbox_to_anchor=(1.02, 1))
     else:
         panels[0].legend()

@@ -42,6 +42,6 @@ def plot_eigenvalues(values: ArrayLike | Mapping[str, ArrayLike], *, ax: Axes | 
         )
     ax.set_aspect("equal", adjustable="datalim")
     ax.set(xlabel="real part", ylabel="imaginary part", title="Eigenvalues of the Jacobian ∂f/∂z")
-    below = len(ax.get_lines()) <= 5  # more would leave the picture no height
+    below = len(ax.get_lines()) <= 5  # a longer legend would leave the plot no height
     ax.legend(loc="upper center" if below else "upper left", bbox_to_anchor=(0.5, -0.16) if below else (1.02, 1))
     return ax

@@ -1,4 +1,4 @@
-"""What all pictures share."""
+"""What all plots share."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ Row = TypeVar("Row")
 
 
 def as_rows(kind: type[Row], rows: Iterable[Row | Mapping[str, Any]]) -> list[Row]:
-    """The rows, those given as plain columns by name made whole."""
+    """The rows as objects of this kind, made from dicts of their columns where needed."""
     return [kind(**row) if isinstance(row, Mapping) else row for row in rows]
 
 
 def logarithmic(ax: Axes, *which: str) -> None:
-    """Logarithmic axes, `x` or `y`, where there is a number above 0 to show on them; else a word that there is none."""
+    """Make axes, `x` or `y`, logarithmic if they have a number above 0 to show; else write that there is none."""
     for axis in which:
         data = [getattr(line, f"get_{axis}data")(orig=False) for line in ax.get_lines()]
         known = np.concatenate([np.ravel(values).astype(float) for values in data] or [np.empty(0)])
@@ -45,7 +45,7 @@ class Named(Protocol):
 
     @property
     def name(self) -> str:
-        """Of the curve."""
+        """Name of the curve."""
         ...
 
 
@@ -53,12 +53,12 @@ NamedRow = TypeVar("NamedRow", bound=Named)
 
 
 def axes_or_new(ax: Axes | None) -> Axes:
-    """Those given, or those of a new figure."""
+    """The axes given, or those of a new figure."""
     return plt.subplots(figsize=(6.4, 4.0), layout="constrained")[1] if ax is None else ax
 
 
 def by_title(things: One | Mapping[str, One], title: str) -> Mapping[str, One]:
-    """Several with their names, or one under this title."""
+    """Several things by their names as they are, or a single one under this title."""
     return things if isinstance(things, Mapping) else {title: things}
 
 

@@ -33,7 +33,7 @@ def plot_trajectories(paths: Path | Mapping[str, Path], *, rows: int = 8, ax: Ax
 
     Args:
         paths: one, or several with their names (other solvers, other starts), of states of one size.
-        rows: how many of each to draw, at most; the first ones.
+        rows: draw at most this many rows of each, the first ones.
         ax: where to draw; None: a new figure.
     """
     ax = axes_or_new(ax)
@@ -49,7 +49,7 @@ def plot_trajectories(paths: Path | Mapping[str, Path], *, rows: int = 8, ax: Ax
         labels = [f"component {k} ({share:.0%} of the variance)" for k, share in enumerate(shares, start=1)]
     for number, (name, points) in enumerate(flat.items()):
         for row in range(points.shape[1]):
-            look = number if named is paths else row  # one path: rows are told apart
+            look = number if named is paths else row  # a single path: distinguish its rows
             colour, line = COLOURS[look % len(COLOURS)], LINES[number % len(LINES)]
             track = points[:, row]
             if size == 1:
@@ -69,7 +69,7 @@ def plot_trajectories(paths: Path | Mapping[str, Path], *, rows: int = 8, ax: Ax
 
 
 def _flat(path: Path) -> NDArray[np.float64]:
-    """(steps, batch, dim), what is not finite as NaN."""
+    """(steps, batch, dim), with NaN for entries that are not finite."""
     states = list(torch.from_numpy(path) if isinstance(path, np.ndarray) else path)
     if not states:
         raise ValueError("plot_trajectories: a path of no states cannot be drawn")

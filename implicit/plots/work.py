@@ -1,4 +1,4 @@
-"""What precision costs: of solvers, and of gradients."""
+"""What precision costs, for solvers and for gradients."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ if TYPE_CHECKING:
 def plot_work_precision(
     rows: Iterable[Work | Mapping[str, Any]], *, seconds: bool = False, ax: Axes | None = None
 ) -> Axes:
-    """The work that each solver takes to reach a residual, of the rows of `diagnostics.compare_solvers`.
+    """The work that each solver takes to reach a residual, from the rows of `diagnostics.compare_solvers`.
 
     Hollow markers: not every row of the batch converged.
 
     Args:
         rows: one for each solver and tolerance, or their columns as dicts.
-        seconds: on the vertical axis, instead of evaluations of f.
+        seconds: whether the vertical axis shows seconds instead of evaluations of f.
         ax: where to draw; None: a new figure.
     """
     ax = axes_or_new(ax)
@@ -51,11 +51,11 @@ def plot_work_precision(
 def plot_gradient_error(
     rows: Iterable[GradientError | Mapping[str, Any]], *, seconds: bool = False, ax: Axes | None = None
 ) -> Axes:
-    """The relative error of each gradient policy, of the rows of `diagnostics.compare_gradients`.
+    """The relative error of each gradient policy, from the rows of `diagnostics.compare_gradients`.
 
     Args:
         rows: one for each policy and tolerance, or their columns as dicts.
-        seconds: of a forward and backward pass on the horizontal axis, instead of the tolerance of the forward solve.
+        seconds: whether the horizontal axis shows seconds, forward and backward, instead of the forward tolerance.
         ax: where to draw; None: a new figure.
     """
     ax = axes_or_new(ax)
@@ -72,7 +72,7 @@ def plot_gradient_error(
         ax.set_xlabel("rtol of the forward solve")
         ax.invert_xaxis()
     ax.set_title("Gradients beside the exact one")
-    if len(ax.get_lines()) > 4:  # inside, so many names would cover curves
+    if len(ax.get_lines()) > 4:  # inside, this many names would cover curves
         ax.legend(loc="upper left", bbox_to_anchor=(1.02, 1))
     else:
         ax.legend()
@@ -80,7 +80,7 @@ def plot_gradient_error(
 
 
 def _plain_ticks(axis: Axis) -> None:
-    """1, 2, 3, 5 of each power of ten as plain numbers: such an axis spans little more than one."""
+    """Mark 1, 2, 3, 5 of each power of ten in plain numbers, for an axis that spans little more than one."""
     axis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
     axis.set_major_formatter("{x:g}")
     axis.set_minor_formatter(NullFormatter())

@@ -42,7 +42,7 @@ class Method(Construction, ABC):
         for name in domains(self):
             given = getattr(self, name)
             given = given.initial if isinstance(given, Learned) else given
-            if not callable(given):  # a rule is checked where the number of layers is known
+            if not callable(given):  # a rule is checked once the number of layers is known
                 check(self, name, given, 0)
 
     @abstractmethod
@@ -63,8 +63,8 @@ class Method(Construction, ABC):
         return self.advance(streams, y, scaled(transform(y, *inputs), c.step), c)
 
     def coefficients(self, depth: int) -> Coefficients:
-        """Those of a network of so many layers; `ValueError` names the condition that one of them breaks."""
-        with torch.no_grad(), torch.device("cpu"):  # whatever device the network is made on, "meta" for one
+        """The coefficients for `depth` layers; `ValueError` names the condition that one of them breaks."""
+        with torch.no_grad(), torch.device("cpu"):  # whatever device the network is made on, such as "meta"
             trial = Coefficients(self, depth)
             for c in [trial.at(0)] if self.stationary else map(trial.at, range(depth)):
                 self._check(c)
@@ -80,7 +80,7 @@ class Method(Construction, ABC):
         return [name for name in domains(self) if not isinstance(getattr(self, name), (int, float))]
 
     def learned(self: Self) -> Self:
-        """This method with its coefficients, but for the step size, learned, starting from what they are."""
+        """This method with all coefficients but the step size learned, starting from their present values."""
         changed = {}
         for name in domains(self):
             value = getattr(self, name)
@@ -94,9 +94,9 @@ class Method(Construction, ABC):
         return replace(self, **{name: float(getattr(c, name)) for name in self.changing()})
 
     def _check(self, c: Values) -> None:
-        """The linear part alone: it must keep a constant, and its powers must stay bounded."""
+        """Check the linear part alone: it must preserve constants, and its powers must stay bounded."""
         if not self.has_equilibrium:
-            return  # the number of streams grows: its coefficients' domains must do
+            return  # the number of streams grows: the domains of the coefficients must suffice
         streams = self.start(torch.ones((), dtype=torch.float64, device="cpu"))
         if self.consistent and not torch.isclose(self._alone(streams, c)[0], streams[0]):
             raise ValueError(f"{self}: with T = 0 a constant does not stay constant (consistency Σ a = 1)")

@@ -57,7 +57,7 @@ class Values:
         for name, value in values.items():
             setattr(self, name, value)
 
-    def __getattr__(self, name: str) -> Any:  # asked only where there is none
+    def __getattr__(self, name: str) -> Any:  # called only for a missing attribute
         raise AttributeError(f"no coefficient {name}: {', '.join(vars(self))}")
 
 
@@ -87,7 +87,7 @@ class Coefficients(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Of those that are learned; the processor where none is."""
+        """The device of the learned coefficients; the CPU if none is learned."""
         return next((parameter.device for parameter in self.parameters()), torch.device("cpu"))
 
     def at(self, k: int) -> Values:
@@ -100,11 +100,11 @@ class Coefficients(nn.Module):
         return Values(found)
 
     def stacked(self) -> Values:
-        """Those of all layers, (depth,) each; for coefficients that are one number a layer."""
+        """The coefficients of all layers, (depth,) each, if each is one number per layer."""
         return Values({name: self.column(name) for name in self._domains})
 
     def column(self, name: str) -> Tensor:
-        """One of them in all layers, (depth,)."""
+        """One coefficient in all layers, (depth,)."""
         raw = self._parameters.get(name)
         if raw is None:
             # filled in place: a copy of numbers from the host would wait for a GPU
@@ -113,7 +113,7 @@ class Coefficients(nn.Module):
         return self._domains[name].value(raw).to(torch.float64)
 
     def always(self, name: str, value: float) -> bool:
-        """Whether one of them is fixed to this value in all layers."""
+        """Whether a coefficient is fixed to this value in all layers."""
         return name not in self._parameters and all(layer[name] == value for layer in self._fixed)
 
 

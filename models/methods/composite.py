@@ -15,7 +15,7 @@ from .gradient import GradientDescent, Nesterov
 
 
 class _Composite(Method):
-    """A pair (G, P) a layer, joined into one transform."""
+    """A pair (G, P) per layer, joined into one transform."""
 
     is_proximal: ClassVar[bool] = True
 

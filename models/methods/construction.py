@@ -1,4 +1,4 @@
-"""Which modules a method makes its layers of."""
+"""The modules from which a method makes its layers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MakeProximalStep = Callable[[nn.Module | None, nn.Module], ProximalStep]
 
 
 class Construction:
-    """How a layer's transform T is made: of what the caller gives for that layer, or of blocks of one's own."""
+    """How a layer's transform T is made: from what the caller gives for that layer, or from blocks."""
 
     is_proximal: ClassVar[bool] = False
     """Whether its transform may be evaluated implicitly, alpha < 1."""
@@ -34,11 +34,11 @@ class Construction:
         return layer
 
     def layer(self, blocks: Blocks) -> Any:
-        """What one layer of a network of finite depth is given, made of these blocks."""
+        """The module or pair for one layer of a network of finite depth, made from these blocks."""
         return blocks.free()
 
     def tied(self, blocks: Blocks) -> Any:
-        """What the one layer of a network of infinite depth is given: T = 0 where `z = x + P(z, x)`, P contracting."""
+        """The module or pair for the tied layer of infinite depth: T = 0 where `z = x + P(z, x)`, P contracting."""
         return Sum(Fidelity(), blocks.injected())
 
 

@@ -22,11 +22,11 @@ class Newest:
 
 @dataclass(frozen=True)
 class DenselyConnected(Method):
-    """`z_{k+1} = Σ_{i≤k} a_{k,i} z_i + Σ_{i≤k} b_{k,i} T_i(z_i)`: every layer sees all before it, a DenseNet.
+    """`z_{k+1} = Σ_{i≤k} a_{k,i} z_i + Σ_{i≤k} b_{k,i} T_i(z_i)`: every layer sees all earlier ones, a DenseNet.
 
     The a are convex weights, since a root condition for each layer does not bound products of changing layers. Both are
-    learned unless given, starting from `z⁺ ≈ z + T(z)`: with the newest layer only it is gradient descent. The streams
-    grow with k, so it has no equilibrium.
+    learned unless given, starting from the newest layer alone, `z⁺ ≈ z + T(z)`, which is gradient descent. The number
+    of streams grows with k, so it has no equilibrium.
     """
 
     weights: Coefficient = coefficient(Learned(Newest()), CONVEX)

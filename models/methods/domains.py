@@ -26,7 +26,7 @@ class Domain(ABC):
 
     @abstractmethod
     def raw(self, value: Tensor) -> Tensor:
-        """A parameter with about this value."""
+        """A parameter that `value` maps to about this value."""
 
     @abstractmethod
     def value(self, raw: Tensor) -> Tensor:
@@ -34,11 +34,11 @@ class Domain(ABC):
 
 
 class Interval(Domain):
-    """Numbers between two ends, of which the open ones are never reached.
+    """Numbers between two ends; open ends are never reached.
 
     Args:
         low, high: the ends; infinite ones are no bounds.
-        condition: what the interval stands for, named where a value is refused.
+        condition: what the interval stands for, named when a value is refused.
         closed: whether `high` itself is allowed.
     """
 
@@ -85,7 +85,7 @@ class OnePerLayer(Domain):
 
 
 class Convex(OnePerLayer):
-    """Likewise, none of them negative, of sum 1."""
+    """k + 1 numbers in layer k, the oldest first, none negative, with sum 1."""
 
     def __init__(self) -> None:
         super().__init__()

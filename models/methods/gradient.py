@@ -44,7 +44,7 @@ class GradientDescent(Method):
 
 @dataclass(frozen=True)
 class HeavyBall(Method):
-    """`z⁺ = z + β(z − z₋) + T(z)`: momentum, the transform evaluated before it (Polyak 1964)."""
+    """`z⁺ = z + β(z − z₋) + T(z)`: momentum; T is evaluated at z, before the momentum step (Polyak 1964)."""
 
     momentum: Coefficient = coefficient(0.9, MOMENTUM)
     """β in (−1, 1)."""

@@ -19,7 +19,7 @@ Pair = tuple[Tensor, Tensor]
 
 
 class Both(nn.Module):
-    """A pair of transforms as one, each at a point of its own."""
+    """A pair of transforms as one, each at its own point."""
 
     def __init__(self, first: nn.Module, second: nn.Module) -> None:
         super().__init__()
@@ -47,13 +47,13 @@ class LinearizedADMM(_Splitting):
 
     `x⁺ = x + T₁(x) − η(λ + β(x − y))`, `y⁺ = y + T₂(y) + η(λ + β(x⁺ − y))`, `λ⁺ = λ + β(x⁺ − y⁺)`.
 
-    It starts from (z₀, z₀, 0) and returns x, which the last T₂ does not reach: its parameters get no gradient (DDP
-    needs find_unused_parameters). At the equilibrium `T₁ + T₂ = 0`. It has two transforms per layer: compare at equal
-    parameters.
+    It starts from (z₀, z₀, 0) and returns x, which the last T₂ does not reach: that T₂'s parameters get no gradient
+    (DDP needs find_unused_parameters). At the equilibrium `T₁ + T₂ = 0`. It has two transforms per layer: compare at
+    equal parameter counts.
     """
 
     eta: Coefficient = coefficient(0.5, POSITIVE)
-    """η > 0, the step of the constraint's part."""
+    """η > 0, the step size of the constraint term."""
     coupling: Coefficient = coefficient(0.5, Interval(0, 1, "0 < ηβ ≤ 1 (stable below 2)", closed=True))
     """ηβ; the penalty is `β = coupling / eta`."""
 

@@ -1,4 +1,4 @@
-"""A recurrence as one equation of all its states, and its equations solved by scans."""
+"""A recurrence as one equation for all its states, whose linearised equations are solved by scans."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from solvers.state import Layout, State, tree_map
 from .newton import Newton, scan
 
 TIMES = 64
-"""Steps whose Jacobians are formed at once where they are followed one after the other."""
+"""Number of steps whose Jacobians are formed at once where they are applied one after the other."""
 
 
 class Chain:
@@ -35,11 +35,11 @@ class Chain:
         self.cell, self.layout, self.x, self.first = cell, layout, x, first
 
     def swept(self, states: Tensor, x: Tensor, first: Tensor) -> Tensor:
-        """All steps at once, each from the state that is guessed before it."""
+        """All steps at once, each from the guess of the state before it."""
         return self._steps(x, _before(states, first))
 
     def jacobians(self, newton: Newton, states: Tensor) -> Tensor:
-        """Of each step at the state before it, (batch, time, width, width), or as they are followed."""
+        """The Jacobian of each step at the state before it, (batch, time, width, width), or as `newton` follows it."""
         return newton.jacobians(lambda before: self._steps(self.x, before), _before(states, self.first))[1]
 
     def structured(self, states: Tensor) -> State:
@@ -49,7 +49,7 @@ class Chain:
 
     @torch.no_grad()
     def growth(self, states: Tensor) -> Tensor:
-        """(batch,) nepers a step by which a disturbance of h_0 grows."""
+        """(batch,) growth of a disturbance of h_0, in nepers per step."""
         before = _before(states, self.first)
         direction = torch.ones_like(self.first) / self.first.shape[1] ** 0.5
         total = torch.zeros(len(before), dtype=torch.float64, device=before.device)
@@ -95,7 +95,7 @@ class ChainNewton(Solver):
         return flat.view(len(flat), self.chain.x.shape[1], self.chain.first.shape[1])
 
     def _moved(self, fz: Tensor, rest: Tensor, delta: Tensor) -> Tensor:
-        """`z + δ`, written so that states which are right to the last digit stay so, and one more with each sweep."""
+        """`z + δ`, in a form in which exact states stay exact, and each sweep makes one more exact."""
         plain = self._by_time(fz)
         moved = plain + (delta - rest)
         return torch.where(moved.isfinite(), moved, plain).view_as(fz)
@@ -103,7 +103,7 @@ class ChainNewton(Solver):
 
 @dataclass(frozen=True, eq=False)
 class ChainAdjoint(ChainNewton):
-    """Likewise for `u = Jᵀu + g`: `δ_t = J_{t+1}ᵀ δ_{t+1} + r_t`."""
+    """The same for `u = Jᵀu + g`: `δ_t = J_{t+1}ᵀ δ_{t+1} + r_t`."""
 
     jacobians: Tensor | None = None  # at the solution
 
@@ -111,7 +111,7 @@ class ChainAdjoint(ChainNewton):
         assert self.jacobians is not None
         rest = self._by_time(residual)
         transposed = self.jacobians if self.newton.diagonal else self.jacobians.mT
-        # backwards in time; what leads beyond the last step is of no use
+        # backwards in time; the first entry, in place of J beyond the last step, multiplies 0
         delta = _solved(transposed.flip(1).roll(1, dims=1), rest.flip(1)).flip(1)
         return self._moved(fz, rest, delta), memory
 
@@ -138,7 +138,7 @@ class ChainGradient(ImplicitGradient):
 
 
 class _At:
-    """Where the solution is; as a start of the adjoint equation it is `u = g`."""
+    """The solution; as an `inverse` it is the identity, so the adjoint solve starts at `u = g`."""
 
     def __init__(self, point: Tensor) -> None:
         self.point = point

@@ -26,7 +26,7 @@ def lyapunov_exponent(net: OptDNN, z0: Tensor, *inputs: Tensor, steps: int = 20)
         inputs: further inputs of the transforms.
         steps: of power iteration.
     """
-    with torch.enable_grad(), one_weight(net), sdpa_kernel(SDPBackend.MATH):  # which can be differentiated twice
+    with torch.enable_grad(), one_weight(net), sdpa_kernel(SDPBackend.MATH):  # differentiable twice
         z = z0.detach().requires_grad_()
         output = net(z, *inputs)
         weight = torch.zeros_like(output, requires_grad=True)

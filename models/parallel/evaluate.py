@@ -20,7 +20,7 @@ from .sweeps import NewtonSweep, PlainSweeps, Sweep, finite
 from .trajectory import parts, recursion
 
 ASTRAY = 1e3
-"""So many times as large as the last outputs, others were made at guesses far from any point of the network."""
+"""Outputs this many times as large as the last ones come from guesses far from any point of the network."""
 
 
 @overload
@@ -57,8 +57,8 @@ def parallel_evaluate(
     make the first k layers exact, `sweeps=L` equals `net(z0)` to rounding; between them the error falls superlinearly
     for well-behaved networks.
 
-    After a number of sweeps, gradients are those of what was computed, and at K = L those of the serial network. With a
-    tolerance they are the serial network's, by the implicit function theorem on the trajectory.
+    With a number of sweeps, gradients are those of the computation itself, and at K = L those of the serial network.
+    With a tolerance they are the serial network's, by the implicit function theorem on the trajectory.
 
     Prefer it where the depth is large, the work of one layer leaves the machine idle, and few sweeps suffice: K sweeps
     do K times the arithmetic of the serial network.
@@ -67,11 +67,11 @@ def parallel_evaluate(
         net: the network; a proximal step counts as one transform.
         z0: (batch, …), the input of its first layer.
         inputs: (batch, …), further inputs of the transforms.
-        sweeps: K in [1, L]; or
+        sweeps: K in [1, L]; pass this or `rtol`.
         rtol: relative tolerance for the outputs of all transforms, for each row.
         solver: drives the sweeps towards the tolerance. `Picard()` is exact after L sweeps; others, such as
             `Anderson()`, are not, and pay only where layers contract.
-        max_sweeps: at most so many towards the tolerance; None: L + 1, which suffice for `Picard()`.
+        max_sweeps: limit on the sweeps towards the tolerance; None: L + 1, which suffice for `Picard()`.
         newton: `Newton()`, for sweeps that follow the transforms' Jacobians: fewer of them, for small widths.
         batched: True evaluates all transforms as one (`UnlikeError` if they are not alike), False one by one, None as
             one if they are alike and, with `sweeps`, if that is likely to be faster.
@@ -96,31 +96,30 @@ def parallel_evaluate(
                 found = _batched(net, z0, inputs, sweeps, newton)
             except (UnlikeError, RuntimeError) as error:
                 if batched or newton or not (isinstance(error, UnlikeError) or "vmap" in str(error)):
-                    raise  # a transform that torch.vmap cannot take is evaluated by itself
+                    raise  # a transform that torch.vmap does not support is evaluated by itself
         output, astray = found or _one_by_one(net, z0, inputs, sweeps)
         if sweeps == len(net.transforms) and output.requires_grad and not _unread(z0) and astray:
-            return net(z0, *inputs)  # sweeps find their way back from any guesses, but gradients through those do not
+            return net(z0, *inputs)  # values recover from guesses that went astray, but gradients through these do not
         return output
 
 
 def check_sweeps(sweeps: Any, depth: int) -> None:
-    """`ValueError` unless they are a number from 1 to the depth."""
+    """`ValueError` unless it is an integer from 1 to the depth."""
     if not isinstance(sweeps, int) or isinstance(sweeps, bool) or not 1 <= sweeps <= depth:
         raise ValueError(f"sweeps={sweeps!r} must be an integer from 1 to the network's depth, {depth}")
 
 
 def _batching_pays(z0: Tensor, depth: int) -> bool:
-    """On a processor: where the work of a layer is less than its dispatch, and there are enough of them."""
+    """Whether batching pays: always off the CPU; on it, if layers are many and cost less than their dispatch."""
     return z0.device.type != "cpu" or (depth >= 16 and z0.numel() <= 8192)
 
 
 def _batched(
     net: OptDNN, z0: Tensor, inputs: tuple[Tensor, ...], sweeps: int, newton: Newton | None
 ) -> tuple[Tensor, Tensor] | None:
-    """The output, and whether guesses went astray; None where one overflowed, and spoilt layers before it.
+    """The output, and whether guesses went astray; None if one overflowed and spoilt layers before it.
 
-    Nothing is read from the device before the end, and nothing at all where it cannot be: there NaN takes the place of
-    what is spoilt.
+    Nothing is read from the device before the end. Where nothing can be read at all, NaN replaces spoilt outputs.
     """
     sweep = NewtonSweep(net, z0, inputs, newton) if newton else Sweep(net, z0, inputs)
     outputs, sizes = None, []
@@ -128,7 +127,7 @@ def _batched(
         outputs = sweep(outputs)
         sizes.append(_size(parts(outputs)))
     last = sweep.trajectory.last(z0, outputs)
-    if not newton:  # a sweep that follows Jacobians leaves out what overflowed
+    if not newton:  # a Newton sweep discards what overflowed
         finite = torch.stack(sizes).isfinite().all()
         if _unread(z0):
             last = torch.where(finite, last, torch.nan)
@@ -138,7 +137,7 @@ def _batched(
 
 
 def _one_by_one(net: OptDNN, z0: Tensor, inputs: tuple[Tensor, ...], sweeps: int) -> tuple[Tensor, Tensor]:
-    """Likewise."""
+    """The same, one transform after the other."""
     coefficients = [net.coefficients.at(k) for k in range(len(net.transforms))]
     nothing = scaled(net.method.query(net.method.start(z0), coefficients[0]), 0.0)
     outputs, sizes = [nothing] * len(net.transforms), []
@@ -148,13 +147,13 @@ def _one_by_one(net: OptDNN, z0: Tensor, inputs: tuple[Tensor, ...], sweeps: int
             scaled(transform(y, *inputs), c.step)
             for transform, y, c in zip(net.transforms, points, coefficients, strict=True)
         ]
-        if sweeps == len(outputs):  # else nobody asks
+        if sweeps == len(outputs):  # needed only then
             sizes.append(_size([part for output in outputs for part in parts(output)]))
     return recursion(net.method, z0, outputs, coefficients)[1], _astray(sizes)
 
 
 def _size(tensors: list[Tensor]) -> Tensor:
-    """The largest entry."""
+    """The largest absolute entry."""
     sizes = [tensor.detach().abs().amax() for tensor in tensors if tensor.numel()]
     return torch.stack(sizes).amax() if sizes else tensors[0].new_zeros(())
 
@@ -165,7 +164,7 @@ def _astray(sizes: list[Tensor]) -> Tensor:
 
 
 def _unread(z0: Tensor) -> bool:
-    """Whether no value can be read."""
+    """Whether no value can be read: of a meta tensor, or during a CUDA capture."""
     return z0.is_meta or (z0.is_cuda and torch.cuda.is_current_stream_capturing())
 
 
@@ -198,10 +197,10 @@ def _solved(
         swapped = tuple(part.movedim(0, 1) for part in parts(outputs))
         return swapped if isinstance(outputs, tuple) else swapped[0]
 
-    def swept(net: OptDNN, outputs: Any) -> Any:  # warnings are told once a network
+    def swept(net: OptDNN, outputs: Any) -> Any:  # warnings are issued once per network
         return swap(sweep(finite(swap(outputs))))
 
-    # until then they need not come any closer
+    # before `depth` sweeps the residual need not fall
     exact = PlainSweeps(exact_after=depth)
     if solver == Picard():
         solver = exact

@@ -12,10 +12,10 @@ from implicit.gradients.root import transformed
 
 
 def gathered(tensors: Sequence[Tensor]) -> Tensor:
-    """The tensors along a new dim 0, in the graph of each.
+    """The tensors stacked along a new dim 0, with the graph of each.
 
-    Parameters are moved, the first time, into one block of memory of which each becomes a part. They stay what they
-    are, for optimizers, `state_dict` and every in-place change; from then on nothing is copied.
+    The first call moves parameters into one block of memory, in which each becomes a view; later calls copy nothing.
+    For optimisers, `state_dict` and in-place changes, the parameters stay what they are.
     """
     if not _movable(tensors):
         return torch.stack(list(tensors))
@@ -32,7 +32,7 @@ def gathered(tensors: Sequence[Tensor]) -> Tensor:
 
 
 def _movable(tensors: Sequence[Tensor]) -> bool:
-    """Whether all are parameters, each another one, that nothing but eager autograd follows."""
+    """Whether all are distinct parameters of one dtype and device, tracked by nothing but eager autograd."""
     return (
         all(isinstance(tensor, nn.Parameter) and type(tensor.data) is Tensor for tensor in tensors)
         and len(set(map(id, tensors))) == len(tensors)
@@ -44,7 +44,7 @@ def _movable(tensors: Sequence[Tensor]) -> bool:
 
 
 def _block(tensors: Sequence[Tensor]) -> Tensor | None:
-    """The block that they lie in, one after the other; None where they do not."""
+    """The block in which the tensors lie one after the other; None if they do not."""
     first = tensors[0]
     length = first.numel() * first.element_size()
     start = first.data_ptr()
@@ -70,5 +70,5 @@ class _Gathered(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        _ = ctx.saved_tensors  # raises where a part has changed since: its changes are not counted on the block
+        _ = ctx.saved_tensors  # raises if a part has changed since: the block does not count changes of its parts
         return (None, *grads[0].unbind())

@@ -1,4 +1,4 @@
-"""Whether modules are of one structure, so that their weights can be stacked."""
+"""Check whether modules have one structure, so that their weights can be stacked."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _HOOKS = tuple(key for key in _OWN if key.endswith("_hooks"))
 
 
 def check_alike(layers: Sequence[Sequence[nn.Module]]) -> None:
-    """`UnlikeError` unless all have equal classes, settings and shapes, no hooks, and nothing that training moves.
+    """`UnlikeError` unless all have equal classes, settings and shapes, no hooks, and no buffers that training moves.
 
     Args:
         layers: for each layer a module and those within it, as `implicit.pure.own_modules` lists them.
@@ -84,5 +84,5 @@ def _same(one: Any, other: Any) -> bool:
         return one.shape == other.shape and torch.equal(one, other)
     try:
         return type(one) is type(other) and bool(one == other)
-    except Exception:  # settings whose equality is no truth value count as different
+    except Exception:  # settings whose comparison gives no truth value count as different
         return False

@@ -1,4 +1,4 @@
-"""Newton's method over a chain of steps: the Jacobians that a sweep follows, and the recursion that they make."""
+"""Newton's method over a chain of steps: the Jacobians that a sweep follows, and the recursion that they define."""
 
 from __future__ import annotations
 
@@ -10,18 +10,17 @@ import torch
 from torch import Tensor
 
 CHUNK = 16
-"""Columns of the Jacobians that are found at once where only the diagonal is kept."""
+"""Rows of the Jacobians that are computed at once where only the diagonal is kept."""
 
 
 @dataclass(frozen=True)
 class Newton:
     """Sweeps that follow the Jacobians `J_k` of the steps: `x_{k+1} ← f_k(x̄_k) + (1 − damping) J_k (x_k − x̄_k)`.
 
-    A sweep leads from a guess x̄ of the whole chain to the next one, by a scan of ⌈log₂ L⌉ rounds. It converges in a
-    few sweeps if the steps contract on average, and in as many as there are steps in any case. Source: Lim, Zhu,
-    Selfridge, Kasim, "Parallelizing non-linear sequential models over the sequence length" (DEER), ICLR 2024; Gonzalez,
-    Warrington, Smith, Linderman, "Towards scalable and stable parallelization of nonlinear RNNs" (quasi-DEER, ELK),
-    NeurIPS 2024.
+    A sweep maps a guess x̄ of the whole chain to the next, by a scan of ⌈log₂ L⌉ rounds. A few sweeps suffice if the
+    steps contract on average, and as many as there are steps suffice in any case. Source: Lim, Zhu, Selfridge, Kasim,
+    "Parallelizing non-linear sequential models over the sequence length" (DEER), ICLR 2024; Gonzalez, Warrington,
+    Smith, Linderman, "Towards scalable and stable parallelization of nonlinear RNNs" (quasi-DEER, ELK), NeurIPS 2024.
     """
 
     diagonal: bool = False
@@ -37,10 +36,10 @@ class Newton:
             raise ValueError(f"Newton: damping={self.damping!r} must be a number from 0 to 1")
 
     def jacobians(self, f: Callable[[Tensor], Tensor], points: Tensor) -> tuple[Tensor, Tensor]:
-        """`f(points)`, and what is followed of its Jacobians: (…, width, width), or the diagonals, (…, width).
+        """`f(points)`, and its Jacobians as a sweep follows them: (…, width, width), or the diagonals, (…, width).
 
         Args:
-            f: keeps the shape; entries of the last dim depend on those of the same place alone.
+            f: keeps the shape; each vector along the last dim depends only on the one at the same place.
             points: (…, width).
         """
         values, pull = torch.func.vjp(f, points)  # type: ignore[misc]
@@ -69,7 +68,7 @@ def scan(
         matrices: (L, …, n, n).
         vectors: (L, …, n, c).
         start: x_0, (…, n, c).
-        product: of two matrices, and of a matrix and a vector; `torch.mul` for diagonals, which are like the vectors.
+        product: of two matrices, and of a matrix and a vector; `torch.mul` for diagonals, shaped like the vectors.
 
     Returns:
         x_0 … x_L, (L + 1, …, n, c).

@@ -43,13 +43,13 @@ def unroll(
     newton: Newton = Newton(),
     max_sweeps: int | None = None,
 ) -> Unrolled:
-    """`h_t = cell(x_t, h_{t−1})` for all t by sweeps over the sequence, each of which evaluates all steps at once.
+    """`h_t = cell(x_t, h_{t−1})` for all t, by sweeps over the sequence that evaluate all steps at once.
 
     Value and gradient are those of the loop, to the tolerance. The gradient comes from the implicit function theorem,
     with an adjoint recurrence that is also solved by sweeps, in memory that does not grow with their number. Prefer it
-    for long
-    sequences and narrow states, where a step of the loop leaves the machine idle: a sweep evaluates the cell and its
-    Jacobian (`Newton`) at all times. If the recurrence is chaotic the loop is faster, and rounding makes both differ.
+    for long sequences and narrow states, where a step of the loop leaves the machine idle: a sweep evaluates the cell
+    and its Jacobian (`Newton`) at all times. If the recurrence is chaotic the loop is faster, and rounding makes the
+    results differ.
 
         solution = unroll(nn.GRUCell(8, 16), x, torch.zeros(len(x), 16))
         solution.value, solution.steps, solution.lyapunov_exponent()
@@ -59,11 +59,11 @@ def unroll(
         x: (batch, time, …), at least one step.
         h0: (batch, …), or a tuple of such, as for `torch.nn.LSTMCell`.
         rtol: of the whole trajectory of a row.
-        newton: what a sweep follows of the Jacobians.
+        newton: how a sweep follows the Jacobians.
         max_sweeps: None: one more than there are steps, which suffices.
 
     Raises:
-        TypeError, ValueError: an argument is not of that form.
+        TypeError, ValueError: an argument does not have that form.
     """
     if not isinstance(x, Tensor) or x.ndim < 2 or not x.shape[1]:
         raise ValueError(f"x is {_shape(x)}: pass a tensor (batch, time, …) with at least one step")
@@ -85,7 +85,7 @@ def unroll(
         if torch.is_grad_enabled():
             exact = PlainSweeps(exact_after=length)
             value = fixed_point(
-                partial(_swept, cell, chain),  # warnings are told once a cell
+                partial(_swept, cell, chain),  # warnings are issued once per cell
                 found.value,
                 (x, first),
                 solver=exact,

@@ -22,11 +22,11 @@ from .trajectory import parts
 
 
 class Stack:
-    """So many modules of one structure, each at a point of its own, with their weights stacked.
+    """Modules of one structure, each evaluated at its own point, with their weights stacked.
 
     Args:
-        modules: of equal classes, settings and shapes (`UnlikeError` names what differs); the same object in every
-            place is evaluated on all points as one batch.
+        modules: of equal classes, settings and shapes (`UnlikeError` names what differs); if all are the same object,
+            it is evaluated on all points as one batch.
     """
 
     def __init__(self, modules: Sequence[nn.Module]) -> None:
@@ -40,9 +40,9 @@ class Stack:
             self.tensors = tuple(gathered(column) for column in zip(*map(own_tensors, layers), strict=True))
 
     def __call__(self, points: Any, inputs: tuple[Tensor, ...], tensors: Sequence[Tensor] | None = None) -> Any:
-        """(count, batch, …), one point a module, or a tuple of such; the inputs, (batch, …), go to each of them.
+        """(count, batch, …), one point per module, or a tuple of such; each module gets all inputs, (batch, …).
 
-        `tensors` take the place of the stacked ones.
+        `tensors` replace the stacked ones.
         """
         if self._tied is not None:
             repeated = (x.expand(self.count, *x.shape).flatten(0, 1) for x in inputs)
@@ -59,7 +59,7 @@ class Stack:
 
 @contextmanager
 def _kernels_for_vmap() -> Iterator[None]:
-    """Attention made of matrix products: of its fused kernels, vmap knows not all, and their backward passes fail."""
+    """Use matrix products for attention: vmap does not support all fused kernels, and their backward passes fail."""
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
@@ -105,13 +105,13 @@ class ProximalStack:
 
 
 class Loop:
-    """Modules of any kind, one after the other, called as a `Stack` is."""
+    """Modules of any kind, one after the other, called like a `Stack`."""
 
     def __init__(self, modules: Sequence[nn.Module]) -> None:
         self.modules = modules
 
     def __call__(self, points: Any, inputs: tuple[Tensor, ...]) -> Any:
-        """(count, batch, …), one point a module, or a tuple of such."""
+        """(count, batch, …), one point per module, or a tuple of such."""
         each = zip(*points, strict=True) if isinstance(points, tuple) else points
         outputs = [module(point, *inputs) for module, point in zip(self.modules, each, strict=True)]
         if isinstance(outputs[0], tuple):
@@ -120,7 +120,7 @@ class Loop:
 
 
 class _LinearByRows(TorchFunctionMode):
-    """Linear layers on tokens as one product: with stacked weights PyTorch would repeat those for each row."""
+    """Linear layers on tokens as one product: PyTorch would repeat stacked weights for each row."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is F.linear and args[0].ndim > 2:

@@ -18,9 +18,9 @@ from .trajectory import parts, trajectory
 
 
 class Sweep:
-    """`t ↦ s·T(y(t))`: from the outputs of all layers to those at the points that they make. Picard iteration.
+    """`t ↦ s·T(y(t))`: from the outputs of all layers to the outputs at the points that these define.
 
-    Its fixed point is the serial network, and k sweeps make the first k layers exact.
+    A step of Picard iteration. Its fixed point is the serial network, and k sweeps make the first k layers exact.
     """
 
     def __init__(self, net: OptDNN, z0: Tensor, inputs: tuple[Tensor, ...], *, batched: bool = True) -> None:
@@ -42,23 +42,23 @@ class Sweep:
 
 @dataclass(frozen=True)
 class PlainSweeps(Picard):
-    """Sweeps one after the other, each from what the last one found."""
+    """Sweeps one after the other, each from the outputs of the last one."""
 
     budget: ClassVar[str] = "max_sweeps"
     alternatives: ClassVar[str] = "another newton=…"
 
 
 def finite(outputs: Any) -> Any:
-    """With zeros for what overflowed, which are as good a guess: in products, 0 times NaN reaches the layers before."""
+    """The outputs, with zeros for what overflowed: an equally good guess that, times 0, spoils no earlier layer."""
     found = [torch.where(part.isfinite(), part, 0) for part in parts(outputs)]
     return tuple(found) if isinstance(outputs, tuple) else found[0]
 
 
 class NewtonSweep(Sweep):
-    """The same with the transforms' Jacobians followed along the trajectory: `Newton`'s method over the depth.
+    """A sweep that follows the transforms' Jacobians along the trajectory: `Newton`'s method over the depth.
 
-    Costs a Jacobian for each layer and row, and a scan of matrices of the streams' joint width, or, where only the
-    diagonals are followed, of one matrix a feature, with as many rows as there are streams.
+    Costs a Jacobian for each layer and row, and a scan of matrices of the streams' joint width. If only the diagonals
+    are followed, the scan has one matrix per feature instead, with as many rows as there are streams.
     """
 
     def __init__(
@@ -80,8 +80,8 @@ class NewtonSweep(Sweep):
         values, jacobians = self.newton.jacobians(lambda flat: self.evaluated(flat.view(points.shape)).flatten(2), flat)
         companion = self._companion
         steps, inflow, query = (part.to(flat) for part in (companion.steps, companion.inflow, companion.query))
-        # by how much the streams of features change, δ⁺ = (A ⊗ I + B C ⊗ J) δ + B ⊗ (T(y) − t): nothing in layers that
-        # are right to the last digit
+        # the change of the streams, for each feature, δ⁺ = (A ⊗ I + B C ⊗ J) δ + B ⊗ (T(y) − t): exactly 0 in layers
+        # that are exact
         inflows = torch.einsum("lsm,lbi->lbis", inflow, values if guess is None else values - guess.flatten(2))
         starts = torch.zeros_like(inflows[0])
         fed_back = inflow @ query

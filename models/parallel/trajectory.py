@@ -29,8 +29,8 @@ def recursion(method: Method, z0: Tensor, outputs: list[Any], coefficients: list
 class Companion:
     """A method's steps as matrices, `x_{k+1} = A_k x_k + B_k t_k` and `y_k = C_k x_k`, the same for every feature.
 
-    Found by the method's answers to unit streams and unit outputs, in all layers at once. The coefficients' gradients
-    go through them.
+    Found from the method's response to unit streams and unit outputs, in all layers at once. The coefficients'
+    gradients flow through them.
     """
 
     def __init__(self, method: Method, coefficients: Coefficients) -> None:
@@ -43,7 +43,7 @@ class Companion:
 
         by_stream = [self._answer(unit, self._outputs) for unit in _units(streams)]
         self.start = torch.stack(list(start))
-        """(S,): the streams of z_0 = 1."""
+        """(S,): the streams for z_0 = 1."""
         self.steps = torch.stack([following for following, _ in by_stream]).permute(2, 1, 0)
         """A, (L, S, S)."""
         self.query = torch.stack([points for _, points in by_stream]).permute(2, 1, 0)
@@ -59,7 +59,7 @@ class Companion:
         return torch.stack(list(following)), torch.stack(parts(y))
 
     def check(self) -> None:
-        """`TypeError` unless the matrices foresee what the method answers to other streams and outputs."""
+        """`TypeError` unless the matrices reproduce the method's step from other streams and outputs."""
         x, t = (
             torch.linspace(-1, 2, zero.numel(), dtype=zero.dtype, device=zero.device).view(zero.shape)
             for zero in (self._streams, self._outputs)
@@ -81,7 +81,7 @@ class Linear(NamedTuple):
 
 
 def linear(method: Method, coefficients: Coefficients) -> Linear:
-    """By an associative scan of the companion matrices, or from the recursion itself, on numbers, in float64."""
+    """The linear part, by an associative scan of companion matrices, or by the recursion on numbers, in float64."""
     depth = coefficients.depth
     if not method.has_equilibrium:
         units = torch.eye(1 + depth, dtype=torch.float64, device=coefficients.device)
@@ -106,7 +106,7 @@ class Trajectory:
         self._points, self._last = points.to(like), last.to(like)
 
     def fits(self, like: Tensor) -> bool:
-        """Whether it is made for tensors like this one."""
+        """Whether it was made for tensors like this one."""
         return self._last.dtype == like.dtype and self._last.device == like.device and not self._last.is_inference()
 
     def points(self, z0: Tensor, outputs: Any) -> Any:
@@ -114,7 +114,7 @@ class Trajectory:
         if outputs is None and self._alike:
             start = z0.expand(len(self._points), *z0.shape)
             if len(z0) == 1:
-                # layers that share one row look like a contiguous batch of it, and GPU kernels refuse what they find
+                # layers that share one row pass for a contiguous batch, and GPU kernels then refuse them
                 start = start.contiguous()
             found = [start] * self._points.shape[1]
             return tuple(found) if self.pair else found[0]
@@ -131,7 +131,7 @@ _trajectories: WeakKeyDictionary[Coefficients, Trajectory] = WeakKeyDictionary()
 
 
 def trajectory(method: Method, coefficients: Coefficients, like: Tensor) -> Trajectory:
-    """The `Trajectory` in the state's dtype, made once where no coefficient is learned."""
+    """The `Trajectory` in the state's dtype, made only once if no coefficient is learned."""
     if next(coefficients.parameters(), None) is not None:
         return Trajectory(method, coefficients, like)
     known = _trajectories.get(coefficients)
@@ -146,7 +146,7 @@ _alike: WeakKeyDictionary[Coefficients, bool] = WeakKeyDictionary()
 def starts_alike(method: Method, coefficients: Coefficients) -> bool:
     """Whether every point is z_0 while all outputs are 0; `TypeError` for a method that is not linear.
 
-    Both hold for all coefficients or for none, and are found once, for some on the processor: to ask those of the
+    Both hold for all coefficients or for none, and are checked once, for sample values on the CPU: reading those of the
     network would make each sweep wait for a GPU.
     """
     if coefficients not in _alike:
@@ -168,10 +168,10 @@ def parts(point: Any) -> list[Tensor]:
 
 
 def _combined(weights: Tensor, known: list[Tensor]) -> Tensor:
-    """`Σ_j weights[:, j] known[j]`, over all of the known in order."""
+    """`Σ_j weights[:, j] known[j]`, over the entries of all known tensors in order."""
     shape, start = known[0].shape[1:], 0
     total: Any = 0
-    with without_autocast(weights.device):  # as a method's own sums keep their digits
+    with without_autocast(weights.device):  # a method's own sums are not autocast either
         for tensor in known:
             share = weights[:, start : start + len(tensor)]
             total = total + share @ tensor.to(weights.dtype).flatten(1)

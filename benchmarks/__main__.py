@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 def _solvers(quick: bool, folder: Path) -> None:
-    from .solvers import compare  # what it imports takes seconds, a wrong name should not
+    from .solvers import compare  # here: its imports take seconds, which a wrong name should not
 
     compare(quick, folder)
 
@@ -52,11 +52,11 @@ BENCHMARKS: dict[str, tuple[str, Callable[[bool, Path], None]]] = {
     "training": ("an equilibrium classifier of digits, from the same weights on the same batches", _training),
     "gpu": ("on a CUDA device: a step of a solver, eager and captured, and a training step", _gpu),
 }
-"""Name → (what it measures, its entry)."""
+"""Name → (what it measures, its entry point)."""
 
 
 def main() -> int:
-    """Run one benchmark; 2 for an input that cannot be used."""
+    """Run one benchmark; returns 0, or 2 for bad input."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Measurements beside the peers.")
     parser.add_argument("name", nargs="?", help="; ".join(f"{name}: {what}" for name, (what, _) in BENCHMARKS.items()))
     parser.add_argument("--quick", action="store_true", help="few repeats, small tables: does it run, in a minute")

@@ -49,9 +49,9 @@ TARGETS = (1e-4, 1e-6)
 QUICK = ("Gaussian 0.9", "rotation 1.1")
 
 Solve = Callable[[float], Found]
-"""By the tolerance of the backward solve."""
+"""Tolerance of the backward solve → its gradient."""
 Ladder = dict[float, Found]
-"""By tolerance, from loose to tight, until the least of the targets is reached."""
+"""Gradients by tolerance, from loose to tight, until the smallest target is reached."""
 
 
 def backward(quick: bool, progress: Progress) -> Iterator[tuple[str, Table]]:
@@ -88,7 +88,7 @@ def _solves(exact: Exact) -> dict[str, Solve]:
 
 
 def _ladder(solve: Solve, step: int) -> Ladder:
-    """At `step` tolerances a decade; ends early where the solve does not get there, for a tighter one will not."""
+    """Solve at `step` tolerances per decade; ends once a solve fails, since a tighter one would fail too."""
     found: Ladder = {}
     for rung in range(2 * step, 10 * step + 1):
         rtol = 10 ** (-rung / step)

@@ -1,4 +1,4 @@
-"""Cells on which gradients are measured: in double precision, the same whenever built."""
+"""Cells on which gradients are measured: in double precision, the same at every build."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class ConvolutionalCell(nn.Module):
 
 @dataclass(frozen=True)
 class Case:
-    """The gradient of `⟨weight, z*⟩` in x and the cell's parameters is wanted."""
+    """A gradient to find: that of `⟨weight, z*⟩` in x and the cell's parameters."""
 
     cell: nn.Module
     x: Tensor
@@ -54,24 +54,24 @@ class Case:
 
 
 def _dense(inner: Tensor) -> Case:
-    """Small inputs, which leave the slope of tanh near 1 and the Jacobian near W."""
+    """A tanh layer with small inputs, which leave the slope of tanh near 1 and the Jacobian near W."""
     cell = DenseCell(inner, normal(1, DIM, DIM) / DIM**0.5)
     return Case(cell, 0.3 * normal(2, BATCH, DIM), normal(3, BATCH, DIM))
 
 
 def _gaussian() -> Tensor:
-    """Eigenvalues in a disc of about half the norm as radius."""
+    """A matrix of norm 1 whose eigenvalues lie in a disc of radius about 1/2."""
     matrix = normal(4, DIM, DIM)
     return matrix / torch.linalg.matrix_norm(matrix, 2)
 
 
 def _symmetric() -> Tensor:
-    """Equidistant eigenvalues from −1 to 1."""
+    """A symmetric matrix with equidistant eigenvalues from −1 to 1."""
     return _basis() * torch.linspace(-1, 1, DIM, dtype=torch.float64) @ _basis().T
 
 
 def _rotation(least: float, largest: float) -> Tensor:
-    """Turns planes by angles between these multiples of π: eigenvalues on the unit circle."""
+    """A rotation of planes by angles between these multiples of π: its eigenvalues lie on the unit circle."""
     angles = math.pi * torch.linspace(least, largest, DIM // 2, dtype=torch.float64)
     turns = [torch.stack((torch.stack((c, -s)), torch.stack((s, c)))) for c, s in zip(angles.cos(), angles.sin())]
     return _basis() @ torch.block_diag(*turns) @ _basis().T
@@ -94,4 +94,4 @@ CASES: dict[str, Callable[[], Case]] = {
     "convolutional": _convolutional,
     "rotation 1.1": lambda: _dense(1.1 * _rotation(0.25, 0.75)),
 }
-"""By the matrix of a dense tanh layer and its spectral norm; the last expands, while I − J stays well conditioned."""
+"""Named by the matrix of a dense tanh layer and its norm; the last expands, while I − J stays well conditioned."""

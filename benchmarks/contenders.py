@@ -1,4 +1,4 @@
-"""The peers on one problem: mean evaluations of f a row until the relative test holds, infinite for a failure."""
+"""The peers on one problem: mean evaluations of f per row until the relative test holds, infinite for a failure."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from .problem import Problem
 
 JAXOPT = {"plain": "FixedPointIteration", "anderson": "AndersonAcceleration"}
 OPTIMISTIX = {"plain": "FixedPointIteration", "newton": "Newton", "chord": "Chord"}
-"""What the tables call a method → what the peer calls it."""
+"""Name of a method in the tables → the peer's name for it."""
 
 Contender = Callable[[Problem, float], float | None]
 """(problem, rtol) → evaluations; None where the problem cannot be put to the peer."""
 
 
 def contenders() -> dict[str, Contender]:
-    """Of the peers that are installed."""
+    """The contenders of all installed peers."""
     found: dict[str, Contender] = {}
     if installed("torchdeq"):
         found |= {f"torchdeq {name}": partial(_torchdeq, method) for name, method in TORCHDEQ.items()}
@@ -66,7 +66,7 @@ def _scipy_row(method: str, problem: Problem, rtol: float) -> float:
         point = torch.from_numpy(z).reshape(shape)
         return (f(point) - point).flatten().numpy()
 
-    # on its way to a failure it warns of overflow, and raises on what is not finite
+    # on its way to a failure SciPy warns of overflow, and raises on values that are not finite
     failures = (Finished, ValueError, ArithmeticError, np.linalg.LinAlgError)
     with suppress(*failures), warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter("ignore")

@@ -25,14 +25,14 @@ class Counted:
 
 
 class Finished(Exception):
-    """Raised inside f when nothing is left to find out; solvers catch RuntimeError and ValueError, so it is neither."""
+    """Raised inside f when nothing is left to measure; solvers catch RuntimeError and ValueError, so it is neither."""
 
 
 class Watch:
-    """At which evaluation each row first met `‖f(z) − z‖ ≤ rtol ‖f(z)‖`.
+    """Records the evaluation at which each row first met `‖f(z) − z‖ ≤ rtol ‖f(z)‖`.
 
-    A peer's own stop differs from ours (absolute, the largest entry, the whole batch); read inside f, the same test
-    holds for all, at no evaluation more than the peer needs.
+    A peer's own stopping test differs from ours (absolute, the largest entry, the whole batch). Checked inside f, the
+    same test applies to all, without any extra evaluation.
     """
 
     def __init__(self, rows: int, rtol: float, limit: int) -> None:
@@ -40,7 +40,7 @@ class Watch:
         self.reached: list[int | None] = [None] * rows
 
     def note(self, residual: Sequence[float], scale: Sequence[float]) -> None:
-        """Book one evaluation, by the norms of each row."""
+        """Record one evaluation, given the norms of each row."""
         self.calls += 1
         for row, (size, image) in enumerate(zip(residual, scale)):
             if self.reached[row] is None and size <= self.rtol * image:
@@ -52,7 +52,7 @@ class Watch:
 
     @property
     def evaluations(self) -> float:
-        """Mean over the rows; infinite where one never met the test."""
+        """Mean over the rows; infinite if one never met the test."""
         found = [calls for calls in self.reached if calls is not None]
         return sum(found) / len(found) if len(found) == len(self.reached) else math.inf
 

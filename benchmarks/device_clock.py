@@ -1,4 +1,4 @@
-"""Seconds on a device, waited for, and what the device takes at best."""
+"""Seconds on a synchronised device, and what the device takes at best."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from .peers import versions
 from .report import Cell
 
 WARM = 4
-"""Calls before a time counts: the first ones set up libraries, compile and record."""
+"""Untimed calls before a measurement: the first ones set up libraries, compile and record."""
 
 
 def seconds(runs: Runs, device: torch.device, repeats: int) -> dict[str, list[float]]:
-    """Of each run, by turns, after some calls that do not count, the device waited for before and after."""
+    """Seconds of each run, in turn, after some untimed calls; the device is synchronised before and after each."""
     waited: Runs = {name: partial(_waited, run, device) for name, run in runs.items()}
     for run in waited.values():
         for _ in range(WARM):
@@ -32,7 +32,7 @@ def spread(found: list[float], unit: float) -> dict[str, Cell]:
 
 
 def graphed(run: Callable[[], object], device: torch.device) -> Callable[[], object]:
-    """The run as a CUDA graph; on a processor as it is."""
+    """The run captured as a CUDA graph; on a processor, the run itself."""
     if device.type != "cuda":
         return run
     stream = torch.cuda.Stream(device)
@@ -48,7 +48,7 @@ def graphed(run: Callable[[], object], device: torch.device) -> Callable[[], obj
 
 
 def copy_bandwidth(device: torch.device, entries: int, repeats: int) -> float:
-    """Bytes a second, read and written, of a copy of so many numbers in float32."""
+    """Bytes per second, read and written, of a copy of `entries` numbers in float32."""
     source, target = torch.zeros(entries, device=device), torch.empty(entries, device=device)
     found = seconds({"copy": lambda: target.copy_(source)}, device, repeats)["copy"]
     return 2 * 4 * entries / statistics.median(found)

@@ -19,7 +19,7 @@ from .peers import installed, torchdeq_solver
 from .report import Cell, Progress, Table
 
 MEMORY = 6
-"""Of Anderson and Broyden, on all sides."""
+"""Memory of Anderson and Broyden, on all sides."""
 SHAPES = ((1, 64), (32, 256), (64, 3072), (64, 16384), (256, 65536))
 STEPS = 48
 COPIED = 2**28
@@ -29,10 +29,10 @@ SOLVERS: dict[str, tuple[Solver, str, dict[str, int]]] = {
     "Anderson": (Anderson(memory=MEMORY), "anderson", {"m": MEMORY}),
     "Broyden": (Broyden(memory=MEMORY), "broyden", {"LBFGS_thres": MEMORY}),
 }
-"""Ours, what torchdeq calls it, and with what."""
+"""Our solver, torchdeq's name for it, and torchdeq's options."""
 LOOPS: dict[str, Loop] = {"eager": Eager(), "captured": Captured()}
 PASSES = {"Picard": 8, "Anderson": 13 + 2 * MEMORY, "Broyden": 13 + 2 * MEMORY}
-"""Over the state, in a step that reads and writes each array once."""
+"""Passes over the state in a step that reads and writes each array once."""
 COUNTED = (
     "bytes: the time that the passes of a step over the state take at the bandwidth of a copy. Passes: 5 of f (a "
     "product and a sum, as PyTorch runs them), 3 of the residual and both norms, and of Anderson and Broyden "
@@ -46,11 +46,11 @@ class Run(NamedTuple):
 
     solve: Callable[[], object]
     taken: Callable[[], int]
-    """Steps that it really takes."""
+    """Number of steps that it really takes."""
 
 
 class Slow(nn.Module):
-    """`z s + x` with s between 0.9 and 0.9999: no solver is done within the steps."""
+    """`z s + x` with s between 0.9 and 0.9999: no solver converges within the steps."""
 
     scale: Tensor
 
@@ -73,7 +73,7 @@ def step_times(
     repeats: int = 15,
     copied: int = COPIED,
 ) -> Table:
-    """A row for each state, solver and side, all of one state and solver by turns.
+    """A row for each state, solver and side; the sides of one state and solver are timed in turn.
 
     Args:
         where: the device and the versions, in words.

@@ -1,4 +1,4 @@
-"""Milliseconds of a forward and backward pass on a device: each solver, eager and captured, beside torchdeq's same."""
+"""Milliseconds of a forward and backward pass on a device: each solver, eager and captured, beside torchdeq's own."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ CELLS: dict[str, Problem] = {
     "convolutional 64×48×32×32": partial(convolutional, 64, 48, 32),
 }
 TIGHT = 1e-10
-"""Relative tolerance of both solves of the gradient that others are compared with, in float64."""
+"""Relative tolerance, in float64, of both solves of the gradient that the others are compared with."""
 
 
 def training_times(
     device: torch.device, progress: Progress, *, where: str, cells: Mapping[str, Problem] = CELLS, repeats: int = 11
 ) -> Table:
-    """A row for each cell, solver and side whose rows all meet the tolerance; those of one cell by turns.
+    """A row for each cell, solver and side that meets the tolerance in every batch row; all of a cell timed in turn.
 
     Args:
         where: the device and the versions, in words.
@@ -52,7 +52,7 @@ def training_times(
         forwards = {
             key: forward
             for key, forward in every.items()
-            if all(reaches(forward, cell, x) for _ in range(WARM))  # as recorded, too
+            if all(reaches(forward, cell, x) for _ in range(WARM))  # also once recorded
         }
         short += [f"{side}, {solver} on {name}" for solver, side in every if (solver, side) not in forwards]
         exact = tight_gradient(cell, x)
@@ -85,7 +85,7 @@ def training_times(
 
 
 def _forwards(cell: nn.Module) -> dict[tuple[str, str], Forward]:
-    """By solver and side; layers are made once, for they keep what they have recorded."""
+    """Forward passes by solver and side; layers are made once, since they keep what they have recorded."""
     found: dict[tuple[str, str], Forward] = {}
     for name, (solver, method, _) in SOLVERS.items():
         for side, loop in LOOPS.items():
@@ -113,7 +113,7 @@ def _torchdeq(layer: Callable[..., tuple[list[Tensor], object]], cell: nn.Module
 
 
 def tight_gradient(cell: nn.Module, x: Tensor) -> tuple[Tensor, ...] | None:
-    """That of the same loss, in float64; None: a solve does not converge."""
+    """The gradient of the same loss from tight solves in float64; None if a solve does not converge."""
     exact = copy.deepcopy(cell).double()
     gradient = ImplicitGradient(GMRES(), rtol=TIGHT, max_steps=1000)
     layer = Equilibrium(exact, solver=Anderson(), gradient=gradient, rtol=TIGHT, atol=0.0, max_steps=1000)

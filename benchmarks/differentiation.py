@@ -25,7 +25,7 @@ STEPS = 1000
 
 
 class CountedCell(nn.Module):
-    """A cell with a count of the calls of its backward."""
+    """A cell that counts the calls of its backward."""
 
     def __init__(self, cell: nn.Module) -> None:
         super().__init__()
@@ -37,12 +37,12 @@ class CountedCell(nn.Module):
 
 
 class Counter:
-    """Of backward calls; shared by the copies of a cell that a gradient may make."""
+    """Counts backward calls; shared by the copies of a cell that a gradient may make."""
 
     calls = 0
 
     def through(self, image: Tensor) -> Tensor:
-        """The same, counted whenever a gradient comes back through it."""
+        """The image unchanged; every gradient that comes back through it is counted."""
         same: Tensor = _Counting.apply(image, self)
         return same
 
@@ -61,12 +61,12 @@ class _Counting(torch.autograd.Function):
 
 @dataclass(frozen=True)
 class Found:
-    """A gradient beside the exact one; products leave out the last one, to x and the parameters, which all need."""
+    """A gradient compared with the exact one; products exclude the last, to x and the parameters, which all need."""
 
     products: int
-    """Of the batch, as counted inside the cell."""
+    """Products of the batch, as counted inside the cell."""
     products_a_row: float
-    """In mean: until each row's backward solve met its tolerance, as recorded."""
+    """Mean products of a row until its backward solve met its tolerance, as recorded."""
     error: float
     cosine: float
     warned: bool
@@ -74,13 +74,13 @@ class Found:
 
 
 def gradient_of(case: Case, layer: Layer) -> Tensor:
-    """In x and in all parameters, as one vector."""
+    """The gradient in x and in all parameters, as one vector."""
     x = case.x.clone().requires_grad_()
     return joined(torch.autograd.grad(layer(case.cell, x), (x, *case.cell.parameters()), case.weight))
 
 
 def measured(exact: Exact, layer: Layer) -> Found:
-    """The gradient by this layer."""
+    """Work and error of the gradient by this layer."""
     cell = CountedCell(exact.case.cell)
     with record() as log, warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", ConvergenceWarning)
@@ -97,7 +97,7 @@ def _compared(exact: Exact, gradient: Tensor, products: int, products_a_row: flo
 
 
 def ours(gradient: Gradient, solver: Solver = Anderson(), rtol: float = FORWARD) -> Layer:
-    """This gradient after a forward solve from zero."""
+    """A layer with this gradient, after a forward solve from zero."""
 
     def layer(cell: nn.Module, x: Tensor) -> Tensor:
         equilibrium = Equilibrium(cell, solver=solver, gradient=gradient, rtol=rtol, atol=0.0, max_steps=STEPS)
@@ -109,7 +109,7 @@ def ours(gradient: Gradient, solver: Solver = Anderson(), rtol: float = FORWARD)
 
 
 def torchdeq(start: Tensor, backward: Mapping[str, float | str]) -> Layer:
-    """Its implicit gradient with these options of the backward solve, one step from the solution."""
+    """torchdeq's implicit gradient with these options of the backward solve, after one step from the solution."""
     deq = importlib.import_module("torchdeq").get_deq(ift=True, f_max_iter=1, **backward)
 
     def layer(cell: nn.Module, x: Tensor) -> Tensor:
@@ -120,7 +120,7 @@ def torchdeq(start: Tensor, backward: Mapping[str, float | str]) -> Layer:
 
 
 def scipy_gmres(exact: Exact, rtol: float) -> Found:
-    """Never restarted, row by row, on dense Jacobians."""
+    """The gradient by SciPy's GMRES, never restarted, row by row, on dense Jacobians."""
     sparse = importlib.import_module("scipy.sparse.linalg")
     adjoints, counts = [], []
     for jacobian, shift in zip(exact.jacobian, exact.case.weight.flatten(1)):

@@ -25,12 +25,12 @@ SOLVERS: dict[str, Solver] = {
     "NewtonKrylov": NewtonKrylov(),
 }
 Counts = dict[str, float | None]
-"""By problem; infinite for a failure, None where it was not tried."""
+"""Evaluations by problem; infinite for a failure, None if it was not tried."""
 QUICK = ("Chandrasekhar 0.9", "Kepler", "Gaussian mixture", "tanh 0.9")
 
 
 def evaluations(digits: int, quick: bool, progress: Progress) -> dict[str, Table]:
-    """At the tolerance 1e-digits: ours, the peers', and all of them in one summary."""
+    """Tables at the tolerance 1e-digits: ours, the peers', and a summary of both."""
     rtol, tolerance = 10.0**-digits, f"1e-{digits}"
     ours: dict[str, Counts] = {name: {} for name in SOLVERS}
     peers: dict[str, Counts] = {name: {} for name in contenders()}

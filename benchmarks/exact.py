@@ -1,4 +1,4 @@
-"""The exact gradient of an equilibrium by dense linear algebra, which shares nothing with how the toolkit finds it."""
+"""The exact gradient of an equilibrium by dense linear algebra, independent of the toolkit's own gradients."""
 
 from __future__ import annotations
 
@@ -13,39 +13,39 @@ from solvers import Anderson, solve
 from .cells import CASES, Case
 
 POLISH = 3
-"""Newton steps, each of which doubles the digits."""
+"""Newton steps, each of which doubles the number of correct digits."""
 
 
 @dataclass(frozen=True)
 class Exact:
     case: Case
     solution: Tensor
-    """To rounding."""
+    """Exact to rounding."""
     jacobian: Tensor
-    """(rows, dim, dim) of the cell at the solution."""
+    """(rows, dim, dim), of the cell at the solution."""
     gradient: Tensor
     """In x and in all parameters, as one vector."""
 
     @property
     def spectral_radius(self) -> float:
-        """Largest of a row."""
+        """The largest over the rows."""
         return torch.linalg.eigvals(self.jacobian).abs().max().item()
 
     @property
     def condition(self) -> float:
-        """Largest of a row, of `I − J`."""
+        """The condition number of `I − J`, the largest over the rows."""
         return torch.linalg.cond(_identity(self.jacobian) - self.jacobian).max().item()
 
 
 @cache
 def exact(name: str) -> Exact:
-    """Of one of `CASES`."""
+    """The exact gradient of one of `CASES`."""
     case = CASES[name]()
     return differentiated(case, solution_of(case))
 
 
 def differentiated(case: Case, solution: Tensor) -> Exact:
-    """At a solution known to rounding."""
+    """The exact gradient at a solution known to rounding."""
     jacobian = jacobians(case.cell, solution, case.x)
     transposed = (_identity(jacobian) - jacobian).mT
     adjoint = torch.linalg.solve(transposed, case.weight.flatten(1)).view_as(case.weight)
@@ -82,7 +82,7 @@ def pulled_back(case: Case, solution: Tensor, adjoint: Tensor) -> Tensor:
 
 
 def joined(parts: tuple[Tensor, ...]) -> Tensor:
-    """As one vector."""
+    """The parts as one vector."""
     return torch.cat([part.flatten() for part in parts])
 
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 Tables = Mapping[str, Table]
 Curves = dict[str, dict[float, float]]
-"""By name, then by the horizontal axis."""
+"""Values by name, then by the horizontal axis."""
 Spread = tuple[float, float, float]
 """Median, least, largest."""
 
@@ -136,7 +136,7 @@ def parallel(tables: Tables) -> Figure:
 
 
 def memory(tables: Tables) -> Figure:
-    """Peaks against steps."""
+    """Peak memory against steps."""
     figure, (solver, gradient) = panels(1, 2, width=6.8)
     for ax, name, key in ((solver, "solvers", "solver"), (gradient, "gradients", "gradient, solver")):
         if empty(ax, table := tables.get(name)):
@@ -190,11 +190,11 @@ FIGURES: dict[str, Callable[[Tables], Figure]] = {
     "training": training,
     "gpu": gpu,
 }
-"""By benchmark."""
+"""The figure of each benchmark."""
 
 
 def _whose(solver: object) -> str:
-    """Peers' names begin with the package."""
+    """The solver's name with its owner; a peer's name begins with its package already."""
     return str(solver) if " " in str(solver) else f"our {solver}"
 
 

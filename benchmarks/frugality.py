@@ -21,7 +21,7 @@ from .problems import PROBLEMS
 from .report import Cell, Progress, Table
 
 Run = Callable[[Counted, Tensor, tuple[Tensor, Tensor]], object]
-"""Solves, by (f, z0, args)."""
+"""(f, z0, args) → a solve."""
 
 BAR = 1.15
 RTOL = 1e-4

@@ -1,4 +1,4 @@
-"""A CUDA device: what a step and a training step take, beside torchdeq and JAX."""
+"""Times of a step and of a training step on a CUDA device, beside torchdeq and JAX."""
 
 from __future__ import annotations
 

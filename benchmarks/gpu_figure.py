@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def gpu(tables: Mapping[str, Table]) -> Figure:
-    """A panel a solver, time of a step against the state, and training steps beside torchdeq's fastest."""
+    """A panel per solver, with the time of a step against the state, and one with the times of training steps."""
     figure, (*steps, training) = panels(2, 2)
     table = tables.get("steps")
     for ax, solver in zip(steps, ("Picard", "Anderson", "Broyden")):

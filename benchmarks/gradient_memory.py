@@ -1,4 +1,4 @@
-"""Peak memory of a forward and backward pass over the steps of the solver, each in a process of its own."""
+"""Peak memory of a forward and backward pass against the solver's steps, each in a process of its own."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ TORCHDEQ = "torchdeq ift=True, fixed_point_iter"
 
 
 class Sluggish(nn.Module):
-    """`z + 0.02 (cell(z, x) − z)`, so slow that plain iteration is never done."""
+    """`z + 0.02 (cell(z, x) − z)`, so slow that plain iteration does not converge within the steps."""
 
     def __init__(self, cell: nn.Module) -> None:
         super().__init__()
@@ -51,7 +51,7 @@ class Sluggish(nn.Module):
 
 
 def gradient_memory(quick: bool, progress: Progress) -> Table:
-    """Beyond the cell's own temporaries and what the process held before."""
+    """Peaks beyond the cell's own temporaries and what the process held before."""
     title = f"Memory: peak additional MiB of a forward and backward pass, z of {'×'.join(map(str, SHAPE))} float32"
     if quick:
         return Table(title, [], ["skipped: --quick leaves out two gigabytes"])
@@ -75,7 +75,7 @@ def gradient_memory(quick: bool, progress: Progress) -> Table:
 
 def peak(name: str, steps: int) -> int:
     """Bytes by which the two passes raise this process's peak of resident memory."""
-    warnings.simplefilter("ignore", ConvergenceWarning)  # not one of them is meant to converge
+    warnings.simplefilter("ignore", ConvergenceWarning)  # none of them is meant to converge
     inner, outer = (0.05 * normal(seed, SHAPE[1], SHAPE[1], 3, 3).float() for seed in (1, 2))
     cell = Sluggish(ConvolutionalCell(inner, outer, groups=4))
     x = normal(3, *SHAPE).float().requires_grad_()
@@ -88,7 +88,7 @@ def peak(name: str, steps: int) -> int:
 
 
 def solved(name: str, steps: int, cell: nn.Module, x: Tensor) -> Tensor:
-    """The last of so many iterates, differentiable."""
+    """The last of `steps` iterates, differentiable."""
     if name == TORCHDEQ:
         deq = importlib.import_module("torchdeq").get_deq(
             ift=True, f_tol=0.0, b_tol=0.0, f_max_iter=steps, b_max_iter=steps

@@ -32,7 +32,7 @@ def compare(quick: bool, folder: Path) -> None:
 def _tables(quick: bool, progress: Progress) -> Iterator[tuple[str, Table]]:
     yield "training_step", training_step(quick, progress)
     yield "proximal_seconds", proximal_seconds(quick, progress)
-    torch.set_num_threads(1)  # small problems are fastest so
+    torch.set_num_threads(1)  # small problems run fastest on one thread
     yield "splitting", splitting(quick, progress)
     yield from backward(quick, progress)
     for name, measure in MEASUREMENTS.items():

@@ -1,4 +1,4 @@
-"""How cost grows with the state and with the batch, ours and torchdeq's by turns."""
+"""How cost grows with the state and with the batch, ours and torchdeq's timed in turn."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ BATCHES = (1, 8, 64, 512)
 WIDTH = 256
 RTOL = 1e-4
 LIMIT = 200
-"""Steps."""
+"""Largest number of steps."""
 Dense = Callable[[Tensor, Tensor], Tensor]
 """(z, x) → f."""
 
 
 def with_state(quick: bool, progress: Progress) -> Table:
-    """Of one row: time that a step adds to f."""
+    """Time that a step adds to f, for a single row."""
     rows: list[dict[str, Cell]] = []
     for name in PAIRS:
         for dim in STATES[:2] if quick else STATES:
@@ -62,7 +62,7 @@ def with_batch(quick: bool, progress: Progress) -> Table:
     for name, (solver, method) in PAIRS.items():
         for batch in BATCHES[:2] if quick else BATCHES:
             progress(f"growth with the batch: {name} at {batch}")
-            # rows of unequal size, which need unequal steps
+            # rows of unequal size, which need unequal numbers of steps
             x = (normal(2, batch, WIDTH) * torch.logspace(-1, 1, batch, dtype=torch.float64)[:, None]).float()
             sides: dict[str, Callable[[Dense], Tensor]] = {"ours": partial(_ours, solver, x)}
             if installed("torchdeq"):

@@ -19,7 +19,7 @@ Begin = Callable[[Any, Any], Any]
 
 
 class JaxMap:
-    """A problem's map `f(z, shift)` in JAX, of one row; every evaluation and Jacobian product is told to the watch."""
+    """A problem's map `f(z, shift)` in JAX, of one row; the watch gets every evaluation and Jacobian product."""
 
     def __init__(self, layer: Affine | TanhLayer) -> None:
         self.jax = importlib.import_module("jax")
@@ -41,7 +41,7 @@ class JaxMap:
 
         def differentiated(primals: Any, tangents: Any) -> Any:
             image, product = evaluated(*primals), self.jax.jvp(plain, primals, tangents)[1]
-            # what it is told is of no use, but makes one call of each product in a batch of them
+            # the argument is not used, but makes for one call per product in a batch of them
             self.jax.debug.callback(self._product, product[0])
             return image, product
 
@@ -49,7 +49,7 @@ class JaxMap:
         self.f.defjvp(differentiated)
 
     def evaluations(self, problem: Problem, rtol: float, begin: Begin, step: Step) -> float:
-        """Mean over the rows."""
+        """Mean evaluations over the rows."""
         found = []
         for z0, shift in zip(problem.z0.numpy(), self.shifts.numpy()):
             z = self.jax.numpy.asarray(z0)
@@ -63,7 +63,7 @@ class JaxMap:
         return float(np.mean(found))
 
     def settle(self) -> None:
-        """Wait for all that was called; a step's products follow its evaluation, in whatever order they were told."""
+        """Wait for all callbacks; a step's products count after its evaluation, in whatever order they arrived."""
         self.jax.effects_barrier()
         self.watch.calls += self.products
         self.products = 0
@@ -76,7 +76,7 @@ class JaxMap:
 
 
 def with_jaxopt(method: str, problem: Problem, rtol: float) -> float | None:
-    """By one of jaxopt's fixed-point solvers."""
+    """Evaluations by one of jaxopt's fixed-point solvers; None for a map without arrays."""
     if not isinstance(problem.f, (Affine, TanhLayer)):
         return None
     bridge, jaxopt = JaxMap(problem.f), installed("jaxopt")
@@ -86,14 +86,14 @@ def with_jaxopt(method: str, problem: Problem, rtol: float) -> float | None:
     def begin(z: Any, shift: Any) -> Any:
         state = solver.init_state(z, shift)
         bridge.settle()
-        bridge.watch = Watch(1, rtol, LIMIT)  # what was evaluated so far serves its types only
+        bridge.watch = Watch(1, rtol, LIMIT)  # evaluations so far only serve to find types
         return state
 
     return bridge.evaluations(problem, rtol, begin, update)
 
 
 def with_optimistix(method: str, problem: Problem, rtol: float) -> float | None:
-    """By one of optimistix's fixed-point solvers, or its root finders on `f(z) − z`, as its `fixed_point` has it."""
+    """The same by optimistix: a fixed-point solver, or a root finder on `f(z) − z`, as in its `fixed_point`."""
     if not isinstance(problem.f, (Affine, TanhLayer)):
         return None
     bridge, optimistix = JaxMap(problem.f), importlib.import_module("optimistix")

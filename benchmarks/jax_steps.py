@@ -1,4 +1,4 @@
-"""The peers in JAX under jit: whole solves of one cheap map, of so many steps."""
+"""The peers in JAX under jit: whole solves of one cheap map, of a fixed number of steps."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from torch import Tensor
 from .peers import installed
 
 Jitted = Callable[[], tuple[Any, Any]]
-"""() → the last iterate and the number of steps, both there."""
+"""() → the last iterate and the number of steps, both computed."""
 JAXOPT: dict[str, tuple[str, dict[str, int]]] = {
     "Picard": ("FixedPointIteration", {}),
     "Anderson": ("AndersonAcceleration", {"history_size": 6}),
 }
-"""What the table calls a solver → what jaxopt calls it, and with what."""
+"""Name of a solver in the table → jaxopt's name for it, and its options."""
 
 
 def jax_device(device: torch.device) -> Any | None:
-    """JAX's own name for this kind of device; None: JAX is not there, or does not see one."""
+    """JAX's own device of this kind; None if JAX is not installed, or does not see one."""
     jax = installed("jax")
     if jax is None:
         return None
@@ -33,14 +33,14 @@ def jax_device(device: torch.device) -> Any | None:
 
 
 def left_out(device: torch.device) -> list[str]:
-    """One line where JAX is there and does not see the device."""
+    """One line if JAX is installed and does not see the device."""
     if installed("jax") is None or jax_device(device) is not None:
         return []
     return ["JAX's rows are left out: the JAX that is installed does not see the GPU, see pip install 'jax[cuda12]'"]
 
 
 def jitted_solves(solver: str, scale: Tensor, x: Tensor, steps: int) -> dict[str, Jitted]:
-    """By the peer's name: whole solves of `z = scale z + x` from 0, none of which stops before the last step."""
+    """Peer → whole solve of `z = scale z + x` from 0, which does not stop before the last step."""
     device, found = jax_device(x.device), {}
     if device is None:
         return {}
@@ -52,7 +52,7 @@ def jitted_solves(solver: str, scale: Tensor, x: Tensor, steps: int) -> dict[str
 
 
 def _ready(solve: Callable[[Any, Any, Any], tuple[Any, Any]], device: Any, scale: Tensor, x: Tensor) -> Jitted:
-    """The solve compiled for arrays on the device; they are arguments, since constants would be computed with."""
+    """The solve compiled for arrays on the device; they are arguments, since constants would be folded."""
     jax = importlib.import_module("jax")
     jax.config.update("jax_enable_x64", False)  # which other measurements in the same process turn on
     arrays = [jax.device_put(tensor.cpu().numpy(), device) for tensor in (torch.zeros_like(x), scale, x)]
@@ -68,7 +68,7 @@ def _map(z: Any, parts: tuple[Any, Any]) -> Any:
 def _jaxopt(solver: str, steps: int, z0: Any, scale: Any, x: Any) -> tuple[Any, Any]:
     name, options = JAXOPT[solver]
     make = getattr(importlib.import_module("jaxopt"), name)
-    # a loop on the device; unrolled, as it would be to be differentiated, it is slower
+    # a loop on the device; unrolled, as differentiation would need it, it is slower
     found = make(_map, maxiter=steps, tol=0.0, implicit_diff=False, unroll=False, **options).run(z0, (scale, x))
     return found.params, found.state.iter_num
 

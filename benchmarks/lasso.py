@@ -18,7 +18,7 @@ from solvers import Solver
 from .problem import normal
 
 Seen = Callable[[Tensor, Tensor], Tensor]
-"""(z, step(z)) of an evaluation → step(z), once it has been looked at."""
+"""(z, step(z)) of an evaluation → step(z), after observing it."""
 Network = Callable[[Tensor], Tensor]
 """y → z, differentiable."""
 STEPS = 2000
@@ -27,7 +27,7 @@ MOMENTUM = Nesterov(momentum=lambda k: (k + 1) / (k + 2))
 
 
 def as_it_is(z: Tensor, image: Tensor) -> Tensor:
-    """Seen by nobody."""
+    """Return the image, without observing it."""
     return image
 
 
@@ -44,7 +44,7 @@ class Lasso:
         return torch.linalg.matrix_norm(self.matrix.double(), 2).item() ** -2
 
     def start(self, target: Tensor) -> Tensor:
-        """`Aᵀy`, deepinv's."""
+        """`Aᵀy`, as in deepinv."""
         return target @ self.matrix
 
 
@@ -53,7 +53,7 @@ def lasso(rows: int, equations: int, unknowns: int, dtype: torch.dtype = torch.f
     matrix, truth = normal(6, equations, unknowns), normal(7, rows, unknowns)
     truth = torch.where(truth.abs() > 1.5, 3.0 * truth.sign(), 0.0)
     target = truth @ matrix.T + 0.01 * normal(8, rows, equations)
-    # float32, for deepinv makes its own so
+    # λ in float32, as deepinv makes its own
     return Lasso(matrix.to(dtype), target.to(dtype), nn.Parameter(torch.tensor(0.0625 * equations)))
 
 
@@ -84,7 +84,7 @@ class Increment(nn.Module):
 
 
 def unrolled(problem: Lasso, method: str, depth: int, seen: Seen = as_it_is) -> Network:
-    """So many tied steps of PGD or FISTA."""
+    """`depth` tied steps of PGD or FISTA."""
     net = OptDNN(MOMENTUM if method == "FISTA" else "gd", [Increment(Shrinkage(problem, seen))] * depth)
     return lambda y: net(problem.start(y), y)
 
@@ -119,7 +119,7 @@ def deepinv(problem: Lasso, method: str, steps: int, seen: Seen = as_it_is, **op
             return seen(points[0], super().prox(x, *args, **options))
 
     penalty = Penalty()
-    penalty.explicit_prior = False  # else it evaluates the cost in every step, which nothing here asks for
+    penalty.explicit_prior = False  # otherwise it evaluates the cost in every step, which nothing here needs
     model = getattr(optim, method)(
         data_fidelity=Fidelity(),
         prior=penalty,
@@ -134,7 +134,7 @@ def deepinv(problem: Lasso, method: str, steps: int, seen: Seen = as_it_is, **op
 
     def run(y: Tensor) -> Tensor:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # that there is no cost function
+            warnings.simplefilter("ignore", UserWarning)  # it warns that there is no cost function
             z: Tensor = model(y, operator)
         return z
 

@@ -13,11 +13,11 @@ from .report import Cell, Progress, Table
 SCALES = (1e-9, 1e-7, 1.0, 1e6)
 NAME = "symmetric 0.99"
 FORWARD = 1e-6
-"""Relative tolerance, near what single precision resolves."""
+"""Relative tolerance of our forward solve, near what single precision resolves."""
 
 
 def loss_scale(quick: bool, progress: Progress) -> Table:
-    """Each with the defaults of its backward solve."""
+    """Error of each gradient, with the defaults of its backward solve."""
     reference = exact(NAME)
     case = CASES[NAME]()
     case = Case(case.cell.float(), case.x.float(), case.weight.float())

@@ -1,4 +1,4 @@
-"""Time that a solver adds to f, ours and torchdeq's by turns."""
+"""Time that a solver adds to f, ours and torchdeq's timed in turn."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ PAIRS: dict[str, tuple[Solver, str]] = {
 DROWNED = 0.15
 """Overhead of the peer, as a share of f, below which whole calls are compared: the difference would be noise."""
 MANY = 10_000
-"""Entries of a state beyond which fewer repeats do."""
+"""Entries of a state beyond which fewer repeats suffice."""
 FLOOR = 0.01
-"""Least overhead of ours that is believed, as a share of f."""
+"""Least overhead that is believed, as a share of f."""
 
 
 def overhead(quick: bool, progress: Progress) -> Table:
-    """Per call of f, over bare f."""
+    """Time per call of f that a solver adds to bare f."""
     rows: list[dict[str, Cell]] = []
     for name in PAIRS:
         ratios, least = [], []
@@ -64,7 +64,7 @@ def overhead(quick: bool, progress: Progress) -> Table:
 
 
 def per_call_of(name: str, batch: int, dim: int, repeats: int) -> dict[str, list[float]]:
-    """Seconds per call of f, bare and by both solvers of this name, one a repeat."""
+    """Seconds per call of f, bare and by both solvers of this name, one value per repeat."""
     f, z0 = _slow(batch, dim)
     runs = _runs(f, z0, *PAIRS[name])
     calls = {key: _calls(f, run) for key, run in runs.items()}
@@ -73,7 +73,7 @@ def per_call_of(name: str, batch: int, dim: int, repeats: int) -> dict[str, list
 
 
 def medians_of(per_call: dict[str, list[float]]) -> dict[str, float]:
-    """In µs."""
+    """Medians in µs."""
     return {key: 1e6 * statistics.median(found) for key, found in per_call.items()}
 
 
@@ -113,7 +113,7 @@ def compiled(quick: bool, progress: Progress) -> Table:
 
 
 def _slow(batch: int, dim: int) -> tuple[Counted, Tensor]:
-    """A spectrum so slow that no solver is done within the steps."""
+    """A map so slow that no solver converges within the steps, and its start."""
     generator = torch.Generator().manual_seed(0)
     x, scale = torch.randn(batch, dim, generator=generator), torch.linspace(0.9, 0.9999, dim)
     return Counted(lambda z: z * scale + x), torch.zeros(batch, dim)
@@ -144,19 +144,19 @@ def _times(runs: Runs, repeats: int, *, warm: bool) -> dict[str, list[float]]:
 
 
 def ratios_of(per_call: dict[str, list[float]]) -> list[float]:
-    """Of the overheads, one a repeat."""
+    """Our overhead over torchdeq's, one ratio per repeat; of whole calls if torchdeq's is lost in noise."""
     bare, peer = (statistics.median(per_call[name]) for name in ("f", "torchdeq"))
     drowned = peer - bare < DROWNED * bare
     ratios = []
     for f, ours, theirs in zip(per_call["f"], per_call["ours"], per_call["torchdeq"]):
-        # one repeat may be disturbed: a peer below f would turn the sign
+        # one repeat may be disturbed: a peer below f would flip the sign
         ratios.append(ours / theirs if drowned else max(ours - f, FLOOR * f) / max(theirs - f, FLOOR * f))
     return ratios
 
 
 @contextmanager
 def _no_cache() -> Iterator[None]:
-    """Compiled code of earlier runs, which the compiler keeps in a folder, out of its sight."""
+    """Hide from the compiler the code of earlier runs, which it keeps in a folder."""
     before = os.environ.get("TORCHINDUCTOR_CACHE_DIR")
     with tempfile.TemporaryDirectory() as folder:
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = folder

@@ -1,4 +1,4 @@
-"""Panels of the benchmarks' figures: curves and bars off the rows of a table, apart in colour and in grey print."""
+"""Panels of the benchmarks' figures: curves and bars from the rows of a table, distinct in colour and in grey print."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ STYLE = {
 
 
 def panels(lines: int, columns: int, *, width: float = 6.2, height: float = 3.7) -> tuple[Figure, Sequence[Axes]]:
-    """A figure and its axes, line after line."""
+    """A figure and its axes, line by line."""
     with plt.rc_context(STYLE):  # type: ignore[arg-type]
         size = (width * columns, height * lines)
         figure, axes = plt.subplots(lines, columns, figsize=size, layout="constrained", squeeze=False)
@@ -55,14 +55,14 @@ def _say(ax: Axes, why: str) -> None:
 
 
 def number(cell: Cell) -> float:
-    """What a row is known to hold; NaN leaves a gap."""
+    """The cell as a number; NaN, which leaves a gap, if it is none."""
     return float(cell) if isinstance(cell, (int, float)) else float("nan")
 
 
 def curves(ax: Axes, series: Mapping[str, Mapping[float, float]], *, paired: bool = False, ticks: bool = True) -> None:
-    """One curve each on logarithmic axes.
+    """Draw one curve for each series, on logarithmic axes.
 
-    paired: neighbours share a colour, the second is hollow and dashed. ticks: where the points are.
+    With `paired`, neighbours share a colour and the second is hollow and dashed; with `ticks`, ticks mark the points.
     """
     for index, (name, points) in enumerate(series.items()):
         look, second = (index // 2, bool(index % 2)) if paired else (index, False)
@@ -88,9 +88,9 @@ def curves(ax: Axes, series: Mapping[str, Mapping[float, float]], *, paired: boo
 
 
 def bars(ax: Axes, groups: Mapping[str, Mapping[str, tuple[float, float, float]]], *, line: float | None = 1.0) -> None:
-    """Group → series → (value, least, largest), horizontal, from the line where neither side is ahead, or from 0.
+    """Draw horizontal bars of group → series → (value, least, largest), from the line or, without one, from 0.
 
-    With such a line the values are ratios, and the axis is logarithmic.
+    The line marks where neither side is ahead; the values are then ratios, on a logarithmic axis.
     """
     names = list(dict.fromkeys(series for group in groups.values() for series in group))
     if not names:
@@ -137,5 +137,5 @@ def _plain(axis: Axis) -> None:
 
 
 def _legend(ax: Axes) -> None:
-    """Beside the panel, where it hides nothing."""
+    """A legend beside the panel, where it hides nothing."""
     ax.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)

@@ -1,4 +1,4 @@
-"""The peers: which are there, and what several benchmarks ask of them."""
+"""The peers: which are installed, and calls to them that several benchmarks share."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 TORCHDEQ = {"plain": "fixed_point_iter", "anderson": "anderson", "broyden": "broyden"}
-"""What the tables call a method → what torchdeq calls it."""
+"""Name of a method in the tables → torchdeq's name for it."""
 LIMIT = 2000
-"""Evaluations of f a row may take."""
+"""Evaluations of f that a row may take."""
 
 
 def installed(name: str) -> ModuleType | None:
@@ -29,7 +29,7 @@ def installed(name: str) -> ModuleType | None:
 
 
 def missing(peers: Sequence[str]) -> list[str]:
-    """One line for those that are not there."""
+    """One line for the peers that are not installed."""
     absent = [name for name in peers if installed(name) is None]
     if not absent:
         return []
@@ -37,7 +37,7 @@ def missing(peers: Sequence[str]) -> list[str]:
 
 
 def versions(peers: Sequence[str]) -> dict[str, str]:
-    """Of those that are there, and of torch."""
+    """Versions of the installed peers, and of torch."""
     return {name: importlib.metadata.version(name) for name in ("torch", *peers) if installed(name) is not None}
 
 
@@ -48,7 +48,7 @@ def torchdeq_solver(method: str) -> Callable[..., tuple[Tensor, Any, Any]]:
 
 
 def torchdeq_layer(method: str, *, rtol: float, steps: int) -> Callable[..., Any]:
-    """Its layer, one solver and one relative tolerance forward and backward, the implicit gradient."""
+    """torchdeq's layer with the implicit gradient, and one solver and relative tolerance forward and backward."""
     layer: Callable[..., Any] = importlib.import_module("torchdeq").get_deq(
         ift=True,
         f_solver=method,
@@ -64,6 +64,6 @@ def torchdeq_layer(method: str, *, rtol: float, steps: int) -> Callable[..., Any
 
 
 def torchdeq_equilibrium(method: str, cell: nn.Module, x: Tensor, *, rtol: float, steps: int) -> Tensor:
-    """What that layer finds from zero."""
+    """The equilibrium that this layer finds from zero."""
     z: Tensor = torchdeq_layer(method, rtol=rtol, steps=steps)(lambda z: cell(z, x), torch.zeros_like(x))[0][-1]
     return z

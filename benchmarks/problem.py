@@ -21,14 +21,14 @@ class Problem:
     """Find the fixed point of each row."""
 
     f: Map
-    """Maps a batch to one of the same shape; rows may differ in their data, and do not see each other."""
+    """Maps a batch to one of the same shape; rows may differ in their data, and are independent."""
     z0: Tensor
     """(rows, …) where to start."""
     reference: str
     """Where the problem comes from."""
 
     def row(self, index: int) -> Problem:
-        """One row as a problem of its own; the others are evaluated with it, at their start, for f holds their data."""
+        """One row as a problem of its own; the others are evaluated with it, at their start, as f holds their data."""
         before, after = self.z0[:index], self.z0[index + 1 :]
 
         def alone(z: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Classical fixed-point problems, each with its source: small, in double precision, the same whenever built."""
+"""Classical fixed-point problems, each with its source: small, in double precision, the same at every build."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def _lasso() -> Problem:
 
 
 def _ridge() -> Problem:
-    """Ridge regression by gradient descent of the longest safe step over two."""
+    """Ridge regression by gradient descent, at half the longest safe step."""
     matrix, targets = normal(8, 100, 20), normal(9, 2, 100)
     rate = torch.linalg.matrix_norm(matrix, 2) ** -2
     step = 0.999 * torch.eye(20, dtype=torch.float64) - rate * matrix.T @ matrix
@@ -148,7 +148,7 @@ def _sinkhorn() -> Problem:
 
 
 def build() -> dict[str, Problem]:
-    """The table, made anew."""
+    """Build the table of problems."""
     return {
         "Chandrasekhar 0.9": _chandrasekhar(0.9),
         "Chandrasekhar 0.9999": _chandrasekhar(0.9999),

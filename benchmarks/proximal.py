@@ -37,7 +37,7 @@ Make = Callable[[Lasso, Seen], Network]
 
 
 def _deepinv(method: str, rtol: float | None, problem: Lasso, seen: Seen, *, anderson: bool = False) -> Network:
-    """At infinite depth where a tolerance is given, Anderson's method with its defaults in both passes if asked for."""
+    """deepinv's network: at infinite depth given a tolerance, with Anderson's method in both passes if `anderson`."""
     if rtol is None:
         return deepinv(problem, method, DEPTH, seen)
     backward = importlib.import_module("deepinv.optim").DEQConfig(
@@ -56,7 +56,7 @@ def _equilibrium(solver: Solver, backward: Solver, rtol: float, problem: Lasso, 
 
 
 def proximal_evaluations(quick: bool, progress: Progress) -> Table:
-    """Until every row meets the test; both algorithms of both, on the same problem."""
+    """Evaluations until every row meets the test: ours and deepinv's algorithms on the same problem."""
     problem = lasso(*SMALL)
     rows: list[dict[str, Cell]] = []
     ours: dict[str, Make] = {
@@ -114,11 +114,11 @@ NETWORKS: dict[str, tuple[Make, Make]] = {
         partial(_deepinv, "PGD", RTOL, anderson=True),
     ),
 }
-"""Ours and deepinv's."""
+"""Network → how to make ours and deepinv's."""
 
 
 def proximal_seconds(quick: bool, progress: Progress) -> Table:
-    """Of inference and of a training step."""
+    """Seconds of inference and of a training step."""
     problem = lasso(*(SMALL if quick else LARGE), dtype=torch.float32)
     rows: list[dict[str, Cell]] = []
     for name, makes in NETWORKS.items():

@@ -21,7 +21,7 @@ class Table:
     title: str
     """What was measured, with its unit."""
     rows: list[dict[str, Cell]]
-    """By column; None shows as an empty cell."""
+    """Cells by column; None shows as an empty cell."""
     notes: list[str] = field(default_factory=list)
     """How to read it, and what was left out."""
 
@@ -45,7 +45,7 @@ class Table:
 
 
 def shown(cell: Cell) -> str:
-    """Three digits of a number, whole thousands as such."""
+    """The cell as text: about three digits of a number, or all of its whole part if that has more."""
     if cell is None:
         return ""
     if isinstance(cell, str):
@@ -70,11 +70,11 @@ class Progress:
         print(line, end="" if sys.stderr.isatty() else "\n", file=sys.stderr, flush=True)
 
     def clear(self) -> None:
-        """Take the line away before something else is printed."""
+        """Erase the line before something else is printed."""
         if sys.stderr.isatty():
             print("\r\x1b[K", end="", file=sys.stderr, flush=True)
 
     @property
     def seconds(self) -> float:
-        """Since the run began."""
+        """Seconds since the run began."""
         return time.perf_counter() - self.start

@@ -1,4 +1,4 @@
-"""How often a failure is reported, and a success believed: families of problems with a known outcome."""
+"""How often a failure is reported, and a success recognised: families of problems with a known outcome."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .problem import Map
 from .report import Cell, Progress, Table
 
 EACH = 20
-"""Problems of a family."""
+"""Number of problems in a family."""
 
 Case = tuple[Map, Tensor]
 """f and z0, of one row."""
@@ -90,7 +90,7 @@ def _expanding(seed: int) -> Case:
 
 
 def _cycling(seed: int) -> Case:
-    """A reflection: plain iteration goes to and fro."""
+    """A reflection: plain iteration alternates between two points."""
     shift = _draw(seed, 1, _dim(seed))
     return lambda z: shift - z, torch.zeros_like(shift)
 
@@ -106,8 +106,8 @@ def _solvable(seed: int) -> Case:
 
 
 Family = tuple[Callable[[int], Case], set[Status]]
-"""How to make its problems, and the statuses that say the truth about them."""
-_EXPLODED = {Status.DIVERGED, Status.NON_FINITE, Status.STALLED}  # the last where the budget ends before it shows
+"""How to make its problems, and the statuses that describe them correctly."""
+_EXPLODED = {Status.DIVERGED, Status.NON_FINITE, Status.STALLED}  # STALLED if the budget ends before growth shows
 FAMILIES: dict[str, Family] = {
     "z + b": (_translation, {Status.STALLED, Status.DIVERGED}),
     "exp(z) + 1": (_exponential, _EXPLODED),
@@ -122,7 +122,7 @@ RUNAWAYS: dict[str, Family] = {
 
 
 def failed_safely(quick: bool, progress: Progress) -> Table:
-    """Problems without a fixed point, whose every failure must be reported."""
+    """Problems without a fixed point: every failure must be reported."""
     each = 4 if quick else EACH
     rows: list[dict[str, Cell]] = []
     for name, solver in SOLVERS.items():

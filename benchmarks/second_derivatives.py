@@ -26,7 +26,7 @@ from .problem import normal
 from .report import Cell, Progress, Table
 
 UNROLLED = 200
-"""Steps by which the iteration has converged to rounding."""
+"""Number of steps after which the iteration has converged to rounding."""
 OURS: dict[str, Gradient] = {
     "ImplicitGradient()": ImplicitGradient(),
     "ImplicitGradient(rtol=1e-8)": ImplicitGradient(rtol=1e-8),
@@ -46,7 +46,7 @@ Solved = Callable[[Case, Tensor], Tensor]
 
 
 def second_derivatives(quick: bool, progress: Progress) -> Table:
-    """In x and the parameters together."""
+    """Errors of Hessian–vector products, in x and the parameters together."""
     progress("second derivatives")
     case = CASES["Gaussian 0.9"]()
     reference = _hessian_product(case, _unrolled)

@@ -1,4 +1,4 @@
-"""Seconds of a recurrent cell over a sequence at once, beside its loop."""
+"""Seconds of a recurrent cell over all steps of a sequence at once, beside its loop."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ BATCH, FEATURES, WIDTH, RTOL = 1, 4, 8, 1e-5
 
 
 def sequences(quick: bool, progress: Progress) -> Table:
-    """Value, and value with gradient, of a GRU, medians of runs in turn."""
+    """Seconds of a GRU's value, and of its value and gradient, over those of the loop: medians of runs in turn."""
     rows: list[dict[str, Cell]] = []
     for length in LENGTHS[:1] if quick else LENGTHS:
         progress(f"sequences: {length} steps")

@@ -22,12 +22,12 @@ from .report import Cell, Progress, Table
 SHAPE = (8, 64, 32, 32)
 STEPS = (10, 40, 160)
 SOLVERS: dict[str, tuple[Solver, str]] = {"Anderson": (Anderson(), "anderson"), "Broyden": (Broyden(), "broyden")}
-"""Ours, and what torchdeq calls its own."""
+"""Our solver, and torchdeq's name for its own."""
 NO_PEAKS = "skipped: how much memory a process has held at most is measured on Linux and macOS"
 
 
 def solver_memory(quick: bool, progress: Progress) -> Table:
-    """Beyond the state, f's own temporaries and what the process held before."""
+    """Peaks beyond the state, f's own temporaries and what the process held before."""
     title = f"Memory: peak additional MiB of a solve, z of {'×'.join(map(str, SHAPE))} float32"
     if quick:
         return Table(title, [], ["skipped: --quick leaves out gigabytes"])
@@ -52,15 +52,15 @@ def solver_memory(quick: bool, progress: Progress) -> Table:
 
 
 def in_process_of_its_own(measure: Callable[..., int], *arguments: object) -> int:
-    """What `measure(*arguments)` returns in a fresh process, for the peak of a process never falls."""
+    """What `measure(*arguments)` returns in a fresh process, since the peak of a process never falls."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])  # what it imports takes seconds, once is enough
+    context.set_forkserver_preload([__name__])  # its imports take seconds, once is enough
     with ProcessPoolExecutor(1, context, initializer=_give_back_what_is_freed) as pool:
         return pool.submit(measure, *arguments).result()
 
 
 def _give_back_what_is_freed() -> None:
-    """glibc learns to keep large blocks, whose gaps would count: have it give them back as at first."""
+    """Have glibc give back large blocks as at first: it learns to keep them, and their gaps would count."""
     adjust = getattr(ctypes.CDLL(None), "mallopt", None)
     if adjust is not None:
         adjust(-3, 65536)  # M_MMAP_THRESHOLD, bytes; once set it stays
@@ -89,9 +89,9 @@ def peak(name: str, side: str, steps: int) -> int:
 
 
 def resident() -> int:
-    """Bytes at most resident so far."""
+    """Peak resident memory so far, in bytes."""
     status = Path("/proc/self/status")
-    if status.exists():  # what getrusage says there includes the parent's peak
+    if status.exists():  # getrusage there includes the parent's peak
         return 1024 * int(re.findall(r"VmHWM:\s+(\d+) kB", status.read_text(encoding="utf-8"))[0])
     import resource  # Windows has none
 

@@ -36,7 +36,7 @@ def _tables(quick: bool, progress: Progress) -> Iterator[tuple[str, Table]]:
     yield "compiled", compiled(quick, progress)
     yield "growth_state", with_state(quick, progress)
     yield "growth_batch", with_batch(quick, progress)
-    torch.set_num_threads(1)  # from here on nothing is timed, and small problems are fastest so
+    torch.set_num_threads(1)  # from here on nothing is timed, and small problems run fastest on one thread
     for digits in (4, 8):
         for part, table in evaluations(digits, quick, progress).items():
             yield f"evaluations_1e-{digits}_{part}", table

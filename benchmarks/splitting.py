@@ -1,4 +1,4 @@
-"""Seconds of monDEQ's equilibrium, ours and the authors' algorithm by turns."""
+"""Seconds of monDEQ's equilibrium, ours and the authors' algorithm timed in turn."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from .problem import normal
 from .report import Cell, Progress, Table
 
 RTOL = 1e-5
-"""Ours: of each row, forward and backward; theirs: of the whole batch's last change, their default."""
+"""Ours: on each row's residual, forward and backward; theirs: on the whole batch's last change, their default."""
 THEIRS, PATIENT = 50, 2000
-"""Iterations at most: their default, and enough for their own test to be met."""
+"""Largest numbers of iterations: their default, and enough to meet their own test."""
 INPUTS, BATCH = 32, 128
 
 
 class Textbook:
-    """Winston and Kolter's forward and backward splitting, α = 1, the inverse formed once a weight.
+    """Winston and Kolter's forward and backward splitting, α = 1, the inverse formed once per weight.
 
     Leaner than their own code, whose backward pass divides by slopes and writes through masks.
     """
@@ -47,7 +47,7 @@ class Textbook:
     def alternate(
         self, resolvent: Callable[[Tensor], Tensor], projection: Callable[[Tensor], Tensor], point: Tensor
     ) -> Tensor:
-        """Reflections by turns, until the point changes little."""
+        """Alternate the two reflections until the point changes little."""
         reflected = point
         for _ in range(self.iterations):
             half = 2 * point - reflected

@@ -27,7 +27,7 @@ from .run import run
 WIDTH, BATCH, EPOCHS = 128, 64, 8
 RTOL = 1e-3
 STEPS = 60
-"""At most, forward and backward."""
+"""Largest number of steps, forward and backward."""
 RATE = 5e-4
 SEEDS = 3
 
@@ -103,7 +103,7 @@ class Run:
 
     @torch.no_grad()
     def test(self) -> None:
-        """Book the accuracy in %; its evaluations are not counted."""
+        """Record the accuracy in %; its evaluations are not counted."""
         cell = self.network.cell
         before = cell.calls, cell.rows
         with warnings.catch_warnings():
@@ -192,7 +192,7 @@ def _by_epoch(values: dict[str, list[list[float]]], title: str, note: str) -> Ta
 
 
 def _digits(count: int | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Images in [0, 1] and labels to train on, at most so many, and likewise to test on; the split is fixed."""
+    """Images in [0, 1] and labels to train on, at most `count`, and 360 to test on; the split is fixed."""
     found = importlib.import_module("sklearn.datasets").load_digits()
     images, labels = torch.from_numpy(found.data).float() / 16, torch.from_numpy(found.target)
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))

@@ -1,4 +1,4 @@
-"""Seconds of one forward and backward pass, ours and torchdeq's by turns."""
+"""Seconds of one forward and backward pass, ours and torchdeq's timed in turn."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from .report import Cell, Progress, Table
 
 RTOL = 1e-4
 STEPS = 60
-"""At most, forward and backward."""
+"""Largest number of steps, forward and backward."""
 
 
 def _implicit(solver: Solver) -> Gradient:
@@ -75,7 +75,7 @@ SETTINGS: dict[str, Callable[[], tuple[nn.Module, Tensor]]] = {
 
 
 def training_step(quick: bool, progress: Progress) -> Table:
-    """Every configuration whose rows all meet the tolerance."""
+    """Times of every configuration whose rows all meet the tolerance."""
     rows: list[dict[str, Cell]] = []
     ratios: dict[str, list[float]] = {}
     for name in list(SETTINGS)[1:] if quick else SETTINGS:
@@ -136,7 +136,7 @@ def one_step(forward: Forward, cell: nn.Module, x: Tensor) -> tuple[Tensor, ...]
 
 @torch.no_grad()
 def reaches(forward: Forward, cell: nn.Module, x: Tensor) -> bool:
-    """Whether every row meets the tolerance, by one more evaluation."""
+    """Whether every row meets the tolerance, checked by one more evaluation."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
         z = forward(cell, x)

@@ -54,7 +54,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """What is exported, imported when it is asked for: the command line answers `--help` without PyTorch."""
+    """Import an exported name on first access, so that the command line answers `--help` without PyTorch."""
     if name not in _PLACES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     if name in ("compare", "Comparison"):

@@ -22,15 +22,15 @@ if TYPE_CHECKING:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit code.
+    """Run the command line and return the exit code.
 
-    0; 1 if something failed; 2 for bad input; 130 when interrupted; 141 when nobody reads what it prints any more.
+    It is 0 on success, 1 if something failed, 2 for bad input, 130 on an interruption, 141 on a broken pipe.
     """
     code = _answered(list(sys.argv[1:] if arguments is None else arguments))
     if code and launched():
         for stream in filter(None, (sys.stdout, sys.stderr)):
             stream.flush()
-        os._exit(code)  # the other processes may wait for this one, and see that it has gone
+        os._exit(code)  # at once: the other processes may be waiting for this one, and notice its end
     return code
 
 
@@ -42,10 +42,10 @@ def _answered(given: list[str]) -> int:
         _say(str(error))
         return 2
     except TrainingError as error:
-        print(f"implicit: {error}", file=sys.stderr)  # each process for itself
+        print(f"implicit: {error}", file=sys.stderr)  # each process reports its own
         return 1
     except BrokenPipeError:
-        # whoever read the progress has gone; nothing more can be said, and nothing half-written is left
+        # the reader of the output has gone: nothing more can be printed, and nothing half-written is left
         sys.stdout = None  # type: ignore[assignment]
         return 141
     except Interrupted as end:
@@ -60,25 +60,25 @@ def _answered(given: list[str]) -> int:
 def _run(given: list[str]) -> int:
     try:
         options = parser().parse_args([shipped(argument) for argument in given])
-    except (UnicodeDecodeError, RecursionError) as error:  # a recipe that is no text, or that reads itself
+    except (UnicodeDecodeError, RecursionError) as error:  # a recipe that is not text, or that includes itself
         raise InputError(f"a recipe cannot be read: {error}") from error
     finally:
-        sys.stdout.flush()  # of --help: here a reader that has gone is noticed
+        sys.stdout.flush()  # of --help: a broken pipe is noticed here
     run = {"compare": _compare, "universality": _alone, "depth": _alone, "sweeps": _alone}[options.command]
-    for name in ("SIGTERM", "SIGHUP"):  # a polite end is an interruption too; Windows lacks the second
+    for name in ("SIGTERM", "SIGHUP"):  # a request to end is an interruption too; Windows has no SIGHUP
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), _interrupt)
     return run(options, given)
 
 
 def _say(message: str) -> None:
-    """Of several processes the leading one speaks for all."""
+    """Print a message to stderr; of several processes, only the leading one does."""
     if not launched() or os.environ["RANK"] == "0":
         print(f"implicit: {message}", file=sys.stderr)
 
 
 def _settled(options: argparse.Namespace, given: list[str]) -> tuple[dict[str, Any], set[str]]:
-    """What the command is to do, a resumed run's own settings included; and the names of what was given."""
+    """The command's settings, those of a resumed run included, and the names of the options that were given."""
     chosen = vars(options)
     plain = parser(defaults=False).parse_args([shipped(argument) for argument in given])
     typed = {name for name, value in vars(plain).items() if value is not None}
@@ -108,19 +108,19 @@ def _compare(options: argparse.Namespace, given: list[str]) -> int:
         size = os.environ["WORLD_SIZE"]
         raise InputError(f"--devices {devices} --nodes {nodes} are not the {size} processes that were launched")
     _require()
-    from .commands.compare import compare  # the libraries of training take seconds to import: not for --help
+    from .commands.compare import compare  # late: the training libraries take seconds to import, too long for --help
 
     return _ended(compare(chosen, given))
 
 
 def _require() -> None:
-    """`InputError` unless what every command uses is there."""
+    """Raise `InputError` unless the packages that every command uses can be imported."""
     require("plots", "matplotlib")
     require("train", "torchmetrics", "sklearn", "jinja2", "rich", "lightning")
 
 
 def _alone(options: argparse.Namespace, given: list[str]) -> int:
-    """A command of one process."""
+    """Run a command that uses a single process."""
     if launched():
         raise InputError(f"{options.command} runs in one process: start it without torchrun")
     chosen, _ = _settled(options, given)

@@ -1,4 +1,4 @@
-"""What a user of the command line can get wrong, said in one line."""
+"""Errors that a user of the command line sees, each in one line."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class TrainingError(Exception):
 
 
 class Interrupted(KeyboardInterrupt):
-    """An end from outside after which something was kept: the message says how to go on."""
+    """An interruption after which something was kept: the message says how to resume."""
 
 
 def require(extra: str, *packages: str) -> None:
@@ -29,5 +29,5 @@ def require(extra: str, *packages: str) -> None:
 
 
 def first_line(error: BaseException) -> str:
-    """Its message's first line, or its name where it has none."""
+    """The first line of the error's message, or the name of its class if the message is empty."""
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -20,9 +20,9 @@ def found(name: str, known: Mapping[str, str], what: str) -> Any:
     """The object that a name stands for; `InputError` where there is none.
 
     Args:
-        name: a key of `known`, or `MODULE:NAME`, the module sought in the working folder first.
+        name: a key of `known`, or `MODULE:NAME`; the module is looked up in the working folder first.
         known: short names of what the toolkit has, each with its `MODULE:NAME`.
-        what: a word for the kind: task.
+        what: a word for the kind of object, such as `task`.
     """
     place = known.get(name, name)
     if ":" not in place:
@@ -37,7 +37,7 @@ def found(name: str, known: Mapping[str, str], what: str) -> Any:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
-            raise InputError(f"{what} {name}: {where(error)}") from error  # the module is there, and imports another
+            raise InputError(f"{what} {name}: {where(error)}") from error  # it exists, but imports a missing one
         raise InputError(
             f"{what} {name}: there is no module {error.name} in {os.getcwd()}, nor among what is installed"
         ) from error
@@ -50,36 +50,36 @@ def found(name: str, known: Mapping[str, str], what: str) -> Any:
 
 
 def unknown(name: str, known: Iterable[str], what: str, *, own: bool = True) -> InputError:
-    """What to say of a name that is none of the toolkit's; `own`: whether a user's own could stand there."""
+    """The error for a name that is not one of the toolkit's; `own`: whether a user's own name is allowed there."""
     names = list(known)
     choice = f"Choose from {', '.join(names)}" + "; your own is MODULE:FUNCTION" * own
     return InputError(f"unknown {what} {name!r}{similar(name, names) or '.'} {choice}")
 
 
 def similar(name: str, names: Iterable[str]) -> str:
-    """`; did you mean …?`, or nothing."""
+    """`; did you mean …?`, or an empty string."""
     names = list(names)
     close = difflib.get_close_matches(name, names, n=1) or [own for own in names if own.endswith(f":{name}")]
     return f"; did you mean {close[0]!r}?" if close else ""
 
 
 def where(error: BaseException) -> str:
-    """The error in a line, with the last place in the code that it went through."""
+    """The error in one line, with the place in the code that raised it."""
     frames = traceback.extract_tb(error.__traceback__)
     place = f" ({os.path.basename(frames[-1].filename)}, line {frames[-1].lineno})" if frames else ""
     return f"{type(error).__name__}: {first_line(error)}{place}"
 
 
 def file_name(name: str) -> str:
-    """The name as that of a file or folder: whatever else it holds is replaced, and told apart by a checksum."""
+    """The name made fit for a file or folder; a changed or shortened name gets a checksum, which keeps it distinct."""
     plain = re.sub(r"[^\w.+-]+", "-", name, flags=re.ASCII).strip(".-")
     return plain if plain == name and len(name) <= 60 else f"{plain[:60]}-{zlib.crc32(name.encode()):08x}"
 
 
 def arguments(function: Callable[..., Any]) -> list[inspect.Parameter]:
-    """Those that it takes by their place; none where Python cannot tell."""
+    """The function's positional parameters; none if Python cannot read its signature."""
     try:
         parameters = inspect.signature(function).parameters.values()
-    except (TypeError, ValueError):  # some that are written in C
+    except (TypeError, ValueError):  # some functions written in C
         return []
     return [one for one in parameters if one.kind in (one.POSITIONAL_ONLY, one.POSITIONAL_OR_KEYWORD)]

@@ -1,1 +1,1 @@
-"""The command line, `implicit COMMAND`: what it can be asked for."""
+"""The commands of the command line, `implicit COMMAND`."""

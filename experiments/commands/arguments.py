@@ -1,4 +1,4 @@
-"""How arguments are read: in words where they are wrong, from recipes, their defaults shown."""
+"""How arguments are parsed: errors in words, recipes read from files, defaults shown in the help."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ RECIPES = Path(__file__).parent / "recipes"
 
 
 class Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line, and what was perhaps meant; reads recipes, files of arguments."""
+    """Reports an error in one line, with a guess at what was meant, and reads recipes (files of arguments)."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options, formatter_class=_Shown, allow_abbrev=False)
@@ -22,7 +22,7 @@ class Parser(argparse.ArgumentParser):
     def convert_arg_line_to_args(self, arg_line: str) -> list[str]:
         try:
             return shlex.split(arg_line, comments=True)
-        except ValueError as error:  # a quotation that is not closed
+        except ValueError as error:  # an unclosed quotation
             self.error(f"the line {arg_line.strip()!r} of a recipe cannot be read: {error}")
 
     def error(self, message: str) -> NoReturn:
@@ -44,7 +44,7 @@ class Parser(argparse.ArgumentParser):
 
 
 class _Shown(argparse.HelpFormatter):
-    """The default of every option that has one, as it would be typed."""
+    """Help with the default of every option that has one, flags aside, as it would be typed."""
 
     def _get_help_string(self, action: argparse.Action) -> str:
         words = action.help or ""
@@ -66,7 +66,7 @@ class Version(argparse.Action):
 
 
 def shipped(argument: str) -> str:
-    """`@NAME` of a recipe that comes with the package as the path of its file; anything else as it is."""
+    """Turn `@NAME` of a recipe shipped with the package into `@` and its path; leave anything else unchanged."""
     recipe = RECIPES / f"{argument[1:]}.txt"
     return f"@{recipe}" if argument.startswith("@") and recipe.is_file() else argument
 
@@ -83,7 +83,7 @@ def count(text: str) -> int:
 
 
 def counts(text: str) -> list[int]:
-    """Several of them, separated by commas, which rise."""
+    """Strictly increasing whole numbers of at least 1, separated by commas."""
     numbers: Sequence[int] = [count(part) for part in text.split(",")]
     if sorted(set(numbers)) != numbers:
         raise argparse.ArgumentTypeError(f"{text!r} does not rise")

@@ -1,4 +1,4 @@
-"""The command that compares."""
+"""The command `implicit compare`."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ from ..training.team import Team, joined
 
 
 def compare(options: dict[str, Any], typed: Sequence[str]) -> list[Failure]:
-    """Compare on one task, as the command line asks; returns what failed.
+    """Run the comparison that the command line describes and return its failures.
 
     Args:
-        options: of the command line, those of a resumed run its own.
+        options: of the command line, merged with the recorded ones of a resumed run.
         typed: the arguments as they were given.
     """
     device = chosen_device(options["device"])
@@ -37,7 +37,7 @@ def compare(options: dict[str, Any], typed: Sequence[str]) -> list[Failure]:
         task = _task(options, team)
         contestants, names = chosen(options["models"], known(options["task"], task), task)
         epochs = options["epochs"] or task.epochs
-        resumed = options.get("command_line")  # the one that the run was started with
+        resumed = options.get("command_line")  # the command line that started the run
         command_line = resumed if options["resume"] is not None and resumed else _command_line(typed, team)
         recorded = {**options, "epochs": epochs, "data": data, "command_line": command_line}
         return compared(
@@ -60,7 +60,7 @@ def compare(options: dict[str, Any], typed: Sequence[str]) -> list[Failure]:
 
 
 def _task(options: dict[str, Any], team: Team) -> Task:
-    """The task with the changes of the command line; where data are fetched, the leading process does it first."""
+    """The task with the changes of the command line; the leading process downloads data before the others read them."""
     source = Source(options["data"], options["download"])
     if source.download and team.size > 1:
         team.first(lambda: bool(make_task(options["task"], source)))
@@ -75,7 +75,7 @@ def _task(options: dict[str, Any], team: Team) -> Task:
 
 
 def _command_line(typed: Sequence[str], team: Team) -> str:
-    """What was typed; a process of torchrun knows no more of it than how many there are."""
+    """The command line as typed; under torchrun, the launcher's part is rebuilt from the numbers of processes."""
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         return shlex.join(["implicit", *typed])
     nodes = ["--nnodes", str(team.nodes)] if team.nodes > 1 else []

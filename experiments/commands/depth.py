@@ -1,4 +1,4 @@
-"""The command that shows seconds against depth."""
+"""The command `implicit depth`: seconds against depth."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from ..training.device import chosen_device
 def depth(
     *, widths: list[int], batches: list[int], depths: list[int], out: Path | None, device: str, resume: Path | None
 ) -> list[Failure]:
-    """Measure and draw; returns what failed."""
+    """Measure, draw and return the failures."""
     console, device = terminal(), chosen_device(device)
     odd = [width for width in widths if width % HEADS]
     if odd:
@@ -48,7 +48,7 @@ def depth(
 
 
 def _table(record: dict[str, Any]) -> Table:
-    """Times as ratios to the serial network's, beside what the sweeps leave of error."""
+    """Times, their ratios to the serial network's, and the error that the sweeps leave."""
     title = f"{record['depth']} layers of width {record['width']}, batch {record['batch']}"
     exponent = f"largest Lyapunov exponent {record['exponent']:+.2f} a layer"
     table = Table(title=f"{title}; {exponent}", box=box.SIMPLE_HEAD)

@@ -1,4 +1,4 @@
-"""Starts a command as several processes of one machine, as torchrun does, and ends them together."""
+"""Start a command as several processes of one machine, as torchrun does, and end them together."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from collections.abc import Sequence
 from ..errors import InputError
 
 PATIENCE = 15.0
-"""Seconds that processes are given to end by themselves, before they are killed."""
+"""Seconds that processes have to end by themselves before they are killed."""
 _ACROSS = ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK")
 
 
 def launch(arguments: Sequence[str], devices: int, nodes: int) -> int:
-    """Run `implicit ARGUMENTS` in `devices` processes; returns the exit code of the first that failed, or 0."""
+    """Run `implicit ARGUMENTS` in `devices` processes and return the exit code of the first that failed, or 0."""
     common = _meeting_place(nodes)
     node = int(common["NODE_RANK"])
     command = [sys.executable, "-m", "experiments", *arguments]
-    # Ctrl-C reaches all processes of a terminal: this one alone answers it, and passes it on as SIGTERM
+    # Ctrl-C reaches all processes of a terminal: only this one handles it, and passes it on as SIGTERM
     answer = signal.signal(signal.SIGINT, signal.SIG_IGN)
     processes = []
     try:
@@ -50,8 +50,8 @@ def _meeting_place(nodes: int) -> dict[str, str]:
             f"--nodes {nodes}: {', '.join(missing)} must be set: start the command on each node with the address and "
             f"a free port of the first, and NODE_RANK 0 … {nodes - 1}; or use torchrun"
         )
-    # processes side by side share the cores; and torch would warn in each of them that a look for parameters without
-    # a gradient, which some networks have, may be spared in others
+    # the processes share the cores; and torch would warn in each of them that its search for parameters without a
+    # gradient is unnecessary, which holds for some networks only
     usual = {"OMP_NUM_THREADS": "1", "TORCH_CPP_LOG_LEVEL": "ERROR"}
     common = {name: os.environ.get(name, value) for name, value in usual.items()}
     if nodes > 1:
@@ -62,12 +62,12 @@ def _meeting_place(nodes: int) -> dict[str, str]:
 
 
 def _watched(processes: list[subprocess.Popen[bytes]]) -> int:
-    """Wait for all, or for the first that fails."""
+    """Wait for all processes, or for the first to fail; returns the exit code."""
     while True:
         codes = [process.poll() for process in processes]
         failed = [code for code in codes if code]
         if failed:
-            first = min(failed)  # a signal, if any: the others fail for want of the process that it ended
+            first = min(failed)  # a signal, if any: the others fail because they miss the process that it ended
             if first > 0:
                 return first
             name = signal.Signals(-first).name
@@ -79,7 +79,7 @@ def _watched(processes: list[subprocess.Popen[bytes]]) -> int:
 
 
 def _end(processes: list[subprocess.Popen[bytes]]) -> None:
-    """Ask what still runs to end, then make it."""
+    """Ask the processes that still run to end, then kill those that do not."""
     for process in processes:
         process.terminate()
     deadline = time.monotonic() + PATIENCE

@@ -1,4 +1,4 @@
-"""What there is to compare, in lines."""
+"""The listing of tasks, recipes and models."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .arguments import RECIPES
 
 
 def listing(task: str | None, data: str | None) -> str:
-    """The tasks and the recipes; or the models of a task, whose data lie in that folder."""
+    """The tasks and recipes or, given a task, its models; `data` is the folder of the task's data."""
     if task is None:
         tasks = {name: (inspect.getdoc(found(name, TASKS, "task")) or "").splitlines()[0] for name in TASKS}
         recipes = {

@@ -13,7 +13,7 @@ RISING = "numbers of layers, rising, separated by commas"
 
 
 def parser(*, defaults: bool = True) -> Parser:
-    """Of all commands; without the defaults, what is not None was given."""
+    """The parser of all commands; without the defaults, an option that is not None was given."""
     parser = Parser(
         prog="implicit",
         description="Compare implicit, explicit and parallel networks.",

@@ -32,11 +32,11 @@ from ..training.train import train
 DEPTH = 8
 TRAINED = (1, 2, 4, 8)
 BATCH = 64
-"""For the latency."""
+"""Batch size at which the latency is measured."""
 
 
 def network(sweeps: int) -> nn.Module:
-    """Residual layers on 8×8 pictures, evaluated in so many sweeps."""
+    """Residual layers on 8×8 pictures, evaluated in `sweeps` sweeps."""
     return image_network(
         1,
         10,
@@ -50,7 +50,7 @@ def network(sweeps: int) -> nn.Module:
 
 
 def sweeps(*, epochs: int | None, seeds: int, out: Path | None, device: str, resume: Path | None) -> list[Failure]:
-    """Train, run with every number of sweeps, draw; returns what failed."""
+    """Train, run with every number of sweeps, draw and return the failures."""
     console, device = terminal(), chosen_device(device)
     task = digits()
     epochs = task.epochs if epochs is None else epochs
@@ -61,7 +61,7 @@ def sweeps(*, epochs: int | None, seeds: int, out: Path | None, device: str, res
     with in_pieces("sweeps", settings, out, resume, console) as run:
 
         def trained(count: int, seed: int) -> dict[int, tuple[float, float]]:
-            """Accuracy and latency with every number of sweeps."""
+            """Accuracy and latency when run with each number of sweeps."""
             torch.manual_seed(seed)
             net, place = network(count), f"{count}-sweeps"
             options: dict[str, Any] = {"epochs": epochs, "seed": seed, "device": device, "resume": resume is not None}

@@ -33,13 +33,13 @@ from ..training.device import chosen_device
 from ..training.train import train
 
 WIDTH = 6
-"""Of the state and of the layer inside each transform: one layer has fewer kinks than the function."""
+"""Width of the state and of each transform's hidden layer: a single layer has fewer kinks than the function."""
 EPOCHS = 30
-"""Shorter trainings leave many a deep network at the mean."""
+"""With fewer, many deep networks stay at the mean of the function."""
 
 
 def network(method: Method, reading: Reading, depth: int) -> nn.Module:
-    """A narrow network on the interval, of so many layers."""
+    """A narrow network on the interval, with `depth` layers."""
     return vector_network(1, 1, method, reading=reading, width=WIDTH, hidden=WIDTH, depth=depth)
 
 
@@ -53,7 +53,7 @@ def universality(
     device: str,
     resume: Path | None,
 ) -> list[Failure]:
-    """Train every network at every depth on Telgarsky's function, draw; returns what failed."""
+    """Train every network at every depth on Telgarsky's function, draw and return the failures."""
     console, device = terminal(), chosen_device(device)
     # an equilibrium has no depth
     known = {name: row for name, row in readings(network).items() if row.reading != "equilibrium"}

@@ -15,4 +15,4 @@ CONTESTANTS = {
     "cifar100": "experiments.contestants.pictures:cifar",
     "imagenet": "experiments.contestants.pictures:imagenet",
 }
-"""Task of the command line → the function that makes its contestants, imported when it is asked for."""
+"""Task of the command line → the function that makes its contestants, imported only when used."""

@@ -1,8 +1,8 @@
-"""The contestants of the inverse problem: a classical algorithm, and networks that start as it.
+"""The contestants of the inverse problem: a classical algorithm, and networks that start as that algorithm.
 
 The algorithm minimises `½‖Bx − y‖² + λ Σ log cosh(Dx / κ)`, B the blur, D differences of neighbours: convex, smooth,
-and close to total variation. Gradient steps on its two terms are G and P; both are learned from there.
-What the second term adds to the curvature, explicit layers pay with shorter steps than proximal ones take.
+and close to total variation. G and P start as gradient steps on its two terms, and are learned from there.
+The second term adds curvature, for which explicit layers must take shorter steps than proximal ones.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from .contestant import Contestant, Contestants, against
 
 LAYERS = 8
 WEIGHT, KINK = 1e-5, 1e-2
-"""λ and κ, the difference of neighbours from which the penalty grows linearly."""
+"""λ, and κ, the difference of neighbours beyond which the penalty grows linearly."""
 PROXIMAL_STEP = 1.0
 """1 over the largest eigenvalue of BᵀB, the first term's curvature."""
 EXPLICIT_STEP = 1 / (1 + 8 * WEIGHT / KINK**2)
-"""1 over the largest curvature of both terms; 8 is that of DᵀD."""
+"""1 over the largest curvature of both terms together; 8 is the largest eigenvalue of DᵀD."""
 
 
 class DataStep(nn.Module):
@@ -62,13 +62,13 @@ class EdgeStep(nn.Module):
         """(batch, 1, height, width), like z."""
         differences = F.conv2d(F.pad(z, (1, 1, 1, 1), mode="circular"), self.filters)
         bounded = self.kink * torch.tanh(differences / self.kink)
-        # the adjoint of a correlation is the correlation with the turned filters
+        # the adjoint of a correlation is the correlation with the flipped filters
         turned = self.filters.flip(2, 3).transpose(0, 1)
         return -F.conv2d(F.pad(bounded, (1, 1, 1, 1), mode="circular"), turned)
 
 
 class Restored(nn.Module):
-    """`y ↦ net(y, y)`: starts from the blurred picture and knows it in every layer."""
+    """`y ↦ net(y, y)`: starts from the blurred picture and passes it to every layer."""
 
     def __init__(self, net: OptDNN) -> None:
         super().__init__()
@@ -81,7 +81,7 @@ class Restored(nn.Module):
 
 
 def unrolled(method: str, alpha: float, depth: int = LAYERS) -> Restored:
-    """So many layers, each with a step and filters of its own; untrained, so many steps of the algorithm."""
+    """`depth` layers, each with its own step and filters; untrained, `depth` steps of the algorithm."""
     step = EXPLICIT_STEP if alpha == 1 else PROXIMAL_STEP
     layers = [(DataStep(step), EdgeStep(step)) for _ in range(depth)]
     return Restored(OptDNN(method, layers, alpha=alpha))
@@ -94,7 +94,7 @@ def equilibrium(method: str, *, rtol: float = 1e-4, max_steps: int = 200) -> Opt
 
 
 def optimum(y: Tensor, *, rtol: float = 1e-8) -> Tensor:
-    """The classical restoration, (batch, 1, height, width), to a relative residual of `rtol`; worked in float64."""
+    """The classical restoration, (batch, 1, height, width), to a relative residual of `rtol`, computed in float64."""
     y64 = y.detach().double()
     with torch.no_grad():
         data, edges = (kind(EXPLICIT_STEP).to(y64) for kind in (DataStep, EdgeStep))
@@ -117,7 +117,7 @@ class Classical(nn.Module):
 
 
 def restorers(task: Task) -> Contestants:
-    """The algorithm, and its networks in every reading; all of one size."""
+    """The algorithm, and its networks in every reading; all have a fixed size."""
 
     def row(reading: str, description: str, make: Callable[[], nn.Module]) -> Contestant:
         return Contestant(reading, description, lambda _: make(), fixed=True)

@@ -1,4 +1,4 @@
-"""Sizes at which networks are alike."""
+"""Sizes at which networks cost as much as their baselines."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from .contestant import Contestant, Contestants
 from .terms import Build, Cost, Terms
 
 LARGEST = 2**16
-"""Size at which a network is taken not to grow."""
+"""Size up to which a network must reach its target; one that does not is taken not to grow."""
 
 
 def matched_sizes(
     contestants: Contestants, names: list[str], terms: Terms, task: Task, failures: Failures
 ) -> dict[str, int]:
-    """The size of each of these contestants under the terms; without those that cannot be made, which are failures."""
+    """The size of each named contestant under the terms; one that cannot be built is left out, as a failure."""
     inputs, _ = task.sample(16)
 
     @cache
@@ -50,7 +50,7 @@ def matched_sizes(
 
 
 def own_size(name: str, contestant: Contestant) -> int:
-    """Of a contestant that is not matched; `InputError` where it is not known."""
+    """The size of a contestant that is not matched; `InputError` if it is unknown."""
     if contestant.size is None and not contestant.fixed:
         raise InputError(f"{name} has no size to start from: give its argument a default, size=64")
     return contestant.size or 1

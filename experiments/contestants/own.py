@@ -1,4 +1,4 @@
-"""Contestants of a user's own, and the toolkit's for a task of theirs."""
+"""A user's own contestants, and the toolkit's contestants for a user's task."""
 
 from __future__ import annotations
 
@@ -23,11 +23,12 @@ Entry = Contestant | Callable[..., nn.Module]
 
 
 def contestants_for(task: Task) -> Contestants:
-    """The toolkit's own contestants for a task of yours, by what its inputs are: name → contestant.
+    """The toolkit's own contestants for a task of yours, chosen by its inputs and goal: name → contestant.
 
     Args:
-        task: on vectors, (batch, numbers), on pictures, (batch, channels, height, width), in classes, on puzzles,
-            (batch, cells, symbols), with the goal `ExactMatch`, or on a text, with `NextCharacter`; none for others.
+        task: on vectors (batch, numbers); on pictures (batch, channels, height, width), with the goal
+            `Classification`; on puzzles (batch, cells, symbols), with `ExactMatch`; or on a text, with
+            `NextCharacter`. There are none for other tasks.
     """
     if isinstance(task.goal, NextCharacter):
         return language_models(task)
@@ -49,7 +50,7 @@ def known(name: str, task: Task) -> Contestants:
 
 
 def entered(name: str, entry: Entry, task: Task) -> Contestant:
-    """What takes part under that name; `InputError` where it cannot."""
+    """The contestant that an entry stands for; `InputError` if it cannot take part."""
     if isinstance(entry, Contestant):
         return entry
     if isinstance(entry, nn.Module):
@@ -60,7 +61,7 @@ def entered(name: str, entry: Entry, task: Task) -> Contestant:
         raise InputError(f"{name} is a {type(entry).__name__}, not a function of the task that makes a network")
     try:
         parameters = inspect.signature(entry).parameters
-    except (TypeError, ValueError):  # some that are written in C do not tell
+    except (TypeError, ValueError):  # some callables written in C have no signature
         parameters = {}  # type: ignore[assignment]
     sized = "size" in parameters
     default = parameters["size"].default if sized else None
@@ -89,12 +90,12 @@ def entered(name: str, entry: Entry, task: Task) -> Contestant:
 
 
 def chosen(models: str, contestants: Contestants, task: Task) -> tuple[Contestants, list[str]]:
-    """All that can be a baseline, and the names of those that take part.
+    """All contestants that can be a baseline, and the names of those that take part.
 
     Args:
-        models: names separated by commas: of the toolkit's, `all` of those that usually take part, `MODULE:FUNCTION`.
+        models: names separated by commas: the toolkit's, `all` for those that usually take part, `MODULE:FUNCTION`.
         contestants: the toolkit's.
-        task: for which networks are made.
+        task: the task that networks are made for.
     """
     names: list[str] = []
     contestants = dict(contestants)
@@ -115,7 +116,7 @@ def chosen(models: str, contestants: Contestants, task: Task) -> tuple[Contestan
 
 
 def compared_with(baseline: str | None, contestants: Contestants, names: list[str]) -> Contestants:
-    """The same contestants, each with a baseline among them: its own, where all have one, or the first of the names."""
+    """The same contestants, each with a baseline: the one given, else its own if all have one, else the first name."""
     if baseline is None and all(contestants[name].baseline in contestants for name in names):
         return contestants
     first = names[0] if baseline is None else baseline

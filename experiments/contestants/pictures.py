@@ -42,7 +42,7 @@ def grey(task: Task) -> Contestants:
     def densenet(width: int) -> nn.Module:
         return baselines.densenet(1, form.classes, growth=12, depths=(4, 4), width=width)
 
-    small["densenet"] = replace(small["densenet"], build=densenet)  # the one for larger pictures has too many weights
+    small["densenet"] = replace(small["densenet"], build=densenet)  # the form for larger pictures has too many weights
     beside = {f"{name}-vit": row for name, row in _paraformers(form, branches=4, width=48).items()}
 
     def vit(_: int) -> nn.Module:

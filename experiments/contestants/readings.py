@@ -17,11 +17,11 @@ MakeNetwork = Callable[[Method, Reading, int], nn.Module]
 
 
 def readings(make: MakeNetwork, *, form: str = "") -> Contestants:
-    """Every method in every reading it admits; learned coefficients, but for equilibria.
+    """Every method in every reading it admits; coefficients are learned, except in equilibria.
 
     Args:
-        make: a network from a method, a reading and a size.
-        form: appended to the names; a form takes part where it is named, not where all are asked for.
+        make: makes a network from a method, a reading and a size.
+        form: appended to the names; contestants with a form take part if they are named, but not in `all`.
     """
 
     def row(reading: str, description: str, method: Method, kind: Reading, usual: bool = True) -> Contestant:

@@ -20,9 +20,9 @@ from .steps import Step
 
 WIDTH, HEADS, HIDDEN = 32, 4, 64
 STEPS = 8
-"""Of the loops, in training and unless told otherwise; each evaluates both levels."""
+"""Steps of the loops, in training and by default; each evaluates both levels."""
 SEGMENTS, SEGMENT = 2, 4
-"""Supervised segments, and the steps of each: as many steps in all."""
+"""Supervised segments, and the steps of each: `STEPS` in all."""
 State = tuple[Tensor, Tensor]
 Make = Callable[["Levels"], "Looped[State] | Equilibrium[State]"]
 
@@ -59,7 +59,7 @@ class Levels(nn.Module):
 
 
 class Thinker(nn.Module):
-    """(batch, digits, cells) logits, read off the upper level of a layer's state."""
+    """(batch, digits, cells) logits, read from the upper level of a layer's state."""
 
     def __init__(self, layer: Looped[State] | Equilibrium[State], digits: int) -> None:
         super().__init__()
@@ -69,12 +69,12 @@ class Thinker(nn.Module):
         return self.answer(self.layer(x))
 
     def answer(self, z: State) -> Tensor:
-        """Of a state."""
+        """The logits of a state."""
         logits: Tensor = self.head(z[0]).transpose(1, 2)
         return logits
 
     def after(self, x: Tensor, steps: Sequence[int]) -> Iterator[Tensor]:
-        """The answers after so many steps of the cell, rising, whatever the network was trained for."""
+        """The answers after each of these increasing numbers of steps, whatever the network was trained for."""
         plain, z, taken = Looped(self.layer.cell, steps=1, initial=self.layer.initial), None, 0
         for count in steps:
             z, taken = plain(x, z0=z, steps=count - taken), count
@@ -82,7 +82,7 @@ class Thinker(nn.Module):
 
 
 class RandomDepths(Thinker):
-    """In training each row takes 1 + Poisson(STEPS − 1) steps, drawn anew. Source: Geiping et al., 2025."""
+    """In training each row takes 1 + Poisson(STEPS − 1) steps, drawn for each batch. Source: Geiping et al., 2025."""
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:
@@ -92,16 +92,16 @@ class RandomDepths(Thinker):
 
 
 class Segmented(Thinker):
-    """In training each batch is good for SEGMENTS steps of the optimiser, on states that are carried on."""
+    """In training each batch makes SEGMENTS optimiser steps, each from the state where the last segment ended."""
 
     _under_way: Iterator[State] | None = None
 
     def training_steps(self, epoch: int, epochs: int) -> Sequence[Step]:
-        """Of a batch: one for each segment."""
+        """The optimiser's steps on a batch: one for each segment."""
         return [Step({"segment": segment}) for segment in range(SEGMENTS)]
 
     def forward(self, x: Tensor, *, segment: int | None = None) -> Tensor:
-        """After the next segment, or, where none is asked for, after all of them."""
+        """The logits after the next segment or, if `segment` is None, after all of them."""
         if segment is None:
             *_, z = segments(self.layer, x, count=SEGMENTS)
             return self.answer(z)
@@ -109,12 +109,12 @@ class Segmented(Thinker):
             self._under_way = segments(self.layer, x, count=SEGMENTS)
         z = next(self._under_way)
         if segment == SEGMENTS - 1:
-            self._under_way = None  # what is under way cannot be copied with the network
+            self._under_way = None  # a generator under way cannot be copied with the network
         return self.answer(z)
 
 
 class Stack(nn.Module):
-    """Different blocks, one after the other: a transformer, nothing of which is repeated."""
+    """Different blocks in sequence: a transformer that repeats none of them."""
 
     def __init__(self, cells: int, symbols: int, digits: int, hidden: int, depth: int) -> None:
         super().__init__()

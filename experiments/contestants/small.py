@@ -57,7 +57,7 @@ def parity(task: Task) -> Contestants:
 
 
 def pictures(task: Task) -> Contestants:
-    """Networks on pictures of any size: six layers of 16 channels, in stages of halved side and twice the width."""
+    """Networks on pictures of any size: six layers, in stages that halve the side and double the width of 16."""
     picture, _ = task.sample(1)
     assert isinstance(task.goal, Classification)
     classes, (channels, *sides) = task.goal.classes, picture.shape[1:]
@@ -66,7 +66,7 @@ def pictures(task: Task) -> Contestants:
 
     def make(method: Method, reading: Reading, hidden: int) -> nn.Sequential:
         def blocks(width: int) -> Blocks:
-            start = convolutional(width, width // 4).free  # small beside the cell, which has no use for a free one
+            start = convolutional(width, width // 4).free  # small beside the cell, which does not use the free one
             whole = convolutional(width, hidden * width // widths[0])
             return replace(whole, free=start) if reading is started else whole
 

@@ -1,4 +1,4 @@
-"""Equilibria that start where a network proposes."""
+"""Equilibria that start from a state that a network proposes."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from .steps import Step
 
 
 class Started(nn.Module):
-    """Layers one after the other, some of which are equilibria with a `LearnedStart`, trained beside them."""
+    """Layers in sequence; the `LearnedStart` of any equilibrium among them is trained along with them."""
 
     def __init__(self, *layers: nn.Module) -> None:
         super().__init__()
         self.layers = nn.Sequential(*layers)
 
     def forward(self, x: Tensor, *, own_loss: bool = False) -> Any:
-        """The outputs, (batch, …); with the sum of the starts' losses, where these are asked for."""
+        """The outputs, (batch, …), and, with `own_loss`, the sum of the starts' losses."""
         losses = []
         for layer in self.layers:
             y = layer(x)
@@ -31,7 +31,7 @@ class Started(nn.Module):
         return (x, sum(losses)) if own_loss else x
 
     def training_steps(self, epoch: int, epochs: int) -> Sequence[Step]:
-        """One step on the loss and that of the starts."""
+        """One step on the sum of the task's loss and the starts' losses."""
         return [Step({"own_loss": True}, own_loss=True)]
 
 

@@ -1,4 +1,4 @@
-"""How a network is trained by each batch, where that is not one step on its loss."""
+"""The optimiser's steps on each batch, for networks that do not simply take one step on their loss."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ class Step:
     """A step of the optimiser on a batch."""
 
     arguments: Mapping[str, Any] = field(default_factory=dict)
-    """By name, of the network's call, beside the inputs."""
+    """Keyword arguments of the network's call, beside the inputs."""
     largest_norm: float | None = None
-    """To which the gradient is clipped; None: it is not."""
+    """Norm to which the gradient is clipped; None: no clipping."""
     own_loss: bool = False
     """Whether the call returns its outputs and a loss of the network's own, which is added to the task's."""
 
 
 @runtime_checkable
 class Stepwise(Protocol):
-    """A network that says by which steps each batch trains it; the others are trained by one on their loss."""
+    """A network that defines the steps on each batch; any other network takes one step on its loss."""
 
     def training_steps(self, epoch: int, epochs: int) -> Sequence[Step]:
-        """Of a batch in that epoch, counted from 0, of so many; one at least."""
+        """The steps, at least one, on a batch in the given epoch, counted from 0, out of `epochs`."""
         ...

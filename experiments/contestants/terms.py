@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from implicit import ConvergenceWarning
 
 Build = Callable[[int], nn.Module]
-"""A network from its size, mostly the width of its hidden layers."""
+"""Makes a network from its size, usually the width of its hidden layers."""
 Cost = Callable[[nn.Module, Tensor], float]
 
 
@@ -35,7 +35,7 @@ def parameters(network: nn.Module, inputs: Tensor | None = None) -> int:
 
 
 def flops(network: nn.Module, inputs: Tensor) -> float:
-    """Matmul and convolution FLOPs executed a sample, forward, the solver's own included."""
+    """Matmul and convolution FLOPs executed per sample in a forward pass, the solver's own included."""
     with warnings.catch_warnings(), torch.no_grad(), FlopCounterMode(display=False) as counter:
         warnings.simplefilter("ignore", ConvergenceWarning)
         network(inputs)
@@ -50,7 +50,7 @@ TERMS = {
 
 
 def in_common(terms: Terms, fixed: list[bool]) -> str:
-    """What the networks have in common, in words, some or all of them of one size."""
+    """What the networks have in common, in words; `fixed` says which of them have a fixed size."""
     if all(fixed):
         return "sizes of their own"
     return terms.description + (", but for those of one size" if any(fixed) else "")

@@ -1,4 +1,4 @@
-"""Language models of one causal transformer block: explicit, tied, looped, as an equilibrium, side by side."""
+"""Language models built from a causal transformer block: explicit, tied, looped, as an equilibrium, side by side."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from .contestant import Contestant, Contestants, against
 from .started import Started
 
 HEADS, DEPTH, SIZE = 2, 4, 64
-"""Of the attention; blocks of the explicit network; its size."""
+"""Heads of the attention; blocks and size of the explicit network."""
 STEPS, TRACKED = 8, 4
-"""Of the looped network, and how many of the last are differentiated."""
+"""Steps of the looped network, and how many of the last ones are differentiated."""
 
 
 def language_models(task: Task) -> Contestants:
@@ -61,7 +61,7 @@ def language_models(task: Task) -> Contestants:
 
 
 class Embedding(nn.Module):
-    """Numbers of characters, (batch, length), to tokens (batch, length, width): a vector for each, and its place's."""
+    """Character numbers (batch, length) to tokens (batch, length, width): the character's vector plus the place's."""
 
     def __init__(self, characters: int, length: int, width: int) -> None:
         super().__init__()
@@ -107,9 +107,9 @@ def looped(width: int, hidden: int) -> nn.Module:
 
 
 def equilibrium(width: int, hidden: int) -> Equilibrium:
-    """As attractor models solve it, arXiv 2605.12466; the gradient is that of one step of `u = g + Jᵀu` from `u = g`.
+    """The equilibrium as in attractor models, arXiv 2605.12466; its adjoint takes one step of `u = g + Jᵀu` from `g`.
 
-    The fixed point is causal. Anderson mixes and stops whole windows, so that what it returns is so to the tolerance.
+    The fixed point is causal. Anderson mixes and stops whole windows, so its result is causal to the tolerance only.
     """
     return Equilibrium(
         Cell(width, hidden),
@@ -122,7 +122,7 @@ def equilibrium(width: int, hidden: int) -> Equilibrium:
 
 
 def started_equilibrium(width: int, hidden: int) -> Equilibrium:
-    """From where a block with a small MLP proposes; no least number of steps, which a good start would not need."""
+    """The equilibrium from a start that a block with a small MLP proposes; a good start needs no `min_steps`."""
     layer = equilibrium(width, hidden)
     layer.initial = LearnedStart(nn.Sequential(OptDNN("gd", [block(width, width)]), nn.LayerNorm(width)))
     layer.min_steps = 0

@@ -1,1 +1,1 @@
-"""What a trained network costs, how its equilibria converge, and what the diagnosis says of it."""
+"""What a trained network costs, how its equilibria converge, and what the diagnosis says about it."""

@@ -23,12 +23,12 @@ Seconds = dict[str, list[float]]
 
 
 def swept(sweeps: int) -> str:
-    """The name of a network in so many sweeps."""
+    """The name of a network evaluated in `sweeps` sweeps."""
     return f"{sweeps} sweep{'s' * (sweeps > 1)}"
 
 
 def networks(width: int, depth: int) -> dict[str, nn.Module]:
-    """Transformer blocks in every reading: so many layers, on tokens (batch, tokens, width)."""
+    """Transformer blocks in every reading: `depth` layers on tokens (batch, tokens, width)."""
     blocks = attention(width, 4 * width, heads=HEADS)
     serial = OptDNN("gd", [blocks.free() for _ in range(depth)])
     proximal = OptDNN("pgd", [METHODS["pgd"].layer(blocks) for _ in range(depth)], alpha=0.0)
@@ -44,7 +44,7 @@ def networks(width: int, depth: int) -> dict[str, nn.Module]:
 
 
 def seconds_of(width: int, batch: int, depth: int, device: str, repeats: int = REPEATS) -> dict[str, Seconds]:
-    """Of inference and of a training step: network → seconds of each repeat, by turns."""
+    """Inference and training step, timed in turn: network → seconds of each repeat."""
     torch.manual_seed(0)
     x = torch.randn(batch, TOKENS, width, device=device)
     found = {name: network.to(device) for name, network in networks(width, depth).items()}
@@ -64,7 +64,7 @@ def seconds_of(width: int, batch: int, depth: int, device: str, repeats: int = R
 
     def timed(run: Callable[[nn.Module], None], training: bool) -> Seconds:
         for network in found.values():
-            run(network.train(training))  # the first takes memory and moves weights
+            run(network.train(training))  # the first run allocates memory and moves weights
         runs: Runs = {name: partial(run, network) for name, network in found.items()}
         return by_turns(runs, repeats, warm=False)
 
@@ -72,7 +72,7 @@ def seconds_of(width: int, batch: int, depth: int, device: str, repeats: int = R
 
 
 def sweep_errors(width: int, depth: int, device: str) -> tuple[dict[int, float], float]:
-    """Relative error of the output after so many sweeps, and the largest Lyapunov exponent a layer."""
+    """Relative error of the output for each number of sweeps, and the largest Lyapunov exponent per layer."""
     torch.manual_seed(0)
     net = networks(width, depth)["serial"].to(device).eval()
     assert isinstance(net, OptDNN)

@@ -1,4 +1,4 @@
-"""What the diagnosis says of a trained network that solves equilibria."""
+"""What the diagnosis says about a trained network that solves equilibria."""
 
 from __future__ import annotations
 
@@ -24,25 +24,25 @@ from ..failures import Failures
 T = TypeVar("T")
 
 ROWS, LARGE, LARGE_ROWS = 16, 1024, 4
-"""Test rows that the diagnosis looks at; of inputs of more numbers than `LARGE` fewer, whose Jacobians are dear."""
+"""Test rows that are diagnosed; `LARGE_ROWS` if an input has more than `LARGE` entries, as its Jacobian is costly."""
 SPECTRUM_SHARE, SPECTRUM_VALUES, SPECTRUM_LAYERS = 4, 6, 3
-"""At one in so many of those rows, so many eigenvalues of largest modulus, of so many layers, the ends included."""
+"""Eigenvalues: at one in how many of those rows, how many of largest modulus, and in how many layers at most."""
 
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """Findings, and the numbers behind their picture, of one network."""
+    """The findings on one network, and the numbers behind their figure."""
 
     findings: list[Finding]
     layers: list[str]
     """Names of the layers that were called, in their order, each once."""
     rows: int
-    """Test rows that were looked at."""
+    """Number of test rows that were diagnosed."""
     seconds: float
     eigenvalues: dict[str, Tensor] = field(default_factory=dict, repr=False)
-    """Layer → (rows, values) complex, those of the Jacobian at the solutions; rows that are not finite left out."""
+    """Layer → (rows, values) complex eigenvalues of the Jacobian at the solutions, without rows that are not finite."""
     failures: list[str] = field(default_factory=list)
-    """What could not be looked at, and why."""
+    """What could not be computed, and why."""
 
     @property
     def healthy(self) -> bool:
@@ -50,7 +50,7 @@ class Diagnosis:
         return not any(finding.fault for finding in self.findings) and not self.failures
 
     def title(self, layer: str) -> str:
-        """What people call it: its place among the layers."""
+        """A readable name of the layer: its place among the layers."""
         return "equilibrium" if len(self.layers) == 1 else f"layer {self.layers.index(layer) + 1}"
 
     def merged(self) -> dict[str, list[Finding]]:
@@ -61,7 +61,7 @@ class Diagnosis:
         return merged
 
     def to_dict(self) -> dict[str, Any]:
-        """The numbers, fit for JSON; an eigenvalue is its real and imaginary part."""
+        """The numbers, fit for JSON; an eigenvalue becomes its real and imaginary part."""
         return {
             **vars(self),
             "findings": [finding.to_dict() for finding in self.findings],
@@ -70,9 +70,9 @@ class Diagnosis:
 
 
 def diagnosed(network: nn.Module, inputs: Tensor, failures: Failures) -> Diagnosis:
-    """Diagnose a network on the first rows of the inputs, (batch, …), in the mode that it is in.
+    """Diagnose a network on the first rows of the inputs, (batch, …), in its current mode.
 
-    What cannot be looked at is one of the failures; that an equation has no solution within reach is none.
+    An error is noted in `failures`, except for a solve that does not converge; the diagnosis reports both.
     """
     started = time.perf_counter()
     inputs = inputs[: ROWS if inputs[0].numel() <= LARGE else LARGE_ROWS]
@@ -93,7 +93,7 @@ def diagnosed(network: nn.Module, inputs: Tensor, failures: Failures) -> Diagnos
 
     findings = attempt("the diagnosis", lambda: list(diagnose(network, inputs)))
     with warnings.catch_warnings(), torch.no_grad(), layer_calls(network) as calls:
-        warnings.simplefilter("ignore", ConvergenceWarning)  # the findings have it
+        warnings.simplefilter("ignore", ConvergenceWarning)  # the findings report it
         network(inputs)
     first = {call.name: call for call in first_of_each(calls)}
     layers, values = list(first), {}
@@ -112,7 +112,7 @@ def _spread(layers: list[str]) -> list[str]:
 
 
 def _spectrum(call: Call) -> Tensor:
-    """(rows, values) at the solutions, of the rows whose cell and Jacobian are finite there."""
+    """(rows, values) eigenvalues at the solutions, of the rows whose cell and Jacobian are finite there."""
     solution = call.layer.solve(*call.inputs, z0=call.z0)
     z, finite = solution.value, (solution.status != Status.NON_FINITE).cpu()
     size = sum(part[0].numel() for part in ((z,) if isinstance(z, Tensor) else z))

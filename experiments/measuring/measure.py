@@ -29,33 +29,33 @@ from .saved import saved_bytes
 
 LATENCY_BATCHES = (1, 256)
 DEPTHS = (1, 2, 4, 8, 16, 32, 64)
-"""Steps after which the answers of a network that repeats a cell are scored, whatever it was trained for."""
+"""Numbers of steps after which a network that repeats a cell is scored, whatever it was trained for."""
 LATENCY_RUNS, LATENCY_SECONDS = 9, 1.0
-"""At most so many passes, and no further one once they have taken so long."""
+"""Largest number of timed passes, and the seconds after which no further pass starts."""
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """Figures of one trained network on the test part of its task; None: it could not be found."""
+    """Figures of one trained network on the test part of its task; one that could not be found is None."""
 
     score: float | None
-    """On the whole test part."""
+    """Score on the whole test part."""
     margin: float | None
-    """Median first-order distance of test points to the decision boundary; None also: no classification of vectors."""
+    """Median first-order distance of test points to the decision boundary; None also unless vectors are classified."""
     flops: float | None
-    """Matmul and convolution FLOPs executed a sample, forward, the solver's own included."""
+    """Matmul and convolution FLOPs executed per sample in a forward pass, the solver's own included."""
     forward_evaluations: float | None
-    """Evaluations of cells a row, summed over the network's solves; 0: it has none."""
+    """Evaluations of cells per row, summed over the network's solves; 0 without solves."""
     backward_evaluations: float | None
     """The same for the backward solves, on the first 256 rows."""
     converged: float | None
-    """Share of rows all of whose forward solves converged; 1 without solves; None also: none has a tolerance."""
+    """Share of rows whose forward solves all converged; 1 without solves; None also if no solve has a tolerance."""
     latency: dict[int, float]
-    """Median seconds of a forward pass, for each batch size at which it was found."""
+    """Median seconds of a forward pass, for each batch size at which it could be measured."""
     prefix_scores: list[float]
-    """On the test part, of the first 1 … B branches alone; empty: a network without branches, or not found."""
+    """Test scores of the first 1 … B branches alone; empty: a network without branches, or not found."""
     depth_scores: dict[int, float]
-    """Of a network that repeats a cell: steps → the score after so many, on the test part; empty: another network."""
+    """Number of steps → test score after them; empty: a network that does not repeat a cell, or not found."""
     saved_bytes: int | None
     """Bytes that autograd keeps between the forward and backward pass of a training batch, parameters left out."""
     solutions: list[Solution] = field(repr=False)
@@ -63,7 +63,7 @@ class Measurement:
 
     @cached_property
     def residual_quantiles(self) -> list[list[list[float]]]:
-        """Of each solve the 10 %, 50 % and 90 % quantiles of the residuals at every step."""
+        """For each solve, the 10 %, 50 % and 90 % quantiles of the residuals at every step."""
         return [residual_quantiles(solution).tolist() for solution in self.solutions]
 
     def to_dict(self) -> dict[str, Any]:
@@ -73,9 +73,9 @@ class Measurement:
 
 
 def measure(network: nn.Module, task: Task, device: str, failures: Failures) -> Measurement:
-    """Measure a trained network, costs and solves on the first test rows; it is left in evaluation mode.
+    """Measure a trained network, costs and solves on the first test rows; leaves it in evaluation mode.
 
-    A figure that cannot be found is one of the failures, and costs no other.
+    A figure that cannot be found is noted in `failures` and does not affect the others.
     """
     goal = task.goal
     inputs, targets = (part.to(device) for part in task.sample())
@@ -84,7 +84,7 @@ def measure(network: nn.Module, task: Task, device: str, failures: Failures) -> 
     def forward() -> tuple[list[Solution], float]:
         with torch.no_grad(), record() as log:
             network(inputs)
-        # counted apart: a loop that is recorded evaluates its cell once more
+        # counted in a pass of its own: a recorded loop evaluates its cell once more
         return [entry.solution for entry in log.forward], executed_flops(network, inputs)
 
     def backward() -> list[Solution]:
@@ -100,7 +100,7 @@ def measure(network: nn.Module, task: Task, device: str, failures: Failures) -> 
     def saved() -> int:
         rows = min(task.batch, len(task.train))  # type: ignore[arg-type]
         batch = default_collate([task.train[row] for row in range(rows)])
-        with untouched(network):  # which in training mode moves batch statistics
+        with untouched(network):  # training mode updates its batch statistics
             return saved_bytes(network, lambda: task.training_loss(network(batch[0].to(device)), batch[1].to(device)))
 
     def latency_at(size: int) -> float:
@@ -136,7 +136,7 @@ def measure(network: nn.Module, task: Task, device: str, failures: Failures) -> 
 
 
 def score(network: nn.Module, task: Task, device: str) -> float:
-    """On the whole test part, of a network in evaluation mode on that device."""
+    """The score on the whole test part, of a network in evaluation mode on that device."""
     (found,) = _scores(lambda x: [network(x)], task, device)
     return found
 
@@ -167,7 +167,7 @@ class Repeating(Protocol):
     """A network that repeats a cell, and can answer after any number of steps."""
 
     def after(self, x: Tensor, steps: Sequence[int]) -> Iterable[Tensor]:
-        """The outputs after each of these numbers of steps, which rise."""
+        """The outputs after each of these increasing numbers of steps."""
         ...
 
 
@@ -177,7 +177,7 @@ def depth_scores(network: Repeating, task: Task, device: str) -> dict[int, float
 
 
 def _scores(answers: Callable[[Tensor], Iterable[Tensor]], task: Task, device: str) -> list[float]:
-    """Of several outputs for each batch of the test part; NaN where some are NaN, which metrics take for a class."""
+    """The test score of each of several outputs; NaN if the output has a NaN, which metrics take for a class."""
     metrics: list[Any] = []
     whole: list[bool] = []
     with torch.no_grad():
@@ -196,7 +196,7 @@ def _mean_evaluations(solutions: list[Solution]) -> float:
 
 
 def _share_converged(solutions: list[Solution]) -> float | None:
-    """None where each has a number of steps in place of a tolerance."""
+    """Share of rows whose solves all converged; None if every solve has a number of steps and no tolerance."""
     asked = [solution for solution in solutions if not solution.fixed]
     if not asked:
         return None if solutions else 1.0
@@ -204,12 +204,12 @@ def _share_converged(solutions: list[Solution]) -> float | None:
 
 
 def _repeated(inputs: Tensor, size: int) -> Tensor:
-    """So many rows, from the first again where there are fewer."""
+    """`size` rows, which repeat from the first if there are fewer."""
     return inputs[torch.arange(size, device=inputs.device) % len(inputs)]
 
 
 def latency(network: nn.Module, inputs: Tensor) -> float:
-    """Median seconds of a forward pass without a graph, the first two left out."""
+    """Median seconds of a forward pass without a graph, the first two passes left out."""
     times: list[float] = []
     with torch.no_grad():
         while len(times) < 3 or (len(times) < LATENCY_RUNS + 2 and sum(times) < LATENCY_SECONDS):

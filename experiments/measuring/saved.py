@@ -9,10 +9,10 @@ from torch.autograd.graph import saved_tensors_hooks
 
 
 def saved_bytes(network: nn.Module, loss: Callable[[], Tensor]) -> int:
-    """Storages, each counted once, that the graph of the loss holds in training mode, parameters left out."""
+    """Bytes of the storages, each counted once, that the loss's graph holds in training mode, without parameters."""
     known = {parameter.untyped_storage().data_ptr() for parameter in network.parameters()}
     sizes: dict[int, int] = {}
-    kept = []  # a storage must live for its address to be its name
+    kept = []  # a storage must stay alive for its address to identify it
 
     def pack(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()

@@ -1,4 +1,4 @@
-"""Seconds of several runs, by turns."""
+"""Seconds of several runs, timed in turn."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ Runs = dict[str, Callable[[], object]]
 
 
 def by_turns(runs: Runs, repeats: int, *, warm: bool) -> dict[str, list[float]]:
-    """Seconds of each run; a disturbance of the machine meets all of them.
+    """Seconds of each run, timed in turn, so that a disturbance of the machine affects all of them.
 
-    `warm`: after a call of its own, for a tiny state's time is a matter of what the processor's caches hold.
+    With `warm`, an untimed call of the same run precedes each timed one: a tiny state's time depends on the caches.
     """
     times: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(repeats):

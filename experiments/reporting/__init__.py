@@ -1,1 +1,1 @@
-"""What a comparison has come to: its numbers, its table, its figures, its page."""
+"""The results of a comparison: its numbers, table, figures and page."""

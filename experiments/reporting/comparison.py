@@ -31,7 +31,7 @@ class Run:
     measurement: Measurement
     network: nn.Module
     diagnosis: Diagnosis | None = None
-    """Of the first seed's network; None: another seed's, or it solves no equilibria."""
+    """Diagnosis of the first seed's network; None: another seed's, or it solves no equilibria."""
 
 
 @dataclass(frozen=True)
@@ -49,20 +49,20 @@ class Row:
 
     @property
     def diagnosis(self) -> Diagnosis | None:
-        """Of the first seed's network; None: it solves no equilibria, or was not diagnosed."""
+        """Diagnosis of the first seed's network; None: it solves no equilibria, or was not diagnosed."""
         return next((run.diagnosis for run in self.runs if run.diagnosis is not None), None)
 
     def values(self, figure: str) -> list[float]:
-        """A figure of the measurement for each seed, those left out for which it could not be found."""
+        """A figure of the measurement for each seed for which it could be found."""
         found = [getattr(run.measurement, figure) for run in self.runs]
         return [value for value in found if value is not None]
 
     def mean(self, figure: str) -> float:
-        """A figure of the measurement, averaged over the seeds; NaN: it is not known for any."""
+        """A figure of the measurement, averaged over the seeds; NaN: it is known for none."""
         return statistics.mean(self.values(figure) or [math.nan])
 
     def deviation(self, figure: str) -> float:
-        """Its standard deviation over the seeds; 0 for one seed, NaN where a value is not finite."""
+        """A figure's standard deviation over the seeds; 0 for one seed, NaN if a value is not finite."""
         values = self.values(figure)
         if not all(map(math.isfinite, values)):
             return math.nan
@@ -74,11 +74,11 @@ class Row:
         return bool(self.runs[0].training.curves)
 
     def seconds_per_epoch(self) -> float:
-        """Median over all epochs of all seeds, of what was trained."""
+        """Median training time over all epochs of all seeds."""
         return statistics.median(seconds for run in self.runs for seconds in run.training.seconds_per_epoch)
 
     def latency(self, batch: int) -> float:
-        """Median over the seeds, in seconds; NaN: it is not known for any."""
+        """Median over the seeds, in seconds; NaN: it is known for none."""
         found = [run.measurement.latency[batch] for run in self.runs if batch in run.measurement.latency]
         return statistics.median(found or [math.nan])
 
@@ -109,14 +109,14 @@ class Row:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What a comparison has come to: what `compare` returns.
+    """The results of a comparison, as `compare` returns them.
 
     `rows` hold every run, with its trained network: `comparison.rows[0].runs[0].network`.
     """
 
     task: Task
     rows: list[Row]
-    """Of the networks that were measured, with one seed at least."""
+    """One for each network that was measured with at least one seed."""
     settings: dict[str, Any]
     missing: list[str] = field(default_factory=list)
     """Networks that were not measured with any seed."""
@@ -125,13 +125,13 @@ class Comparison:
 
     @property
     def baseline(self) -> str | None:
-        """The row that all are compared with, which need not take part; None where there are several."""
+        """Name of the baseline that all are compared with, which need not take part; None if there are several."""
         names = {row.contestant.baseline for row in self.rows}
         return names.pop() if len(names) == 1 else None
 
     @property
     def ranked(self) -> list[Row]:
-        """The rows by their mean score, the best first, those without a finite one last."""
+        """The rows by mean score, the best first, those without a finite score last."""
 
         def place(row: Row) -> tuple[bool, float]:
             score = row.mean("score")
@@ -151,13 +151,13 @@ class Comparison:
         return "better" if (difference.mean > 0) == self.task.goal.higher_is_better else "worse"
 
     def verdict(self) -> str:
-        """In some sentences: who differs from the baseline by more than the interval, at what cost; who does not."""
+        """In words: which networks differ from the baseline beyond the interval, at what cost, and which do not."""
         from .verdict import verdict
 
         return " ".join(verdict(self))
 
     def difference(self, row: Row) -> Difference | None:
-        """Of the row's score to its baseline's, over the seeds; None for a baseline, and where it is not known."""
+        """The row's score minus its baseline's, paired by seed; None for a baseline, and if no pair is known."""
         baseline = next((other for other in self.rows if other.name == row.contestant.baseline), row)
         if baseline is row:
             return None
@@ -167,7 +167,7 @@ class Comparison:
         return paired_difference(*zip(*known)) if known else None
 
     def table(self) -> str:
-        """The table as text, to print; the best score on top."""
+        """The table as text, to print, with the best score on top."""
         from .table import table_text
 
         return table_text(self)
@@ -175,7 +175,7 @@ class Comparison:
     def report(self, folder: str | os.PathLike[str]) -> Path:
         """Write `report.html`, one self-contained page, and its figures into a folder; returns the page's path.
 
-        `InputError` where it cannot be written; a figure that cannot be drawn is a line of the page.
+        `InputError` if the page cannot be written; in place of a figure that cannot be drawn, it has a line of text.
         """
         from .report import write_report
 

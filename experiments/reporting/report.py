@@ -29,27 +29,27 @@ class Picture:
 
     caption: str
     alternative: str
-    """What it shows, for who cannot see it."""
+    """What it shows, in words, for readers who cannot see it."""
     width: int
-    """In pixels of a page, as it was drawn."""
+    """Width in pixels of the page, as drawn."""
     data: str
-    """PNG in base 64; empty: it is drawn in the page."""
+    """PNG in base 64; empty: `drawing` is shown instead."""
     drawing: str = ""
-    """SVG with all curves, of which a reader picks."""
+    """SVG with all curves, for a reader to pick from."""
     curves: Sequence[Curve] = ()
-    """Those to pick from."""
+    """The curves to pick from."""
 
 
 @dataclass(frozen=True)
 class Curve:
-    """One that a reader may show or hide."""
+    """A curve that a reader may show or hide."""
 
     name: str
     colour: str
     shown: bool
-    """Before anybody picks."""
+    """Whether it is visible at first."""
     ids: Sequence[str]
-    """Of its lines in the drawing."""
+    """Ids of its lines in the drawing."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Gap:
 
 
 def write_report(comparison: Comparison, folder: Path, failures: Failures) -> None:
-    """Write `report.html`, its `table.md` and its figures, `NAME.png`; what cannot be drawn is one of the failures."""
+    """Write `report.html`, its `table.md` and its figures, `NAME.png`; what cannot be drawn is noted as a failure."""
     pictures: list[Picture | Gap] = []
     for name, (caption, draw) in FIGURES.items():
         before = len(failures.found)
@@ -80,8 +80,8 @@ def write_report(comparison: Comparison, folder: Path, failures: Failures) -> No
 
 
 def _drawn(draw: Callable[[Comparison], Any], comparison: Comparison, caption: str, path: Path) -> Picture | None:
-    """The figure in a file and for the page; None where the comparison has nothing to show."""
-    path.unlink(missing_ok=True)  # of a report before this one
+    """Draw the figure into a file and for the page; None if the comparison has nothing to show."""
+    path.unlink(missing_ok=True)  # left by an earlier report
     with styled():
         figure = draw(literal(comparison))
         if figure is None:
@@ -94,7 +94,7 @@ def _drawn(draw: Callable[[Comparison], Any], comparison: Comparison, caption: s
 
 
 def _curves(figure: Figure) -> list[Curve]:
-    """The curves of the figure that have an identity, each once for all its lines."""
+    """The curves of the figure whose lines have an id, each once for all its lines."""
     lines = [line for ax in figure.axes for line in ax.lines if line.get_gid()]
     names = dict.fromkeys(str(line.get_label()) for line in lines)
     found = []
@@ -106,7 +106,7 @@ def _curves(figure: Figure) -> list[Curve]:
 
 
 def _drawing(figure: Figure) -> str:
-    """The figure as an element of a page, all its curves visible, letters as shapes; without a legend."""
+    """The figure as an element of a page, with all curves visible, letters as shapes and no legend."""
     for ax in figure.axes:
         for line in ax.lines:
             line.set_visible(True)
@@ -119,7 +119,7 @@ def _drawing(figure: Figure) -> str:
 
 
 def page(comparison: Comparison, pictures: Sequence[Picture | Gap]) -> str:
-    """The page, which needs nothing beside itself."""
+    """The page, self-contained."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined
     )

@@ -1,4 +1,4 @@
-"""Differences between networks that were trained from the same seeds, and slopes over their sizes."""
+"""Differences between networks that were trained from the same seeds, and slopes of error against depth."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ class Difference:
 
     @property
     def decided(self) -> bool:
-        """Whether the interval leaves 0 out: a claim is made of nothing else.
+        """Whether the interval excludes 0: only then is a claim made.
 
-        One without a width comes from differences that are equal by the score's coarseness, and decides nothing.
+        An interval of zero width comes from differences that are equal because the score is coarse; it decides nothing.
         """
         return self.low < self.high and (self.low > 0 or self.high < 0)
 
 
 def paired_difference(values: Sequence[float], baseline: Sequence[float]) -> Difference:
-    """Of values and baseline values in pairs of one seed; without a second pair the interval is all numbers.
+    """The mean difference of values and baseline values, paired by seed; for one pair the interval is all numbers.
 
-    NaN where a value is not finite, of a training that diverged.
+    NaN if a value is not finite, as after a training that diverged.
     """
     differences = [value - base for value, base in zip(values, baseline, strict=True)]
     if not all(map(math.isfinite, differences)):
@@ -55,7 +55,7 @@ class Slope:
 
 
 def fitted_slope(errors: Mapping[int, Sequence[float]]) -> Slope:
-    """From the errors of all seeds at each depth, at least three runs in all; runs that diverged are left out."""
+    """The slope from the errors of all seeds at each depth, without diverged runs; NaN for too few runs or depths."""
     points = [
         (math.log(depth), math.log(error))
         for depth, values in errors.items()

@@ -15,11 +15,11 @@ if TYPE_CHECKING:
     from .comparison import Comparison, Row
 
 MARKS = {"better": "▲ ", "worse": "▼ "}
-"""Of what is decided."""
+"""Marks of decided differences."""
 
 
 def _mean(figure: str, form: str, scale: float = 1.0) -> Callable[[Row], str]:
-    """How a row shows the mean of a figure, where it is known."""
+    """How a row shows the mean of a figure; a dash if it is unknown."""
     return lambda row: format(scale * row.mean(figure), form) if row.values(figure) else "–"
 
 
@@ -57,7 +57,7 @@ def columns(comparison: Comparison) -> dict[str, tuple[str, Callable[[Row], str]
     def difference(row: Row) -> str:
         found, kind = comparison.difference(row), comparison.judged(row)
         if found is None or not math.isfinite(found.high - found.low):
-            return "baseline" if kind == "baseline" else "–"  # of one seed: it would say nothing
+            return "baseline" if kind == "baseline" else "–"  # the interval of a single seed would say nothing
         mean, low, high = (("+" if value > 0 else "") + goal.show(value) for value in vars(found).values())
         shown = f"{MARKS.get(kind, '')}{mean} [{low}, {high}]"
         return shown if comparison.baseline else f"{shown} to {row.contestant.baseline}"
@@ -107,17 +107,17 @@ def columns(comparison: Comparison) -> dict[str, tuple[str, Callable[[Row], str]
 
 class _Terminal(Console):
     def on_broken_pipe(self) -> None:
-        raise  # the BrokenPipeError that is being handled: the command line answers it
+        raise  # the BrokenPipeError being handled: the command line deals with it
 
 
 def terminal(*, quiet: bool = False) -> Console:
-    """Where a run prints, if it is not quiet."""
+    """The console that a run prints to, unless it is quiet."""
     console = _Terminal(quiet=quiet)
     return console if console.is_terminal else _Terminal(width=200, quiet=quiet)  # a log has no edge to wrap at
 
 
 def print_table(comparison: Comparison, console: Console) -> None:
-    """Print the verdict, then the table, in as many parts as the terminal's width asks for, each with the names."""
+    """Print the verdict, then the table in as many parts as the terminal's width requires, each with the names."""
     console.print(f"\n{comparison.verdict()}", highlight=False, markup=False)
     first, *rest = columns(comparison)
     part = [first]
@@ -130,7 +130,7 @@ def print_table(comparison: Comparison, console: Console) -> None:
 
 
 def table_text(comparison: Comparison) -> str:
-    """The whole table as text, as wide as it is."""
+    """The whole table as text, however wide."""
     console = Console(width=10_000, color_system=None)
     with console.capture() as captured:
         console.print(_table(comparison, list(columns(comparison))))
@@ -138,7 +138,7 @@ def table_text(comparison: Comparison) -> str:
 
 
 def table_markdown(comparison: Comparison) -> str:
-    """Verdict, table and how they came about, in Markdown: for a README or a notebook."""
+    """Verdict, table and how they were made, in Markdown: for a README or a notebook."""
     shown, settings = columns(comparison), comparison.settings
     lines = [[show(row) for _, show in shown.values()] for row in comparison.ranked]
     lines += [[name, *["–"] * (len(shown) - 1)] for name in comparison.missing]
@@ -159,7 +159,7 @@ def table_markdown(comparison: Comparison) -> str:
 
 
 def _cell(text: str) -> str:
-    """Of a table in Markdown, whatever the text holds; it is not broken between the numbers of an interval."""
+    """The text escaped for a Markdown table, and kept from breaking between the numbers of an interval."""
     text = text.replace(", ", ",\u00a0").replace(" ± ", "\u00a0±\u00a0")
     for sign in "\\`*_<|[":
         text = text.replace(sign, "\\" + sign)
@@ -167,7 +167,7 @@ def _cell(text: str) -> str:
 
 
 def _width(table: Table) -> int:
-    """Columns that the table asks for, whatever the terminal has."""
+    """Columns that the table needs, whatever the terminal has."""
     return Console(width=10_000).measure(table).maximum
 
 

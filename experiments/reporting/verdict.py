@@ -1,4 +1,4 @@
-"""The verdict in words: who differs from the baseline, at what cost, and whether the seeds suffice to say so."""
+"""The verdict in words: which networks differ from the baseline, at what cost, and whether the seeds suffice."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ if TYPE_CHECKING:
     from .comparison import Comparison, Row
 
 ENOUGH = 5
-"""Seeds from which on an interval is about as wide as it will get: Student's factor is 2.8, of two seeds 12.7."""
+"""Seeds beyond which the interval hardly narrows: Student's factor is 2.8, against 12.7 for two seeds."""
 NAMED = 3
-"""So many networks of a kind are named, the rest counted."""
+"""Networks of a kind that are named; the rest are counted."""
 
 
 def verdict(comparison: Comparison) -> list[str]:
@@ -39,7 +39,7 @@ def verdict(comparison: Comparison) -> list[str]:
 
 
 def _against(comparison: Comparison, name: str) -> list[str]:
-    """Of the networks that are compared with this baseline."""
+    """Sentences on the networks that are compared with this baseline."""
     known = [
         (row, difference)
         for row in comparison.ranked
@@ -75,7 +75,7 @@ def _against(comparison: Comparison, name: str) -> list[str]:
 
 
 def _costs(rows: Sequence[Row], baseline: Row) -> list[str]:
-    """What they take, beside the baseline."""
+    """A sentence on what these networks cost, relative to the baseline."""
     told = []
     for row in rows:
         parts = [
@@ -102,7 +102,7 @@ def _ratio(value: float) -> str:
 
 
 def _listed(names: Sequence[str]) -> str:
-    """The first of them, and how many more."""
+    """The first names, and how many more there are."""
     more = len(names) - NAMED
     if more <= 1:
         return ", ".join(names)

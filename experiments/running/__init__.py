@@ -1,1 +1,1 @@
-"""A run under way: its folder, what is kept of it, and how it goes on."""
+"""A run under way: its folder, what is kept of it, and how it is resumed."""

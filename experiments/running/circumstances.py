@@ -13,7 +13,7 @@ from ..training.team import Team
 
 
 def place(device: str, team: Team, precision: str) -> str:
-    """On what it trains, in words."""
+    """What the training runs on, in words."""
     together = f"{team.size} processes ({team.strategy}) on " if team.size > 1 else ""
     return together + device + (f", trained in {precision}" if precision != "32" else "")
 

@@ -53,8 +53,8 @@ def compare(
     """Train networks on one task from the same seeds, measure and diagnose them, and write a report.
 
     Use it in a program or a notebook for data and networks of your own; `implicit compare MODULE:FUNCTION` is the same
-    on the command line. What fails costs nothing else, and is in `Comparison.failures`. A program that torchrun has
-    started trains with all its processes; the comparison is complete in the leading one and empty in the others.
+    on the command line. A failure does not stop the rest, and is listed in `Comparison.failures`. A program started by
+    torchrun trains with all its processes; the comparison is complete in the leading one and empty in the others.
 
     Args:
         task: data, goal and loss.
@@ -62,18 +62,18 @@ def compare(
             which is then chosen so that the network matches the baseline; or a `Contestant`, such as those of
             `contestants_for(task)`. A network maps inputs (batch, …) to what the goal's loss takes.
         baseline: the name that all are compared with; None: that of each contestant, or the first.
-        match: `parameters`, `flops` or `shape`: what those with a size have in common with the baseline.
-        seeds: how many: 0, 1, …; below two nothing can be said of a difference.
+        match: `parameters`, `flops` or `shape`: what the contestants with a size have in common with the baseline.
+        seeds: how many seeds: 0, 1, …; with fewer than two, nothing can be said about differences.
         epochs: passes over the training part; None: the task's.
         search: whether to choose each network's learning rate, on data held back from training (`Task.validation`):
             three to five rates around the task's are tried from seed 0. False: all have the task's.
         out: folder of the run, new or empty; None: the first free of `runs/NAME-1`, …
         device: `cpu`, `cuda` or `auto`, the GPU where there is one.
-        precision: `32`, `bf16` or, on GPUs, `16`: of the layers in training.
-        strategy: of several processes: `ddp`, or `fsdp`, which splits the weights.
-        resume: the folder of a run that was interrupted, or that has failures: it goes on with the same arguments.
+        precision: arithmetic of the layers in training: `32`, `bf16` or, on GPUs, `16`.
+        strategy: for several processes: `ddp`, or `fsdp`, which splits the weights.
+        resume: the folder of a run that was interrupted or has failures, to be resumed with the same arguments.
 
-    `InputError` for what cannot be used, before anything is trained.
+    `InputError` for arguments that cannot be used, before anything is trained.
     """
     for name, value, known in (("match", match, TERMS), ("precision", precision, PRECISIONS)):
         if value not in known:
@@ -136,16 +136,16 @@ def compared(
     recorded: dict[str, Any],
     command: str,
 ) -> Comparison:
-    """Train, measure, report. What is known is written before the next thing starts.
+    """Train, measure and report, writing each result before the next step starts.
 
-    All is checked before anything is written. Every process of a team calls it: all train, the leading one does the
-    rest.
+    All arguments are checked before anything is written. Every process of a team calls this function: all train, and
+    the leading one does the rest.
 
     Args:
         contestants: all that can be a baseline.
         names: those that take part.
-        recorded: what the run was started with, for when it goes on.
-        command: what the report says of how it was made.
+        recorded: the settings that the run was started with, kept for resuming it.
+        command: how the comparison was started, for the report.
     """
     with ExitStack() as stack:
         console = terminal(quiet=not team.leads)
@@ -176,7 +176,7 @@ def compared(
         settings |= circumstances(device)
         runs: dict[str, list[Run]] = {name: [] for name in names}
         rates: dict[str, tuple[float, Search | None]] = {}
-        # of a process that does not lead it stays empty: the leading one speaks for all, also with its exit code
+        # it stays empty in a process that does not lead: the leading one reports for all, also by its exit code
         comparison = Comparison(task, [], settings, names, failures.found if team.leads else [])
         words = {
             name: f"({number}/{len(names)}) [bold]{escape(name)}[/], {escape(contestants[name].description)}"
@@ -188,7 +188,7 @@ def compared(
                 console.print(f"{words[name]}, the search of its learning rate", highlight=False)
                 found = trials.search(name, contestants[name], sizes[name])
             rates[name] = found.chosen if found else contestants[name].learning_rate or task.learning_rate, found
-        # seed by seed: other work on the machine, which comes and goes, slows no single network
+        # seed by seed, so that passing load on the machine does not slow a single network
         for seed, name in itertools.product(range(seeds), names):
             console.print(f"{words[name]}, seed {seed}", highlight=False)
             run = trials.run(name, contestants[name], sizes[name], seed, rates[name][0]) if name in sizes else None
@@ -208,7 +208,7 @@ def compared(
             write_report(comparison, folder, failures)
             if failures.found:
                 write_results(folder, comparison.to_dict())
-    if team.leads:  # it speaks for all
+    if team.leads:  # it reports for all
         tell_the_end(final, "report.html", "report", recorded["command"], failures, console)
     return comparison
 

@@ -21,22 +21,22 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 PYTHON = "experiments.compare"
-"""In place of a command's name, for a run that a program has started."""
+"""Stands for the command in a run that a program has started."""
 UNFINISHED = "unfinished"
-"""What lies under this name in the folder of a run serves to go on with it, and goes when nothing is missing."""
+"""Part of a run's folder that serves to resume it; removed once nothing is missing."""
 
 
 @contextmanager
 def run_folder(
     out: Path | None, command: str, failures: Failures, *, name: str | None = None, resume: Path | None = None
 ) -> Iterator[tuple[Path, Path]]:
-    """The folder to write into and the name it will take; removed, if it ends early, unless there is something in it.
+    """The folder to write into, and its final path; a new run that ends early without results leaves no folder.
 
     Args:
         out: new or empty; None: the first free of `runs/NAME-1`, `runs/NAME-2`, …
-        command: of which it is a run.
-        failures: what is missing at the end, for which it can be resumed.
-        name: of the run; None: that of its command.
+        command: the command that is run.
+        failures: those of the run; as long as it has any, it can be resumed.
+        name: of the run; None: the command's.
         resume: a run that was kept, by its final name or its folder; None: a new one.
     """
     if resume is None:
@@ -47,7 +47,7 @@ def run_folder(
         place = final.resolve()
     partial = _partial(place)
     ended_before = resume is not None and not partial.exists()
-    if ended_before:  # with failures: it keeps its name and what is in it, should it not come to an end again
+    if ended_before:  # with failures: should it be cut short now, it keeps its name and contents
         place.rename(partial)
     failures.folder = partial
     try:
@@ -86,9 +86,9 @@ def resumable_folder(run: Path) -> Path:
 
 
 def _new(final: Path, command: str) -> Path:
-    """The true place of a new run, free, with its folder made beside it."""
+    """The resolved path of a new run, checked to be free, with its partial folder made beside it."""
     try:
-        # found and freed now: a move that fails after training would cost the run
+        # checked and freed now: a move that failed after training would cost the run
         place = final.resolve()
         if place.exists() and not (place.is_dir() and not any(place.iterdir())):
             raise InputError(f"--out {final} exists and is not an empty folder: name a new one")
@@ -106,7 +106,7 @@ def _new(final: Path, command: str) -> Path:
 
 @contextmanager
 def _held(folder: Path, final: Path) -> Iterator[None]:
-    """Hold the folder against a second process; the system lets go of it however this one ends."""
+    """Lock the folder against a second process; the system releases the lock however this one ends."""
     try:
         import fcntl
     except ImportError:  # Windows has no such locks
@@ -130,7 +130,7 @@ def _has_results(partial: Path) -> bool:
 
 
 def how_to_resume(final: Path, command: str) -> str:
-    """In words."""
+    """How to resume the run, in words."""
     if command == PYTHON:
         return f"go on with: compare(…, resume={str(final)!r})"
     return f"go on with: implicit {command} --resume {shlex.quote(str(final))}"
@@ -155,11 +155,11 @@ def tell_the_end(final: Path, name: str, kind: str, command: str, failures: Fail
     """Print where the result of a run is, and what is missing in it.
 
     Args:
-        final: the folder.
-        name: of the result there.
-        kind: what it is.
-        command: of which it is a run.
-        failures: of the run.
+        final: the run's folder.
+        name: file name of the result in it.
+        kind: a word for the result.
+        command: the command that was run.
+        failures: those of the run.
         console: to print on.
     """
     if (final / name).exists():
@@ -178,7 +178,7 @@ def write_results(folder: Path, numbers: dict[str, Any]) -> None:
 
 
 def _finite(value: Any) -> Any:
-    """The same with null for NaN and Inf, which JSON does not know: a training that diverged is a result too."""
+    """The same with None for NaN and Inf, which JSON lacks: a training that diverged is a result too."""
     if isinstance(value, dict):
         return {key: _finite(part) for key, part in value.items()}
     if isinstance(value, (list, tuple)):

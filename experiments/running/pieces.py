@@ -1,4 +1,4 @@
-"""A run made of pieces, each measured by itself and kept as soon as it is, and of a figure of them all."""
+"""A run made of pieces, each measured by itself and kept at once, and of a figure of them all."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Pieces:
-    """The run under way. What fails is noted, and costs nothing else."""
+    """The run under way; a failure is noted and does not stop the rest."""
 
     folder: Path
     failures: Failures
     numbers: dict[str, Any] = field(default_factory=dict)
-    """What is known so far."""
+    """The results so far."""
 
     def piece(self, name: str, what: str, make: Callable[[], T]) -> T | None:
-        """Plain numbers: what an earlier run has kept under that name, or what `make` returns; None where it fails."""
+        """The plain numbers that an earlier run kept under that name, or that `make` returns; None if it fails."""
         value: T | None = read(self.folder, name)
         if value is None:
             value = self.failures.attempt(what, make)
@@ -39,12 +39,12 @@ class Pieces:
         return value
 
     def results(self, numbers: dict[str, Any]) -> None:
-        """Write what is known now."""
+        """Add these numbers to the results so far, and write them all."""
         self.numbers.update(numbers)
         write_results(self.folder, {**self.numbers, "failures": [vars(failure) for failure in self.failures.found]})
 
     def figure(self, name: str, draw: Callable[[], Figure]) -> None:
-        """Draw it into `NAME.png`."""
+        """Draw a figure into `NAME.png`."""
         path = self.folder / f"{name}.png"
         path.unlink(missing_ok=True)  # one of an earlier run may lack a piece
 
@@ -60,7 +60,7 @@ class Pieces:
 def in_pieces(
     command: str, settings: dict[str, Any], out: Path | None, resume: Path | None, console: Console
 ) -> Iterator[Pieces]:
-    """A run of the command with these settings; at its end it is told where its figure is, and what is missing."""
+    """A run of the command with these settings; at its end it prints where the figure is, and what is missing."""
     failures = Failures(lambda line: console.print(line, highlight=False, markup=False))
     with run_folder(out, command, failures, resume=resume) as (folder, final):
         write_settings(folder, {"command": command, **settings})

@@ -1,4 +1,4 @@
-"""What a run was started with: kept for when it goes on, and not contradicted then."""
+"""The settings that a run was started with: kept for resuming it, and not to be contradicted then."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from ..errors import InputError, first_line
 from .folder import PYTHON, UNFINISHED, resumable_folder
 
 WHERE = ("device", "devices", "nodes", "data")
-"""Settings that a run may go on with others than it was started with."""
+"""Settings that may change when a run is resumed."""
 
 
 def settled(options: dict[str, Any], typed: set[str], recorded: dict[str, Any]) -> dict[str, Any]:
-    """The settings of a run that goes on: its own, but for where it is to run; `InputError` where it is contradicted.
+    """The settings of a resumed run: its own, except for where it runs; `InputError` if the options contradict them.
 
     Args:
         options: of the command line, with their defaults.
-        typed: the names of those that were given.
-        recorded: what the run was started with.
+        typed: the names of the options that were given.
+        recorded: the settings that the run was started with.
     """
     if "out" in typed:
         raise InputError("--resume names the folder of the run: leave out --out")
@@ -39,7 +39,7 @@ def settled(options: dict[str, Any], typed: set[str], recorded: dict[str, Any]) 
 
 
 def check_alike(given: dict[str, Any], recorded: dict[str, Any]) -> None:
-    """`InputError` where a program goes on with a run that was started otherwise."""
+    """Raise `InputError` if a program resumes a run that was started with other settings."""
     if recorded.get("command") != PYTHON:
         command = recorded.get("command", "compare")
         raise InputError(f"resume: the run was started by implicit {command}: go on with implicit {command} --resume")
@@ -49,15 +49,15 @@ def check_alike(given: dict[str, Any], recorded: dict[str, Any]) -> None:
 
 
 def write_settings(folder: Path, settings: dict[str, Any]) -> None:
-    """Keep what the run was started with."""
+    """Keep the settings that the run was started with."""
     (folder / UNFINISHED).mkdir(exist_ok=True)
     path = folder / UNFINISHED / "settings.new"
     path.write_text(json.dumps(settings, indent=1) + "\n")
-    os.replace(path, path.with_suffix(".json"))  # whole, or as it was
+    os.replace(path, path.with_suffix(".json"))  # replaced whole, or left as it was
 
 
 def read_settings(run: Path) -> dict[str, Any]:
-    """What a run was started with that can be resumed, by its final name or its folder."""
+    """The settings of a run that can be resumed, given its final name or its folder."""
     path = resumable_folder(run) / UNFINISHED / "settings.json"
     try:
         settings = json.loads(path.read_text())

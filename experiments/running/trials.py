@@ -28,9 +28,9 @@ from .unfinished import keep, kept, read, write
 
 @dataclass
 class Trials:
-    """The trials of one comparison. What an earlier, broken run has finished is read, not done again.
+    """The trials of one comparison; what an earlier, interrupted run finished is read, not repeated.
 
-    Whatever fails in a trial is noted, and costs no other trial.
+    A failure in a trial is noted and does not affect the other trials.
     """
 
     data: Task
@@ -43,17 +43,17 @@ class Trials:
     console: Console
     failures: Failures
     started: float
-    """Reading of the clock; put back by what earlier runs have spent."""
+    """Reading of the clock at the start, set back by the seconds that earlier runs took."""
 
     @property
     def seconds(self) -> float:
-        """What the comparison has taken so far, in all its runs."""
+        """Seconds that the comparison has taken so far, earlier runs included."""
         return time.perf_counter() - self.started
 
     def search(self, name: str, contestant: Contestant, size: int) -> Search | None:
         """The learning rates tried for the contestant, from seed 0; None where it has its own or has nothing to learn.
 
-        A training that fails is a rate that does not do: where all fail, the runs say so.
+        A training that fails only rules out its rate: if all fail, the runs report it.
         """
         task, failures = held_back(self.data), Failures(self.failures.tell)
         failures.folder = self.folder
@@ -85,9 +85,9 @@ class Trials:
         return found
 
     def run(self, name: str, contestant: Contestant, size: int, seed: int, rate: float) -> Run | None:
-        """What the contestant comes to, trained at that learning rate; None where it cannot be trained or measured.
+        """Train the contestant at that learning rate and measure it; None if it cannot be trained or measured.
 
-        Every process of a team takes part, and the leading one is told.
+        Every process of a team takes part, but only the leading one gets the result.
         """
         failures = self.failures.within(f"{name}, seed {seed}", f"{file_name(name)}/seed-{seed}")
         torch.manual_seed(seed)
@@ -116,7 +116,7 @@ class Trials:
                 found = failures.attempt("the whole diagnosis", lambda: self._diagnosed(network, failures))
                 run = replace(run, diagnosis=found)
             network.cpu()
-            if whole:  # what could not be measured is measured again when the run goes on
+            if whole:  # what could not be measured is measured again when the run is resumed
                 keep(self.folder, name, run, self.seconds, diagnosed=not failures.found)
         goal, score = self.data.goal, run.measurement.score
         shown = "not known" if score is None else goal.show(score)

@@ -1,4 +1,4 @@
-"""What an unfinished run has come to so far: it is neither trained nor measured again when the run goes on."""
+"""The results of an unfinished run so far, which are neither trained nor measured again when it is resumed."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ def write(folder: Path, name: str, values: Any) -> None:
 
 
 def read(folder: Path, name: str) -> Any:
-    """What `write` has kept; None where it has not, `InputError` where it is damaged."""
+    """What `write` kept under that name; None if nothing, `InputError` if it is damaged."""
     path = _path(folder, name)
     return loaded(path, _REMEDY) if path.exists() else None
 
 
 def keep(folder: Path, name: str, run: Run, seconds: float, *, diagnosed: bool) -> None:
-    """Keep what a network came to, and the seconds that the comparison has taken until then."""
+    """Keep the results of a network, and the seconds that the comparison has taken until then."""
     solutions = [vars(each) for each in run.measurement.solutions]
     measured = {field.name: getattr(run.measurement, field.name) for field in fields(Measurement)}
     values = {
@@ -57,7 +57,7 @@ def keep(folder: Path, name: str, run: Run, seconds: float, *, diagnosed: bool) 
 
 
 def kept(folder: Path, name: str, seed: int, network: nn.Module) -> tuple[Run, float, bool] | None:
-    """What `keep` was given, its weights now in the network; None where it was not, `InputError` if it is damaged."""
+    """What `keep` stored, its weights loaded into the network; None if nothing, `InputError` if it is damaged."""
     values = read(folder, f"{name}-seed-{seed}")
     if values is None:
         return None

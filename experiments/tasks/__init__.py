@@ -15,6 +15,6 @@ TASKS = {
     "cifar100": "experiments.tasks.pictures:cifar100",
     "imagenet": "experiments.tasks.pictures:imagenet",
 }
-"""Name on the command line → the function that makes the task, imported when it is asked for.
+"""Name on the command line → the function that makes the task, imported only when used.
 
-A new one is a function and a row, and its contestants in `contestants.CONTESTANTS`."""
+A new task takes a function, a row here, and a row for its contestants in `contestants.CONTESTANTS`."""

@@ -11,7 +11,7 @@ from torchmetrics import MeanMetric
 
 
 class BitsPerCharacter(MeanMetric):
-    """Mean cross-entropy in bits of (batch, length, characters) logits and (batch, length) numbers of characters."""
+    """Mean cross-entropy in bits of (batch, length, characters) logits and (batch, length) character numbers."""
 
     def update(self, outputs: Tensor, targets: Tensor) -> None:  # type: ignore[override]
         # not torchmetrics' Perplexity, whose softmax turns an unlikely character into infinitely many bits

@@ -1,4 +1,4 @@
-"""What is wrong with a task, said before anything is trained."""
+"""Checks of a task, made before anything is trained."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def checked(task: Task) -> None:
-    """`ValueError` for data, a goal or numbers that cannot be trained on."""
+    """Raise `ValueError` for data, a goal or numbers that cannot be trained on."""
     if not isinstance(task.goal, Goal):
         raise ValueError(f"task {task.name}: goal={task.goal!r} is no goal: pass Classification(classes), Regression()")
     if not 0 < task.learning_rate < float("inf"):
@@ -34,14 +34,14 @@ def checked(task: Task) -> None:
 
 
 def _check_part(data: Any, goal: Goal, shares: bool) -> None:
-    """`shares`: whether the targets of a classification may be shares of the classes."""
+    """Check one part of the data; `shares`: whether the targets of a classification may be shares of the classes."""
     indexed = hasattr(data, "__getitem__") and not isinstance(data, IterableDataset)
     if not hasattr(data, "__len__") or not indexed:
         raise ValueError(f"is a {type(data).__name__}, not a data set with a length and items, such as a TensorDataset")
     if len(data) == 0:
         raise ValueError("is empty")
     tensors = _in_memory(data)
-    if tensors is None:  # its items are made when they are asked for
+    if tensors is None:  # its items are made on access
         first = data[0]
         if not isinstance(first, (tuple, list)) or len(first) != 2:
             held = f"{len(first)} parts" if isinstance(first, (tuple, list)) else f"a {type(first).__name__}"
@@ -61,7 +61,7 @@ def _check_part(data: Any, goal: Goal, shares: bool) -> None:
 
 
 def _in_memory(data: Any) -> list[Tensor] | None:
-    """The tensors of a data set that has them at hand."""
+    """The tensors of a data set that holds them in memory; None for any other."""
     if isinstance(data, TensorDataset):
         return list(data.tensors)
     if isinstance(data, Subset):
@@ -71,7 +71,7 @@ def _in_memory(data: Any) -> list[Tensor] | None:
         try:
             return list(map(torch.stack, zip(*(map(torch.as_tensor, pair) for pair in data), strict=True)))
         except (TypeError, ValueError, RuntimeError):
-            return None  # of pictures, say, which the task collates in its own way
+            return None  # pictures, say, which the task collates in its own way
     return None
 
 

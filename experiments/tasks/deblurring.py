@@ -12,9 +12,9 @@ from .task import Task
 
 SIDE = 24
 NOISE = 0.01
-"""Standard deviation, beside grey values in [0, 1]."""
+"""Standard deviation, for grey values in [0, 1]."""
 RADIUS, SPREAD = 3, 1.2
-"""Of the Gaussian blur, in pixels."""
+"""Radius and standard deviation of the Gaussian blur, in pixels."""
 
 
 def blur(pictures: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ class Goal(ABC):
     unit: ClassVar[str]
     """Its unit, after scaling; empty: none."""
     scale: ClassVar[float]
-    """What it is multiplied by where people read it."""
+    """Factor on the score where people read it."""
     higher_is_better: ClassVar[bool]
 
     @abstractmethod
@@ -28,7 +28,7 @@ class Goal(ABC):
 
     @abstractmethod
     def metric(self) -> Any:
-        """A torchmetrics metric that gathers the score over batches."""
+        """A torchmetrics metric that accumulates the score over batches."""
 
     @property
     def heading(self) -> str:
@@ -36,13 +36,13 @@ class Goal(ABC):
         return f"{self.score} {self.unit}".strip()
 
     def show(self, value: float) -> str:
-        """The scaled value in as many digits as can matter."""
+        """The scaled value, with as many digits as can matter."""
         return f"{self.scale * value:.2f}"
 
 
 @dataclass(frozen=True)
 class Classification(Goal):
-    """Cross-entropy; the share of right answers."""
+    """Trained on cross-entropy, judged by the share of right answers."""
 
     classes: int
     label_smoothing: float = 0.0
@@ -53,7 +53,7 @@ class Classification(Goal):
     higher_is_better: ClassVar[bool] = True
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Of (batch, classes) logits, and labels, (batch,), or shares of classes, (batch, classes)."""
+        """The loss of (batch, classes) logits, given labels (batch,) or shares of the classes (batch, classes)."""
         return nn.functional.cross_entropy(outputs, targets, label_smoothing=self.label_smoothing)
 
     def metric(self) -> Any:
@@ -64,7 +64,7 @@ class Classification(Goal):
 
 @dataclass(frozen=True)
 class ExactMatch(Goal):
-    """Cross-entropy of several answers a row, as the cells of a puzzle; the share of rows with all of them right."""
+    """Trained on the cross-entropy of several answers per row, as in puzzles; judged by the share of rows all right."""
 
     classes: int
 
@@ -74,7 +74,7 @@ class ExactMatch(Goal):
     higher_is_better: ClassVar[bool] = True
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Of (batch, classes, answers) logits and (batch, answers) labels."""
+        """The loss of (batch, classes, answers) logits, given (batch, answers) labels."""
         return nn.functional.cross_entropy(outputs, targets)
 
     def metric(self) -> Any:
@@ -90,7 +90,7 @@ class _SquaredError(Goal):
 
 @dataclass(frozen=True)
 class Regression(_SquaredError):
-    """Mean squared error, for both."""
+    """Trained on and judged by the mean squared error."""
 
     score: ClassVar[str] = "MSE"
     unit: ClassVar[str] = ""
@@ -108,7 +108,7 @@ class Regression(_SquaredError):
 
 @dataclass(frozen=True)
 class Restoration(_SquaredError):
-    """Mean squared error of pictures in [0, 1]; the peak signal-to-noise ratio, −10 log₁₀ of it."""
+    """Trained on the mean squared error of pictures in [0, 1], judged by the PSNR, −10 log₁₀ of it."""
 
     score: ClassVar[str] = "PSNR"
     unit: ClassVar[str] = "dB"
@@ -123,10 +123,10 @@ class Restoration(_SquaredError):
 
 @dataclass(frozen=True)
 class NextCharacter(Goal):
-    """Cross-entropy of the next character at every place of a window; the same in bits."""
+    """Trained on the cross-entropy of the next character at every place of a window, judged by the same in bits."""
 
     characters: int
-    """Different ones."""
+    """Number of different characters."""
 
     score: ClassVar[str] = "bits per character"
     unit: ClassVar[str] = ""
@@ -134,7 +134,7 @@ class NextCharacter(Goal):
     higher_is_better: ClassVar[bool] = False
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Of (batch, length, characters) logits and (batch, length) numbers of characters."""
+        """The loss of (batch, length, characters) logits, given (batch, length) character numbers."""
         return nn.functional.cross_entropy(outputs.flatten(0, 1), targets.flatten())
 
     def metric(self) -> Any:
@@ -147,9 +147,9 @@ class NextCharacter(Goal):
 
 
 def margins(network: nn.Module, inputs: Tensor, labels: Tensor) -> Tensor:
-    """(batch,) distances to the decision boundary to first order, negative where the answer is wrong.
+    """(batch,) first-order distances to the decision boundary, negative where the answer is wrong.
 
-    The right logit less the largest other one, over the length of that difference's gradient in the input.
+    The right logit minus the largest other one, divided by the norm of that difference's gradient in the input.
     """
     points = inputs.detach().clone().requires_grad_()
     with torch.enable_grad():

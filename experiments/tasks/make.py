@@ -15,9 +15,9 @@ from .task import Source, Task
 
 
 def fewer(task: Task, rows: int) -> Task:
-    """The task with so many rows of its training part, and at most so many of the others, drawn once.
+    """The task with `rows` rows of its training part, and at most `rows` of each other part, drawn once.
 
-    `InputError` where its training part has not so many.
+    `InputError` if its training part has fewer.
     """
 
     def drawn(data: Any) -> Subset[Any]:

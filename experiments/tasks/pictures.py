@@ -1,4 +1,4 @@
-"""Tasks on pictures that lie in a folder: MNIST, Fashion-MNIST, CIFAR and ImageNet, through torchvision."""
+"""Tasks on pictures in a folder: MNIST, Fashion-MNIST, CIFAR and ImageNet, through torchvision."""
 
 from __future__ import annotations
 
@@ -101,12 +101,12 @@ def _cifar(name: str, classes: int, source: Source) -> Task:
     final = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(CIFAR_MEAN, CIFAR_DEVIATION)]
     train = v2.Compose([v2.RandomCrop(32, padding=4), v2.RandomHorizontalFlip(), v2.RandAugment(), *final])
     parts = _parts(name, name.lower(), source, train, v2.Compose(final))
-    # a solve in the wide form holds some 20 MiB a picture: more of them would not fit a usual card
+    # a solve in the wide form holds some 20 MiB per picture: more of them would not fit a usual card
     return _augmented(name.lower(), f"{name}, 32×32 pixels", classes, parts, epochs=200, sample=512)
 
 
 def _parts(name: str, task: str, source: Source, train: Any, test: Any) -> list[Any]:
-    """Both parts of a data set of torchvision of that name, with these transforms."""
+    """Both parts of torchvision's data set of that name, with these transforms."""
     folder = _folder(task, source)
     existed = folder.exists()
     make = getattr(_torchvision()[0].datasets, name)
@@ -115,10 +115,10 @@ def _parts(name: str, task: str, source: Source, train: Any, test: Any) -> list[
             make(str(folder), train=part == "train", transform=transform, download=source.download)
             for part, transform in (("train", train), ("test", test))
         ]
-    except Exception as error:  # files that are not what they are called fail in many ways
+    except Exception as error:  # files that are not what their names say fail in many ways
         if source.download:
             if not existed:
-                with suppress(OSError):  # something came
+                with suppress(OSError):  # not empty: something was fetched
                     folder.rmdir()
             raise InputError(f"{name} could not be fetched into --data {folder}: {first_line(error)}") from error
         raise InputError(f"--data {folder} holds no whole {name} ({where(error)}): fetch it with --download") from error
@@ -153,7 +153,7 @@ def _torchvision() -> tuple[Any, Any]:
     try:
         import torchvision
         from torchvision.transforms import v2
-    except (ImportError, RuntimeError) as error:  # the second: built for another torch
+    except (ImportError, RuntimeError) as error:  # RuntimeError: built for another torch
         raise InputError(
             f"torchvision cannot be used ({first_line(error)}): install it together with torch, "
             "pip install 'implicit-networks[vision]'"

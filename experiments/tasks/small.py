@@ -35,7 +35,7 @@ def digits() -> Task:
 
 
 RADII = (1.0, 1.15, 1.9)
-"""Of the nested rings: class 0 within the first, class 1 between the second and the third."""
+"""Radii of the nested rings: class 0 lies within the first, class 1 between the second and the third."""
 
 
 def rings() -> Task:
@@ -65,7 +65,7 @@ def rings() -> Task:
 
 
 DIMENSIONS = 8
-"""Of the parity task."""
+"""Number of signs in the parity task."""
 
 
 def parity() -> Task:
@@ -88,7 +88,7 @@ def parity() -> Task:
 
 
 FOLDS = 3
-"""Of Telgarsky's function."""
+"""Folds of Telgarsky's function."""
 
 
 def telgarsky_function(x: Tensor, folds: int = FOLDS) -> Tensor:

@@ -20,7 +20,7 @@ Grids = NDArray[np.int64]
 
 @cache
 def _peers(side: int) -> list[list[int]]:
-    """Of each cell, those whose digits must be others."""
+    """For each cell, the cells whose digits must differ from its own."""
     width = side // 2
     places = [(row, column, row // 2 * 2 + column // width) for row in range(side) for column in range(side)]
     return [
@@ -30,7 +30,7 @@ def _peers(side: int) -> list[list[int]]:
 
 
 def solutions(cells: list[int], side: int) -> Iterator[list[int]]:
-    """All ways to fill the empty cells, by search: the cell with the fewest candidates first. It changes `cells`."""
+    """All ways to fill the empty cells, by search from the cell with the fewest candidates; changes `cells`."""
     peers, least, candidates = _peers(side), -1, set(range(side + 1))
     for cell, digit in enumerate(cells):
         if digit == 0:
@@ -49,7 +49,7 @@ def solutions(cells: list[int], side: int) -> Iterator[list[int]]:
 
 
 def is_unique(cells: list[int], side: int) -> bool:
-    """Whether a puzzle has exactly one solution; without a search if its clues contradict each other."""
+    """Whether a puzzle has exactly one solution; if its clues contradict each other, no search is needed."""
     peers = _peers(side)
     if any(digit and digit in [cells[peer] for peer in peers[cell]] for cell, digit in enumerate(cells)):
         return False
@@ -58,7 +58,7 @@ def is_unique(cells: list[int], side: int) -> bool:
 
 
 def dug(solution: list[int], side: int, clues: int, draw: np.random.Generator) -> list[int]:
-    """A puzzle with that solution alone, of so many clues, or of as few as the order drawn allows."""
+    """A puzzle with that solution alone and `clues` clues, or as few as the drawn order allows."""
     cells = solution.copy()
     for cell in draw.permutation(len(cells)).tolist():
         if len(cells) - cells.count(0) <= clues:
@@ -104,7 +104,7 @@ def sudoku6() -> Task:
     pairs: dict[bytes, Grids] = {}
     for number in range(1, bases + 1):
         some = np.where(draw.random((6, 6)) < 0.25, moved(start, draw), 0).ravel().tolist()
-        solution = next(solutions(some, 6))  # a random one: what completes a quarter of another
+        solution = next(solutions(some, 6))  # a random solution: one that completes a quarter of another
         base = np.array([dug(solution, 6, 12, draw), solution]).reshape(2, 6, 6)
         while len(pairs) < number * repeats:
             pair = moved(base, draw)
@@ -114,7 +114,7 @@ def sudoku6() -> Task:
 
 
 def _task(name: str, pairs: Grids, train: int, validation: int, split: str) -> Task:
-    """Of (rows, 2, side, side) puzzles and their grids; the first so many train, and the next validate."""
+    """The task of (rows, 2, side, side) puzzles and their grids; the first `train` train, the next validate."""
     puzzles, answers = pairs[:, 0], pairs[:, 1]
     side, rest = puzzles.shape[-1], train + validation
     return Task(

@@ -16,7 +16,7 @@ from .task import Task
 LENGTH = 32
 """Characters that a network sees at once."""
 CHARACTERS = 2**17
-"""Of the text, at most: an epoch is to take seconds on a processor."""
+"""Largest number of characters of the text, so that an epoch takes seconds on a processor."""
 ALPHABET = "".join(sorted(set(string.printable) - set("\t\r\x0b\x0c")))
 """Characters with a number of their own, from 1 on; 0 is any other character."""
 
@@ -50,7 +50,7 @@ def text() -> Task:
 
 
 def distinct_paragraphs(topics: dict[str, str]) -> list[str]:
-    """The paragraphs in the order of the topics' names, each once, whatever the space in it."""
+    """The paragraphs in the order of the topics' names, each once; white space does not make them differ."""
     paragraphs: dict[str, str] = {}
     for _, topic in sorted(topics.items()):
         for paragraph in topic.split("\n\n"):
@@ -60,7 +60,7 @@ def distinct_paragraphs(topics: dict[str, str]) -> list[str]:
 
 
 def encoded(text: str) -> Tensor:
-    """(characters,) their numbers."""
+    """(characters,) numbers of the text's characters."""
     numbers = {character: number for number, character in enumerate(ALPHABET, start=1)}
     return torch.tensor([numbers.get(character, 0) for character in text], dtype=torch.int64, device="cpu")
 

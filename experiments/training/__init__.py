@@ -7,4 +7,4 @@ OPTIMIZERS = {
     "rmsprop": "torch.optim:RMSprop",
     "sgd": "torch.optim:SGD",
 }
-"""Name on the command line → its class, imported when it is asked for; the schedule gives SGD its momentum."""
+"""Name on the command line → optimiser's class, imported only when used; the schedule gives SGD its momentum."""

@@ -1,4 +1,4 @@
-"""Averaged weights, which are tested in place of the last."""
+"""Averaged weights, which are tested in place of the last ones."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 _SETTLING = 25
-"""Uses of a normalised weight after which its norm is known, as for a fresh one."""
+"""Uses of a normalised weight after which its norm is as well known as for a fresh one."""
 
 
 class Averaging(WeightAveraging):
-    """An exponential moving average of the weights, which validation and whoever comes after training see.
+    """An exponential moving average of the weights, which validation and everything after training use.
 
     After n steps its decay is `min(decay, (1 + n) / (10 + n))`: it spans about a ninth of the steps so far, so that in
     short runs the first weights do not outweigh all others.
 
     Args:
-        decay: that of long runs.
-        device: of the average; it is made before the network moves to its device, and would stay behind.
+        decay: the decay in long runs.
+        device: of the average, which is made before the network moves and would stay behind otherwise.
     """
 
     def __init__(self, decay: float, device: str) -> None:
@@ -42,9 +42,9 @@ class Averaging(WeightAveraging):
 
 @torch.no_grad()
 def settle(network: nn.Module) -> None:
-    """Let spectral norms find the singular vectors of the averaged weights: averages of vectors are not they.
+    """Let spectral norms find the singular vectors of the averaged weights, which averaged vectors are not.
 
-    Without it the norms are underrated, weights leave their bound, and steps need not be well posed.
+    Without this the norms are underestimated, weights exceed their bound, and steps need not be well posed.
     """
     for module in network.modules():
         if parametrize.is_parametrized(module):

@@ -1,4 +1,4 @@
-"""Checkpoints of a training: written after each epoch, checked before it goes on from one."""
+"""Checkpoints of a training: written after each epoch, checked before training resumes from one."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Keeper(Checkpoint):
 
     Args:
         checkpoint: its path; the leading process writes it, whole or not at all.
-        tables: folder of `metrics.csv` and, of several processes, a `rank-N.csv` of each one's own share.
+        tables: folder of `metrics.csv` and, with several processes, of a `rank-N.csv` for each one's own share.
     """
 
     def __init__(self, checkpoint: Path, tables: Path) -> None:
@@ -59,7 +59,7 @@ def _write(path: Path, epochs: list[dict[str, Any]]) -> None:
 
 
 def loaded(path: Path, remedy: str) -> Any:
-    """What `torch.save` wrote, tensors and plain values only; where it is damaged, `InputError` with the remedy."""
+    """What `torch.save` wrote, tensors and plain values only; `InputError` with the remedy if it is damaged."""
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # damaged bytes can raise anything
@@ -71,7 +71,7 @@ def checked(path: Path, run: dict[str, Any], weights: dict[str, Tensor]) -> dict
 
     Args:
         path: its file.
-        run: what the training is of, as the checkpoint must say.
+        run: identifies the training; the checkpoint must hold the same.
         weights: the state of the network, whose names and shapes it must have.
     """
     remedy = "remove it to train this network from its start"

@@ -11,7 +11,7 @@ from ..errors import InputError
 
 
 def chosen_device(device: str) -> str:
-    """`cpu` or `cuda`, for one of them or `auto`; `InputError` where it is not there."""
+    """`cpu` or `cuda`, for one of these names or `auto`; `InputError` if the device is not available."""
     allowed = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
     if device == "auto":
         return allowed[-1]
@@ -21,6 +21,6 @@ def chosen_device(device: str) -> str:
 
 
 def data_on_the_processor() -> AbstractContextManager[Any]:
-    """Data are made, shuffled and loaded on the processor: a notebook may have another default device."""
-    # where it is the processor already, to say so would cost time at every call of PyTorch
+    """A context in which data are made, shuffled and loaded on the processor, whatever a notebook's default device."""
+    # if the processor is the default already, the context would only cost time at every call of PyTorch
     return nullcontext() if torch.get_default_device().type == "cpu" else torch.device("cpu")

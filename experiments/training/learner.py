@@ -24,14 +24,14 @@ _CURVES = ("train_loss", "train_score", "test_loss", "test_score")
 
 
 class Learner(lightning.LightningModule):
-    """A network under training; its checkpoints know whose they are.
+    """A network under training; its checkpoints say which training they belong to.
 
     Args:
         network: trained in place.
         task: loss, goal, optimiser and learning rate.
         shares: the order of the training data, which checkpoints hold, and each process's share of it.
-        tested: of the test data.
-        run: what the training is of, in plain values.
+        tested: the same for the test data, which are not shuffled.
+        run: identifies the training, in plain values.
     """
 
     def __init__(self, network: nn.Module, task: Task, shares: Shares, tested: Shares, run: dict[str, Any]) -> None:
@@ -48,7 +48,7 @@ class Learner(lightning.LightningModule):
         self._largest_norm: float | None = None
         self.automatic_optimization = not isinstance(network, Stepwise)
         self._share = 1.0
-        """Of this process in a batch, times the number of processes, over which gradients and figures are averaged."""
+        """This process's share of a batch, times the number of processes: gradients and figures are means over them."""
 
     def on_train_epoch_start(self) -> None:
         self._rows, self._total, self._began = 0, 0.0, time.perf_counter()
@@ -70,7 +70,7 @@ class Learner(lightning.LightningModule):
         return None
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        if self._largest_norm is not None:  # here, where gradients of half precision have their size again
+        if self._largest_norm is not None:  # here, where half-precision gradients have been unscaled
             nn.utils.clip_grad_norm_(self.parameters(), self._largest_norm)
 
     def _training_loss(self, batch: tuple[Tensor, Tensor], index: int, step: Step) -> Tensor:
@@ -102,7 +102,7 @@ class Learner(lightning.LightningModule):
         curve = {name: float(metrics[name]) for name in names if name in metrics}
         for part in ("train", "test"):
             if f"{part}_score" in curve and math.isnan(curve[f"{part}_loss"]):
-                curve[f"{part}_score"] = math.nan  # a metric takes outputs that are NaN for some class
+                curve[f"{part}_score"] = math.nan  # a metric takes NaN outputs for some class
         self.curves.append(curve)
         if self.together:
             seconds = time.perf_counter() - self._began
@@ -121,21 +121,21 @@ class Learner(lightning.LightningModule):
         rate, steps = self.task.learning_rate, int(self.trainer.estimated_stepping_batches)
         optimizer = self.task.optimizer(self.parameters(), lr=rate, weight_decay=self.task.weight_decay)
         cycles = bool({"momentum", "betas"} & set(optimizer.defaults))
-        # a single step would be taken at the rate at which the cycle ends, which is next to nothing
+        # a single step would use the rate at which the cycle ends, which is almost zero
         schedule = torch.optim.lr_scheduler.OneCycleLR(
             optimizer, rate, total_steps=max(steps, 3), cycle_momentum=cycles, div_factor=25 if steps > 1 else 1
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def _loss(self, batch: tuple[Tensor, Tensor], part: str, rows: int, step: Step = Step()) -> Tensor:
-        """Of this process's share of a batch of so many rows."""
+        """The loss of this process's share of a batch of `rows` rows."""
         inputs, targets = batch
         self._share = len(targets) * self.shares.team.size / rows
         outputs = self.network(inputs, **step.arguments)
         outputs, own = outputs if step.own_loss else (outputs, 0)
         loss = self.task.training_loss(outputs, targets)
         if targets.shape != outputs.shape or not isinstance(self.goal, Classification):
-            score: Any = self.scores[f"{part}_part"]  # labels that were mixed have no right answer
+            score: Any = self.scores[f"{part}_part"]  # mixed labels have no right answer
             score(outputs, targets)
             self.log(f"{part}_score", score, on_step=False, on_epoch=True, prog_bar=True)
         self._note(f"{part}_loss", loss, rows)
@@ -148,8 +148,10 @@ class Learner(lightning.LightningModule):
 
 
 class ShardedLearner(Learner):
-    """A network of whose weights each process keeps its share, gathered for the length of a pass: cells are evaluated
-    many times a solve, so that it is one group, not one for each layer."""
+    """A network whose weights are shared out among the processes, and gathered for the length of a pass.
+
+    It is one group, not one for each layer, since a solve evaluates its cell many times.
+    """
 
     def configure_model(self) -> None:
         from torch.distributed.fsdp import FSDPModule, fully_shard
@@ -171,7 +173,7 @@ class Progress(RichProgressBar):
         return {} if score is None else {f"{self._part} {self._goal.heading}": self._goal.show(float(score))}
 
     def _get_train_description(self, current_epoch: int) -> str:
-        return f"Epoch {current_epoch + 1}/{self.trainer.max_epochs}"  # counted as people do
+        return f"Epoch {current_epoch + 1}/{self.trainer.max_epochs}"  # counted from 1
 
 
 class Lines(Callback):
@@ -188,7 +190,7 @@ class Lines(Callback):
 
 
 def progress(goal: Goal, part: str) -> list[Callback]:
-    """The bar on a terminal; a log has some lines, and of a search its end alone; a notebook only how each ended."""
+    """A bar on a terminal; some lines in a log, but none for a search; nothing in a notebook."""
     console = Console()
     if console.is_jupyter:  # a bar would need widgets
         return []

@@ -15,21 +15,21 @@ from implicit import Equilibrium
 from ..errors import InputError
 
 PRECISIONS: dict[str, Any] = {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}
-"""As Lightning calls it; weights and optimiser stay in float32."""
+"""Precision → Lightning's name for it; weights and optimiser stay in float32."""
 _DTYPES = {"bf16": torch.bfloat16, "16": torch.float16}
 
 
 def check_precision(precision: str, device: str) -> None:
-    """`InputError` where the device has no such arithmetic."""
+    """Raise `InputError` if the device lacks this arithmetic."""
     if precision == "16" and device == "cpu":
         raise InputError("--precision 16 needs a GPU: on a processor choose bf16 or 32")
 
 
 @contextmanager
 def met(network: nn.Module, precision: str) -> Iterator[None]:
-    """Solves forward and backward ask for no more than layers of that precision resolve, twice their rounding.
+    """Loosen tolerances, forward and backward, to what layers of that precision resolve: twice their rounding.
 
-    With their own tolerance rows would circle at the rounding of the layers until the last step.
+    With tighter tolerances, rows would circle at the rounding of the layers until the last step.
     """
     if precision == "32":
         yield

@@ -14,11 +14,11 @@ from ..tasks.goals import Goal
 from ..tasks.task import Task
 
 FACTOR = 3.0
-"""Between neighbouring rates: an optimum is missed by less than its root, which matters little."""
+"""Ratio of neighbouring rates: an optimum is missed by a factor below its square root, which matters little."""
 AT_FIRST, AT_MOST = 3, 5
-"""Rates that are tried: the task's, its neighbours, and more on the side on which the best is the last."""
+"""Rates that are tried: the task's, its neighbours, and more on the side where the best is the outermost."""
 HELD_BACK = 5
-"""One row in so many is held back."""
+"""One row in this many is held back."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Search:
     """The learning rates that were tried for a network, and the best of them."""
 
     scores: dict[float, float]
-    """Rate → score on what was held back, the rates rising; NaN: training failed, or diverged."""
+    """Rate → score on the held-back data, in increasing order of the rates; NaN: training failed, or diverged."""
     chosen: float
 
     @property
@@ -38,7 +38,7 @@ class Search:
 def held_back(task: Task) -> Task:
     """The task on which learning rates are chosen: its test part is the validation part, or held back from training.
 
-    What is left to train on are whole batches, where there is one: a batch of one row has no statistics.
+    The rows left to train on fill whole batches, if there is at least one: a batch of one row has no statistics.
     """
     if task.validation is not None:
         return replace(task, test=task.validation)
@@ -54,12 +54,12 @@ def held_back(task: Task) -> Task:
 
 
 def search(first: float, goal: Goal, attempt: Callable[[float], tuple[float, float]]) -> Search:
-    """Tries three rates, then goes on where the best is the last one, to five at most: the same rule for all networks.
+    """Try three rates, then go on, up to five, while the best is the outermost: the same rule for all networks.
 
     Args:
-        first: the rate in the middle; chosen where none comes to a finite score.
+        first: the rate in the middle; chosen if no rate gives a finite score.
         goal: says which score is better.
-        attempt: trains at a rate; returns score and loss on what was held back, NaN where it fails.
+        attempt: trains at a rate; returns score and loss on the held-back data, NaN if it fails.
     """
     found: dict[float, tuple[float, float]] = {}
 

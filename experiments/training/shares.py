@@ -19,14 +19,14 @@ class Shares(Sampler[int]):
     """Indices in batches that do not depend on the number of processes, which split each batch between them.
 
     A shuffled epoch is a function of the state of `order` and of the rank: its other random numbers (dropout,
-    augmentation) are seeded from there too, so that a training that goes on draws what it would have drawn.
+    augmentation) are seeded from there too, so that a resumed training draws the same as an unbroken one.
 
     Args:
         length: of the data.
-        batch: of all processes together; all batches but the last are split evenly where they divide it.
-        team: who shares it.
-        order: shuffles; None: the data in their order. A shuffled epoch leaves out a row that would be a batch alone,
-            which has no statistics.
+        batch: rows for all processes together; if their number divides it, all batches but the last are split evenly.
+        team: the processes that share it.
+        order: shuffles the data; None: they keep their order. A shuffled epoch leaves out a row that would be a batch
+            alone, which has no statistics.
     """
 
     def __init__(self, length: int, batch: int, team: Team, order: torch.Generator | None = None) -> None:
@@ -50,7 +50,7 @@ class Shares(Sampler[int]):
             yield from indices[own.start : own.stop]
 
     def rows(self, number: int) -> int:
-        """Rows of the batch of that number, of all processes together."""
+        """Rows of the batch with that number, for all processes together."""
         return min(self.batch, self.length - number * self.batch)
 
     def _own(self, whole: range) -> range:
@@ -59,12 +59,12 @@ class Shares(Sampler[int]):
 
 
 def _alone(length: int, batch: int) -> int:
-    """Rows, 1 or 0, that would be a batch alone."""
+    """Number of rows, 1 or 0, that would be a batch alone."""
     return int(batch > 1 and length > 1 and length % batch == 1)
 
 
 def check_divides(task: Task, team: Team) -> None:
-    """`InputError` unless every process gets a share of every batch, and an equal one of the full ones."""
+    """Raise `InputError` unless every process gets a share of every batch, and an equal share of full batches."""
     length, tested = len(task.train), len(task.test)  # type: ignore[arg-type]
     trained = length - _alone(length, task.batch)
 
@@ -81,11 +81,11 @@ def check_divides(task: Task, team: Team) -> None:
 
 
 def test_share(size: int) -> int:
-    """Rows of a test batch that each of so many processes takes."""
+    """Rows of a test batch that each of `size` processes takes."""
     return -(-TEST_BATCH // size)
 
 
 def check_strategy(task: Task, team: Team) -> None:
-    """`InputError` where a strategy cannot train the task."""
+    """Raise `InputError` if the team's strategy cannot train the task."""
     if team.strategy == "fsdp" and task.averaging is not None:
         raise InputError(f"--strategy fsdp cannot average weights, which {task.name} asks for: use ddp")

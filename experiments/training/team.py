@@ -19,7 +19,7 @@ from .launched import launched
 
 T = TypeVar("T")
 STEP = timedelta(seconds=20)
-"""How far apart processes that fail alike may do so."""
+"""How far apart in time processes that fail alike may fail."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Team:
     strategy: str = "ddp"
     """`ddp`: each process holds the whole network; `fsdp`: its share of the weights."""
     agreement: Any = None
-    """The group in which processes ask each other whether they are in step; it does not wait for long."""
+    """The group in which processes check whether they are in step; its timeout is short."""
 
     @property
     def leads(self) -> bool:
@@ -40,7 +40,7 @@ class Team:
         return self.rank == 0
 
     def first(self, make: Callable[[], T]) -> T:
-        """What the leading process makes, on every process; so is its `InputError`."""
+        """What `make` returns in the leading process, on every process; its `InputError` is raised on every process."""
         if self.size == 1:
             return make()
         outcome: list[Any] = [None, None]
@@ -55,7 +55,7 @@ class Team:
         return outcome[0]
 
     def agrees(self, line: str) -> bool:
-        """Whether every process has failed, and with this line: they are still in step then."""
+        """Whether every process has failed with this same line; they are then still in step."""
         lines: list[Any] = [None] * self.size
         try:
             distributed.all_gather_object(lines, line, group=self.agreement)
@@ -81,7 +81,7 @@ def joined(device: str, strategy: str) -> Iterator[Team]:
         if local >= there:
             raise InputError(f"more processes than GPUs: this machine has {there}; choose --devices up to it")
         torch.cuda.set_device(local)
-    # a process that waits while another measures is no error; one that has died is noticed at once
+    # waiting while another process measures is no error; a process that has died is noticed at once
     patience = timedelta(days=1)
     distributed.init_process_group("cpu:gloo,cuda:nccl" if device == "cuda" else "gloo", timeout=patience)
     threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
@@ -91,7 +91,7 @@ def joined(device: str, strategy: str) -> Iterator[Team]:
 
 
 def _end_with(launcher: int) -> None:
-    """End this process when its launcher has gone without a word: nobody would be left to end it."""
+    """End this process once its launcher is gone: nothing else would end it."""
     while os.getppid() == launcher:
         time.sleep(0.5)
     os._exit(1)

@@ -33,10 +33,10 @@ from .team import ALONE, Team
 
 @dataclass(frozen=True)
 class Training:
-    """What came of one training run."""
+    """The result of one training run."""
 
     curves: list[dict[str, float]]
-    """For each epoch: loss and score on both parts, evaluations a row forward and backward, share converged."""
+    """For each epoch: loss and score on both parts, evaluations per row forward and backward, share converged."""
     seconds_per_epoch: list[float]
 
 
@@ -57,20 +57,20 @@ def train(
     """Train for `epochs` and keep the last weights: no model is selected on the test part, which is only watched.
 
     Leaves `logs/NAME/seed-N/metrics.csv` and `checkpoints/NAME-seed-N/last.ckpt` in `folder`. Every process of a team
-    calls it with the same network; it is trained as by one, and whole in the leading process afterwards.
+    calls it with the same network, which is trained as by one process and is whole in the leading one afterwards.
 
     Args:
         network: trained in place.
-        task: its batch is that of all processes together.
+        task: its batch size is that of all processes together.
         epochs: passes over the training part.
-        seed: of the order of the data and of all else that is drawn.
+        seed: of the order of the data and of all other random numbers.
         device: `cpu` or `cuda`.
         folder: of the run.
         name: of the network.
         team: the processes that share each batch.
         precision: a key of `PRECISIONS`.
-        resume: go on from the checkpoint in `folder`, where there is one, to the numbers of an unbroken training.
-        part: what the task's test part is called where progress is shown: validation, in a search.
+        resume: resume from the checkpoint in `folder`, if there is one, with the results of an unbroken training.
+        part: name of the task's test part where progress is shown; `validation` in a search.
     """
     run = {"task": task.name, "network": name, "seed": seed, "epochs": epochs}
     path = checkpoint(folder, name, seed)
@@ -112,7 +112,7 @@ def train(
     with warnings.catch_warnings(), met(learner.network, precision):
         # the shares of converged rows are logged, tabled and drawn instead
         warnings.simplefilter("ignore", ConvergenceWarning)
-        # small data are in memory: loader processes would only cost
+        # small data are in memory: loader processes would only cost time
         warnings.filterwarnings("ignore", ".*does not have many workers")
         warnings.filterwarnings("ignore", category=FutureWarning, module="lightning")
         warnings.filterwarnings("ignore", category=DeprecationWarning, module="(lightning|torch)")
@@ -127,7 +127,7 @@ def train(
             log.parent.mkdir(parents=True, exist_ok=True)
             log.write_text(traceback.format_exc())
             if team.agrees(first_line(error)):
-                raise  # it is the network's, and every process can go on to the next
+                raise  # the failure is the network's, and every process can go on to the next
             raise TrainingError(
                 f"process {team.rank} of {team.size} failed ({first_line(error)}); see {log}"
             ) from error
@@ -142,7 +142,7 @@ def checkpoint(folder: Path, name: str, seed: int) -> Path:
 
 
 def _restore(network: nn.Module, checkpoint: dict[str, Any], task: Task) -> None:
-    """The weights that a finished training leaves, from its last checkpoint."""
+    """Load the weights that a finished training leaves, from its last checkpoint."""
     state = checkpoint["state_dict"].items()
     network.load_state_dict({name.removeprefix("network."): value for name, value in state})
     if task.averaging is not None:
@@ -168,13 +168,13 @@ def _processes(team: Team, device: str) -> dict[str, Any]:
 
 
 def apart(network: nn.Module, team: Team, device: str) -> bool:
-    """Whether batch statistics in the network are those of each process's share: not the numbers of one process."""
+    """Whether the network's batch statistics are those of each process's share, unlike with a single process."""
     normalised = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in network.modules())
     return normalised and team.size > 1 and not _synchronised(team, device)
 
 
 def _synchronised(team: Team, device: str) -> bool:
-    return device == "cuda" and team.strategy == "ddp"  # where PyTorch can
+    return device == "cuda" and team.strategy == "ddp"  # where PyTorch supports it
 
 
 def _loaders(task: Task, shares: Shares, tested: Shares) -> tuple[Any, Any]:
@@ -185,7 +185,7 @@ def _loaders(task: Task, shares: Shares, tested: Shares) -> tuple[Any, Any]:
         sampler=shares,
         generator=shares.order,
         collate_fn=task.collate,
-        num_workers=workers,  # started anew for each epoch: what they draw then depends on the order's state alone
+        num_workers=workers,  # restarted for each epoch, so that their draws depend on the order's state alone
         worker_init_fn=partial(_seed_worker, team.rank) if team.rank else None,
     )
     test = DataLoader(
@@ -199,5 +199,5 @@ def _loaders(task: Task, shares: Shares, tested: Shares) -> tuple[Any, Any]:
 
 
 def _seed_worker(rank: int, number: int) -> None:
-    """Workers of different processes draw different augmentations."""
+    """Seed workers so that those of different processes draw different augmentations."""
     torch.manual_seed(torch.initial_seed() + 10_000 * rank)

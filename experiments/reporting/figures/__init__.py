@@ -43,6 +43,6 @@ FIGURES: dict[str, tuple[str, Callable[[Comparison], Any]]] = {
     "more-steps": ("The score after fewer and more steps of a repeated cell than in training.", more_steps),
     "branches": ("What the branches of a Para-Former add, after training.", kept_branches),
 }
-"""File name → (caption, how it is drawn; None where the comparison has nothing to show)."""
+"""File name → (caption, function that draws the figure, or returns None if there is nothing to show)."""
 
 __all__ = ["FIGURES", "in_words", "literal", "styled"]

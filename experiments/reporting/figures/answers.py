@@ -60,11 +60,11 @@ def functions(comparison: Comparison) -> Figure | None:
 
 
 def _title(row: Row, goal: Goal) -> str:
-    """The network with its score from the first seed, where it is known."""
+    """The network's name, with its score from the first seed if that is known."""
     score = row.runs[0].measurement.score
     return row.name if score is None else f"{row.name}: {goal.score} {goal.show(score)} {goal.unit}".strip()
 
 
 def _panels(comparison: Comparison) -> tuple[Figure, Any]:
-    """One for each network."""
+    """One panel for each network."""
     return panels(len(comparison.rows), columns=4, size=(2.6, 2.8), shared=True)

@@ -1,21 +1,21 @@
-"""Names beside points, none over another."""
+"""Names beside points, without overlaps."""
 
 from __future__ import annotations
 
 from typing import Any
 
 SIZE = 7.5
-"""Of the letters, in points."""
+"""Size of the letters, in points."""
 _DIRECTIONS = ((1, 0), (-1, 0), (1, 1), (1, -1), (-1, 1), (-1, -1), (0, 1), (0, -1))
 _DISTANCES = (6, 12, 20, 30, 42, 56, 72)
 
 
 def name_points(ax: Any, points: dict[str, tuple[float, float]], others: list[tuple[float, float]]) -> None:
-    """Write each name beside its point, within the axes, over no other name or point; a line leads from afar.
+    """Write each name near its point, within the axes and clear of names and points; a line joins distant ones.
 
     Args:
-        ax: with its limits as they stay; the figure is laid out here, and is not laid out again.
-        points: name → x and y, in data.
+        ax: with its final limits; the figure is laid out here, and must not be laid out again.
+        points: name → x and y, in data coordinates.
         others: points without a name, likewise.
     """
     ax.figure.draw_without_rendering()

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def more_steps(comparison: Comparison) -> Figure | None:
-    """The test score after other numbers of steps than were trained: the mean over the seeds, and their range."""
+    """The test score after numbers of steps other than those trained: the mean over the seeds, and their range."""
     rows = [(n, row) for n, row in enumerate(comparison.rows) if row.runs[0].measurement.depth_scores]
     if not rows:
         return None

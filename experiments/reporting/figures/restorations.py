@@ -44,7 +44,7 @@ def restorations(comparison: Comparison) -> Figure | None:
 
 
 def distances(comparison: Comparison) -> Figure | None:
-    """How far untrained networks, which are the algorithm, are from its optimum, against their depth."""
+    """Distance of untrained networks, which are the algorithm itself, to its optimum, against their depth."""
     if comparison.task.name != "deblur":
         return None
     pictures = comparison.task.sample(32)[0].double()

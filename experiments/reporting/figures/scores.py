@@ -21,11 +21,11 @@ if TYPE_CHECKING:
     from ..comparison import Comparison, Row
 
 MANY = 9
-"""Of more networks only those are named that none beats in both score and cost, and the baseline."""
+"""From this many networks on, only the baseline and those that none beats in both score and cost are named."""
 
 
 def differences(comparison: Comparison) -> Figure | None:
-    """Each network's score less the baseline's, in pairs of one seed, with the 95 % interval; the best on top."""
+    """Each network's score minus the baseline's, paired by seed, with the 95 % interval; the best on top."""
     shown = [
         (row, difference)
         for row in comparison.ranked
@@ -65,7 +65,7 @@ def differences(comparison: Comparison) -> Figure | None:
 
 
 def cost(comparison: Comparison) -> Figure | None:
-    """The score against FLOPs, seconds and memory; a cost that all share is left out."""
+    """The score against FLOPs, seconds and memory; a cost that hardly differs is left out."""
     goal = comparison.task.goal
     rows = [row for row in comparison.rows if row.trained and math.isfinite(row.mean("score"))]
     costs: tuple[tuple[str, Callable[[Row], float]], ...] = (

@@ -35,7 +35,7 @@ def residuals(comparison: Comparison) -> Figure | None:
 
 
 def steps(comparison: Comparison) -> Figure | None:
-    """After how many steps the rows of the test part had stopped, where that differs (first seed, trained)."""
+    """Steps after which the rows of the test part had stopped, for networks where they differ (first seed, trained)."""
     rows = [row for row in _solving(comparison) if _differ(row)]
     if not rows:
         return None
@@ -63,13 +63,13 @@ def spectra(comparison: Comparison) -> Figure | None:
 
 
 def evaluations(comparison: Comparison) -> Figure | None:
-    """Evaluations a row and share of converged rows over training: the mean over the seeds."""
+    """Evaluations per row and share of converged rows over training: the mean over the seeds."""
     rows = _solving(comparison)
     if not rows or comparison.settings["epochs"] < 2:
         return None
     asked = [row for row in rows if _tolerance(row) is not None]
     converged = {row.name: 100 * np.mean(curve_of(row, "converged"), axis=0) for row in asked}
-    fails = any(values.min() < 100 for values in converged.values())  # else a panel would say nothing
+    fails = any(values.min() < 100 for values in converged.values())  # otherwise the panel would show nothing
     figure, axes = plt.subplots(1, 1 + fails, figsize=(6.5 + 3.5 * fails, 3.8), layout="constrained", squeeze=False)
     axes = axes[0]
     for number, row in enumerate(rows):
@@ -99,7 +99,7 @@ def _solving(comparison: Comparison) -> list[Row]:
 
 
 def _one_a_network(ax: Any) -> tuple[list[Any], list[str]]:
-    """The curves forwards, with the networks' names."""
+    """Legend entries of the forward curves alone, under the networks' names."""
     handles, labels = ax.get_legend_handles_labels()
     forward = [
         (handle, label.removesuffix(", forward")) for handle, label in zip(handles, labels) if "backward" not in label

@@ -1,4 +1,4 @@
-"""How figures look, and what several of them read off a comparison."""
+"""How figures look, and what several of them read from a comparison."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ STYLE = {
 
 @contextmanager
 def styled() -> Iterator[None]:
-    """Figures that are made within look alike, and are closed at its end, whatever happens; others are left alone."""
+    """Give all figures made within the same style, and close them at the end, even on an error; leave others alone."""
     before = set(plt.get_fignums())
     try:
         with plt.rc_context(STYLE):  # type: ignore[arg-type]
@@ -50,7 +50,7 @@ def styled() -> Iterator[None]:
 
 
 def literal(comparison: Comparison) -> Comparison:
-    """The same with names in which Matplotlib finds no formula, whatever dollar signs they hold."""
+    """The same comparison with dollar signs in names escaped, so that Matplotlib sees no formula in them."""
 
     def named(row: Row) -> Row:
         baseline = row.contestant.baseline
@@ -66,12 +66,12 @@ def score_label(goal: Goal) -> str:
 
 
 def colour_of(number: int) -> str:
-    """Of the row with this number."""
+    """The colour of the row with this number."""
     return COLOURS[number % len(COLOURS)]
 
 
 def draw_scores(ax: Axes, number: int, name: str, at: Any, scores: NDArray[Any]) -> None:
-    """Of the row with this number, (seeds, points): their mean, and a band from the least to the largest."""
+    """Draw the scores (seeds, points) of the row with this number: their mean, and a band from least to largest."""
     colour, line = colour_of(number), LINES[number % len(LINES)]
     ax.plot(at, scores.mean(axis=0), line, color=colour, marker=MARKERS[number % len(MARKERS)], label=name)
     ax.fill_between(at, scores.min(axis=0), scores.max(axis=0), color=colour, alpha=0.15, linewidth=0)
@@ -88,7 +88,7 @@ def trained(comparison: Comparison) -> list[tuple[int, Row]]:
 
 
 def panels(count: int, *, columns: int, size: tuple[float, float], shared: bool = False) -> tuple[Figure, Any]:
-    """So many panels of this size in inches, in even lines of at most `columns`; they may share their axes."""
+    """`count` panels of this size in inches, in even lines of at most `columns`; they may share their axes."""
     lines = -(-count // columns)
     columns = -(-count // lines)
     figure, axes = plt.subplots(

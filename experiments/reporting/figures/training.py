@@ -19,13 +19,13 @@ if TYPE_CHECKING:
     from ..comparison import Comparison
 
 SHOWN = 3
-"""So many of the best are shown beside the baselines until others are picked."""
+"""Number of the best networks shown beside the baselines until a reader picks others."""
 
 
 def training_curves(comparison: Comparison) -> Figure | None:
     """Test score and training loss against epochs: the mean over the seeds, of the baselines and the best.
 
-    The curves of all are there; `curve-N-M` names that of the N-th network in the M-th panel for whoever picks.
+    All curves are drawn; the id `curve-N-M` is that of the N-th network in the M-th panel, for a reader to pick.
     """
     rows = [row for row in comparison.ranked if row.trained and np.isfinite(curve_of(row, "train_loss")).any()]
     if not rows or comparison.settings["epochs"] < 2:
@@ -59,7 +59,7 @@ def training_curves(comparison: Comparison) -> Figure | None:
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     if isinstance(goal, Classification):
         lowest = float(min((mean[-1] for mean in scores), default=0.0))
-        axes[0].set_ylim(max(0.0, lowest - 15), 101)  # where they differ, not the climb
+        axes[0].set_ylim(max(0.0, lowest - 15), 101)  # where the curves differ, not their climb
     elif not goal.higher_is_better:
         axes[0].set_yscale("log")
     axes[0].set_title(f"Test {goal.score} (watched, never used to choose)")

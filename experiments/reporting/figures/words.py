@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
 
 def in_words(figure: Figure) -> str:
-    """Title, axes and names of the curves, panel by panel; what a panel shares with the last is not said again."""
+    """Title, axes and names of the curves, panel by panel; what a panel shares with the last is not repeated."""
     panels, axes_before, names_before = [], "", ""
     for ax in figure.axes:
         if ax.get_label() == "<colorbar>" or not (ax.axison or ax.get_title()):

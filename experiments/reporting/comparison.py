@@ -180,7 +180,10 @@ class Comparison:
         from .report import write_report
 
         failures, place = Failures(), Path(folder)
-        place.mkdir(parents=True, exist_ok=True)
+        try:
+            place.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"the report cannot be written into {place}: {error.strerror}") from error
         write_report(self, place, failures)
         page = place / "report.html"
         if not page.exists():

@@ -122,6 +122,9 @@ def test_a_comparison_from_python(task, tmp_path, capsys):
         assert name in comparison.table()
     assert f"report: {tmp_path}" in capsys.readouterr().out
     pages = [tmp_path / "run" / "report.html", comparison.report(tmp_path / "again")]
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match=r"the report cannot be written into .*file.again: "):
+        comparison.report(tmp_path / "file" / "again")
     for page in pages:
         text = page.read_text()
         assert "<script" not in text

@@ -106,7 +106,9 @@ def _compare(options: argparse.Namespace, given: list[str]) -> int:
         return launch(given, devices, nodes)
     if launched() and typed & {"devices", "nodes"} and devices * nodes != int(os.environ["WORLD_SIZE"]):
         size = os.environ["WORLD_SIZE"]
-        raise InputError(f"--devices {devices} --nodes {nodes} are not the {size} processes that were launched")
+        raise InputError(
+            f"--devices {devices} --nodes {nodes} do not match the {size} processes launched: leave them out"
+        )
     _require()
     from .commands.compare import compare  # late: the training libraries take seconds to import, too long for --help
 

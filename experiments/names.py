@@ -39,7 +39,7 @@ def found(name: str, known: Mapping[str, str], what: str) -> Any:
         if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
             raise InputError(f"{what} {name}: {where(error)}") from error  # it exists, but imports a missing one
         raise InputError(
-            f"{what} {name}: there is no module {error.name} in {os.getcwd()}, nor among what is installed"
+            f"{what} {name}: there is no module {error.name} in {os.getcwd()} or among the installed packages"
         ) from error
     except Exception as error:
         raise InputError(f"{what} {name}: {module_name} cannot be imported: {where(error)}") from error
@@ -52,7 +52,7 @@ def found(name: str, known: Mapping[str, str], what: str) -> Any:
 def unknown(name: str, known: Iterable[str], what: str, *, own: bool = True) -> InputError:
     """The error for a name that is not one of the toolkit's; `own`: whether a user's own name is allowed there."""
     names = list(known)
-    choice = f"Choose from {', '.join(names)}" + "; your own is MODULE:FUNCTION" * own
+    choice = f"Choose from {', '.join(names)}" + "; for your own, name MODULE:FUNCTION" * own
     return InputError(f"unknown {what} {name!r}{similar(name, names) or '.'} {choice}")
 
 

@@ -57,7 +57,7 @@ def _copied_module(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
         memo[id(module)] = twin
         return twin
     if isinstance(module, torch.jit.ScriptModule):
-        raise TypeError(f"a {type(module).__name__} cannot be copied, and only a copy is looked at")
+        raise TypeError(f"a {type(module).__name__} cannot be copied, and only a copy is examined")
     twin = memo[id(module)] = object.__new__(type(module))
     for name, value in vars(module).items():
         twin.__dict__[name] = _copied(value, memo)

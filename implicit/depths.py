@@ -36,7 +36,7 @@ def depths(steps: Any, layout: Layout) -> Depths:
     """The `Depths` for an integer or a (batch,) tensor of integers, checked."""
     if not isinstance(steps, Tensor):
         if not is_count(steps):
-            raise ValueError(f"steps={steps!r} must be an integer of at least 1, or a (batch,) tensor of such")
+            raise ValueError(f"steps={steps!r} must be an integer of at least 1, or a (batch,) tensor of such integers")
         return Depths(int(steps), int(steps), None)
     if steps.is_floating_point() or steps.is_complex() or steps.dtype == torch.bool:
         raise TypeError(f"steps is a tensor of {steps.dtype}: pass integers, or one int for all rows")
@@ -47,7 +47,7 @@ def depths(steps: Any, layout: Layout) -> Depths:
         )
     least, most = (int(bound) for bound in torch.stack(steps.long().aminmax()).tolist()) if layout.batch else (1, 1)
     if least < 1:
-        raise ValueError(f"steps holds {least}: each row takes at least 1 step")
+        raise ValueError(f"steps contains {least}: each row must take at least 1 step")
     return Depths(most, least, None if least == most else (most - steps.long()).to(layout.device))
 
 

@@ -62,7 +62,7 @@ def differentiable_solve(
     reports = Reports(current_logs(), name, owner)
     if transformed():
         if at:
-            raise RuntimeError("iterates have no rule for torch.func's transforms and forward-mode differentiation")
+            raise RuntimeError("iterates have no rule for torch.func's transforms or forward-mode differentiation")
         return (layout.unflatten(_transformed_solve(problem, z0, gradient, settings, reports)),)
     tracked = torch.is_grad_enabled()
     hooked = tracked and saved_through_hooks()  # at every call: a checkpoint counts what is saved
@@ -155,10 +155,10 @@ def _transformed_solve(problem: Problem, z0: State, gradient: Gradient, settings
             parts = own_modules(problem.f) if isinstance(problem.f, nn.Module) else []
             replaced = any("forward" in vars(part) for part in parts)
             raise RuntimeError(
-                "f captures a tensor that a transform of torch.func, or autograd around it, follows: "
+                "f captures a tensor that a transform of torch.func, or autograd around it, tracks: "
                 + (
-                    "its forward, or that of a part, was replaced by a function that holds the module. Bind it by "
-                    "types.MethodType or functools.partial, which are followed"
+                    "its forward, or that of a submodule, was replaced by a function that holds the module. Bind it "
+                    "with types.MethodType or functools.partial instead"
                     if replaced
                     else "pass it through args, or make f an nn.Module that has it as a parameter"
                 )
@@ -186,16 +186,16 @@ def _told_in_words() -> Iterator[None]:
         for sign, part in _UNKNOWN_TO_TRANSFORMS.items():
             if sign in str(error):
                 raise RuntimeError(
-                    f"the transforms of torch.func cannot follow {part}, which f has: take it out, or differentiate "
-                    "with torch.autograd, which can"
+                    f"the transforms of torch.func cannot follow {part} in f: remove it, or differentiate with "
+                    "torch.autograd, which can"
                 ) from error
         raise
 
 
 _UNKNOWN_TO_TRANSFORMS = {
     "setup_context": "a full backward hook, or an autograd.Function without setup_context",
-    "saved tensor hooks": "a checkpoint, or other hooks of what autograd saves",
-    "data pointer": "a look at values by .numpy()",
+    "saved tensor hooks": "a checkpoint, or other hooks on saved tensors",
+    "data pointer": "a conversion by .numpy()",
 }
 
 

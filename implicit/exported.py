@@ -68,11 +68,11 @@ def fixed_steps(layer: Equilibrium[Any], inputs: tuple[Any, ...], steps: int | N
     settings = layer.settings
     if not settings.solver.fixed_cost:
         raise TypeError(
-            f"{type(settings.solver).__name__} takes as many steps as its data need: set the layer's solver to "
-            "Picard(), Anderson() or Broyden() first"
+            f"{type(settings.solver).__name__} has no fixed cost per step: set the layer's solver to Picard(), "
+            "Anderson() or Broyden() first"
         )
     if not Layout(layer.start(inputs, None)).batch:
-        raise ValueError("the inputs have no rows on which the steps could be counted: pass representative ones")
+        raise ValueError("the inputs have no rows from which to count the steps: pass representative inputs")
     if steps is None:
         steps = int(layer.solve(*inputs).check().steps.max())
     elif not isinstance(steps, int) or isinstance(steps, bool) or steps < 1:
@@ -82,7 +82,7 @@ def fixed_steps(layer: Equilibrium[Any], inputs: tuple[Any, ...], steps: int | N
     found = solve(layer.cell, form(*inputs), inputs, **once.options())
     if not bool(found.converged.all()):
         raise ConvergenceError(
-            f"{steps} steps of {settings.solver} leave a relative residual of {found.residual.max().item():.1e} where "
-            f"rtol={settings.rtol:g} is asked for: pass more steps, or set another solver"
+            f"{steps} steps of {settings.solver} leave a relative residual of {found.residual.max().item():.1e}, which "
+            f"does not meet rtol={settings.rtol:g}: pass more steps, or set another solver"
         )
     return form

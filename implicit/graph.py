@@ -159,5 +159,5 @@ def refuse_hidden(name: str, problem: Problem, flat: Tensor, image: Tensor) -> N
         moved = problem(flat.detach() + 1e-3 * (1 + flat.detach().abs()))
     if not torch.equal(moved.nan_to_num(), image.nan_to_num()):
         raise ValueError(
-            f"{name}: f depends on z, but its image has no graph: take torch.no_grad, detach and NumPy out of f"
+            f"{name}: f depends on z, but its image has no graph: remove torch.no_grad, detach and NumPy from f"
         )

@@ -30,7 +30,7 @@ class Layer(nn.Module, ABC, Generic[Z]):
         if initial is not None and not callable(initial):
             raise TypeError(
                 f"{type(self).__name__}: initial is a {type(initial).__name__}: pass a function of the inputs that "
-                "makes the first state, or hand a fixed one in as z0= at each call"
+                "makes the first state, or pass a fixed one as z0= at each call"
             )
         self.cell, self.initial = cell, initial
 
@@ -55,7 +55,7 @@ class Layer(nn.Module, ABC, Generic[Z]):
             )
         return (
             f"{self.title}: z starts as zeros like the first input, {what}: pass initial=, a function of the inputs "
-            "that makes the first state, if the cell wants another one"
+            "that makes the first state, if the cell needs another one"
         )
 
     def positional(self, inputs: tuple[Any, ...], keywords: dict[str, Any]) -> tuple[Any, ...]:
@@ -92,7 +92,7 @@ class Layer(nn.Module, ABC, Generic[Z]):
             )
         if not inputs[0].is_floating_point():
             raise TypeError(
-                f"{self.title}: z starts as zeros like the first input, which is of {inputs[0].dtype}, and a state has "
-                "real floating-point numbers: pass initial=, a function of the inputs that makes the first state"
+                f"{self.title}: z starts as zeros like the first input, which has dtype {inputs[0].dtype}, but a state "
+                "needs real floating-point numbers: pass initial=, a function of the inputs that makes the first state"
             )
         return torch.zeros_like(inputs[0])

@@ -163,7 +163,7 @@ class Looped(Layer[Z]):
         if not is_count(self.tracked):
             raise ValueError(
                 f"Looped: tracked={self.tracked!r} must be an integer of at least 1, or None for all steps; for no "
-                "gradient call it under torch.no_grad()"
+                "gradient, call it under torch.no_grad()"
             )
         return min(int(self.tracked), steps)
 

@@ -96,7 +96,7 @@ class Monitor:
         self._keep([sample for sample, _ in found])
         missing = {(sample.layer, name): why for sample, failures in found for name, why in failures.items()}
         if not calls:
-            missing["", "call"] = f"the monitor saw no Equilibrium called at step {step}, nor a Looped"
+            missing["", "call"] = f"the monitor saw no call of an Equilibrium or a Looped at step {step}"
         for what, why in missing.items():
             if what not in self._told:
                 self._told.add(what)

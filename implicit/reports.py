@@ -60,20 +60,20 @@ class Reports(NamedTuple):
         if measured is not None:
             text += f"\nThe spectral radius of the Jacobian there is about {measured:.2g}"
             text += (
-                ": plain iteration runs away, scale the weights down"
+                ": plain iteration diverges; scale the weights down"
                 if measured > 1
-                else f": plain steps converge from nearby, a larger {solution.budget} may do"
+                else f": plain steps converge from nearby; a larger {solution.budget} may suffice"
             )
         text += (
-            "\nimplicit.diagnostics.diagnose looks for the cause. Said again once it is ten times worse; "
-            "implicit.record() has every solve"
+            "\nimplicit.diagnostics.diagnose looks for the cause. This warning is repeated only if the residual "
+            "becomes ten times larger; implicit.record() records every solve"
         )
         warnings.warn(text, ConvergenceWarning, stacklevel=level_of_caller())
 
 
 _BACKWARD = (
-    "For this solve these are settings of gradient=ImplicitGradient(solver=…, rtol=…, max_steps=…), whose "
-    "unconverged=… says what becomes of such rows"
+    "For this solve, these are settings of gradient=ImplicitGradient(solver=…, rtol=…, max_steps=…), whose "
+    "unconverged=… chooses how to treat such rows"
 )
 _worst: weakref.WeakKeyDictionary[Any, dict[str, float]] = weakref.WeakKeyDictionary()
 """For each layer, or function's code, the largest residual that a warning has reported, in each direction."""

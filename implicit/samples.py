@@ -104,7 +104,7 @@ def _looked_at(call: Call, rows: int) -> tuple[list[float], dict[str, str]]:
                 figures.append(look(call.apart().of_rows(rows)))
             except Exception as error:  # also of the user's cell, under conditions that it was not written for
                 figures.append(math.nan)
-                failures[name] = f"{call.name}: the monitor cannot find the {name} ({error})"
+                failures[name] = f"{call.name}: the monitor cannot compute the {name} ({error})"
     return figures, failures
 
 
@@ -114,7 +114,7 @@ def _largest_radius(call: Call) -> float:
         radii = spectral_radius(call.layer.cell, z, call.inputs).tolist()
     finite = [found for found in radii if not math.isnan(found)]
     if not finite:
-        raise ValueError("the Jacobian is not finite at any of the solutions looked at")
+        raise ValueError("the Jacobian is not finite at any of the solutions examined")
     return max(finite)
 
 

@@ -12,10 +12,10 @@ from torch.nn.modules.dropout import _DropoutNd
 from .recording import level_of_caller
 
 _COUPLES = (
-    "couples the rows through the batch's statistics, and moves its own at every evaluation of a solve: use GroupNorm "
-    "or LayerNorm"
+    "couples the rows through batch statistics, and updates its running ones at every evaluation of a solve: use "
+    "GroupNorm or LayerNorm"
 )
-_DROPS = "draws a new mask at every evaluation, so that no fixed point exists: hand in a mask of LockedDropout"
+_DROPS = "draws a new mask at every evaluation, so no fixed point exists: pass in a mask from LockedDropout"
 
 
 def warn_of_unsuitable(cell: nn.Module) -> None:
@@ -35,7 +35,7 @@ def warn_of_chance() -> None:
     """A `RuntimeWarning` for a cell that gave another value when evaluated again at the solution."""
     warnings.warn(
         "evaluating the cell again at the solution gave another value: it is not deterministic (dropout, noise), or "
-        "computes something else where gradients are recorded, so it has no fixed point to differentiate. Draw random "
+        "computes something else when gradients are recorded, so it has no fixed point to differentiate. Draw random "
         "masks outside the cell and pass them in as inputs (see LockedDropout)",
         RuntimeWarning,
         stacklevel=level_of_caller(),
@@ -45,9 +45,9 @@ def warn_of_chance() -> None:
 def warn_of_coupling() -> None:
     """A `RuntimeWarning` for a cell whose rows depend on each other, as evaluating all solutions together showed."""
     warnings.warn(
-        "the rows of the cell depend on each other: evaluated together, the solutions found for each row do not hold. "
-        "What is one problem must be one row: a graph, whose nodes are not rows, is z0[None] or x[None]; use LayerNorm "
-        "or GroupNorm in place of batch statistics",
+        "the rows of the cell depend on each other: the solutions found row by row do not hold when all rows are "
+        "evaluated together. Each problem must be one row: pass a graph, whose nodes are not rows, as x[None] (and "
+        "z0[None]). Use LayerNorm or GroupNorm in place of batch statistics",
         RuntimeWarning,
         stacklevel=level_of_caller(),
     )

@@ -47,7 +47,7 @@ def register(solvers: Mapping[str, Solver] = SOLVERS) -> None:
     for name, solver in solvers.items():
         if not isinstance(name, str) or not isinstance(solver, Solver):
             raise TypeError(
-                f"{name!r}: {solver!r} is not a name and a Solver: pass such as {{'anderson20': Anderson(20)}}"
+                f"{name!r}: {solver!r} is not a name with its Solver: pass a dict, {{'anderson20': Anderson(20)}}"
             )
         register_solver(name, in_torchdeqs_form(solver))
 
@@ -103,7 +103,7 @@ def in_torchdeqs_form(solver: Solver) -> Callable[..., tuple[Tensor, list[Tensor
 
 def _reports(func: Any, caller: FrameType) -> tuple[Literal["forward", "backward"], Reports]:
     """Which of torchdeq's passes a solve belongs to, and where to report it."""
-    hint = "torchdeq has max_steps as {0}_max_iter, rtol and atol as {0}_tol and {0}_stop_mode"
+    hint = "In torchdeq, max_steps is {0}_max_iter; rtol and atol are {0}_tol with {0}_stop_mode"
     if getattr(func, "__module__", "") != "torchdeq.grad":
         return "forward", Reports(current_logs(), "torchdeq", _users(func), hint.format("f"))
     # torchdeq makes this function anew for each solve: its owner is among the caller's local variables

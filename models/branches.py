@@ -95,7 +95,7 @@ class Branches(nn.Module):
             shapes = [None if p is None else tuple(p.shape[1:]) for p in (parameter, theirs.get(name))]
             if shapes[0] != shapes[1] or len(self.blocks) != len(other.blocks):
                 raise ValueError(
-                    f"branches that do not share shapes cannot be joined: {name} has {shapes[0]} a branch here and "
+                    f"branches of different shapes cannot be joined: {name} has shape {shapes[0]} per branch here and "
                     f"{shapes[1]} there, with {len(self.blocks)} and {len(other.blocks)} blocks"
                 )
         return self._with(lambda name, parameter: torch.cat((parameter, theirs[name].to(parameter))))

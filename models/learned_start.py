@@ -53,7 +53,7 @@ class LearnedStart(nn.Module):
         proposed, found = tree_leaves(self.network(*tree_map(_detached, inputs))), tree_leaves(solution)
         shapes = [[tuple(part.shape) for part in parts] for parts in (proposed, found)]
         if shapes[0] != shapes[1]:
-            raise ValueError(f"the start has shapes {shapes[0]}, the solution {shapes[1]}: they must be alike")
+            raise ValueError(f"the start has shapes {shapes[0]}, the solution {shapes[1]}: they must be the same")
         # in half precision sums of squares overflow
         pairs = [(_single(part), _single(target.detach())) for part, target in zip(proposed, found)]
         distance = torch.stack([(part - target).abs().square().sum() for part, target in pairs]).sum()

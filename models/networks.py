@@ -62,7 +62,7 @@ def image_network(
         pool: side of the grid to which the last stage is averaged before the linear head.
     """
     if len(widths) != len(depths) or not widths:
-        raise ValueError(f"widths={tuple(widths)} and depths={tuple(depths)} must be equally many, at least one")
+        raise ValueError(f"widths={tuple(widths)} and depths={tuple(depths)} must have the same length, at least 1")
     first = nn.Conv2d(channels, widths[0], 3, padding=1) if patch == 1 else nn.Conv2d(channels, widths[0], patch, patch)
     layers: list[nn.Module] = [first]
     for stage, (width, depth) in enumerate(zip(widths, depths)):

@@ -104,7 +104,7 @@ class OptDEQ(nn.Module):
         if not method.stationary:
             changing = method.changing()
             raise ValueError(
-                f"{name}: {', '.join(changing)} changes from layer to layer, an equilibrium needs constants: "
+                f"{name}: {', '.join(changing)} changes from layer to layer, but an equilibrium needs constants: "
                 f"{name}({changing[0]}=0.5)"
             )
         within = options.copy()

@@ -74,7 +74,7 @@ class _ParaFormer(nn.Module):
 
     def _whole(self) -> Branches:
         if not isinstance(self.body, Branches):
-            raise TypeError("the branches are spread over several devices: do this before `sharded`")
+            raise TypeError("the branches are spread over several devices: call this before `sharded`")
         return self.body
 
     def _around(self: Self, body: Branches | ShardedBranches) -> Self:

@@ -133,10 +133,10 @@ def withdrawn(outcome: Outcome, problem: Problem, measure: Measure) -> Outcome:
 def _warn() -> None:
     """Warn that rows depend on each other, and say what is done about it and what to change."""
     warnings.warn(
-        "the rows depend on each other: some that had stopped changed while others moved. The batch is solved as one "
-        "problem, whose rows converge together. If it is one problem (a graph, whose nodes are not rows), make it one "
-        "row: z0[None] and x[None]. If not, replace batch statistics by GroupNorm or LayerNorm, and draw random "
-        "numbers outside f",
+        "the rows depend on each other: rows that had stopped changed while others moved. The batch is solved as one "
+        "problem instead, and its rows converge together. If it is one problem (a graph, whose nodes are not rows), "
+        "pass it as one row: z0[None] and x[None]. Otherwise, replace batch statistics by GroupNorm or LayerNorm, and "
+        "draw random numbers outside f",
         RuntimeWarning,
         stacklevel=6,
     )

@@ -29,7 +29,7 @@ def can_follow(fewer: Problem, stretch: Stretch, measure: Measure) -> bool:
     allowed = NEGLIGIBLE * (measure.atol + measure.rtol * scale)
     if (change <= allowed + ALIKE * fewer.rounding * scale).all():
         return True
-    warn_of_dropping("f returned something else for the others without them")
+    warn_of_dropping("f then returned other values for the remaining rows")
     return False
 
 
@@ -37,9 +37,9 @@ def warn_of_dropping(what: str) -> None:
     warnings.warn(
         f"rows that had stopped were dropped, and {what}. The whole batch is solved instead. f couples the rows (batch "
         "statistics, attention across the batch), is not deterministic, uses a tensor of the batch's size that is not "
-        "in args, or shares one in args among the rows whose length is that of the batch. Pass compact=False; "
-        "replace BatchNorm by GroupNorm or LayerNorm; pass tensors through args, shared ones as solvers.Shared("
-        "tensor); make a graph, whose nodes are not rows, one row: z0[None]",
+        "in args, or shares among the rows a tensor in args whose length is the batch size. Pass compact=False, or "
+        "remove the cause: replace BatchNorm by GroupNorm or LayerNorm; pass tensors through args, shared ones as "
+        "solvers.Shared(tensor); pass a graph, whose nodes are not rows, as one row, z0[None]",
         RuntimeWarning,
         stacklevel=6,
     )

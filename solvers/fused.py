@@ -53,8 +53,8 @@ def _compiles(device: int) -> bool:
         residual_and_norms(one, one)
     except Exception as error:
         warnings.warn(
-            f"Triton cannot compile here ({type(error).__name__}: {error}), so that the operations of PyTorch are "
-            "used, which are slower. It needs a C compiler and the headers of Python",
+            f"Triton cannot compile here ({type(error).__name__}: {error}): PyTorch's slower operations are used "
+            "instead. Triton needs a C compiler and the Python headers",
             RuntimeWarning,
             stacklevel=2,
         )

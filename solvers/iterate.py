@@ -50,7 +50,7 @@ def iterate(
         else:
             if not outcome.dropped or checked or _holds_together(problem, outcome, settings):
                 return outcome
-            warn_of_dropping("at the end f returned something else for all rows together")
+            warn_of_dropping("at the end, f returned other values for the whole batch")
         problem.independent = False
         return _run(problem, z, replace(settings, compact=False), start, keep)
 

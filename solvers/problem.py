@@ -216,7 +216,7 @@ def _refuse_recording(f: Any, layout: Layout, first: Tensor) -> None:
     if torch.jit._trace.is_tracing():
         fault = "torch.jit.trace would replay the steps of this one solve whatever the data"
     elif torch.compiler.is_exporting():
-        fault = "torch.export has no values to look at"
+        fault = "torch.export has no values"
     elif layout.device.type == "meta" or isinstance(first, FakeTensor):
         fault = f"{'tensors on the meta device' if layout.device.type == 'meta' else 'fake tensors'} have no values"
     elif proxies is not None and proxies.get_proxy_mode() is not None:
@@ -224,8 +224,8 @@ def _refuse_recording(f: Any, layout: Layout, first: Tensor) -> None:
     if fault is not None:
         name = getattr(f, "__name__", type(f).__name__)
         raise RuntimeError(
-            f"the equilibrium of {name} cannot be recorded: it takes as many steps as its residuals say, and {fault}. "
-            "Take the layer's form of a fixed number of steps, layer.exported(*inputs), or pass tensors with values"
+            f"the equilibrium of {name} cannot be recorded: its number of steps depends on its residuals, and {fault}. "
+            "Use the layer's form with a fixed number of steps, layer.exported(*inputs), or pass tensors with values"
         )
 
 

@@ -74,7 +74,7 @@ class Settings:
             raise ValueError(f"min_steps={self.min_steps!r} must be an integer of at least 0")
         if not self._steps_fit():
             raise ValueError(
-                f"max_steps={self.max_steps!r} must be an integer of at least 1, or a (batch,) tensor of such"
+                f"max_steps={self.max_steps!r} must be an integer of at least 1, or a (batch,) tensor of such integers"
             )
         if self.compact not in (None, True, False) or (
             isinstance(self.compact, int) and self.compact is not bool(self.compact)

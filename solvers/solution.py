@@ -146,7 +146,7 @@ class Solution(Generic[S]):
         for step in range(1, len(trace)):
             trace[step] = torch.where(trace[step].isnan(), trace[step - 1], trace[step])
         medians = trace.nanmedian(dim=1).values if trace.numel() else trace.flatten()
-        return sparkline(medians, "median relative residual, rows that have stopped with their last, logarithmic")
+        return sparkline(medians, "median relative residual (logarithmic; rows that have stopped keep their last)")
 
     def __repr__(self) -> str:
         statuses = Counter(self.status.tolist())

@@ -23,8 +23,8 @@ R = TypeVar("R")
 
 
 _OPEN_ENDED = (
-    "a solve takes as many steps as its data need, which no single graph can hold: drop fullgraph=True, or take the "
-    "layer's form of a fixed number of steps, layer.exported(*inputs)"
+    "the number of steps of a solve depends on its data, so no single graph can hold it: drop fullgraph=True, or use "
+    "the layer's form with a fixed number of steps, layer.exported(*inputs)"
 )
 
 
@@ -91,7 +91,9 @@ def root_settings(title: str, options: SolveOptions) -> Settings:
     """The settings of a root problem."""
     settings = Settings.of(title, options, solver=NewtonKrylov(), rtol=1e-6)
     if isinstance(settings.norm, Entrywise):
-        raise ValueError(f"{title}: norm=Entrywise() compares with f(z), and a root has none: pass norm=Euclidean()")
+        raise ValueError(
+            f"{title}: norm=Entrywise() compares with f(z), which a root problem does not have: pass norm=Euclidean()"
+        )
     return settings
 
 

@@ -86,7 +86,7 @@ def counts(text: str) -> list[int]:
     """Strictly increasing whole numbers of at least 1, separated by commas."""
     numbers: Sequence[int] = [count(part) for part in text.split(",")]
     if sorted(set(numbers)) != numbers:
-        raise argparse.ArgumentTypeError(f"{text!r} does not rise")
+        raise argparse.ArgumentTypeError(f"{text!r} is not strictly increasing")
     return list(numbers)
 
 

@@ -70,7 +70,7 @@ def _task(options: dict[str, Any], team: Team) -> Task:
     if options["optimizer"] is not None:
         changes["optimizer"] = found(options["optimizer"], OPTIMIZERS, "optimizer")
         if not callable(changes["optimizer"]):
-            raise InputError(f"optimizer {options['optimizer']} is no class of an optimiser")
+            raise InputError(f"optimizer {options['optimizer']} is not an optimiser class")
     return replace(task if options["rows"] is None else fewer(task, options["rows"]), **changes)
 
 

@@ -29,7 +29,7 @@ def depth(
     console, device = terminal(), chosen_device(device)
     odd = [width for width in widths if width % HEADS]
     if odd:
-        raise InputError(f"--widths {odd[0]} is not a multiple of the {HEADS} heads of the attention")
+        raise InputError(f"--widths {odd[0]} is not a multiple of the {HEADS} attention heads")
     settings = {"widths": widths, "batches": batches, "depths": depths, "device": device}
     with in_pieces("depth", settings, out, resume, console) as run:
         records: list[dict[str, Any]] = []

@@ -19,14 +19,17 @@ def listing(task: str | None, data: str | None) -> str:
         recipes = {
             f"@{path.stem}": path.read_text().splitlines()[0].lstrip("# ") for path in sorted(RECIPES.glob("*.txt"))
         }
-        rest = "implicit compare TASK --list has the models of one. Your own: MODULE:FUNCTION, which returns a Task."
+        rest = (
+            "implicit compare TASK --list lists its models. For a task of your own, name MODULE:FUNCTION, which "
+            "returns a Task."
+        )
         return "\n".join(["tasks", *_lines(tasks), "recipes", *_lines(recipes), rest])
     contestants = known(task, make_task(task, Source(data)))
     models = {
         f"{name}{'' if contestant.usual else ' *'}": f"{contestant.reading}: {contestant.description}"
         for name, contestant in contestants.items()
     }
-    rest = "* takes part where it is named, not in all. Your own: MODULE:FUNCTION, which makes a network of a task."
+    rest = "* is not part of all: name it. For a network of your own, name MODULE:FUNCTION, which makes one for a task."
     return "\n".join([f"models of {task}", *_lines(models), rest])
 
 

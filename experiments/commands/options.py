@@ -9,7 +9,7 @@ from typing import Any
 from ..training import OPTIMIZERS
 from .arguments import Parser, Version, count, counts, positive
 
-RISING = "numbers of layers, rising, separated by commas"
+RISING = "numbers of layers, increasing, separated by commas"
 
 
 def parser(*, defaults: bool = True) -> Parser:
@@ -20,7 +20,7 @@ def parser(*, defaults: bool = True) -> Parser:
         epilog="@NAME reads further arguments from the recipe NAME of this package, or from a file.",
         fromfile_prefix_chars="@",
     )
-    parser.add_argument("--version", action=Version, help="print the version, and end")
+    parser.add_argument("--version", action=Version, help="print the version and exit")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for add in (_add_compare, _add_universality, _add_depth, _add_sweeps):
         command = add(commands)
@@ -33,15 +33,15 @@ def _add_compare(commands: Any) -> Parser:
     compare: Parser = commands.add_parser(
         "compare",
         help="train every reading, or networks of your own, on one task; print a table and write a report",
-        description="Train networks on one task on equal terms, print a table, write a report. "
-        "TASK is one of --list, or MODULE:FUNCTION of yours that returns an experiments.Task.",
+        description="Train networks on one task on equal terms, print a table and write a report. "
+        "TASK is one of those in --list, or your own MODULE:FUNCTION that returns an experiments.Task.",
     )
-    compare.add_argument("task", nargs="?", metavar="TASK", help="the data; a run to resume knows its own")
-    compare.add_argument("--list", action="store_true", help="list the tasks, or the models of TASK, and end")
+    compare.add_argument("task", nargs="?", metavar="TASK", help="the data; not needed with --resume")
+    compare.add_argument("--list", action="store_true", help="list the tasks, or the models of TASK, and exit")
     compare.add_argument(
         "--models",
         default="all",
-        help="names separated by commas: all, names of --list, MODULE:FUNCTION of yours that makes a network of a task",
+        help="names separated by commas: all, names in --list, a MODULE:FUNCTION of yours that makes a network",
     )
     compare.add_argument(
         "--baseline", help="model that all are compared with (default: each model's own, or the first)"
@@ -54,21 +54,21 @@ def _add_compare(commands: Any) -> Parser:
     )
     compare.add_argument("--data", help="folder of the data, where the task needs one (default: none)")
     compare.add_argument(
-        "--download", action="store_true", help="fetch the data into the folder first, where that can be"
+        "--download", action="store_true", help="download the data into the folder first, where possible"
     )
     _add_training(compare, "the task's")
-    compare.add_argument("--rows", type=count, help="of each part, at most, drawn once (default: all)")
-    compare.add_argument("--batch", type=count, help="pairs a training step (default: the task's)")
+    compare.add_argument("--rows", type=count, help="rows of each part, at most, drawn once (default: all)")
+    compare.add_argument("--batch", type=count, help="pairs per training step (default: the task's)")
     compare.add_argument(
         "--learning-rate",
         type=positive,
-        help="largest of the schedule, from which the search starts (default: the task's)",
+        help="largest rate of the schedule, where the search starts (default: the task's)",
     )
     compare.add_argument(
         "--search",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="whether each network's learning rate is chosen on data held back from training, of three to five rates",
+        help="whether to choose each network's learning rate, out of three to five, on data held back from training",
     )
     compare.add_argument(
         "--optimizer",
@@ -76,11 +76,14 @@ def _add_compare(commands: Any) -> Parser:
     )
     _add_place(compare, "runs/TASK-1")
     compare.add_argument(
-        "--devices", type=count, default=1, help="GPUs, or processes, of each machine; they share each batch"
+        "--devices", type=count, default=1, help="GPUs, or processes, per machine; they share each batch"
     )
-    compare.add_argument("--nodes", type=count, default=1, help="machines; the command is started on each")
+    compare.add_argument("--nodes", type=count, default=1, help="machines; start the command on each")
     compare.add_argument(
-        "--precision", choices=("32", "bf16", "16"), default="32", help="of the layers in training; 16 on GPUs only"
+        "--precision",
+        choices=("32", "bf16", "16"),
+        default="32",
+        help="arithmetic of the layers in training; 16 on GPUs only",
     )
     compare.add_argument(
         "--strategy",
@@ -113,8 +116,8 @@ def _add_depth(commands: Any) -> Parser:
         description="Time inference and training of transformer blocks against their number, in every reading.",
     )
     depth.add_argument("--depths", type=counts, default="1,2,4,8,16,32,64", help=RISING)
-    depth.add_argument("--widths", type=counts, default="48,192", help="widths of a token, multiples of 3, likewise")
-    depth.add_argument("--batches", type=counts, default="1,32", help="batch sizes, likewise")
+    depth.add_argument("--widths", type=counts, default="48,192", help="widths of a token, multiples of 3, increasing")
+    depth.add_argument("--batches", type=counts, default="1,32", help="batch sizes, increasing")
     _add_place(depth, "runs/depth-1")
     return depth
 
@@ -145,5 +148,5 @@ def _add_place(parser: Parser, first: str) -> None:
         "--resume",
         type=Path,
         metavar="RUN",
-        help="go on with a run that was killed or interrupted, or do what failed in it (default: a new run)",
+        help="resume a run that was killed or interrupted, or redo what failed in it (default: a new run)",
     )

@@ -62,7 +62,7 @@ def universality(
         if name not in known:
             raise unknown(name, known, "model", own=False)
     if len(depths) < 2 or seeds * len(depths) < 3:
-        raise InputError("a slope needs two depths and three runs: name more in --depths, or raise --seeds")
+        raise InputError("a slope needs at least two depths and three runs: name more --depths, or raise --seeds")
     task = telgarsky()
     epochs = EPOCHS if epochs is None else epochs
     errors: dict[str, dict[int, list[float]]] = {name: {depth: [] for depth in depths} for name in names}

@@ -66,7 +66,7 @@ def matched_size(name: str, build: Build, target: float, cost: Cost, inputs: Ten
     low, high = 1, 2
     while of(high) < target:
         if high >= LARGEST:
-            raise InputError(f"{name} does not grow with its size: leave the argument out, or use it")
+            raise InputError(f"{name} does not grow with its size: use the argument size, or leave it out")
         low, high = high, 2 * high
     while high - low > 1:
         middle = (low + high) // 2
@@ -76,6 +76,6 @@ def matched_size(name: str, build: Build, target: float, cost: Cost, inputs: Ten
     if abs(found - target) > tolerance * target:
         raise InputError(
             f"{name}: no size comes within {tolerance:.0%} of the baseline's {target:,.0f}: the closest, {size}, has "
-            f"{found:,.0f}; --match shape, match='shape', takes each network as it is"
+            f"{found:,.0f}. --match shape, or match='shape', takes each network as it is"
         )
     return size

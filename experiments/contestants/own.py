@@ -55,7 +55,7 @@ def entered(name: str, entry: Entry, task: Task) -> Contestant:
         return entry
     if isinstance(entry, nn.Module):
         raise InputError(
-            f"{name} is a network: pass a function of the task that makes one, for each seed needs a new one"
+            f"{name} is a network: pass a function of the task that makes one, since each seed needs a new one"
         )
     if not callable(entry):
         raise InputError(f"{name} is a {type(entry).__name__}, not a function of the task that makes a network")
@@ -75,7 +75,7 @@ def entered(name: str, entry: Entry, task: Task) -> Contestant:
         learned = [each for each in network.parameters() if each.requires_grad]
         if {id(each) for each in learned} & {id(known) for ref in last if (known := ref()) is not None}:
             raise TypeError(
-                f"{name} returned the parameters of its last network again: it is to make new ones each time"
+                f"{name} returned the parameters of its last network again: it must make new ones at each call"
             )
         last = [weakref.ref(each) for each in learned]
         return network

@@ -124,7 +124,7 @@ def digits(task: Task) -> Contestants:
 
 
 def _started(build: Build) -> Contestant:
-    return Contestant("equilibrium", "pgd-deq from where a small network proposes", build, usual=False)
+    return Contestant("equilibrium", "pgd-deq started where a small network proposes", build, usual=False)
 
 
 def _paraformer(hidden: int, *, as_coded: bool = False) -> ParaFormer:

@@ -53,4 +53,4 @@ def in_common(terms: Terms, fixed: list[bool]) -> str:
     """What the networks have in common, in words; `fixed` says which of them have a fixed size."""
     if all(fixed):
         return "sizes of their own"
-    return terms.description + (", but for those of one size" if any(fixed) else "")
+    return terms.description + (", except those of fixed size" if any(fixed) else "")

@@ -54,7 +54,7 @@ def language_models(task: Task) -> Contestants:
             "looped", f"one block with its input injected, {STEPS} steps, gradient of the last {TRACKED}", looped
         ),
         "deq": row("equilibrium", "the equilibrium of the looped block, one-step adjoint", equilibrium),
-        "deq-start": row("equilibrium", "deq from where a small network proposes", started_equilibrium, Started),
+        "deq-start": row("equilibrium", "deq started where a small network proposes", started_equilibrium, Started),
         "paraformer": row("parallel", f"Para-Former: {DEPTH} blocks side by side, summed", side_by_side),
     }
     return against("explicit", SIZE, rows)

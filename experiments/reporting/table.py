@@ -64,28 +64,28 @@ def columns(comparison: Comparison) -> dict[str, tuple[str, Callable[[Row], str]
 
     rates = "learning rate, the largest of the schedule"
     if any(row.search for row in comparison.rows):
-        rates += "; < or > where the best is the lowest or highest that was tried"
+        rates += "; < or > marks a best rate that is the lowest or highest tried"
     table: dict[str, tuple[str, Callable[[Row], str]]] = {
         "network": ("", lambda row: row.name),
         goal.heading: ("on the test part, mean ± standard deviation over the seeds", score),
         f"– {baseline}": (
-            f"difference of that to {baseline}, in pairs of one seed: mean and 95 % interval (Student's t); "
-            "▲ better and ▼ worse, decided; one that holds 0 decides nothing",
+            f"score minus that of {baseline}, paired by seed: mean and 95 % interval (Student's t); "
+            "▲ better, ▼ worse; an interval that contains 0 decides nothing",
             difference,
         ),
         "reading": ("", lambda row: row.contestant.reading),
         "parameters": ("trainable scalars", lambda row: f"{row.parameters:,}"),
         "MFLOPs": (
-            "matmul and convolution FLOPs executed a sample, forward, in millions, the solver's own included",
+            "matmul and convolution FLOPs per sample in a forward pass, in millions, including the solver's own",
             _mean("flops", ".3g", 1e-6),
         ),
         "margin": (
-            "median distance of test points to the decision boundary, to first order, negative for wrong answers",
+            "median distance of test points to the decision boundary, to first order; negative for wrong answers",
             _mean("margin", ".3f"),
         ),
-        "evaluations": ("of the cells a row, forward / backward, all solves together", _evaluations),
+        "evaluations": ("of the cells per row, forward / backward, all solves together", _evaluations),
         "converged %": (
-            "test rows all of whose solves met the tolerance",
+            "test rows in which every solve met the tolerance",
             lambda row: _mean("converged", ".1f", 100)(row) if row.mean("forward_evaluations") else "–",
         ),
         "rate": (rates, lambda row: _rate(row) if row.trained else "–"),
@@ -152,7 +152,7 @@ def table_markdown(comparison: Comparison) -> str:
     made = (
         f"`{settings['command']}`: {settings['terms']}, {settings['epochs']} epochs, {len(settings['seeds'])} seeds, "
         f"{settings['seconds']:.0f} seconds on {machine['device']} (cores: {machine['cores']}, threads: "
-        f"{machine['threads']}), {versions}. Times were taken on that machine as it was: compare them within this "
+        f"{machine['threads']}), {versions}. Times depend on that machine and its load: compare them within this "
         "table only."
     )
     return "\n\n".join(part for part in (*parts, table, meanings, made) if part) + "\n"

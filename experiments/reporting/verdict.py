@@ -22,18 +22,18 @@ def verdict(comparison: Comparison) -> list[str]:
     seeds = max(len(row.runs) for row in comparison.rows)
     if seeds < 2:
         return [
-            f"One seed says nothing about differences: the table shows what each network came to once, and a second "
-            f"seed may turn the order round. Take {ENOUGH} seeds or more."
+            f"One seed says nothing about differences: the table shows one result of each network, and a second seed "
+            f"may reverse the order. Take {ENOUGH} seeds or more."
         ]
     baselines = dict.fromkeys(row.contestant.baseline for row in comparison.rows)
     sentences = [sentence for name in baselines for sentence in _against(comparison, name or "")]
     if comparison.settings.get("search") is False:
-        sentences.append("No learning rate was searched for: at another one the order may differ.")
+        sentences.append("Learning rates were not searched for: at others, the order may differ.")
     intervals = sum(comparison.difference(row) is not None for row in comparison.rows)
     if seeds < ENOUGH:
         sentences.append(f"{seeds} seeds decide large differences only: {ENOUGH} or more make the intervals narrower.")
     elif intervals >= 10:
-        chance = f"Of {intervals} such intervals about {max(1, round(0.05 * intervals))} leaves out 0 by chance"
+        chance = f"Of {intervals} such intervals, about {max(1, round(0.05 * intervals))} will exclude 0 by chance"
         sentences.append(f"{chance}: repeat a narrow decision with other seeds.")
     return sentences
 
@@ -64,7 +64,7 @@ def _against(comparison: Comparison, name: str) -> list[str]:
     ]
     count = len(kinds["undecided"])
     if sentences and count:
-        sentences.append(f"Not told apart from {name}: {_listed(kinds['undecided'])}.")
+        sentences.append(f"Not distinguishable from {name}: {_listed(kinds['undecided'])}.")
     elif count:
         only = f"{kinds['undecided'][0]} does not differ" if count == 1 else f"None of the {count} others differs"
         sentences.append(f"{only} from {reference} by more than the 95 % interval.")
@@ -87,10 +87,10 @@ def _costs(rows: Sequence[Row], baseline: Row) -> list[str]:
             if here > 0 and there > 0
         ]
         if row.mean("forward_evaluations") > 0:
-            parts.append(f"{row.mean('forward_evaluations'):.0f} evaluations of its cells a row")
+            parts.append(f"{row.mean('forward_evaluations'):.0f} evaluations of its cells per row")
         if parts:
             told.append(f"{row.name} {', '.join(parts)}")
-    return [f"Training, beside {baseline.name}: {'; '.join(told)}."] if told else []
+    return [f"Training, relative to {baseline.name}: {'; '.join(told)}."] if told else []
 
 
 def _seconds(row: Row) -> float:

@@ -94,7 +94,7 @@ def compare(
     given |= {name: getattr(task, name) for name in ("batch", "learning_rate", "weight_decay")}
     if resume is not None:
         if out is not None:
-            raise InputError("resume names the folder of the run: leave out the argument out")
+            raise InputError("resume already names the folder of the run: do not pass out")
         check_alike(given, read_settings(Path(resume)))
     named = {"seeds": seeds, "epochs": epochs, "search": search, "baseline": baseline, "match": match}
     shown = ", ".join(f"{name}={value!r}" for name, value in named.items())
@@ -185,7 +185,7 @@ def compared(
         for name in names:
             found = None
             if search and name in sizes:
-                console.print(f"{words[name]}, the search of its learning rate", highlight=False)
+                console.print(f"{words[name]}, search for its learning rate", highlight=False)
                 found = trials.search(name, contestants[name], sizes[name])
             rates[name] = found.chosen if found else contestants[name].learning_rate or task.learning_rate, found
         # seed by seed, so that passing load on the machine does not slow a single network

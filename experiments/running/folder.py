@@ -81,7 +81,7 @@ def resumable_folder(run: Path) -> Path:
         return partial
     if (final / UNFINISHED).is_dir():
         return final
-    why = "is whole: there is nothing to go on with" if run.is_dir() else f"was not begun: {partial} is not there"
+    why = "is complete: there is nothing to resume" if run.is_dir() else f"was not started: there is no {partial}"
     raise InputError(f"--resume {run}: the run {why}")
 
 
@@ -95,7 +95,7 @@ def _new(final: Path, command: str) -> Path:
         partial = _partial(place)
         if partial.exists():
             remedy = f"{how_to_resume(final, command)}, or remove it"
-            raise InputError(f"--out {final}: {partial} is there already, of a run under way or killed; {remedy}")
+            raise InputError(f"--out {final}: {partial} exists, from a run that is under way or was killed; {remedy}")
         if place.exists():
             place.rmdir()
         partial.mkdir(parents=True)
@@ -132,8 +132,8 @@ def _has_results(partial: Path) -> bool:
 def how_to_resume(final: Path, command: str) -> str:
     """How to resume the run, in words."""
     if command == PYTHON:
-        return f"go on with: compare(…, resume={str(final)!r})"
-    return f"go on with: implicit {command} --resume {shlex.quote(str(final))}"
+        return f"resume with: compare(…, resume={str(final)!r})"
+    return f"resume with: implicit {command} --resume {shlex.quote(str(final))}"
 
 
 def _first_free(task: str) -> Path:

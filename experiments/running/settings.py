@@ -23,14 +23,14 @@ def settled(options: dict[str, Any], typed: set[str], recorded: dict[str, Any]) 
         recorded: the settings that the run was started with.
     """
     if "out" in typed:
-        raise InputError("--resume names the folder of the run: leave out --out")
+        raise InputError("--resume already names the folder of the run: leave out --out")
     command = recorded.get("command", "compare")
     if command == PYTHON:
         raise InputError("--resume: the run was started from Python: call compare(…, resume=…) there")
     if command != options["command"]:
-        raise InputError(f"--resume: it is a run of implicit {command}, not of implicit {options['command']}")
+        raise InputError(f"--resume: this is a run of implicit {command}, not of implicit {options['command']}")
     if command == "compare" and not isinstance(recorded.get("task"), str):
-        raise InputError("--resume: the run's settings name no task: remove its folder, and start anew")
+        raise InputError("--resume: the run's settings name no task: remove its folder and start again")
     for name in typed & set(recorded) - set(WHERE):
         if options[name] != recorded[name]:
             option = "the task" if name == "task" else f"--{name.replace('_', '-')}"
@@ -42,7 +42,7 @@ def check_alike(given: dict[str, Any], recorded: dict[str, Any]) -> None:
     """Raise `InputError` if a program resumes a run that was started with other settings."""
     if recorded.get("command") != PYTHON:
         command = recorded.get("command", "compare")
-        raise InputError(f"resume: the run was started by implicit {command}: go on with implicit {command} --resume")
+        raise InputError(f"resume: the run was started by implicit {command}: use implicit {command} --resume")
     for name, value in given.items():
         if name not in WHERE and recorded.get(name) != value:
             raise InputError(f"resume: the run was started with {name}={recorded.get(name)!r}, not {value!r}")
@@ -63,8 +63,8 @@ def read_settings(run: Path) -> dict[str, Any]:
         settings = json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise InputError(
-            f"--resume {run}: {path} cannot be read ({first_line(error)}): remove {path.parents[1]}, and start anew"
+            f"--resume {run}: {path} cannot be read ({first_line(error)}): remove {path.parents[1]} and start again"
         ) from error
     if not isinstance(settings, dict):
-        raise InputError(f"--resume {run}: {path} holds no settings: remove {path.parents[1]}, and start anew")
+        raise InputError(f"--resume {run}: {path} holds no settings: remove {path.parents[1]} and start again")
     return settings

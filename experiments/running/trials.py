@@ -131,7 +131,7 @@ class Trials:
         if not parameters(network):
             return Training([], [])  # there is nothing to learn
         if apart(network, self.team, self.device):
-            self.console.print("    its batch statistics are of each process's share", highlight=False)
+            self.console.print("    its batch statistics cover each process's share only", highlight=False)
         return train(
             network,
             replace(task, learning_rate=rate),

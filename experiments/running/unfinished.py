@@ -73,7 +73,7 @@ def kept(folder: Path, name: str, seed: int, network: nn.Module) -> tuple[Run, f
         run = Run(seed, Training(**values["training"]), measurement, network, diagnosis)
         return run, values["seconds"], values["diagnosed"]
     except (KeyError, TypeError, RuntimeError) as error:
-        raise InputError(f"{path} is not what this network came to: {_REMEDY}") from error
+        raise InputError(f"{path} does not hold results of this network: {_REMEDY}") from error
 
 
 def _plain(diagnosis: Diagnosis) -> dict[str, Any]:

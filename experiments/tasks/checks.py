@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 def checked(task: Task) -> None:
     """Raise `ValueError` for data, a goal or numbers that cannot be trained on."""
     if not isinstance(task.goal, Goal):
-        raise ValueError(f"task {task.name}: goal={task.goal!r} is no goal: pass Classification(classes), Regression()")
+        raise ValueError(
+            f"task {task.name}: goal={task.goal!r} is not a Goal: pass Classification(classes), Regression()"
+        )
     if not 0 < task.learning_rate < float("inf"):
         raise ValueError(f"task {task.name}: learning_rate={task.learning_rate} is not a positive number")
     for number in ("epochs", "batch", "measured"):
@@ -48,7 +50,7 @@ def _check_part(data: Any, goal: Goal, shares: bool) -> None:
             raise ValueError(f"has items of {held}, not pairs (input, target)")
         return
     if len(tensors) != 2:
-        raise ValueError(f"holds {len(tensors)} tensors, not the two of inputs and targets")
+        raise ValueError(f"holds {len(tensors)} tensors, not two, inputs and targets")
     for tensor in tensors:
         if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
             raise ValueError("holds NaN or Inf")
@@ -79,12 +81,12 @@ def _check_labels(labels: Tensor, classes: int, shares: bool = False) -> None:
     if labels.ndim > 1 and labels.is_floating_point():
         if shares:
             return
-        raise ValueError("has shares of the classes for labels, which no score knows: pass labels, y.argmax(1)")
+        raise ValueError("has shares of the classes as labels, which no score accepts: pass labels, y.argmax(1)")
     if labels.dtype != torch.int64 or labels.ndim != 1:
         raise ValueError(f"has labels of {labels.dtype} in shape {tuple(labels.shape)}, not torch.int64 in (rows,)")
     low, high = int(labels.min()), int(labels.max())
     if low < 0 or high >= classes:
-        raise ValueError(f"has labels from {low} to {high}, not from 0 to {classes - 1}, as classes={classes} asks for")
+        raise ValueError(f"has labels from {low} to {high}, not from 0 to {classes - 1}, as classes={classes} requires")
 
 
 def _check_answers(labels: Tensor, classes: int) -> None:
@@ -100,5 +102,5 @@ def _check_characters(numbers: Tensor, characters: int) -> None:
         raise ValueError(f"has targets of {numbers.dtype} in shape {shape}, not torch.int64 in (rows, length)")
     low, high = int(numbers.min()), int(numbers.max())
     if low < 0 or high >= characters:
-        asked = f"characters={characters} asks for"
+        asked = f"characters={characters} requires"
         raise ValueError(f"has characters numbered from {low} to {high}, not from 0 to {characters - 1}, as {asked}")

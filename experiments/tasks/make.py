@@ -26,7 +26,7 @@ def fewer(task: Task, rows: int) -> Task:
 
     whole: int = len(task.train)  # type: ignore[arg-type]
     if rows > whole:
-        raise InputError(f"--rows {rows}: the training part of {task.name} has {whole}")
+        raise InputError(f"--rows {rows}: the training part of {task.name} has only {whole}")
     validation = None if task.validation is None else drawn(task.validation)
     return replace(task, train=drawn(task.train), test=drawn(task.test), validation=validation)
 
@@ -43,7 +43,7 @@ def make_task(name: str, source: Source = Source()) -> Task:
         raise InputError(f"task {name} is a {type(make).__name__}: name a function that returns a Task")
     takes = bool(arguments(make))
     if not takes and (source.data is not None or source.download):
-        raise InputError(f"task {name} brings its data: it takes neither --data nor --download")
+        raise InputError(f"task {name} brings its own data: it takes neither --data nor --download")
     try:
         task = make(source) if takes else make()
     except InputError:

@@ -121,7 +121,9 @@ def _parts(name: str, task: str, source: Source, train: Any, test: Any) -> list[
                 with suppress(OSError):  # not empty: something was fetched
                     folder.rmdir()
             raise InputError(f"{name} could not be fetched into --data {folder}: {first_line(error)}") from error
-        raise InputError(f"--data {folder} holds no whole {name} ({where(error)}): fetch it with --download") from error
+        raise InputError(
+            f"--data {folder} holds no complete {name} ({where(error)}): fetch it with --download"
+        ) from error
 
 
 def _augmented(name: str, description: str, classes: int, parts: list[Any], *, epochs: int, sample: int) -> Task:

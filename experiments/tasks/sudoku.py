@@ -93,7 +93,7 @@ def sudoku() -> Task:
     grids = list(solutions([0] * 16, 4))
     order = [grids[number] for number in draw.permutation(len(grids)).tolist()]
     pairs = np.array([(dug(grid, 4, 5, draw), grid) for grid in order for _ in range(repeats)])
-    split = "no grid is in two parts, but all 288 are symmetric forms of two"
+    split = "no grid occurs in two parts, but all 288 are symmetric forms of two grids"
     return _task("sudoku", pairs.reshape(-1, 2, 4, 4), 208 * repeats, 24 * repeats, split)
 
 

@@ -74,7 +74,7 @@ def checked(path: Path, run: dict[str, Any], weights: dict[str, Tensor]) -> dict
         run: identifies the training; the checkpoint must hold the same.
         weights: the state of the network, whose names and shapes it must have.
     """
-    remedy = "remove it to train this network from its start"
+    remedy = "remove it to train this network from the start"
     checkpoint = loaded(path, remedy)
     found = checkpoint.get("run") if isinstance(checkpoint, dict) else None
     if found != run:

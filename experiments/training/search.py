@@ -47,7 +47,7 @@ def held_back(task: Task) -> Task:
     left -= left % task.batch if left > task.batch else 0
     if left == rows:
         raise InputError(
-            f"task {task.name}: of {rows} rows none can be held back to choose learning rates: --no-search"
+            f"task {task.name}: of {rows} rows none can be held back to choose learning rates: pass --no-search"
         )
     order = torch.randperm(rows, generator=torch.Generator("cpu").manual_seed(0), device="cpu").tolist()
     return replace(task, train=Subset(task.train, order[:left]), test=Subset(task.train, order[left:]))

@@ -79,7 +79,7 @@ def joined(device: str, strategy: str) -> Iterator[Team]:
     if device == "cuda":
         local, there = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
         if local >= there:
-            raise InputError(f"more processes than GPUs: this machine has {there}; choose --devices up to it")
+            raise InputError(f"more processes than GPUs: this machine has {there}; pass at most that many --devices")
         torch.cuda.set_device(local)
     # waiting while another process measures is no error; a process that has died is noticed at once
     patience = timedelta(days=1)

@@ -114,9 +114,9 @@ def _refuse_loop(layer: Any) -> None:
         parts = layer.named_modules() if isinstance(layer, nn.Module) else ()
         inside = next((name for name, part in parts if isinstance(part, Equilibrium)), None)
         advice = (
-            f"pass its layer {inside}, and the inputs of that" if inside else "pass an Equilibrium of the same cell"
+            f"pass its layer {inside} and that layer's inputs" if inside else "pass an Equilibrium of the same cell"
         )
-        raise TypeError(f"a {type(layer).__name__} has no exact gradient to compare a policy's with: {advice}")
+        raise TypeError(f"a {type(layer).__name__} has no exact gradient with which to compare: {advice}")
 
 
 def _compared(
@@ -163,7 +163,7 @@ def _gradient(layer: Equilibrium[Any], inputs: tuple[Any, ...], z0: State | None
     """The gradient as one float64 vector, and the evaluations per row."""
     inputs, wanted = differentiable(layer, inputs)
     if not wanted:
-        raise ValueError("the layer has neither parameters nor inputs that could have a gradient")
+        raise ValueError("none of the layer's parameters and inputs can have a gradient")
     with torch.enable_grad(), record() as log:
         loss = sum((_direction(part) * part).sum() for part in tree_leaves(layer(*inputs, z0=z0)))
         found = torch.autograd.grad(loss, wanted, materialize_grads=True)  # type: ignore[arg-type]
@@ -172,7 +172,7 @@ def _gradient(layer: Equilibrium[Any], inputs: tuple[Any, ...], z0: State | None
     if strict and not all(bool(solution.converged.all()) for solution in solutions):
         failed = next(solution for solution in solutions if not bool(solution.converged.all()))
         raise ConvergenceError(
-            f"the exact gradient cannot be found, its solves to {EXACT:g} in float64 do not converge: "
+            f"the exact gradient cannot be computed, because its solves to rtol={EXACT:g} in float64 do not converge: "
             f"{failed.summary()}"
         )
     return vector, float(sum(solution.evaluations.double().mean() for solution in solutions))

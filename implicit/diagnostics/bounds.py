@@ -88,5 +88,5 @@ def error_bound(
         torch.linalg.vector_norm(part.double(), dim=1) for part in (step, after - moved, residual, after)
     )
     found = newton.converged & length.isfinite() & (left <= before / 4 + 16 * problem.rounding * scale)
-    reason = "the length of Newton's correction, right to first order"
+    reason = "the length of Newton's correction, correct to first order"
     return ErrorBound(torch.where(found, length, math.nan), False, reason)

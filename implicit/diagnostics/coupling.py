@@ -17,8 +17,8 @@ from ..draws import normal
 ALIKE = 4
 """Rounding units by which an image may change with other rows, since libraries may sum in another order."""
 REMEDY = (
-    "What is one problem must be one row: a graph, whose nodes are not rows, is x[None] (and z0[None]); use LayerNorm "
-    "or GroupNorm in place of batch statistics, and let attention run within a row"
+    "Each problem must be one row: pass a graph, whose nodes are not rows, as x[None] (and z0[None]). Use LayerNorm "
+    "or GroupNorm in place of batch statistics, and restrict attention to each row"
 )
 
 
@@ -53,8 +53,8 @@ def refuse_coupled(name: str, problem: Problem, flat: Tensor) -> None:
     found = coupling(problem, flat)
     if bool(found.any()):
         raise ValueError(
-            f"{name}: the rows of f depend on each other (the image of row {int(found.argmax())} changes with other "
-            f"rows by {found.max():.1e}, relative), so none has a Jacobian of its own. {REMEDY}"
+            f"{name}: the rows of f depend on each other (the image of row {int(found.argmax())} changes by "
+            f"{found.max():.1e}, relative, when other rows do), so no row has a Jacobian of its own. {REMEDY}"
         )
 
 
@@ -73,9 +73,9 @@ def causes(cell: nn.Module, inputs: tuple[Any, ...], batch: int) -> Iterator[str
     for name, module in cell.named_modules():
         title = f"{name or 'the cell itself'} ({type(module).__name__})"
         if isinstance(module, _BatchNorm) and (module.training or module.running_mean is None):
-            yield f"{title} uses the batch's statistics"
+            yield f"{title} uses batch statistics"
         elif getattr(module, "batch_first", True) is False:
-            yield f"{title} takes dim 0 for the sequence: batch_first=True"
+            yield f"{title} takes dim 0 as the sequence: set batch_first=True"
         kept = dict(module.named_parameters(recurse=False)) | dict(module.named_buffers(recurse=False)) | vars(module)
         yield from (f"{name + '.' if name else ''}{key} {why}" for key, why in _square(kept, batch))
     yield from (f"{key} {why}" for key, why in _square({"an input": inputs}, batch))
@@ -85,4 +85,4 @@ def _square(values: dict[str, Any], batch: int) -> Iterator[tuple[str, str]]:
     for name, value in values.items():
         for leaf in tree_leaves(value) if isinstance(value, (tuple, list)) else [value]:
             if isinstance(leaf, Tensor) and leaf.shape == (batch, batch):
-                yield name, f"is ({batch}, {batch}), as long as the batch both ways, as the adjacency matrix of a graph"
+                yield name, f"is ({batch}, {batch}), the batch size in both dims, like the adjacency matrix of a graph"

@@ -56,7 +56,7 @@ def diagnose(model: nn.Module, *inputs: Any, z0: State | None = None, **keywords
     """
     if not isinstance(model, nn.Module):
         raise TypeError(
-            f"model is a {type(model).__name__}: pass an Equilibrium, a Looped, or a module with some inside"
+            f"model is a {type(model).__name__}: pass an Equilibrium, a Looped, or a module that contains one"
         )
     with aside(model):  # rows that do not converge make findings, not warnings
         calls, failures = _calls(model, detached(inputs), detached(z0), detached(keywords))
@@ -74,7 +74,9 @@ def _calls(
     if isinstance(model, Layer):
         return [Call("", model, model.positional(inputs, keywords), z0)], []
     if z0 is not None:
-        raise TypeError(f"z0 is the warm start of an Equilibrium, which {type(model).__name__} is not")
+        raise TypeError(
+            f"z0 is the start of an Equilibrium or a Looped, and model is a {type(model).__name__}: leave z0 out"
+        )
     failures: list[Finding] = []
     calls: list[Call] = []
     try:
@@ -82,7 +84,7 @@ def _calls(
         with torch.no_grad(), layer_calls(model) as calls:
             model(*inputs, **keywords)
     except Exception as error:  # whatever the user's module raises
-        failures = [_failed("the model fails", error, "the layers that it had called before were looked at")]
+        failures = [_failed("the model fails", error, "the layers that it called before that were checked")]
     if not calls and not failures:
         raise ValueError(
             f"{type(model).__name__} has called no Equilibrium or Looped on these inputs: there is nothing to diagnose"
@@ -104,9 +106,9 @@ def _findings(call: Call) -> list[Finding]:
         try:
             finding = check(look)
         except LeftOutError as reason:
-            left_out.append(Finding(LEFT_OUT, f"{what}: {_first_line(reason)}", "The others were made"))
+            left_out.append(Finding(LEFT_OUT, f"{what}: {_first_line(reason)}", "The other checks were made"))
         except Exception as error:
-            left_out.append(_failed(LEFT_OUT, error, "the others were made", f"{what}: "))
+            left_out.append(_failed(LEFT_OUT, error, "the other checks were made", f"{what}: "))
         else:
             found += [finding] if finding else []
             if finding and check is stochastic:
@@ -116,7 +118,7 @@ def _findings(call: Call) -> list[Finding]:
 
 def _failed(name: str, error: Exception, meanwhile: str, what: str = "") -> Finding:
     evidence = f"{what}{type(error).__name__}: {_first_line(error)}"
-    return Finding(name, evidence, f"Mend that and look again; {meanwhile}")
+    return Finding(name, evidence, f"Fix that and diagnose again; {meanwhile}")
 
 
 def _first_line(error: Exception) -> str:
@@ -133,7 +135,7 @@ CHECKS: dict[str, Callable[[Look], Finding | None]] = {
     "steps": unfinished,
     "spectral radius": expanding,
     "gradient": backward,
-    "tolerance beside the gradient": loose,
+    "tolerance for the gradient": loose,
     "length of the history": short,
     "wait for the host": waiting,
 }

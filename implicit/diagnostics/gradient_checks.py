@@ -44,9 +44,9 @@ def backward(look: Look) -> Finding | None:
     broken = sum(not bool(gradient.isfinite().all()) for gradient in found if gradient is not None)
     adjoint = [entry.solution.status == Status.NON_FINITE for entry in log.backward]
     if not bool((look.solution.status == Status.NON_FINITE).any()) and (broken or any(map(Tensor.any, adjoint))):
-        where = f"that of {broken} of {len(wanted)} parameters and inputs holds NaN or Inf"
+        where = f"the gradient holds NaN or Inf for {broken} of {len(wanted)} parameters and inputs"
         if not broken:
-            where = f"the adjoint solve of {name_rows(torch.stack(adjoint).any(dim=0))} met NaN or Inf"
+            where = f"the adjoint solve of {name_rows(torch.stack(adjoint).any(dim=0))} produced NaN or Inf"
         return Finding(
             "gradient that is not finite",
             f"{where}, though the solution is finite",
@@ -65,7 +65,7 @@ def backward(look: Look) -> Finding | None:
     return Finding(
         "backward solve not converged",
         f"the adjoint solve of {name_rows(bad)} stopped at a relative residual of {solution.residual[bad].max():.1e}",
-        "Raise max_steps of ImplicitGradient, give it another solver, or choose with unconverged= what becomes of them",
+        "Raise max_steps of ImplicitGradient, give it another solver, or choose how to treat such rows by unconverged=",
     )
 
 
@@ -73,7 +73,7 @@ def loose(look: Look) -> Finding | None:
     if not bool(look.solution.converged.all()):
         return None
     if look.coupling.any():
-        raise LeftOutError("the rows depend on each other, and this is checked only where a problem is one row")
+        raise LeftOutError("the rows depend on each other, and this check needs each problem to be one row")
     # in float64, so that rounding is not blamed on the tolerance
     start, inputs = as_double((look.layer.start(look.inputs, look.z0), look.inputs))
     layer = copied(look.layer).double()
@@ -104,6 +104,6 @@ def loose(look: Look) -> Finding | None:
     lying = f"; the distance of {name_rows(far)} to the equilibrium is up to {off.max():.0%}" if far.any() else ""
     return Finding(
         "tolerance too loose for the gradient",
-        f"at rtol={look.layer.rtol:g} the iterate alone puts the exact gradient off by {error:.0%}{lying}",
-        f"Lower rtol to {look.layer.rtol * LOOSE / worst / 5:.0e} or so; compare_gradients shows error against rtol",
+        f"at rtol={look.layer.rtol:g} the error of the iterate alone changes the exact gradient by {error:.0%}{lying}",
+        f"Lower rtol to about {look.layer.rtol * LOOSE / worst / 5:.0e}; compare_gradients shows error against rtol",
     )

@@ -46,7 +46,7 @@ def waits_for_host(times: StepTimes, loop: Loop) -> Finding | None:
         return None
     return Finding(
         "the solve waits for the host",
-        f"a step takes {1e6 * times.step:.3g} µs, in which the device needs {1e6 * times.cell:.3g} µs for the cell",
+        f"a step takes {1e6 * times.step:.3g} µs, of which the cell needs {1e6 * times.cell:.3g} µs on the device",
         "Set loop=Captured(), which records the steps as CUDA graphs: it needs inputs of fixed shapes, compact=False, "
         "and a cell that can be captured, in which nothing waits for the host",
     )

@@ -49,7 +49,8 @@ def exact_layer(layer: Equilibrium[Any], inputs: tuple[Any, ...], z0: State | No
         if bool(solution.converged.all()):
             return exact
     raise ConvergenceError(
-        f"the exact gradient cannot be found, solves to {EXACT:g} in float64 do not converge: {solution.summary()}"
+        f"the exact gradient cannot be computed, because solves to rtol={EXACT:g} in float64 do not converge: "
+        f"{solution.summary()}"
     )
 
 

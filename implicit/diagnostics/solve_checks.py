@@ -34,8 +34,9 @@ def stochastic(look: Look) -> Finding | None:
     return Finding(
         "stochastic cell",
         f"{EVALUATIONS} evaluations at the same point differ by up to {difference:.1e}",
-        "A random map has no fixed point: use implicit.LockedDropout, or turn dropout off inside; what "
-        "changes at each evaluation (torch.nn.utils.spectral_norm) changes once per solve as a parametrization",
+        "A random map has no fixed point: use implicit.LockedDropout, or turn dropout off in the cell; replace "
+        "torch.nn.utils.spectral_norm, which changes at each evaluation, by the parametrization, which changes once "
+        "per solve",
     )
 
 
@@ -59,11 +60,11 @@ def diverging(look: Look) -> Finding | None:
     norms = blamed(look.layer, look.prefix)
     return Finding(
         "every row diverges" if bad.all() else "rows that diverge",
-        f"{f'all {len(bad)} rows' if bad.all() else name_rows(bad)} grew out of all bounds"
+        f"{f'all {len(bad)} rows' if bad.all() else name_rows(bad)} grew out of bounds"
         + (f"; the spectral norms of the weights are {norms}" if norms else "; there are no weight matrices to blame"),
-        "Scale the largest weights that act on z down, or keep them small by "
+        "Scale down the largest weights that act on z, or bound them by "
         "torch.nn.utils.parametrizations.spectral_norm and a factor below 1. A cell that is affine in z "
-        "may have a fixed point all the same, which GMRES() finds",
+        "may still have a fixed point, which GMRES() finds",
     )
 
 
@@ -125,7 +126,7 @@ def expanding(look: Look) -> Finding | None:
         return None
     solves = isinstance(layer, Equilibrium)
     if solves and isinstance(layer.solver, Monotone) and isinstance(layer.gradient, ImplicitGradient):
-        raise LeftOutError("Monotone and the exact gradient converge whatever it is; spectral_radius measures it")
+        raise LeftOutError("Monotone and the exact gradient converge at any radius; spectral_radius measures it")
     with one_weight(layer.cell):
         if look.coupling.any():
             part, point = as_one_row(look.problem), look.value.reshape(1, -1)
@@ -139,17 +140,17 @@ def expanding(look: Look) -> Finding | None:
     if not above.any():
         return None
     found = solves and bool(look.solution.converged[rows].all())
-    where = f"the {'solutions' if found else 'last iterates'}, in {int(above.sum())} of {len(rows)} rows looked at"
+    where = f"the {'solutions' if found else 'last iterates'}, in {int(above.sum())} of {len(rows)} rows examined"
     if look.coupling.any():
-        where = "the solution, of the batch as one row"
+        where = "the solution, with the batch taken as one row"
     return Finding(
         "spectral radius above 1",
         f"it is up to {radius[above].max():.4g} at {where}",
         "Plain iteration and truncated gradients (Neumann, phantom) diverge there: keep an exact gradient, and add "
         "jacobian_penalty to the loss or normalise the cell's weights"
         if solves
-        else "More steps do not settle, and the gradient grows with those that are tracked: where that is not wanted, "
-        "track fewer, add jacobian_penalty to the loss or normalise the cell's weights",
+        else "More steps do not converge, and the gradient grows with the number of tracked steps: if that is not "
+        "wanted, track fewer, add jacobian_penalty to the loss or normalise the cell's weights",
     )
 
 
@@ -168,8 +169,8 @@ def short(look: Look) -> Finding | None:
         return None
     return Finding(
         "history too short",
-        f"with memory={more_memory} {int(other.converged.sum())} rows converge, with memory={memory} "
-        f"{int(look.solution.converged.sum())}"
+        f"{int(other.converged.sum())} rows converge with memory={more_memory}, "
+        f"{int(look.solution.converged.sum())} with memory={memory}"
         if more
         else f"memory={more_memory} takes {both[1]:.1f} evaluations a row where memory={memory} takes {both[0]:.1f}",
         f"Raise the solver's memory to {more_memory}",

@@ -96,7 +96,7 @@ class Gradient(ABC):
             report: as in `Evaluation`.
         """
         raise RuntimeError(
-            f"{type(self).__name__} has no rule for torch.func's transforms and forward-mode differentiation: use "
+            f"{type(self).__name__} has no rule for torch.func's transforms or forward-mode differentiation: use "
             "ImplicitGradient, or differentiate with torch.autograd"
         )
 

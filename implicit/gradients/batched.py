@@ -56,5 +56,5 @@ def refuse_batch(grad: Tensor) -> None:
     if torch._C._functorch.is_legacy_batchedtensor(grad):
         raise RuntimeError(
             "a batch of gradients through an equilibrium (is_grads_batched=True, vectorize=True) has no graph: "
-            "drop create_graph=True, or take the gradients one by one, or by torch.func"
+            "drop create_graph=True, or take the gradients one by one, or with torch.func"
         )

@@ -75,8 +75,8 @@ class Sources:
         """Raise where the backward pass runs through compiled code, which has no second derivatives."""
         if self.compiled:
             raise RuntimeError(
-                "second derivatives run through the cell's backward pass, and torch.compile makes one that has none: "
-                "set torch.compiler.set_stance('force_eager') around the layer for them, or leave the cell uncompiled"
+                "second derivatives need those of the cell's backward pass, which a compiled cell does not have: set "
+                "torch.compiler.set_stance('force_eager') around the layer, or leave the cell uncompiled"
             )
 
     def direct(self, z: Tensor, tensors: Sequence[Tensor], what: str) -> list[int]:
@@ -97,8 +97,8 @@ class Sources:
         lost += [place for place, leaf in enumerate(self.captured) if not any(leaf is other for other in captured)]
         if lost:
             raise RuntimeError(
-                f"{what} need f evaluated once more, and it no longer depends on all that it did in the forward pass: "
-                "keep its parameters, and what it captures, as they are until the backward pass"
+                f"{what} evaluate f again, and it no longer depends on every tensor that it used in the forward pass: "
+                "do not replace its parameters, or the tensors that it captures, before the backward pass"
             )
         return [place for place, uses in enumerate(direct) if uses]
 
@@ -149,9 +149,9 @@ def refuse_captured(pure: PureProblem, captured: Sequence[Tensor], what: str) ->
     )
     if own:
         raise RuntimeError(
-            f"{what} would miss {', '.join(own)}: they are parameters, but are used whatever is handed in, since "
-            "its forward, or that of a part, was replaced by a function that holds the module: bind it by "
-            "types.MethodType or functools.partial, which are followed"
+            f"{what} would miss {', '.join(own)}: f uses these parameters whatever is passed in for them, because its "
+            "forward, or that of a submodule, was replaced by a function that holds the module. Bind it with "
+            "types.MethodType or functools.partial instead"
         )
     names = "; ".join(_described(f, leaf) for leaf in captured)
     raise RuntimeError(

@@ -38,14 +38,17 @@ class ReversibleGradient(Gradient):
 
     def check_solver(self, solver: Solver) -> None:
         if not isinstance(solver, Reversible):
-            raise TypeError(f"ReversibleGradient undoes solver=Reversible(), not {type(solver).__name__}: pass that")
+            raise TypeError(
+                f"ReversibleGradient undoes the steps of Reversible(), not of {type(solver).__name__}: "
+                "pass solver=Reversible()"
+            )
 
     def attach(self, at: Evaluation) -> Tensor:
         assert isinstance(at.solver, Reversible)
         if at.outcome.joint:
             raise RuntimeError(
                 "the gradient of a reversible iteration undoes each row by itself, but the rows depend on each other: "
-                "make what is one problem one row, z0[None] and x[None], or use ImplicitGradient"
+                "make each problem one row, z0[None] and x[None], or use ImplicitGradient"
             )
         pure, tensors = at.pure()
         captured = Sources.of(pure, tensors, at.image).captured
@@ -116,7 +119,7 @@ def _warn_if_lost(z: Tensor, start: Tensor, value: Tensor) -> None:
     lost = ~(distance <= LOST * scale)
     if lost.any():
         warnings.warn(
-            f"undoing the iteration lost its digits in {int(lost.sum())} of {len(lost)} rows, which end "
+            f"undoing the iteration lost too many digits in {int(lost.sum())} of {len(lost)} rows, which end "
             f"{(distance / scale)[lost].max().item():.1e} (relative) from their start: their gradients are wrong. Take "
             "fewer steps, a smaller damping, or float64",
             ConvergenceWarning,

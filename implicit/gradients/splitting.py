@@ -30,7 +30,7 @@ class SplittingGradient(ImplicitGradient):
     def check_solver(self, solver: Solver) -> None:
         if not isinstance(solver, PeacemanRachford):
             raise TypeError(
-                f"SplittingGradient uses the linear part that PeacemanRachford asks the cell for, and solver is "
+                f"SplittingGradient needs the linear part that PeacemanRachford takes from the cell, but solver is "
                 f"{type(solver).__name__}: pass solver=PeacemanRachford(), or gradient=ImplicitGradient()"
             )
 

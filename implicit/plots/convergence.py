@@ -44,7 +44,7 @@ def plot_convergence(
         The axes. A row that has stopped keeps its last residual.
     """
     if evaluations and seconds is not None:
-        raise ValueError("plot_convergence: evaluations and seconds are two axes: choose one")
+        raise ValueError("plot_convergence: evaluations and seconds exclude each other: pass one of them")
     if not isinstance(worst, int) or isinstance(worst, bool) or worst < 0:
         raise ValueError(f"plot_convergence: worst={worst!r} must be a number of rows of at least 0")
     ax = axes_or_new(ax)
@@ -58,7 +58,7 @@ def plot_convergence(
         elif evaluations:
             if not isinstance(solution, Solution):
                 raise ValueError(
-                    "plot_convergence: evaluations=True needs a Solution: plain residuals do not tell them"
+                    "plot_convergence: evaluations=True needs a Solution: plain residuals do not include them"
                 )
             price = float(solution.evaluations.sum() / solution.steps.sum().clamp_min(1))
         at = price * np.arange(1, len(median) + 1)

@@ -58,7 +58,7 @@ class Values:
             setattr(self, name, value)
 
     def __getattr__(self, name: str) -> Any:  # called only for a missing attribute
-        raise AttributeError(f"no coefficient {name}: {', '.join(vars(self))}")
+        raise AttributeError(f"no coefficient {name}: choose from {', '.join(vars(self))}")
 
 
 class Coefficients(nn.Module):

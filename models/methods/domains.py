@@ -69,7 +69,7 @@ class OnePerLayer(Domain):
     """As many free numbers in layer k as there are layers up to it, k + 1, the oldest first."""
 
     def __init__(self) -> None:
-        super().__init__("k + 1 finite numbers in layer k, the oldest layer's first")
+        super().__init__("the rule of k + 1 finite numbers in layer k, the oldest layer's first")
 
     def size(self, k: int) -> int | None:
         return k + 1
@@ -89,7 +89,7 @@ class Convex(OnePerLayer):
 
     def __init__(self) -> None:
         super().__init__()
-        self.condition = "k + 1 weights in layer k, none negative, of sum 1 (consistency and stability)"
+        self.condition = "the rule of k + 1 weights in layer k, none negative, of sum 1 (consistency and stability)"
 
     def holds(self, value: Any) -> bool:
         return min(value) >= 0 and abs(sum(value) - 1) <= 1e-6
@@ -101,13 +101,13 @@ class Convex(OnePerLayer):
         return raw.softmax(dim=0)
 
 
-FREE = Interval(-math.inf, math.inf, "a finite number")
+FREE = Interval(-math.inf, math.inf, "|value| < ∞")
 """Any number."""
-POSITIVE = Interval(0, math.inf, "a positive number")
+POSITIVE = Interval(0, math.inf, "0 < value < ∞")
 """Above 0."""
 MOMENTUM = Interval(-1, 1, "the root condition |momentum| < 1")
 """Between −1 and 1."""
 CONVEX = Convex()
-"""k + 1 weights in layer k, none negative, of sum 1, the oldest layer's first."""
+"""the rule of k + 1 weights in layer k, none negative, of sum 1, the oldest layer's first."""
 ONE_PER_LAYER = OnePerLayer()
 """k + 1 numbers in layer k, the oldest layer's first."""

@@ -33,13 +33,11 @@ def check_alike(layers: Sequence[Sequence[nn.Module]]) -> None:
         hidden = {*_OWN, *(f"_{name}" for name in made)}
         settings = [(key, value) for key, value in first.__dict__.items() if key not in hidden]
         if first.training and first._buffers:
-            raise UnlikeError(f"{type(first).__name__} has buffers, which training may move: call eval() on it")
+            raise UnlikeError(f"{type(first).__name__} has buffers, which training may change: call eval() on it")
         for number, other in enumerate(column):
             facts = other.__dict__
             if isinstance(other, torch.jit.ScriptModule):
-                raise UnlikeError(
-                    f"a part of layer {number} was compiled by TorchScript, which keeps its weights to itself"
-                )
+                raise UnlikeError(f"a part of layer {number} was compiled by TorchScript, which hides its weights")
             for key in _HOOKS:
                 if facts[key]:
                     raise UnlikeError(

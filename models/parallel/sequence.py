@@ -71,7 +71,7 @@ def unroll(
         raise TypeError(f"newton={newton!r}: pass Newton(), or Newton(diagonal=True, damping=0.1)")
     layout = Layout(h0)
     if layout.batch != len(x):
-        raise ValueError(f"h0 has a batch of {layout.batch}, x one of {len(x)}: pass as many rows")
+        raise ValueError(f"h0 has {layout.batch} rows, but x has {len(x)}: pass as many of each")
     length = x.shape[1]
     if max_sweeps is None:
         max_sweeps = length + 1

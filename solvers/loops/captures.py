@@ -77,9 +77,9 @@ class Captures:
         told, self._refused = self._refused, self._refused | {name}
         if not told:
             warnings.warn(
-                f"loop=Captured(): {name} cannot be captured ({type(error).__name__}: {error}). Its steps are run one "
-                "after the other, as by Eager. Inside f nothing may wait for the host (.item(), .cpu(), a branch on a "
-                "value), make tensors on the host, or draw from a generator of the CPU",
+                f"loop=Captured(): {name} cannot be captured ({type(error).__name__}: {error}). Its steps run one by "
+                "one, as with Eager. Inside f, nothing may wait for the host (.item(), .cpu(), a branch on a value), "
+                "create tensors on the host, or draw from a CPU generator",
                 RuntimeWarning,
                 stacklevel=2,
             )

@@ -196,7 +196,7 @@ def _checked_step(solver: Solver, memory: Any, z: Tensor, image: Tensor, residua
         if inference
         else before != [x._version for x in given]
     ):
-        raise ValueError(f"{name} writes into z, fz or residual: it may write into its memory only")
+        raise ValueError(f"{name} writes into z, fz or residual: it may write only into its memory")
     if (proposal.shape, proposal.dtype, proposal.device) != (z.shape, z.dtype, z.device):
         raise ValueError(
             f"{name} proposes {tuple(proposal.shape)} {proposal.dtype} on {proposal.device} for a state of "
@@ -205,8 +205,8 @@ def _checked_step(solver: Solver, memory: Any, z: Tensor, image: Tensor, residua
     for leaf in tree_leaves(memory):
         if isinstance(leaf, Tensor) and (leaf.ndim == 0 or len(leaf) != len(z)):
             raise ValueError(
-                f"{name} remembers a tensor of shape {tuple(leaf.shape)} for {len(z)} rows: each tensor of the memory "
-                "has the rows in dim 0, numbers are plain numbers"
+                f"{name} keeps a tensor of shape {tuple(leaf.shape)} in its memory for {len(z)} rows: each tensor in "
+                "the memory must have the rows in dim 0; keep single numbers as Python numbers"
             )
     return proposal, memory
 
@@ -230,4 +230,4 @@ def recording() -> Iterator[None]:
 def refuse_solve() -> None:
     """Raise where steps are being recorded."""
     if getattr(_recorded, "now", False):
-        raise RuntimeError("f solves a problem of its own, whose length depends on its data")
+        raise RuntimeError("f contains a solve, whose number of steps depends on its data")

@@ -81,6 +81,6 @@ def split(problem: Problem) -> Parts:
         weight, shift = parts.weight, problem.layout.flatten(parts.shift).detach()
     dim = shift.shape[1]
     if weight.shape != (dim, dim):
-        shapes = f"the linear part has shape {tuple(weight.shape)}, a state of {dim} entries needs {(dim, dim)}"
+        shapes = f"the linear part has shape {tuple(weight.shape)}; a state of {dim} entries needs {(dim, dim)}"
         raise ValueError(shapes)
     return parts._replace(shift=shift)

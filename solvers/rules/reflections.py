@@ -67,7 +67,7 @@ class Cayley(NamedTuple):
         if alpha is None:
             alpha = parts.margin**-0.25 * spread**-0.75 if parts.rectified else 1.0
         elif alpha != 1 and not parts.rectified:
-            raise ValueError(f"PeacemanRachford: step_size={alpha!r} needs the ReLU: leave it out")
+            raise ValueError(f"PeacemanRachford: step_size={alpha!r} needs a cell with the ReLU: leave it out")
         if torch.finfo(weight.dtype).eps * largest > _SHARE * rtol:
             weight, identity, operator = weight.double(), identity.double(), identity.double() - weight.double()
         # weights that have diverged show in the residuals and need no exception

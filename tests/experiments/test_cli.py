@@ -53,23 +53,23 @@ def run(*arguments, **options):
         (["compare", "rings", "--models", "gd,resnet"], "unknown model 'resnet'. Choose from gd, "),
         (["compare", "rings", "--device", "tpu"], "--device tpu cannot be used"),
         (["compare", "rings", "--match", "luck"], "invalid choice: 'luck'"),
-        (["compare", "rings", "--data", "."], "task rings brings its data"),
-        (["compare", "rings", "--download"], "task rings brings its data"),
-        (["universality", "--depths", "4,2"], "'4,2' does not rise"),
+        (["compare", "rings", "--data", "."], "task rings brings its own data"),
+        (["compare", "rings", "--download"], "task rings brings its own data"),
+        (["universality", "--depths", "4,2"], "'4,2' is not strictly increasing"),
         (["universality", "--depths", "4,x"], "'x' is not a whole number"),
-        (["universality", "--depths", "4"], "a slope needs two depths"),
+        (["universality", "--depths", "4"], "a slope needs at least two depths"),
         (["universality", "--models", "gd,resnet"], "unknown model 'resnet'. Choose from gd, "),
         (["universality", "--models", "pgd-deq"], "unknown model 'pgd-deq'"),
-        (["depth", "--widths", "12,16"], "--widths 16 is not a multiple of the 3 heads"),
+        (["depth", "--widths", "12,16"], "--widths 16 is not a multiple of the 3 attention heads"),
         (["depth", "--batches", "0"], "'0' is not a whole number of at least 1"),
         (["sweeps", "--seeds", "0"], "'0' is not a whole number of at least 1"),
         (["compare", "rings", "--out", "taken"], "--out taken exists and is not an empty folder"),
         (["compare", "rings", "--out", "taken/file/run"], "--out taken/file/run cannot be used"),
-        (["compare", "rings", "--out", "busy"], "busy.partial is there already"),
+        (["compare", "rings", "--out", "busy"], "busy.partial exists"),
         (["compare", "rings", "--out", "."], "--out . exists and is not an empty folder"),
         (["compare", "rings", "--out", "a" * 300], "File name too long"),
         (["compare"], "compare needs a task, or --resume RUN"),
-        (["compare", "--resume", "nowhere"], "was not begun: nowhere.partial is not there"),
+        (["compare", "--resume", "nowhere"], "was not started: there is no nowhere.partial"),
         (["compare", "--resume", "busy"], "settings.json cannot be read"),
         (["compare", "rings", "--devices", "0"], "'0' is not a whole number of at least 1"),
         (["compare", "rings", "--precision", "8"], "invalid choice: '8'"),
@@ -272,7 +272,7 @@ def test_an_end_from_outside_keeps_the_last_checkpoint_and_says_how_to_go_on(end
         process.send_signal(ending)
         _, error = process.communicate(timeout=60)
     assert process.returncode == 130, error
-    assert error == "implicit: interrupted; run.partial is kept; go on with: implicit compare --resume run\n"
+    assert error == "implicit: interrupted; run.partial is kept; resume with: implicit compare --resume run\n"
     assert [path.name for path in tmp_path.iterdir()] == ["run.partial"]
     assert checkpoint.exists()
 

@@ -197,7 +197,7 @@ def test_a_run_goes_on_and_ends_with_a_report_and_resuming_it_does_what_is_missi
         assert main([*SETTINGS, "--out", str(folder)]) == 1
     printed = capsys.readouterr()
     assert "Traceback" not in printed.out + printed.err
-    assert f"go on with: implicit compare --resume {folder}" in printed.out.replace("\n", "")
+    assert f"resume with: implicit compare --resume {folder}" in printed.out.replace("\n", "")
     assert set(expected) <= set(logs(folder))
     for log in expected:
         text = (folder / "logs" / log).read_text()
@@ -320,11 +320,11 @@ def test_an_ended_run_that_is_resumed_and_interrupted_keeps_its_name_and_its_rep
     with monkeypatch.context() as patch:
         patch.setattr(trials, "train", interrupt)
         assert main(["compare", "--resume", str(folder)]) == 130
-    assert f"{folder} is kept; go on with: implicit compare --resume {folder}" in capsys.readouterr().err
+    assert f"{folder} is kept; resume with: implicit compare --resume {folder}" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
     assert (folder / "report.html").read_text() == report
     assert main(["depth", "--resume", str(folder)]) == 2
-    assert "it is a run of implicit compare, not of implicit depth" in capsys.readouterr().err
+    assert "this is a run of implicit compare, not of implicit depth" in capsys.readouterr().err
     assert main(["compare", "--resume", str(folder)]) == 0
 
 
@@ -367,7 +367,7 @@ def test_the_other_commands_go_on_too(command, tmp_path, monkeypatch, capsys):
     assert count == [calls]
     printed = capsys.readouterr().out
     assert f"figure: {folder / command}.png" in printed.replace("\n", "")
-    assert f"go on with: implicit {command} --resume {folder}" in printed.replace("\n", "")
+    assert f"resume with: implicit {command} --resume {folder}" in printed.replace("\n", "")
     (failure,) = json.loads((folder / "results.json").read_text())["failures"]
     assert "Planted: planted" in (folder / failure["log"]).read_text()
     with monkeypatch.context() as patch:

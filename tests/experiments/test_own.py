@@ -166,7 +166,7 @@ def test_what_fails_costs_the_others_nothing_and_is_done_when_resumed(task, tmp_
 
 def test_a_run_of_python_is_not_resumed_on_the_command_line_nor_the_other_way_round(task, mine, capsys):
     compare(task, {"linear": linear, "broken": lambda task: 3}, search=False, seeds=1, epochs=1, out="run")
-    assert "go on with: compare(…, resume='run')" in capsys.readouterr().out
+    assert "resume with: compare(…, resume='run')" in capsys.readouterr().out
     assert main(["compare", "--resume", "run"]) == 2
     assert "the run was started from Python: call compare(…, resume=…) there" in capsys.readouterr().err
     models = "mine:linear,mine:broken"
@@ -192,7 +192,7 @@ def test_a_run_of_python_is_not_resumed_on_the_command_line_nor_the_other_way_ro
         ({"net": linear}, {"precision": "8"}, "precision='8': choose from 32"),
         ({"net": linear}, {"strategy": "fsdp"}, "needs several processes"),
         ({"net": linear}, {"device": "tpu"}, "tpu cannot be used"),
-        ({"net": linear}, {"resume": "nowhere"}, "was not begun"),
+        ({"net": linear}, {"resume": "nowhere"}, "was not started"),
         ({"net": lambda task, size: linear(task)}, {}, "net has no size to start from"),
         ({"net": linear, "other": lambda task, size=8: nn.Linear(2, 1)}, {}, "other does not grow with its size"),
         ({"net": lambda task, size=8: 1 / 0, "other": two_layers}, {}, "the baseline net cannot be made"),
@@ -258,13 +258,13 @@ class Sized(Endless):
         (TensorDataset(POINTS[:0], LABELS[:0]), {}, "its test part is empty"),
         (None, {}, "its test part is a NoneType, not a data set with a length and items"),
         (Endless(), {}, "its test part is a Endless, not a data set"),
-        (TensorDataset(POINTS), {}, "its test part holds 1 tensors, not the two of inputs and targets"),
+        (TensorDataset(POINTS), {}, "its test part holds 1 tensors, not two, inputs and targets"),
         (
             TensorDataset(POINTS, LABELS.float()),
             {},
             "its test part has labels of torch.float32 in shape (4,), not",
         ),
-        (TensorDataset(POINTS, torch.eye(2)[LABELS]), {}, "its test part has shares of the classes for labels"),
+        (TensorDataset(POINTS, torch.eye(2)[LABELS]), {}, "its test part has shares of the classes as labels"),
         (TensorDataset(POINTS, LABELS[:, None]), {}, "its test part has labels of torch.int64 in shape (4, 1)"),
         (
             TensorDataset(POINTS, LABELS + 1),
@@ -276,9 +276,9 @@ class Sized(Endless):
         ([(point / 0, 0) for point in POINTS], {}, "its test part holds NaN or Inf"),
         ([(point, 2) for point in POINTS], {}, "its test part has labels from 2 to 2, not from 0 to 1"),
         ([{"input": point, "target": 0} for point in POINTS], {}, "its test part has items of a dict, not pairs"),
-        ([(point, 0, 1.0) for point in POINTS], {}, "its test part holds 3 tensors, not the two"),
+        ([(point, 0, 1.0) for point in POINTS], {}, "its test part holds 3 tensors, not two"),
         (Sized(), {}, "its test part is a Sized, not a data set with a length and items"),
-        (GOOD, {"goal": "accuracy"}, "goal='accuracy' is no goal"),
+        (GOOD, {"goal": "accuracy"}, "goal='accuracy' is not a Goal"),
         (GOOD, {"batch": 0}, "batch=0 is not at least 1"),
         (GOOD, {"learning_rate": -1.0}, "learning_rate=-1.0 is not a positive number"),
     ],
@@ -438,7 +438,7 @@ def test_whom_all_are_compared_with(task):
         (["mine:value"], "task mine:value is a int: name a function that returns a Task"),
         (["mine:number"], "its function returned a int, not an experiments.Task"),
         (["mine:untested"], "cannot be made: ValueError: task mine: its test part is empty"),
-        (["mine:make_task", "--data", "."], "task mine:make_task brings its data"),
+        (["mine:make_task", "--data", "."], "task mine:make_task brings its own data"),
         (["mine:make_task", "--models", "nosuch:net"], "model nosuch:net: there is no module nosuch"),
         (["mine:make_task", "--models", "mine:value"], "mine:value is a int, not a function of the task"),
         (["mine:make_task", "--models", "mine:linera"], "mine has no 'linera'; did you mean 'linear'?"),

@@ -102,13 +102,13 @@ def test_a_training_on_some_rows_of_grey_pictures_runs_from_end_to_end(grey, tmp
     assert main(["compare", "fashion", *arguments, "--match", "shape", "--out", str(tmp_path / "run")]) == 0
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     assert set(results["models"]) == {"mondeq", "vit"}
-    assert "16 samples an epoch for training,\n16 for testing" in (tmp_path / "run" / "report.html").read_text()
+    assert "16 samples per epoch for training,\n16 for testing" in (tmp_path / "run" / "report.html").read_text()
     assert len(results["models"]["mondeq"]["searched"]) >= 3
 
 
 def test_more_rows_than_there_are_is_one_line(grey, capsys):
     assert main(["compare", "mnist", "--data", str(grey), "--rows", "41"]) == 2
-    assert capsys.readouterr().err == "implicit: --rows 41: the training part of mnist has 40\n"
+    assert capsys.readouterr().err == "implicit: --rows 41: the training part of mnist has only 40\n"
 
 
 @pytest.mark.parametrize("content", [b"", b"junk", struct.pack(">IIII", 2051, 40, 28, 28)])
@@ -116,7 +116,7 @@ def test_files_of_grey_pictures_that_are_cut_short_are_one_line(content, grey, c
     (grey / "MNIST" / "raw" / "train-images-idx3-ubyte").write_bytes(content)
     assert main(["compare", "mnist", "--data", str(grey)]) == 2
     error = capsys.readouterr().err
-    assert f"--data {grey} holds no whole MNIST (" in error
+    assert f"--data {grey} holds no complete MNIST (" in error
     assert len(error.splitlines()) == 1
 
 
@@ -224,7 +224,7 @@ def test_corrupt_data_are_one_line_and_leave_nothing(tmp_path, monkeypatch, caps
     (folder / "data_batch_1").write_bytes(b"junk")
     assert main(["compare", "cifar10", "--data", "data"]) == 2
     error = capsys.readouterr().err
-    assert "--data data holds no whole CIFAR10" in error
+    assert "--data data holds no complete CIFAR10" in error
     assert len(error.splitlines()) == 1
     assert [path.name for path in tmp_path.iterdir()] == ["data"]
 
@@ -266,9 +266,9 @@ def test_folders_of_pictures_are_read(folders):
     [
         ("cifar10", [], "the task cifar10 needs its data: pass --data DIR"),
         ("cifar100", ["--download"], "the task cifar100 needs its data: pass --data DIR"),
-        ("cifar10", ["--data", "nowhere"], "--data nowhere holds no whole CIFAR10"),
+        ("cifar10", ["--data", "nowhere"], "--data nowhere holds no complete CIFAR10"),
         ("mnist", [], "the task mnist needs its data: pass --data DIR"),
-        ("fashion", ["--data", "nowhere"], "--data nowhere holds no whole FashionMNIST"),
+        ("fashion", ["--data", "nowhere"], "--data nowhere holds no complete FashionMNIST"),
         ("imagenet", ["--data", "nowhere"], "--data nowhere holds no train/CLASS and val/CLASS pictures"),
         ("imagenet", ["--data", ".", "--download"], "the task imagenet cannot be downloaded"),
     ],

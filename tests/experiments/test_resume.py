@@ -73,7 +73,7 @@ def test_a_killed_run_ends_at_the_numbers_of_one_that_was_not(killed, tmp_path, 
     assert not (tmp_path / "run.partial").exists()
     capsys.readouterr()
     assert main(["compare", "--resume", str(tmp_path / "run")]) == 2
-    assert "is whole: there is nothing to go on with" in capsys.readouterr().err
+    assert "is complete: there is nothing to resume" in capsys.readouterr().err
 
 
 def spoil(path):
@@ -100,8 +100,8 @@ def executable(path):
         ("checkpoints/pgd-deq-seed-0/last.ckpt", exchange, "is a checkpoint of task digits, network gd, seed 3"),
         ("checkpoints/pgd-deq-seed-0/last.ckpt", foreign, "is a checkpoint of something else, not of task rings"),
         ("unfinished/gd-seed-0.pt", spoil, "remove it to measure this network again"),
-        ("unfinished/gd-seed-0.pt", foreign, "is not what this network came to"),
-        ("unfinished/settings.json", spoil, "and start anew"),
+        ("unfinished/gd-seed-0.pt", foreign, "does not hold results of this network"),
+        ("unfinished/settings.json", spoil, "and start again"),
         ("unfinished/settings.json", lambda path: path.write_text("{}"), "name no task"),
         ("unfinished/settings.json", lambda path: path.unlink(), "cannot be read"),
     ],
@@ -128,7 +128,7 @@ def test_what_is_damaged_or_foreign_is_refused_and_kept(file, change, message, k
         (["--epochs", "5"], "the run was started with --epochs 3: leave out 5"),
         (["digits"], "the run was started with the task rings: leave out digits"),
         (["--precision", "bf16"], "the run was started with --precision 32"),
-        (["--out", "elsewhere"], "--resume names the folder of the run: leave out --out"),
+        (["--out", "elsewhere"], "--resume already names the folder of the run: leave out --out"),
     ],
 )
 def test_a_run_goes_on_under_its_own_settings(arguments, message, killed, capsys):
@@ -138,9 +138,9 @@ def test_a_run_goes_on_under_its_own_settings(arguments, message, killed, capsys
 
 def test_a_kept_run_is_named_to_whoever_starts_it_anew(killed, capsys):
     assert main([*SETTINGS, "--out", str(killed / "run")]) == 2
-    assert f"go on with: implicit compare --resume {killed / 'run'}, or remove it" in capsys.readouterr().err
+    assert f"resume with: implicit compare --resume {killed / 'run'}, or remove it" in capsys.readouterr().err
     assert main(["compare", "--resume", str(killed / "other")]) == 2
-    assert "was not begun" in capsys.readouterr().err
+    assert "was not started" in capsys.readouterr().err
 
 
 class Stop(Exception):

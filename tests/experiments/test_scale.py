@@ -145,7 +145,7 @@ def test_processes_that_were_killed_end_the_others_and_the_run_goes_on(pair, tmp
         _, error = process.communicate(timeout=PATIENCE)
     assert process.returncode == 128 + signal.SIGKILL, error
     assert "process 1 of 2 was ended by SIGKILL" in error
-    assert "go on with: implicit compare --resume run" in error
+    assert "resume with: implicit compare --resume run" in error
     assert "Traceback" not in error
     with start("compare", "--resume", "run", cwd=tmp_path) as process:  # the run knows of its two processes
         for line in process.stdout:

@@ -119,7 +119,7 @@ def test_explicit_and_implicit_readings_have_the_same_parameters():
 def test_an_unreachable_budget_is_refused():
     with pytest.raises(InputError, match="no size comes within 2% of the baseline's 150"):
         matched_size("it", lambda hidden: nn.Linear(99, hidden), 150, parameters, torch.zeros(1), 0.02)
-    with pytest.raises(InputError, match="--match shape, match='shape', takes each network as it is"):
+    with pytest.raises(InputError, match="--match shape, or match='shape', takes each network as it is"):
         matched_size("it", lambda hidden: nn.Linear(99, hidden), 150, parameters, torch.zeros(1), 0.02)
 
 

@@ -50,8 +50,8 @@ def test_the_verdict_says_who_differs_at_what_cost():
     text = compared(GD, BETTER, ALIKE, WORSE).verdict()
     assert text == (
         "Better than gd (80.00 %) by more than the 95 % interval: better (+5.20 [+4.64, +5.76]). Worse than gd "
-        "(80.00 %) by more than the 95 % interval: worse (-9.80 [-10.36, -9.24]). Not told apart from gd: alike. "
-        "Training, beside gd: better 3 × the time, 0.5 × the memory, 12 evaluations of its cells a row."
+        "(80.00 %) by more than the 95 % interval: worse (-9.80 [-10.36, -9.24]). Not distinguishable from gd: alike. "
+        "Training, relative to gd: better 3 × the time, 0.5 × the memory, 12 evaluations of its cells per row."
     )
 
 
@@ -75,7 +75,7 @@ def test_few_seeds_are_said_to_be_few_and_many_intervals_to_err():
     few = compared(*(row(name, [0.8, 0.81]) for name in ("gd", "other")))
     assert "2 seeds decide large differences only: 5 or more" in few.verdict()
     many = compared(GD, *(row(f"net {number}", [0.8, 0.82, 0.79, 0.8, 0.8]) for number in range(20)))
-    assert "Of 20 such intervals about 1 leaves out 0 by chance" in many.verdict()
+    assert "Of 20 such intervals, about 1 will exclude 0 by chance" in many.verdict()
     assert "None of the 20 others differs from gd" in many.verdict()
 
 
@@ -162,4 +162,4 @@ def test_the_verdict_says_where_no_learning_rate_was_searched_for():
     found = compared(row("gd", [0.5, 0.6]), row("pgd", [0.9, 0.95]))
     assert "searched" not in found.verdict()
     found.settings["search"] = False
-    assert "No learning rate was searched for" in found.verdict()
+    assert "Learning rates were not searched for" in found.verdict()

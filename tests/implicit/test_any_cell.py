@@ -299,9 +299,9 @@ def test_a_sparse_weight_trains():
         ("full backward hook", "cannot follow a full backward hook"),
         ("function of old", "autograd.Function without setup_context"),
         ("checkpoint", "cannot follow a checkpoint"),
-        ("patched by a function", "its forward, or that of a part, was replaced.*MethodType"),
+        ("patched by a function", "its forward, or that of a submodule, was replaced.*MethodType"),
         ("scripted part", "captures a tensor"),
-        ("looks", r"a look at values by \.numpy"),
+        ("looks", r"a conversion by \.numpy"),
     ],
 )
 def test_what_the_transforms_of_torch_func_cannot_follow_is_refused_in_words(kind, message):

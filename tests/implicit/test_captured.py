@@ -459,7 +459,7 @@ def test_two_layers_one_within_the_other():
             for one, other in zip(*found, strict=True):
                 torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-8)
     (only,) = told
-    assert "Outer, forward cannot be captured (RuntimeError: f solves a problem of its own" in str(only.message)
+    assert "Outer, forward cannot be captured (RuntimeError: f contains a solve" in str(only.message)
     assert len(captured.cell.inner._captures) >= 1, "the one within is recorded all the same"
 
 

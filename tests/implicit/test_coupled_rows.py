@@ -69,7 +69,7 @@ def told(layer, *inputs):
     ("make", "cause"),
     [
         (Graph, r"adjacency is \(6, 6\)"),
-        (lambda: Around(nn.BatchNorm1d(WIDTH)), r"part \(BatchNorm1d\) uses the batch's statistics"),
+        (lambda: Around(nn.BatchNorm1d(WIDTH)), r"part \(BatchNorm1d\) uses batch statistics"),
         (lambda: Around(nn.Softmax(dim=0)), "rows 0, 1, 2, 3, 4, 5"),
     ],
 )
@@ -118,7 +118,8 @@ def test_the_radius_of_coupled_rows_is_that_of_the_batch_as_one():
     found = spectral_radius(problem.f, x.reshape(1, -1))
     assert found.item() == pytest.approx(expected, rel=1e-5)
     findings = {finding.name: finding for finding in diagnose(layer, x)}
-    assert f"{expected:.4g} at the solution, of the batch as one row" in findings["spectral radius above 1"].evidence
+    evidence = findings["spectral radius above 1"].evidence
+    assert f"{expected:.4g} at the solution, with the batch taken as one row" in evidence
     graph = spectral_radius(lambda z, x: layer.cell(z[0], x[0])[None], x[None], (x[None],))  # as the message says
     assert graph.item() == pytest.approx(expected, rel=1e-5)
 

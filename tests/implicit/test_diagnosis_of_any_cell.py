@@ -161,7 +161,7 @@ def test_a_layer_that_cannot_be_copied_or_solved_does_not_hide_another():
     assert (failure.name, failure.evidence) == ("the model fails", "KeyError: 'on purpose'")
     assert others[0].name == "every row diverges"
     (alone,) = diagnose(Equilibrium(Fails()), x)
-    assert str(alone).startswith("the layer cannot be solved: KeyError: 'on purpose'. Mend that")
+    assert str(alone).startswith("the layer cannot be solved: KeyError: 'on purpose'. Fix that")
 
 
 @pytest.mark.parametrize("rows", [0, 1])

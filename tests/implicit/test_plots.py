@@ -84,7 +84,7 @@ def test_residuals_are_drawn_against_evaluations_and_seconds_too(solution):
     for wrong in (1.0, {"plain": 1.0}):
         with pytest.raises(ValueError, match="a number for each of plain, newton"):
             plot_convergence({"plain": solution, "newton": newton}, seconds=wrong)
-    with pytest.raises(ValueError, match="choose one"):
+    with pytest.raises(ValueError, match="pass one of them"):
         plot_convergence(solution, evaluations=True, seconds=1.0)
 
 

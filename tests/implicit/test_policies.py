@@ -204,12 +204,12 @@ def test_undoing_that_loses_its_digits_is_said():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # the last bit may settle, or not
         z = layer(x)
-    with pytest.warns(ConvergenceWarning, match="lost its digits"):
+    with pytest.warns(ConvergenceWarning, match="lost too many digits"):
         z.sum().backward()
 
 
 def test_what_a_reversible_iteration_cannot_do_is_refused():
-    with pytest.raises(TypeError, match=r"undoes solver=Reversible\(\), not Anderson"):
+    with pytest.raises(TypeError, match=r"undoes the steps of Reversible\(\), not of Anderson"):
         Equilibrium(Cell(), gradient=ReversibleGradient())
     matrix = (0.1 * torch.eye(DIM, dtype=torch.float64)).requires_grad_()
     x = inputs()

@@ -190,7 +190,7 @@ def test_an_empty_batch_has_an_empty_solution(shape):
 
 
 def test_what_is_no_solver_or_option_is_refused():
-    with pytest.raises(TypeError, match="is not a name and a Solver"):
+    with pytest.raises(TypeError, match="is not a name with its Solver"):
         torchdeq_bridge.register({"anderson": "anderson"})
     solver = torchdeq_bridge.in_torchdeqs_form(Anderson())
     with pytest.raises(ValueError, match="stop_mode='absolute' must be 'abs' or 'rel'"):

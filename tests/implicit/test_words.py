@@ -186,7 +186,7 @@ def test_the_spectral_radius_is_told_where_a_graph_is_at_hand():
     with pytest.warns(ConvergenceWarning, match=r"spectral radius of the Jacobian there is about 1\.5: plain"):
         exact(torch.ones(1, 2))
     slow = Equilibrium(Linear(0.5 * turn), solver=Picard(), max_steps=6, gradient=ImplicitGradient())
-    with pytest.warns(ConvergenceWarning, match=r"about 0\.75: plain steps converge from nearby, a larger"):
+    with pytest.warns(ConvergenceWarning, match=r"about 0\.75: plain steps converge from nearby; a larger"):
         slow(torch.ones(1, 2))
 
 
@@ -231,7 +231,7 @@ def test_names_that_the_cell_does_not_have_are_refused():
 
 
 def test_token_ids_first_ask_for_a_first_state():
-    with pytest.raises(TypeError, match=r"zeros like the first input, which is of torch\.int64.*pass initial="):
+    with pytest.raises(TypeError, match=r"zeros like the first input, which has dtype torch\.int64.*pass initial="):
         Equilibrium(Cell())(torch.randint(0, 10, (2, 5)))
 
 

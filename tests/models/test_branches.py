@@ -179,7 +179,7 @@ def test_copies_load_the_state_of_their_size():
 
 @pytest.mark.parametrize("changes", [{"width": 6}, {"hidden": 8}, {"depth": 1}])
 def test_branches_that_do_not_share_shapes_are_not_joined(changes):
-    with pytest.raises(ValueError, match="branches that do not share shapes cannot be joined"):
+    with pytest.raises(ValueError, match="branches of different shapes cannot be joined"):
         build()[0].joined(build(**changes)[0])
 
 
@@ -269,7 +269,7 @@ def _alone(rank, folder):
     model, x = build()
     sharded = model.sharded(mesh)
     torch.testing.assert_close(sharded(x), model(x))
-    with pytest.raises(TypeError, match="do this before `sharded`"):
+    with pytest.raises(TypeError, match="call this before `sharded`"):
         sharded.prefixes(x)
     with pytest.raises(ValueError, match="branches=9 must be an integer from 1 to 4"):
         sharded(x, branches=9)

@@ -57,9 +57,9 @@ def network(method, depth=DEPTH):
         (lambda bad: AGD3(-bad), "theta=-{} breaks 0 < θ ≤ 1"),
         (lambda bad: AGD3(theta=bad), "theta={} breaks 0 < θ ≤ 1"),
         (lambda bad: LinearizedADMM(coupling=bad), "coupling={} breaks 0 < ηβ ≤ 1"),
-        (lambda bad: LinearizedADMM(eta=-bad), "eta=-{} breaks a positive number"),
+        (lambda bad: LinearizedADMM(eta=-bad), "eta=-{} breaks 0 < value < ∞"),
         (lambda bad: PrimalDual(coupling=bad), "coupling={} breaks 0 < τσ ≤ 1"),
-        (lambda bad: GradientDescent(step=-bad), "step=-{} breaks a positive number"),
+        (lambda bad: GradientDescent(step=-bad), "step=-{} breaks 0 < value < ∞"),
     ],
 )
 def test_a_value_that_breaks_its_condition_is_refused_when_the_method_is_made(make, condition):
@@ -88,7 +88,7 @@ def beyond(k):
 
 @pytest.mark.parametrize("weights", [lambda k: (1.0,) * (k + 1), lambda k: (1.0,), beyond])
 def test_dense_weights_that_are_not_convex_are_refused(weights):
-    with pytest.raises(ValueError, match=r"DenselyConnected: weights=.* in layer 1 breaks k \+ 1 weights"):
+    with pytest.raises(ValueError, match=r"DenselyConnected: weights=.* in layer 1 breaks the rule of k \+ 1 weights"):
         network(DenselyConnected(weights), depth=3)
 
 

@@ -101,7 +101,7 @@ def test_stages_halve_the_image_and_bad_stages_are_refused():
         layer.register_forward_hook(lambda module, inputs, output: shapes.append(tuple(output.shape[2:])))
     network(torch.randn(IMAGE))
     assert {(16, 16), (8, 8), (4, 4)} <= set(shapes)
-    with pytest.raises(ValueError, match=r"widths=\(4, 8\) and depths=\(1,\) must be equally many"):
+    with pytest.raises(ValueError, match=r"widths=\(4, 8\) and depths=\(1,\) must have the same length"):
         image_network(3, 2, widths=(4, 8), depths=(1,))
 
 

@@ -181,7 +181,7 @@ def test_what_it_cannot_do_it_refuses():
         PeacemanRachford(step_size=0)
     with pytest.raises(ValueError, match="inner_steps=0 must be an integer"):
         PeacemanRachford(inner_steps=0)
-    with pytest.raises(ValueError, match="step_size=2 needs the ReLU"):
+    with pytest.raises(ValueError, match="step_size=2 needs a cell with the ReLU"):
         layer_of(Contraction(torch.tanh), solver=PeacemanRachford(step_size=2))(x)
     with pytest.raises(ValueError, match=r"a state of 3 entries needs \(3, 3\)"):
         solve(Contraction(torch.relu, (3,)), x[:, :3], (x[:, :3],), solver=PeacemanRachford())

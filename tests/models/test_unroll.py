@@ -213,7 +213,7 @@ def test_a_row_that_is_not_a_number_fails_alone():
     [
         (lambda cell, x, h: unroll(cell, x[:, :0], h), ValueError, r"x is of shape \(3, 0, 5\).*at least one step"),
         (lambda cell, x, h: unroll(cell, None, h), ValueError, "x is a NoneType"),
-        (lambda cell, x, h: unroll(cell, x, h[:2]), ValueError, "h0 has a batch of 2, x one of 3"),
+        (lambda cell, x, h: unroll(cell, x, h[:2]), ValueError, "h0 has 2 rows, but x has 3"),
         (lambda cell, x, h: unroll(cell, x, h, newton=True), TypeError, r"newton=True: pass Newton\(\)"),
         (lambda cell, x, h: unroll(lambda x, h: h[:, :2], x, h), ValueError, "must keep the shape"),
         (lambda cell, x, h: unroll(cell, x, h, max_sweeps=0), ValueError, "max_steps=0"),

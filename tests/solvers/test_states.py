@@ -107,7 +107,7 @@ def test_far_ends_count_by_entries():
         residual = ((f(each.value) - each.value) / f(each.value)).abs().amax(1)
         torch.testing.assert_close(each.residual, residual, rtol=1e-6, atol=0)
         assert each.steps.max() > joint.steps.max()
-    with pytest.raises(ValueError, match="a root has none"):
+    with pytest.raises(ValueError, match="a root problem does not have"):
         root(f, start, norm=Entrywise())
 
 

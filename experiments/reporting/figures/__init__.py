@@ -20,23 +20,26 @@ if TYPE_CHECKING:
 
 FIGURES: dict[str, tuple[str, Callable[[Comparison], Any]]] = {
     "differences": (
-        "Scores minus the baseline's, in pairs of one seed: what lies across the line is undecided.",
+        "Scores minus the baseline's, paired by seed: an interval that crosses the line decides nothing.",
         differences,
     ),
-    "cost": ("The score against work, time and memory: best in the upper left, or the lower for errors.", cost),
+    "cost": (
+        "The score against work, time and memory: the best are in the upper left, for errors in the lower left.",
+        cost,
+    ),
     "training": (
-        "Score and loss over training, the mean over the seeds: the baseline, and whom you pick.",
+        "Score and loss over training, mean over the seeds: the baseline, and the networks that you pick.",
         training_curves,
     ),
     "boundaries": ("What the networks answer in the plane; black: the decision boundary (first seed).", boundaries),
-    "functions": ("The target and what the networks make of it (first seed).", functions),
+    "functions": ("The target and the networks' approximations (first seed).", functions),
     "restorations": ("Test crops and their restorations, with their PSNR (first seed).", restorations),
     "distances": ("Before training: the networks against the optimum of the classical problem.", distances),
     "residuals": ("Convergence of the solves on the test part, after training (first seed).", residuals),
     "steps": ("After how many steps the rows of the test part had stopped, after training (first seed).", steps),
     "eigenvalues": (
         "The largest eigenvalues of the cells' Jacobians at the solutions of some test rows, after training (first "
-        "seed): where all lie within the circle, plain iteration converges, near them.",
+        "seed): where all lie within the circle, plain iteration converges near those solutions.",
         spectra,
     ),
     "evaluations": ("Evaluations of the cells over training.", evaluations),

@@ -4,7 +4,7 @@ There are three ways through a solve, all by the equation `u = Jᵀu + g`. They 
 needed:
 
 * tracked: an ordinary backward pass uses one evaluation of f at the solution, made here with its graph (`_tracked`);
-* explicit: a backward pass that is differentiated again evaluates f as a function of its tensors (`gradients.higher`);
+* pure: a backward pass that is differentiated again evaluates f as a function of its tensors (`gradients.higher`);
 * transformed: torch.func and forward mode get that function from the start (`_transformed_solve`).
 """
 
@@ -28,9 +28,9 @@ from solvers.solution import Outcome
 from solvers.state import tree_leaves, usable
 
 from .compiled import twice_differentiable
+from .functorch import followed, transformed
 from .gradients import Gradient
 from .gradients.base import Evaluation, with_value
-from .gradients.root import followed, transformed
 from .graph import computed_from, leaves, radius_from_graph, saved_through_hooks
 from .pure import own_modules
 from .pure_problem import PureProblem

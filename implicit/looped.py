@@ -17,7 +17,7 @@ from solvers.state import Layout, autocast_dtype, tree_leaves, tree_map, usable,
 from .calls import note_call
 from .capture import forward_source
 from .depths import depths, is_count
-from .gradients.root import transformed
+from .functorch import transformed
 from .layer import Layer, Z
 from .loop_trace import LoopTrace
 from .parametrized import one_weight

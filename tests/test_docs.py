@@ -131,6 +131,24 @@ def test_links_lead_somewhere(path):
             assert anchor in anchors(other), f"{link}: no such heading in {called(other)}"
 
 
+def test_the_page_for_readers_of_the_source_names_what_is_there():
+    """Files, and private classes and functions, which no example would miss."""
+    page = prose(ROOT / "docs" / "guide" / "three-ways.md")
+    source = {path: path.read_text(encoding="utf-8") for path in (ROOT / "implicit").rglob("*.py")}
+    missing = [
+        name for name in re.findall(r"`([\w/]+\.py)`", page) if not any(str(p).endswith(f"/{name}") for p in source)
+    ]
+    for owner, attribute in re.findall(r"`(_?[A-Z][a-z]\w+|[a-z]+_\w+)(?:\.(?!py`)(\w+))?[`(]", page):
+        defined = [
+            text for text in source.values() if re.search(rf"^(?:class|def) {owner}\b", text, flags=re.MULTILINE)
+        ]
+        if not defined and not hasattr(solvers, owner):
+            missing.append(owner)
+        elif attribute and not any(f"def {attribute}(" in text for text in defined):
+            missing.append(f"{owner}.{attribute}")
+    assert not missing
+
+
 @pytest.mark.parametrize("package", PACKAGES)
 def test_the_api_pages_leave_out_no_public_name(package):
     shown = [name for page in GUIDE for name in identifiers(page)]

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..functorch import batch_of_gradients, each_gradient, transformed
 from .base import refuse_second_derivatives
-from .root import transformed
 
 Map = Callable[[Tensor], Tensor]
 
@@ -19,7 +19,7 @@ def one_by_one(function: Map, x: Tensor) -> Tensor:
     if transformed():
         found: Tensor = _Mapped.apply(function, x)
         return found
-    return _unbatched(function, x)
+    return each_gradient(function, x)
 
 
 class _Mapped(torch.autograd.Function):
@@ -40,20 +40,9 @@ class _Mapped(torch.autograd.Function):
         return torch.stack([one_by_one(function, each) for each in x.unbind(in_dims[1])]), 0
 
 
-def _unbatched(function: Map, x: Tensor) -> Tensor:
-    """The same for `is_grads_batched=True`, whose older vmap has no rules for autograd functions."""
-    if not torch._C._functorch.is_legacy_batchedtensor(x):
-        return function(x)
-    level = torch._C._vmapmode_increment_nesting() - 1
-    torch._C._vmapmode_decrement_nesting()
-    found = [_unbatched(function, each) for each in torch._remove_batch_dim(x, level, 1, 0)]
-    mapped: Tensor = torch._add_batch_dim(torch.stack(found), 0, level)
-    return mapped
-
-
 def refuse_batch(grad: Tensor) -> None:
     """Raise where a batch of gradients is to be differentiated again."""
-    if torch._C._functorch.is_legacy_batchedtensor(grad):
+    if batch_of_gradients(grad):
         raise RuntimeError(
             "a batch of gradients through an equilibrium (is_grads_batched=True, vectorize=True) has no graph: "
             "drop create_graph=True, or take the gradients one by one, or with torch.func"

@@ -1,4 +1,4 @@
-"""A backward pass that is differentiated again: the explicit way through a solve.
+"""A backward pass that is differentiated again: the pure way through a solve.
 
 The tracked evaluation cannot serve it, since its point is a constant. Instead, f is evaluated again, as a function of
 everything that it depends on, and `root.pullback` treats u as the root of its own equation.
@@ -15,9 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from ..compiled import twice_differentiable
+from ..functorch import transformed
 from ..graph import computed_from, leaves
 from ..pure_problem import PureProblem
-from .root import Linear, pullback, transformed
+from .root import Linear, pullback
 
 SMALL = 2**14
 """Largest number of entries for which copying a tensor costs next to nothing."""

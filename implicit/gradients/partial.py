@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..functorch import batch_of_gradients
+
 Function = Callable[..., Tensor]
 """`f(z, *tensors)`. Other tensors that it uses are those `captured`."""
 
@@ -85,7 +87,7 @@ def _leaf(tensor: Tensor) -> Tensor:
 def _alone(tensor: Tensor) -> Tensor:
     """The tensor without its graph; a batch of gradients has no detach and is cloned."""
     with torch.no_grad():
-        return tensor.clone() if torch._C._functorch.is_legacy_batchedtensor(tensor) else tensor.detach()
+        return tensor.clone() if batch_of_gradients(tensor) else tensor.detach()
 
 
 def _grad(

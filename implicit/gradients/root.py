@@ -1,4 +1,4 @@
-"""The root of a function, differentiable to any order: the transformed way through a solve, and part of the explicit.
+"""The root of a function, differentiable to any order: the transformed way through a solve, and part of the pure one.
 
 Under the transforms of torch.func, `root` solves and differentiates; under autograd, `pullback` serves `higher`.
 """
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from ..functorch import transformed
 from . import partial
 from .partial import Function
 
@@ -30,21 +31,6 @@ def root(f: Function, find: Function, linear: Linear, *tensors: Tensor, captured
     """
     value: Tensor = _Root.apply(f, find, linear, len(captured), *tensors, *captured)
     return value
-
-
-def transformed() -> bool:
-    """Whether a transform of torch.func, or forward-mode differentiation, is under way."""
-    return bool(torch._C._are_functorch_transforms_active()) or forward_ad._current_level >= 0
-
-
-def followed(tensor: Tensor) -> bool:
-    """Whether a transform, or autograd, tracks the tensor."""
-    wrapping = torch._C._functorch
-    if forward_ad._current_level >= 0 and forward_ad.unpack_dual(tensor).tangent is not None:
-        return True
-    if tensor.requires_grad or wrapping.is_batchedtensor(tensor):
-        return True
-    return bool(wrapping.is_functorch_wrapped_tensor(tensor)) and followed(wrapping.get_unwrapped(tensor))
 
 
 def pullback(

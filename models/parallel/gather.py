@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from implicit.gradients.root import transformed
+from implicit.functorch import transformed
 
 
 def gathered(tensors: Sequence[Tensor]) -> Tensor:

@@ -1,0 +1,43 @@
+"""Questions about PyTorch's function transforms that only its private interface answers, kept in one place.
+
+`vmap`, `grad` and `jvp` of torch.func, forward-mode differentiation, and the older vmap behind `is_grads_batched=True`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+
+def transformed() -> bool:
+    """Whether a transform of torch.func, or forward-mode differentiation, is under way."""
+    return bool(torch._C._are_functorch_transforms_active()) or forward_ad._current_level >= 0
+
+
+def followed(tensor: Tensor) -> bool:
+    """Whether a transform, or autograd, tracks the tensor."""
+    wrapping = torch._C._functorch
+    if forward_ad._current_level >= 0 and forward_ad.unpack_dual(tensor).tangent is not None:
+        return True
+    if tensor.requires_grad or wrapping.is_batchedtensor(tensor):
+        return True
+    return bool(wrapping.is_functorch_wrapped_tensor(tensor)) and followed(wrapping.get_unwrapped(tensor))
+
+
+def batch_of_gradients(tensor: Tensor) -> bool:
+    """Whether the tensor is the batch of a backward pass with `is_grads_batched=True`."""
+    return bool(torch._C._functorch.is_legacy_batchedtensor(tensor))
+
+
+def each_gradient(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """`function` of each entry of such a batch, as a batch: its vmap has no rules for autograd functions."""
+    if not batch_of_gradients(x):
+        return function(x)
+    level = torch._C._vmapmode_increment_nesting() - 1
+    torch._C._vmapmode_decrement_nesting()
+    found = [each_gradient(function, entry) for entry in torch._remove_batch_dim(x, level, 1, 0)]
+    mapped: Tensor = torch._add_batch_dim(torch.stack(found), 0, level)
+    return mapped

@@ -10,16 +10,17 @@ needed:
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from itertools import compress
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from solvers import State
+from solvers import Solution, State
 from solvers.iterate import iterate
 from solvers.problem import Problem
 from solvers.run import Keep
@@ -30,7 +31,7 @@ from solvers.state import tree_leaves, usable
 from .compiled import twice_differentiable
 from .functorch import followed, transformed
 from .gradients import Gradient
-from .gradients.base import Evaluation, with_value
+from .gradients.base import Evaluation, Report, check_gradient, with_value
 from .graph import computed_from, leaves, radius_from_graph, saved_through_hooks
 from .pure import own_modules
 from .pure_problem import PureProblem
@@ -57,6 +58,7 @@ def differentiable_solve(
     """
     if isinstance(problem.f, nn.Module):
         warn_of_unsuitable(problem.f)
+    check_gradient(gradient)
     gradient = gradient.behind(settings)
     layout = problem.layout
     reports = Reports(current_logs(), name, owner)
@@ -95,7 +97,7 @@ def differentiable_solve(
         point,
         image,
         partial(PureProblem.of, problem),
-        partial(reports.enter, "backward"),
+        _report(reports, gradient),
         settings.solver,
         outcome,
         hooked,
@@ -174,7 +176,24 @@ def _transformed_solve(problem: Problem, z0: State, gradient: Gradient, settings
             return pure(z, *tensors)
 
     with _told_in_words():
-        return gradient.root(f, find, partial(reports.enter, "backward"), *tensors)
+        return gradient.root(f, find, _report(reports, gradient), *tensors)
+
+
+def _report(reports: Reports, gradient: Gradient) -> Report:
+    """What a policy calls after a backward solve."""
+    reports = reports._replace(settings=gradient.whose_settings)
+
+    def report(converged: bool, make_solution: Callable[[], Solution]) -> None:
+        name = f"report(converged, make_solution) of {type(gradient).__name__}"
+        if not isinstance(converged, (bool, np.bool_)):
+            kind = type(converged).__name__
+            raise TypeError(f"{name}: converged is a {kind}: pass one bool, such as bool(solution.converged.all())")
+        if not callable(make_solution):
+            kind = type(make_solution).__name__
+            raise TypeError(f"{name}: make_solution is a {kind}: pass a function, such as lambda: solution")
+        reports.enter("backward", bool(converged), make_solution)
+
+    return report
 
 
 @contextmanager

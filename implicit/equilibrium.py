@@ -22,6 +22,7 @@ from .capture import forward_source
 from .differentiation import differentiable_solve
 from .exported import FixedSteps, fixed_steps
 from .gradients import Gradient, ImplicitGradient
+from .gradients.base import check_gradient
 from .layer import Layer, Z
 from .parametrized import one_weight
 from .recording import layer_name
@@ -180,9 +181,8 @@ class Equilibrium(Layer[Z]):
         chosen: dict[str, Any] = {} if max_steps is None else {"max_steps": max_steps}
         if not (isinstance(self.cell, SplitCell) and isinstance(self.solver, PeacemanRachford)):
             start = self.start(inputs, z0)
-            problem = prepare(self.cell, start, inputs)
+            problem = prepare(self.cell, start, inputs, advice=self.advice(start, z0 is not None))
             problem.captures, problem.source = self._captures, forward_source
-            problem.advice = self.advice(start, z0 is not None)
             if self.compact is None and isinstance(self.loop, Loop):  # `Settings` refuses anything else
                 chosen["compact"] = not self.loop.fixed_shapes
             return problem, start, self._settings(**chosen)
@@ -201,9 +201,3 @@ class Equilibrium(Layer[Z]):
             f"solver={self.solver}, gradient={type(self.gradient).__name__}, rtol={self.rtol}, atol={self.atol}, "
             f"max_steps={self.max_steps}"
         )
-
-
-def check_gradient(gradient: Any) -> None:
-    """`TypeError` unless it is a gradient policy."""
-    if not isinstance(gradient, Gradient):
-        raise TypeError(f"gradient={gradient!r} is not a Gradient: pass an object such as ImplicitGradient()")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, Generic
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from typing_extensions import TypeVar
 
 from solvers import Solution, State
+from solvers.problem import advise
 from solvers.state import tree_leaves
 
 from .split_cell import SplitCell
@@ -45,9 +47,11 @@ class Layer(nn.Module, ABC, Generic[Z]):
 
     def advice(self, start: State, given: bool) -> str:
         """Where the start comes from, to explain an error in the first evaluation; `given`: it is the caller's z0."""
-        parts = tree_leaves(start)
+        parts = [part for part in tree_leaves(start) if isinstance(part, Tensor)]
         kind = "shape " if isinstance(start, Tensor) else f"a {type(start).__name__} of shapes "
-        what = f"{kind}{', '.join(str(tuple(part.shape)) for part in parts)}, {parts[0].dtype}"
+        what = (
+            f"{kind}{', '.join(str(tuple(part.shape)) for part in parts)}, {parts[0].dtype}" if parts else repr(start)
+        )
         if given or self.initial is not None:
             return (
                 f"{self.title}: z starts at {'z0=' if given else 'what initial= returned'}, {what}: the cell must "
@@ -57,6 +61,16 @@ class Layer(nn.Module, ABC, Generic[Z]):
             f"{self.title}: z starts as zeros like the first input, {what}: pass initial=, a function of the inputs "
             "that makes the first state, if the cell needs another one"
         )
+
+    @contextmanager
+    def explained(self, start: State, given: bool) -> Iterator[None]:
+        """Append the advice to an error within."""
+        try:
+            yield
+        except Exception as error:
+            if not isinstance(error, torch.OutOfMemoryError):
+                advise(error, self.advice(start, given))
+            raise
 
     def positional(self, inputs: tuple[Any, ...], keywords: dict[str, Any]) -> tuple[Any, ...]:
         """All inputs by position; those by name take the places that the cell's `forward` gives them."""

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from solvers import Eager, Loop, Solution, State
 from solvers.loops.captures import Captures
 from solvers.loops.plain import plain_steps
-from solvers.problem import IN_PLACE, advise, prepare
+from solvers.problem import IN_PLACE, prepare
 from solvers.state import Layout, autocast_dtype, tree_leaves, tree_map, usable, without_autocast
 
 from .calls import note_call
@@ -111,7 +111,8 @@ class Looped(Layer[Z]):
         self, inputs: tuple[Any, ...], z0: State | None, steps: int | Tensor | None, trace: LoopTrace | None = None
     ) -> State:
         z = tree_map(usable, self.start(inputs, z0))
-        layout = Layout(z)
+        with self.explained(z, z0 is not None):
+            layout = Layout(z)
         depth = depths(self.steps if steps is None else steps, layout)
         untracked = depth.most - self._tracked(depth.most)
 
@@ -148,9 +149,8 @@ class Looped(Layer[Z]):
 
     def _stretches(self, z: State, inputs: tuple[Any, ...], most: int, given: bool) -> tuple[State, int]:
         """The iterate after as many whole stretches of the loop as fit in `most` steps, and their number of steps."""
-        problem = prepare(self.cell, z, inputs)
+        problem = prepare(self.cell, z, inputs, advice=self.advice(z, given))
         problem.captures, problem.source = self._captures, forward_source
-        problem.advice = self.advice(z, given)
         layout = problem.layout
         with without_autocast(layout.device):
             flat, taken = plain_steps(problem, self.loop, layout.flatten(z).clone(), most)
@@ -172,12 +172,8 @@ class Looped(Layer[Z]):
         if not first:
             return self._checked(layout, self.cell(z, *inputs))
         versions = _versions(z)
-        try:
+        with self.explained(z, given):
             image = self._checked(layout, self.cell(z, *inputs))
-        except Exception as error:
-            if not isinstance(error, torch.OutOfMemoryError):
-                advise(error, self.advice(z, given))
-            raise
         if versions != _versions(z):
             raise ValueError(IN_PLACE)
         return image

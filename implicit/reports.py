@@ -27,7 +27,7 @@ class Reports(NamedTuple):
     owner: Any
     """The layer, or the function."""
     settings: str = ""
-    """Where to find the settings that a warning names, if they are not the layer's or its gradient's."""
+    """Where to find the settings that a warning names, if they are not the layer's."""
 
     def enter(
         self,
@@ -47,6 +47,11 @@ class Reports(NamedTuple):
         if converged and not self.logs:
             return
         solution = found()
+        if not isinstance(solution, Solution):
+            raise TypeError(
+                f"{self.name}, {direction} solve: make_solution() returned a {type(solution).__name__}: return a "
+                "solvers.Solution; a policy that makes none, such as a truncated series, does not call report"
+            )
         for log in self.logs:
             kept = solution if log.values else replace(solution, value=())
             called = self.name.within(log) if isinstance(self.name, LayerName) else self.name
@@ -54,13 +59,15 @@ class Reports(NamedTuple):
         if converged or _ignored() or not _is_news(self.owner, direction, solution):
             return
         text = f"{self.name}, {direction} solve: {solution.summary()}"
-        if self.settings or direction == "backward":
-            text += "\n" + (self.settings or _BACKWARD)
+        if self.settings:
+            text += f"\n{self.settings}"
         measured = radius()
         if measured is not None:
-            text += f"\nThe spectral radius of the Jacobian there is about {measured:.2g}"
+            text += f"\nThe spectral radius of the Jacobian there is about {measured:.3g}"
             text += (
-                ": plain iteration diverges; scale the weights down"
+                ": too close to 1 to say whether plain steps converge"
+                if abs(measured - 1) < NEAR
+                else ": plain iteration diverges; make the cell contract more, by smaller weights or jacobian_penalty"
                 if measured > 1
                 else f": plain steps converge from nearby; a larger {solution.budget} may suffice"
             )
@@ -71,12 +78,10 @@ class Reports(NamedTuple):
         warnings.warn(text, ConvergenceWarning, stacklevel=level_of_caller())
 
 
-_BACKWARD = (
-    "For this solve, these are settings of gradient=ImplicitGradient(solver=…, rtol=…, max_steps=…), whose "
-    "unconverged=… chooses how to treat such rows"
-)
 _worst: weakref.WeakKeyDictionary[Any, dict[str, float]] = weakref.WeakKeyDictionary()
 """For each layer, or function's code, the largest residual that a warning has reported, in each direction."""
+NEAR = 0.02
+"""Distance of an estimated spectral radius from 1 within which nothing follows from it."""
 WORSE = 10.0
 """Factor by which a residual must exceed that to be reported again."""
 

@@ -198,15 +198,22 @@ class RootProblem(Problem):
         return z + residual, residual
 
 
-def prepare(f: Any, z0: State, args: Any, kind: type[Problem] = Problem) -> Problem:
-    """Check the arguments of a solve, and make the problem from them."""
+def prepare(f: Any, z0: State, args: Any, kind: type[Problem] = Problem, advice: str | None = None) -> Problem:
+    """Check the arguments of a solve, and make the problem from them; errors about the start get the advice."""
     if not callable(f):
         raise TypeError(f"f is a {type(f).__name__}: pass a callable f(z, *args)")
     if not isinstance(args, tuple):
         raise TypeError(f"args is a {type(args).__name__}: pass a tuple, args=(x,)")
-    layout = Layout(z0)
+    try:
+        layout = Layout(z0)
+    except (TypeError, ValueError) as error:
+        if advice is not None:
+            advise(error, advice)
+        raise
     _refuse_recording(f, layout, tree_leaves(z0)[0])
-    return kind(f, args, layout)
+    problem = kind(f, args, layout)
+    problem.advice = advice
+    return problem
 
 
 def _refuse_recording(f: Any, layout: Layout, first: Tensor) -> None:

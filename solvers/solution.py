@@ -106,7 +106,8 @@ class Solution(Generic[S]):
             worst = self.residual[torch.tensor(rows, device=self.residual.device)].max().item()
             status = Status(code)
             lines.append(
-                f"{count} {status.name} (rows {shown}; largest relative residual {worst:.1e}): {self._advice(status)}"
+                f"{count} {status.name} ({'row' if count == 1 else 'rows'} {shown}; "
+                f"largest relative residual {worst:.1e}): {self._advice(status)}"
             )
         return "\n".join(lines)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeAlias
 
@@ -92,16 +92,18 @@ class Layout:
             if len(shape) > 1 and shape[0] == rows and shape[1:] == self.shapes[0]:
                 return output
         parts, structure = _parts(output)
-        alike = (structure is None) == (self.structure is None) and len(parts) == len(self.shapes)
-        tuples = isinstance(output, tuple) and alike and self.structure.type is not None  # tuples pass for named ones
-        if not all(isinstance(part, Tensor) for part in parts) or not (structure == self.structure or tuples):
-            raise TypeError(f"f returned {_kind(output, parts)}: return a state of the same kind as z0")
         expected = [(rows, *shape) for shape in self.shapes]
-        if [part.shape for part in parts] != expected:
+        if not all(isinstance(part, Tensor) for part in parts) or not _alike(structure, self.structure):
+            raise TypeError(
+                f"f maps a state of shape {_shapes(self.structure, expected)} to {_kind(output, parts)}: "
+                f"return a state of the same kind{'' if self.structure is None else ', with each part in its place'}"
+            )
+        found = [part.shape for part in parts]
+        if found != expected:
             raise ValueError(
-                f"f maps a state of shape {_show(expected)} to one of shape {_show([p.shape for p in parts])}: "
-                "it must keep the shape. If the solution's shape differs from the first input's, pass an initial "
-                "state of the right shape (z0, or initial= of a layer)"
+                f"f maps a state of shape {_shapes(self.structure, expected)} to one of shape "
+                f"{_shapes(structure, found)}: it must keep the shape. If the solution's shape differs from the first "
+                "input's, pass an initial state of the right shape (z0, or initial= of a layer)"
             )
         if all(part.dtype == self.dtype for part in parts):
             return output
@@ -157,12 +159,40 @@ def _parts(state: State) -> tuple[list[Any], Any]:
     return optree.tree_flatten(state, none_is_leaf=True)[:2]
 
 
+def _alike(structure: Any, expected: Any) -> bool:
+    """Whether two structures are the same, except that a plain tuple and a named one may stand for each other."""
+    if structure == expected:
+        return True
+    if structure is None or expected is None or structure.num_children != expected.num_children:
+        return False
+    kinds = structure.type, expected.type
+    tuples = tuple in kinds and all(kind is tuple or optree.is_namedtuple_class(kind) for kind in kinds)
+    if not tuples and (structure.type, structure.entries()) != (expected.type, expected.entries()):
+        return False
+    return structure.num_children > 0 and all(map(_alike, structure.children(), expected.children()))
+
+
 def _kind(value: Any, parts: list[Any]) -> str:
-    name = type(value).__name__
-    if isinstance(value, Tensor) or (len(parts) == 1 and parts[0] is value):
-        return f"a {name}"
-    return f"a {name} of {', '.join(type(part).__name__ for part in parts) or 'nothing'}"
+    """What a value is, with the shapes of its tensors."""
+    if isinstance(value, Tensor):
+        return f"a tensor of shape {tuple(value.shape)}"
+    kind = "None" if value is None else f"a {type(value).__name__}"
+    if optree.is_namedtuple(value):
+        kind = "a named tuple"
+    if not parts or (len(parts) == 1 and parts[0] is value):
+        return kind
+    names = [part.shape if isinstance(part, Tensor) else type(part).__name__ for part in parts]
+    return f"{kind}, {_shapes(_parts(value)[1], names)}"
 
 
-def _show(shapes: list[Any]) -> str:
-    return ", ".join(str(tuple(shape)) for shape in shapes)
+def _shapes(structure: Any, shapes: Sequence[Any]) -> str:
+    """The shapes in their places, as in {'h': (8, 3), 'c': (8, 3)}."""
+    shown = [_Shown(shape if isinstance(shape, str) else str(tuple(shape))) for shape in shapes]
+    return repr(shown[0] if structure is None else optree.tree_unflatten(structure, shown))
+
+
+class _Shown(str):
+    """Text that prints without quotes."""
+
+    __slots__ = ()
+    __repr__ = str.__str__

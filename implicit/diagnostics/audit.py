@@ -19,8 +19,9 @@ from ..calls import Call
 from ..compiled import uncompiled_cells
 from ..copies import untouched
 from ..draws import normal
-from ..equilibrium import Equilibrium, check_gradient
+from ..equilibrium import Equilibrium
 from ..gradients import Gradient
+from ..gradients.base import check_gradient
 from ..recording import record
 from .reference import EXACT, doubled, exact_layer, is_real
 from .tables import Line, Table

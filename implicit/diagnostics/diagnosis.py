@@ -15,8 +15,8 @@ from ..calls import Call, aside, detached, first_of_each, layer_calls
 from ..copies import copied
 from ..equilibrium import Equilibrium
 from ..layer import Layer
-from .findings import LEFT_OUT, Finding, LeftOutError, Look
-from .gradient_checks import backward, loose
+from .findings import LEFT_OUT, Finding, LeftOutError, Look, first_line
+from .gradient_checks import backward, loose, moved
 from .host_time import waiting
 from .solve_checks import coupled, diverging, expanding, floor, not_finite, short, standing, stochastic, unfinished
 from .tables import Table
@@ -28,9 +28,10 @@ def diagnose(model: nn.Module, *inputs: Any, z0: State | None = None, **keywords
     Looks, in this order, for a stochastic cell (reported alone, since nothing else would be meaningful); rows that
     diverge, with the norms of the weights; rows coupled through the batch; rows that are not finite; the dtype's floor;
     stalled or cycling rows; rows whose steps ran out; a spectral radius above 1; no gradient, or one that is not
-    finite; a backward solve that does not converge; a tolerance too loose for the gradient (or a cell that fails in
-    float64, so this cannot be decided); a history too short; and on a CUDA device a solve that waits for the host. The
-    last findings say which checks were left out, and why. A model or a layer that fails is a finding, too.
+    finite; a backward solve that does not converge; a policy of one's own that changes the value; a tolerance too loose
+    for the gradient (or a cell that fails in float64, so this cannot be decided); a history too short; and on a CUDA
+    device a solve that waits for the host. The last findings say which checks were left out, and why. A model, a layer
+    or a backward pass that fails is a finding, too.
 
     A policy that approximates the gradient by choice is no fault here: `gradient_audit` says how far off it is.
 
@@ -106,7 +107,7 @@ def _findings(call: Call) -> list[Finding]:
         try:
             finding = check(look)
         except LeftOutError as reason:
-            left_out.append(Finding(LEFT_OUT, f"{what}: {_first_line(reason)}", "The other checks were made"))
+            left_out.append(Finding(LEFT_OUT, f"{what}: {first_line(reason)}", "The other checks were made"))
         except Exception as error:
             left_out.append(_failed(LEFT_OUT, error, "the other checks were made", f"{what}: "))
         else:
@@ -117,12 +118,8 @@ def _findings(call: Call) -> list[Finding]:
 
 
 def _failed(name: str, error: Exception, meanwhile: str, what: str = "") -> Finding:
-    evidence = f"{what}{type(error).__name__}: {_first_line(error)}"
+    evidence = f"{what}{type(error).__name__}: {first_line(error)}"
     return Finding(name, evidence, f"Fix that and diagnose again; {meanwhile}")
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), "")
 
 
 CHECKS: dict[str, Callable[[Look], Finding | None]] = {
@@ -135,6 +132,7 @@ CHECKS: dict[str, Callable[[Look], Finding | None]] = {
     "steps": unfinished,
     "spectral radius": expanding,
     "gradient": backward,
+    "value": moved,
     "tolerance for the gradient": loose,
     "length of the history": short,
     "wait for the host": waiting,

@@ -127,3 +127,8 @@ def name_rows(bad: Tensor) -> str:
     """The rows of a (batch,) mask, in words."""
     rows = torch.nonzero(bad)[:, 0].tolist()
     return f"row{'s' if len(rows) > 1 else ''} {', '.join(map(str, rows[:8]))}{', …' if len(rows) > 8 else ''}"
+
+
+def first_line(error: Exception) -> str:
+    """The first line of its message."""
+    return next(iter(str(error).strip().splitlines()), "")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import suppress
 
 import torch
 from torch import Tensor
@@ -17,7 +16,7 @@ from ..graph import refuse_hidden
 from ..parametrized import one_weight
 from ..recording import record
 from .audit import compare_gradients, differentiable
-from .findings import Finding, LeftOutError, Look, name_rows
+from .findings import Finding, LeftOutError, Look, first_line, name_rows
 from .reference import as_double, exact_layer
 
 LOOSE = 0.05
@@ -34,12 +33,25 @@ def backward(look: Look) -> Finding | None:
             refuse_hidden("the cell", look.problem, point, look.problem(point))
         except ValueError as hidden:
             return Finding("no gradient", str(hidden), "The layer can be solved, but not trained through")
+    found: Sequence[Tensor | None] = ()
     with torch.enable_grad(), record() as log:
-        flat = look.problem.layout.flatten(look.layer(*inputs, z0=look.z0))
-        direction = normal(flat.shape, flat)
-        found: Sequence[Tensor | None] = ()
-        with suppress(ConvergenceError):  # from Unconverged.RAISE; the log has the solve
-            found = torch.autograd.grad(flat, wanted, direction, allow_unused=True)
+        try:
+            flat = look.problem.layout.flatten(look.layer(*inputs, z0=look.z0))
+            found = torch.autograd.grad(flat, wanted, normal(flat.shape, flat), allow_unused=True)
+        except ConvergenceError:
+            pass  # from Unconverged.RAISE; the log has the solve
+        except Exception as error:  # whatever the user's cell or policy raises
+            evidence = f"{type(error).__name__}: {first_line(error)}"
+            return Finding(
+                "the backward pass fails", evidence, "Fix that and diagnose again; the other checks were made"
+            )
+    if found and flat.numel() and not any(gradient is not None and bool(gradient.any()) for gradient in found):
+        return Finding(
+            "no gradient",
+            f"the gradient of all {len(wanted)} parameters and inputs is zero or missing",
+            "The cell may be constant here, as behind dead activations"
+            + (f"; or {policy(look)}'s attach or linear is at fault" if own_policy(look) else ""),
+        )
     good = look.solution.converged
     broken = sum(not bool(gradient.isfinite().all()) for gradient in found if gradient is not None)
     adjoint = [entry.solution.status == Status.NON_FINITE for entry in log.backward]
@@ -65,8 +77,41 @@ def backward(look: Look) -> Finding | None:
     return Finding(
         "backward solve not converged",
         f"the adjoint solve of {name_rows(bad)} stopped at a relative residual of {solution.residual[bad].max():.1e}",
-        "Raise max_steps of ImplicitGradient, give it another solver, or choose how to treat such rows by unconverged=",
+        "Raise max_steps of ImplicitGradient, give it another solver, or choose how to treat such rows by unconverged="
+        if not own_policy(look)
+        else f"Give the solve of {policy(look)} more steps, or another solver",
     )
+
+
+def moved(look: Look) -> Finding | None:
+    """Whether the value depends on the policy; those of this package never change it."""
+    if not own_policy(look):
+        return None
+    start = look.layer.start(look.inputs, look.z0)
+    with one_weight(look.layer.cell):
+        plain = look.layer.solve(*look.inputs, z0=start).value
+        with torch.enable_grad():
+            attached = look.layer(*look.inputs, z0=start)
+    plain, attached = (look.problem.layout.flatten(state).detach() for state in (plain, attached))
+    difference = torch.linalg.vector_norm(attached - plain, dim=1)
+    bad = difference > 100 * look.problem.rounding * torch.linalg.vector_norm(plain, dim=1)
+    if not bad.any():
+        return None
+    return Finding(
+        "gradient that changes the value",
+        f"with gradients on, {name_rows(bad)} of the output differ by up to {difference[bad].max():.1e}",
+        f"Return implicit.with_value(tracked, at.point, twice=False) from {policy(look)}.attach",
+    )
+
+
+def own_policy(look: Look) -> bool:
+    """Whether the gradient is a policy that the user wrote."""
+    gradient = getattr(look.layer, "gradient", None)
+    return gradient is not None and not type(gradient).__module__.startswith("implicit.")
+
+
+def policy(look: Look) -> str:
+    return type(look.layer.gradient).__name__
 
 
 def loose(look: Look) -> Finding | None:

@@ -16,7 +16,7 @@ from ..parametrized import one_weight
 from .coupling import REMEDY, as_one_row, causes
 from .findings import Finding, LeftOutError, Look, name_rows
 from .spectrum import spectral_radius
-from .weights import blamed
+from .weights import blamed, smaller
 
 EVALUATIONS = 8
 """Evaluations at one point, all of which must agree."""
@@ -62,9 +62,8 @@ def diverging(look: Look) -> Finding | None:
         "every row diverges" if bad.all() else "rows that diverge",
         f"{f'all {len(bad)} rows' if bad.all() else name_rows(bad)} grew out of bounds"
         + (f"; the spectral norms of the weights are {norms}" if norms else "; there are no weight matrices to blame"),
-        "Scale down the largest weights that act on z, or bound them by "
-        "torch.nn.utils.parametrizations.spectral_norm and a factor below 1. A cell that is affine in z "
-        "may still have a fixed point, which GMRES() finds",
+        f"To make it contract, {smaller(look.layer.cell)}. A cell that is affine in z may still have a fixed point, "
+        "which GMRES() finds",
     )
 
 
@@ -102,8 +101,8 @@ def standing(look: Look) -> Finding | None:
         "stalled or cycling rows",
         f"{name_rows(bad)} stopped improving at a relative residual of up to {solution.residual[bad].max():.1e}{cycle}"
         + (f"; the spectral norms of the weights are {norms}" if norms else ""),
-        "They may have no fixed point: make the cell contractive (scale down or normalise the weights that act on z, "
-        "add jacobian_penalty to the loss), or try another solver or damping",
+        f"They may have no fixed point: {smaller(look.layer.cell)}. If the spectral radius there is below 1, try "
+        "another solver, damping or start",
     )
 
 
@@ -146,11 +145,11 @@ def expanding(look: Look) -> Finding | None:
     return Finding(
         "spectral radius above 1",
         f"it is up to {radius[above].max():.4g} at {where}",
-        "Plain iteration and truncated gradients (Neumann, phantom) diverge there: keep an exact gradient, and add "
-        "jacobian_penalty to the loss or normalise the cell's weights"
+        "Undamped plain iteration diverges there, and so do undamped truncated gradients (Neumann, phantom): keep an "
+        "exact gradient, and add jacobian_penalty to the loss or bound the cell's weights"
         if solves
         else "More steps do not converge, and the gradient grows with the number of tracked steps: if that is not "
-        "wanted, track fewer, add jacobian_penalty to the loss or normalise the cell's weights",
+        "wanted, track fewer, add jacobian_penalty to the loss or bound the cell's weights",
     )
 
 

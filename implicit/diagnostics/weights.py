@@ -7,10 +7,12 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.utils import parametrize
 
 EXACT = 1024
 """Largest smaller side of a matrix whose norm is computed exactly; beyond, it comes from random projections."""
+NORMALISATIONS = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, _NormBase)
 SHOWN = 4
 """Number of weights that are named."""
 
@@ -28,8 +30,28 @@ def weight_norms(module: nn.Module) -> list[tuple[str, float]]:
 def blamed(module: nn.Module, prefix: str = "") -> str:
     """The largest norms in words; empty: there are no weight matrices."""
     norms = weight_norms(module)
-    more = ", …" if len(norms) > SHOWN else ""
-    return ", ".join(f"{prefix}{name} {norm:.3g}" for name, norm in norms[:SHOWN]) + more
+    areas = {name: math.prod(weight.shape[2:]) for name, weight in _matrices(module)}
+    shown = [f"{prefix}{name} {norm:.3g}{_as_convolution(norm, areas[name])}" for name, norm in norms[:SHOWN]]
+    return ", ".join(shown) + (", …" if len(norms) > SHOWN else "")
+
+
+def _as_convolution(norm: float, area: int) -> str:
+    """A convolution of stride 1 has at most √area times the norm of its kernel as a matrix."""
+    return f" (its convolution: up to {math.sqrt(area) * norm:.3g})" if area > 1 else ""
+
+
+def smaller(cell: nn.Module) -> str:
+    """How to make the weights of a cell smaller, in words."""
+    bounds = ["torch.nn.utils.parametrizations.spectral_norm and a factor below 1"]
+    if any(weight.ndim > 2 for _, weight in _matrices(cell)):
+        bounds.append("convolutions by models.ContractiveConv (spectral_norm bounds the kernel as a matrix only)")
+    words = f"scale down the largest weights that act on z, or bound them by {', '.join(bounds)}"
+    if any(isinstance(part, NORMALISATIONS) for part in cell.modules()):
+        words += (
+            ". The size of a weight in front of a normalisation has no effect: add jacobian_penalty to the loss, or "
+            "take the last normalisation out of the cell"
+        )
+    return words
 
 
 def _matrices(module: nn.Module) -> Iterator[tuple[str, Tensor]]:

@@ -51,10 +51,25 @@ class AdjointGradient(Gradient):
 
         Args:
             product: `u ↦ Jᵀu` on (batch, dim).
-            shift: g, (batch, dim).
-            report: as in `Evaluation`, for a policy that solves.
+            shift: g, (batch, dim); not to be changed in place.
+            report: `report(converged, make_solution)` as in `Evaluation`, for a policy that solves.
             inverse: the forward solver's estimate of `v ↦ (I − Jᵀ)⁻¹v`, if the policy `remembers`; else None.
         """
+
+    def adjoint(self, product: Map, shift: Tensor, report: Report, inverse: Map | None) -> Tensor:
+        """`linear`, checked."""
+        name, version = f"{type(self).__name__}.linear", shift._version
+        u: Any = self.linear(product, shift, report, inverse)
+        if not isinstance(u, Tensor) or (u.shape, u.dtype) != (shift.shape, shift.dtype):
+            kind = f"a tensor of shape {tuple(u.shape)}, {u.dtype}" if isinstance(u, Tensor) else f"{type(u).__name__}"
+            raise TypeError(
+                f"{name} returned {kind}: return u, a tensor like `shift`, of shape {tuple(shift.shape)}, {shift.dtype}"
+            )
+        if shift._version != version:
+            raise ValueError(
+                f"{name} changed `shift` in place, on which `u = product(u) + shift` depends: clone it first"
+            )
+        return u
 
 
 def inverse_estimate(at: Evaluation) -> Map:
@@ -141,7 +156,7 @@ class _Implicit(torch.autograd.Function):
             refuse_batch(grads[0])
 
             def linear(product: Map, shift: Tensor) -> Tensor:
-                return one_by_one(lambda shift: policy.linear(product, shift, report, None), shift)
+                return one_by_one(lambda shift: policy.adjoint(product, shift, report, None), shift)
 
             wanted = sources.wanted(ctx.needs_input_grad[7:])
             found = differentiable(linear, sources, value, tensors, wanted, grads[0])
@@ -152,7 +167,6 @@ class _Implicit(torch.autograd.Function):
             products.evaluate_again()
 
         def solve(grad: Tensor) -> Tensor:
-            found: Tensor = policy.linear(products, grad, report, ctx.inverse)
-            return found
+            return policy.adjoint(products, grad, report, ctx.inverse)
 
         return one_by_one(solve, grads[0]), *others, *(None for _ in ctx.needs_input_grad[7:])

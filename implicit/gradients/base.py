@@ -23,7 +23,11 @@ from ..pure_problem import PureProblem
 Map = Callable[[Tensor], Tensor]
 """`f` on flat (batch, dim) matrices, with its other arguments bound."""
 Report = Callable[[bool, Callable[[], Solution]], None]
-"""`report(converged, make_solution)` enters a backward solve in the log, and warns if it failed."""
+"""`report(converged, make_solution)` enters a backward solve in the log, and warns if it failed.
+
+`converged` is one bool, whether all rows converged; `make_solution()` returns the `Solution`, which is made only if a
+log is open or a warning is due. A policy that solves to no tolerance need not call it.
+"""
 
 
 @dataclass(frozen=True)
@@ -41,7 +45,8 @@ class Evaluation:
     pure: Callable[[], tuple[PureProblem, tuple[Tensor, ...]]]
     """Returns f as a pure function `f(z, *tensors)`, and those tensors."""
     report: Report
-    """To be called after each backward solve: whether all rows converged, and a function that makes its `Solution`."""
+    """`report(converged, make_solution)`, to be called after a backward solve: one bool, whether all rows converged,
+    and a function that returns its `Solution`. A truncated series has none and does not call it."""
     solver: Solver
     """The solver of the forward solve."""
     outcome: Outcome
@@ -66,6 +71,11 @@ class Gradient(ABC):
     def remembers(self) -> bool:
         """Whether the policy needs the forward solver's history."""
         return False
+
+    @property
+    def whose_settings(self) -> str:
+        """For a warning: where to find the settings that a remedy for its solve names."""
+        return f"This is the solve of gradient={type(self).__name__}, which has its own settings"
 
     def check_solver(self, solver: Solver) -> None:  # noqa: B027, most policies work with any
         """Raise `TypeError` if the policy cannot work with this forward solver."""
@@ -99,6 +109,12 @@ class Gradient(ABC):
             f"{type(self).__name__} has no rule for torch.func's transforms or forward-mode differentiation: use "
             "ImplicitGradient, or differentiate with torch.autograd"
         )
+
+
+def check_gradient(gradient: Any) -> None:
+    """`TypeError` unless it is a gradient policy."""
+    if not isinstance(gradient, Gradient):
+        raise TypeError(f"gradient={gradient!r} is not a Gradient: pass an object such as ImplicitGradient()")
 
 
 class _WithValue(torch.autograd.Function):

@@ -86,6 +86,13 @@ class ImplicitGradient(AdjointGradient):
         return True
 
     @property
+    def whose_settings(self) -> str:
+        return (
+            f"For this solve, these are settings of gradient={type(self).__name__}(solver=…, rtol=…, max_steps=…), "
+            "whose unconverged=… chooses how to treat such rows"
+        )
+
+    @property
     def remembers(self) -> bool:
         return self.reuse
 

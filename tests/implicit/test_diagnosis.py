@@ -113,6 +113,37 @@ def test_a_spectral_radius_above_one():
     assert names(Equilibrium(Affine(matrix)), torch.randn(4, 2)) == ["spectral radius above 1"]
 
 
+def test_the_norm_of_a_kernel_is_not_that_of_its_convolution():
+    class Convolution(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = normalised(nn.Conv2d(4, 4, 3, padding=1), n_power_iterations=50)
+            nn.init.ones_(self.inner.parametrizations.weight.original)
+
+        def forward(self, z, x):
+            return 0.9 * self.inner(z) + x
+
+    cell, moving = Convolution(), torch.ones(1, 4, 12, 12) / 24  # of length 1
+    assert torch.linalg.matrix_norm(cell.inner.weight.detach().flatten(1), 2) == pytest.approx(1, abs=1e-4)
+    assert 2.5 < (cell.inner(moving) - cell.inner(0 * moving)).norm() < 3
+    finding = diagnose(Equilibrium(cell, solver=Picard()), torch.rand(4, 4, 12, 12))[0]
+    assert finding.name == "every row diverges"
+    assert "weights are cell.inner.weight 1 (its convolution: up to 3)" in finding.evidence
+    assert "convolutions by models.ContractiveConv" in finding.remedy
+    assert "normalisation" not in finding.remedy
+
+
+def test_the_remedy_for_a_cell_with_a_normalisation_says_what_scaling_does_not_do():
+    class Normalised(Cell):
+        def forward(self, z, x):
+            return 3 * nn.functional.layer_norm(self.inner(z) + 0 * x, (8,)).roll(1, 1) + self.extra(z)
+
+    found = diagnose(Equilibrium(Normalised(extra=nn.LayerNorm(8)), max_steps=300), torch.randn(6, 8))
+    (stalled,) = [finding for finding in found if finding.name == "stalled or cycling rows"]
+    assert "The size of a weight in front of a normalisation has no effect: add jacobian_penalty" in stalled.remedy
+    assert "ContractiveConv" not in stalled.remedy
+
+
 def test_weights_of_any_norm_are_no_fault_where_the_solver_is_made_for_them():
     net = OptDNN("ppa", [MonotoneDense(8, 8, lipschitz=None)], alpha=0.0, rtol=1e-3).double()
     with torch.no_grad():

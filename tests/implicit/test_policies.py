@@ -9,8 +9,10 @@ from torch import nn
 from torch.nn.utils.parametrizations import spectral_norm
 
 from implicit import (
+    AdjointGradient,
     ConvergenceWarning,
     Equilibrium,
+    Gradient,
     ImplicitGradient,
     NeumannGradient,
     PhantomGradient,
@@ -21,7 +23,8 @@ from implicit import (
     fixed_point,
     record,
 )
-from solvers import GMRES, Anderson, Broyden, ConvergenceError, Eager, Picard, Reversible
+from implicit.diagnostics import diagnose
+from solvers import GMRES, Anderson, Broyden, ConvergenceError, Eager, Picard, Reversible, solve
 
 from .cells import DIM, TIGHT, Cell, exact, inputs, tight_layer
 
@@ -312,3 +315,86 @@ def test_the_warning_says_which_setting_is_meant():
 def test_an_unknown_way_out_is_refused():
     with pytest.raises(TypeError, match=r"unconverged='raise' must be one of Unconverged.KEEP"):
         ImplicitGradient(unconverged="raise")
+
+
+# --- policies of one's own ---------------------------------------------------------------------------------------
+
+
+def own(linear):
+    class Own(AdjointGradient):
+        def linear(self, product, shift, report, inverse):
+            return linear(product, shift, report)
+
+    return Own()
+
+
+def accelerated_in_place(product, shift, report):
+    u = shift
+    for _ in range(3):
+        u += 0.5 * (product(u) + shift - u)
+    return u
+
+
+@pytest.mark.parametrize(
+    ("linear", "error", "words"),
+    [
+        (lambda product, g, report: None, TypeError, r"Own.linear returned NoneType: return u, .* shape \(3, 6\)"),
+        (lambda product, g, report: g[0], TypeError, r"a tensor of shape \(6,\), torch.float64"),
+        (lambda product, g, report: g.float(), TypeError, "torch.float32: return u"),
+        (accelerated_in_place, ValueError, "changed `shift` in place"),
+        (
+            lambda product, g, report: report(g > 0, lambda: None),
+            TypeError,
+            "of Own: converged is a Tensor: pass one bool",
+        ),
+        (lambda product, g, report: report(False, "solution"), TypeError, "make_solution is a str: pass a function"),
+        (
+            lambda product, g, report: report(False, lambda: None),
+            TypeError,
+            "returned a NoneType: return a solvers.Sol",
+        ),
+    ],
+    ids=["no return", "one row", "another dtype", "in place", "bools", "no function", "no solution"],
+)
+def test_a_policy_of_ones_own_that_breaks_its_contract_is_told_how(linear, error, words):
+    x = inputs(3)
+    z = tight_layer(Cell(), own(linear))(x)
+    with pytest.raises(error, match=words):
+        z.square().sum().backward()
+    layer = tight_layer(Cell(), own(linear))
+    assert [finding.name for finding in diagnose(layer, x)] == ["the backward pass fails"]
+
+
+def test_the_warning_of_a_policy_of_ones_own_names_it():
+    def linear(product, shift, report):
+        solution = solve(lambda u: product(u) + shift, shift, solver=Picard(), rtol=1e-12, max_steps=2)
+        report(bool(solution.converged.all()), lambda: solution)
+        return solution.value
+
+    with pytest.warns(
+        ConvergenceWarning, match="This is the solve of gradient=Own, which has its own settings"
+    ) as told:
+        tight_layer(Cell(), own(linear))(inputs()).sum().backward()
+    assert "ImplicitGradient" not in str(told[0].message)
+
+
+class Shifting(Gradient):
+    """Forgets `with_value`."""
+
+    def attach(self, at):
+        return at.image
+
+
+def test_a_policy_that_reaches_nothing_or_moves_the_value_is_found():
+    x, found = inputs(), lambda layer: [finding.name for finding in diagnose(layer, x)]
+    assert found(tight_layer(Cell(), own(lambda product, shift, report: torch.zeros_like(shift)))) == ["no gradient"]
+    assert found(Equilibrium(Cell(), rtol=1e-2, gradient=Shifting()).double()) == ["gradient that changes the value"]
+    assert found(tight_layer(Cell(), own(lambda product, shift, report: product(shift) + shift))) == []
+
+
+@pytest.mark.parametrize("policy", [NeumannGradient, "neumann", None])
+def test_a_policy_set_later_is_checked_at_the_next_call(policy):
+    layer = tight_layer(Cell())
+    layer.gradient = policy
+    with pytest.raises(TypeError, match="is not a Gradient: pass an object such as ImplicitGradient"):
+        layer(inputs())

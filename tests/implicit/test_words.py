@@ -168,6 +168,28 @@ def test_functions_that_hold_a_module_are_known_by_it():
     assert [told(cell) for cell in (*cells, cells[0])] == [1, 1, 0]
 
 
+@pytest.mark.parametrize(
+    ("radius", "words"),
+    [
+        (1.04, r"about 1\.04: plain iteration diverges"),
+        (1.009, r"about 1\.01: too close to 1 to say"),
+        (0.991, r"about 0\.991: too close to 1 to say"),
+        (0.95, r"about 0\.95: plain steps converge from nearby"),
+    ],
+)
+def test_a_spectral_radius_near_one_decides_nothing(radius, words):
+    class Turn(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.factor = nn.Parameter(torch.tensor(-radius))
+
+        def forward(self, z, x):
+            return self.factor * z + x
+
+    with pytest.warns(ConvergenceWarning, match=f"spectral radius of the Jacobian there is {words}"):
+        Equilibrium(Turn(), solver=Picard(), max_steps=5, rtol=1e-6)(torch.ones(2, 3))
+
+
 def test_the_spectral_radius_is_told_where_a_graph_is_at_hand():
     class Linear(nn.Module):
         def __init__(self, matrix):

@@ -1,8 +1,9 @@
 """Any nesting of containers as a state and as arguments; rows that share a tensor; norms by entries; no graph kept."""
 
 import gc
+import re
 import weakref
-from collections import OrderedDict
+from collections import OrderedDict, namedtuple
 from typing import NamedTuple
 
 import pytest
@@ -56,13 +57,48 @@ def test_a_state_may_be_any_nesting(name, solver, compact):
 
 
 def test_another_structure_is_refused_in_words():
-    start = {"a": torch.zeros(2, 3), "b": torch.zeros(2, 1)}
-    with pytest.raises(TypeError, match="f returned a dict of Tensor: return a state of the same kind"):
-        solve(lambda z: {"a": z["a"]}, start)
-    with pytest.raises(TypeError, match="f returned a list"):
-        solve(lambda z: [z["a"], z["b"]], start)
-    with pytest.raises(ValueError, match=r"\(2, 3\), \(2, 1\) to one of shape \(2, 1\), \(2, 1\)"):
-        solve(lambda z: {"a": z["b"], "b": z["b"]}, start)
+    start = {"b": torch.zeros(2, 3), "a": torch.zeros(2, 1)}
+    kind = re.escape(
+        "f maps a state of shape {'b': (2, 3), 'a': (2, 1)} to a dict, {'b': (2, 3)}: return a state of the same"
+    )
+    with pytest.raises(TypeError, match=kind):
+        solve(lambda z: {"b": z["b"]}, start)
+    with pytest.raises(TypeError, match=re.escape("to a list, [(2, 3), (2, 1)]")):
+        solve(lambda z: [z["b"], z["a"]], start)
+    with pytest.raises(
+        ValueError, match=re.escape("to one of shape {'b': (2, 1), 'a': (2, 1)}: it must keep the shape")
+    ):
+        solve(lambda z: {"b": z["a"], "a": z["a"]}, start)
+
+
+Gates = namedtuple("Gates", ["h", "c"])
+Turned = namedtuple("Turned", ["c", "h"])
+ZEROS, ONES = torch.zeros(2, 3), torch.ones(2, 3)
+
+
+@pytest.mark.parametrize(
+    ("start", "returned"),
+    [
+        ({"h": ZEROS, "c": ZEROS}, (ONES, ZEROS)),  # a dict's leaves are in the order of its keys
+        ({"h": ZEROS, "c": ZEROS}, Gates(ONES, ZEROS)),
+        (Gates(ZEROS, ZEROS), Turned(ONES, ZEROS)),
+        (Gates(ZEROS, {"a": ZEROS}), Gates(ZEROS, {"b": ONES})),
+        (((ZEROS, ZEROS), ZEROS), (ONES, (ZEROS, ZEROS))),
+        ((ZEROS,), (None,)),
+    ],
+    ids=["dict, tuple", "dict, named", "other named", "other keys", "other nesting", "None"],
+)
+def test_parts_of_equal_shape_are_not_mixed_up(start, returned):
+    with pytest.raises(TypeError, match="return a state of the same kind, with each part in its place"):
+        solve(lambda z: returned, start)
+
+
+@pytest.mark.parametrize("start", [Gates(ZEROS, (ZEROS, ZEROS)), (ZEROS, (ZEROS, ZEROS))], ids=["named", "plain"])
+@pytest.mark.parametrize("returned", [Gates(ONES, (ONES, ZEROS)), (ONES, (ONES, ZEROS))], ids=["named", "plain"])
+def test_a_plain_tuple_and_a_named_one_stand_for_each_other(start, returned):
+    found = solve(lambda z: returned, start).value
+    assert type(found) is type(start)
+    assert [bool(part.any()) for part in (found[0], *found[1])] == [True, True, False]
 
 
 RATE = torch.linspace(0.1, 0.9, 8)[:, None]

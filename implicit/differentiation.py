@@ -56,8 +56,7 @@ def differentiable_solve(
         problem, z0, gradient, settings: what to solve and differentiate, from where, and how.
         at: numbers of steps.
     """
-    if isinstance(problem.f, nn.Module):
-        warn_of_unsuitable(problem.f)
+    problem.told = isinstance(problem.f, nn.Module) and warn_of_unsuitable(problem.f)
     check_gradient(gradient)
     gradient = gradient.behind(settings)
     layout = problem.layout
@@ -69,7 +68,7 @@ def differentiable_solve(
     tracked = torch.is_grad_enabled()
     hooked = tracked and saved_through_hooks()  # at every call: a checkpoint counts what is saved
     # where f makes states exact one by one, its Jacobian is nilpotent, and a radius says nothing
-    measurable = tracked and not hooked and settings.solver.exact_after is None
+    measurable = tracked and not (hooked or problem.told) and settings.solver.exact_after is None
     keep = Keep(histories=tracked and gradient.remembers, iterates=at)
     start = usable(layout.flatten(z0))
     with torch.no_grad():
@@ -85,7 +84,7 @@ def differentiable_solve(
         "forward",
         outcome.converged,
         lambda: outcome.solution(problem, settings.solver),
-        lambda: radius_from_graph(image, point) if measurable else None,
+        lambda: radius_from_graph(image, point) if measurable and bool(image.isfinite().all()) else None,
     )
     if at:
         outcome = replace(outcome, iterates=_gone_on(problem, start, settings, outcome, at))
@@ -136,9 +135,11 @@ def _solved_again(
     """If the solution fails when evaluated again: warn why, and solve the whole batch if rows are coupled."""
     with torch.no_grad():
         if not torch.equal(problem(outcome.value).nan_to_num(), image.nan_to_num()):
-            warn_of_chance()
+            if not problem.told:
+                warn_of_chance()
             return outcome
-        warn_of_coupling()
+        if not problem.told:
+            warn_of_coupling()
         if not outcome.dropped:
             return outcome
         return iterate(problem, start.detach(), replace(settings, compact=False), keep=keep)

@@ -160,9 +160,11 @@ class Equilibrium(Layer[Z]):
     def solve(self, *inputs: Any, z0: Z | None = None, max_steps: int | None = None, **keywords: Any) -> Solution[Z]:
         """The `Solution` for `inputs`: status, residual and trace of every row, no graph."""
         inputs = self.positional(inputs, keywords)
-        warn_of_unsuitable(self.cell)
+        told = warn_of_unsuitable(self.cell)
         with one_weight(self.cell), torch.no_grad():
-            return solve_prepared(*self._problem(inputs, z0, max_steps))
+            problem, start, settings = self._problem(inputs, z0, max_steps)
+            problem.told = told
+            return solve_prepared(problem, start, settings)
 
     def exported(self, *inputs: Any, steps: int | None = None, **keywords: Any) -> FixedSteps:
         """The layer with a fixed number of steps, for `torch.export`, ONNX and `torch.jit.trace`.

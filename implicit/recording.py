@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -11,10 +9,8 @@ from dataclasses import dataclass, field
 from html import escape
 from typing import Any, NamedTuple
 
-import torch
 from torch import nn
 
-import solvers
 from solvers import Solution
 from solvers.pages import table
 
@@ -141,14 +137,3 @@ def layer_name(layer: nn.Module, otherwise: str) -> LayerName:
     name = LayerName(place)
     name.layer, name.otherwise = id(layer), otherwise
     return name
-
-
-def level_of_caller() -> int:
-    """How many levels up the stack the first code lies that is neither ours nor PyTorch's."""
-    level, frame = 1, sys._getframe(1)
-    while frame.f_back is not None and frame.f_code.co_filename.startswith(_INTERNAL):
-        level, frame = level + 1, frame.f_back
-    return level
-
-
-_INTERNAL = tuple(os.path.dirname(package) for package in (__file__, solvers.__file__, torch.__file__))

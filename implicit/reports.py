@@ -13,8 +13,9 @@ from typing import Any, Literal, NamedTuple
 from torch import nn
 
 from solvers import Solution
+from solvers.caller import level_of_caller
 
-from .recording import ConvergenceWarning, LayerName, Log, Record, level_of_caller
+from .recording import ConvergenceWarning, LayerName, Log, Record
 
 
 class Reports(NamedTuple):

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
-from .recording import level_of_caller
+from solvers.caller import level_of_caller
 
 _COUPLES = (
     "couples the rows through batch statistics, and updates its running ones at every evaluation of a solve: use "
@@ -18,17 +18,18 @@ _COUPLES = (
 _DROPS = "draws a new mask at every evaluation, so no fixed point exists: pass in a mask from LockedDropout"
 
 
-def warn_of_unsuitable(cell: nn.Module) -> None:
-    """A `RuntimeWarning` that names the modules of the cell whose evaluations differ, or mix the batch's rows."""
+def warn_of_unsuitable(cell: nn.Module) -> bool:
+    """Whether the cell has modules whose evaluations differ, or mix the batch's rows; a `RuntimeWarning` names them."""
     findings = [
         f"{name or 'the cell itself'} ({type(module).__name__}) {fault}" for name, module, fault in unsuitable(cell)
     ]
     if findings:
         warnings.warn(
-            "in a cell, " + "; ".join(findings) + ". Or call eval() on them",
+            f"in a cell, {'; '.join(findings)}. Or call eval() on {'it' if len(findings) == 1 else 'them'}",
             RuntimeWarning,
             stacklevel=level_of_caller(),
         )
+    return bool(findings)
 
 
 def warn_of_chance() -> None:

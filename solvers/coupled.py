@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .caller import level_of_caller
 from .loops.eager import Eager
 from .norms import Measure, Norm, row_norms
 from .problem import Problem
@@ -73,7 +74,7 @@ def solved_jointly(
         run: the row-by-row solve so far.
         loop: solves a problem.
     """
-    if not run.warned and problem.told:
+    if not (run.warned or problem.told):
         _warn()
     first = run.outcome(verified=False)  # each row is measured again at the end
     rows, done = first.rows, run.progress.step
@@ -138,5 +139,5 @@ def _warn() -> None:
         "pass it as one row: z0[None] and x[None]. Otherwise, replace batch statistics by GroupNorm or LayerNorm, and "
         "draw random numbers outside f",
         RuntimeWarning,
-        stacklevel=6,
+        stacklevel=level_of_caller(),
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 
+from .caller import level_of_caller
 from .loops.eager import Stretch
 from .norms import Measure, row_norms
 from .problem import DroppedRowsError, Problem
@@ -23,17 +24,19 @@ def can_follow(fewer: Problem, stretch: Stretch, measure: Measure) -> bool:
     try:
         image, _ = fewer.evaluate(stretch.points[-1], stretch.image)
     except DroppedRowsError as error:
-        warn_of_dropping(f"f failed without them: {error}")
+        warn_of_dropping(fewer, f"f failed without them: {error}")
         return False
     change, scale = row_norms(image - stretch.image), row_norms(stretch.image)
     allowed = NEGLIGIBLE * (measure.atol + measure.rtol * scale)
     if (change <= allowed + ALIKE * fewer.rounding * scale).all():
         return True
-    warn_of_dropping("f then returned other values for the remaining rows")
+    warn_of_dropping(fewer, "f then returned other values for the remaining rows")
     return False
 
 
-def warn_of_dropping(what: str) -> None:
+def warn_of_dropping(problem: Problem, what: str) -> None:
+    if problem.told:
+        return
     warnings.warn(
         f"rows that had stopped were dropped, and {what}. The whole batch is solved instead. f couples the rows (batch "
         "statistics, attention across the batch), is not deterministic, uses a tensor of the batch's size that is not "
@@ -41,5 +44,5 @@ def warn_of_dropping(what: str) -> None:
         "remove the cause: replace BatchNorm by GroupNorm or LayerNorm; pass tensors through args, shared ones as "
         "solvers.Shared(tensor); pass a graph, whose nodes are not rows, as one row, z0[None]",
         RuntimeWarning,
-        stacklevel=6,
+        stacklevel=level_of_caller(),
     )

@@ -11,6 +11,8 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from .caller import level_of_caller
+
 LARGE = 2**22
 """Entries of a state from which a kernel outlasts its launch, which costs more than launches by PyTorch."""
 _replayed = threading.local()
@@ -56,7 +58,7 @@ def _compiles(device: int) -> bool:
             f"Triton cannot compile here ({type(error).__name__}: {error}): PyTorch's slower operations are used "
             "instead. Triton needs a C compiler and the Python headers",
             RuntimeWarning,
-            stacklevel=2,
+            stacklevel=level_of_caller(),
         )
         return False
     return True

@@ -46,11 +46,11 @@ def iterate(
         except DroppedRowsError as error:
             if problem.dropped:
                 raise
-            warn_of_dropping(f"f failed without them: {error}")
+            warn_of_dropping(problem, f"f failed without them: {error}")
         else:
             if not outcome.dropped or checked or _holds_together(problem, outcome, settings):
                 return outcome
-            warn_of_dropping("at the end, f returned other values for the whole batch")
+            warn_of_dropping(problem, "at the end, f returned other values for the whole batch")
         problem.independent = False
         return _run(problem, z, replace(settings, compact=False), start, keep)
 

@@ -46,15 +46,14 @@ class Problem:
     relative_to_start: ClassVar[bool] = False
     """Whether residuals are compared with the first one rather than with the image."""
 
-    told: ClassVar[bool] = True
-    """Whether the caller is warned if rows depend on each other."""
-
     def __init__(self, f: Callable[..., State], args: tuple[Any, ...], layout: Layout) -> None:
         self.f, self.layout, self.dropped = f, layout, False
         self.compact = False
         """Whether rows that have stopped may be dropped."""
         self.independent = False
         """Whether f has been seen to return the same for some rows without the others."""
+        self.told = False
+        """Whether the user has been warned of a cause for which rows depend on each other or f is random."""
         self.coupled = False
         """Whether rows have been seen to depend on each other."""
         self.source: Callable[[Problem], Source | None] | None = None

@@ -40,14 +40,16 @@ _MESSAGES = {
     Status.MAX_STEPS: "the steps ran out: raise max_steps, loosen rtol, or try another solver",
     Status.STALLED: (
         "the residual stopped falling: rtol may lie below what the dtype can resolve (loosen it or use float64), "
-        "or f cycles, wanders or has no fixed point (lower the solver's damping, make f contractive), or the solver "
-        "is at a local minimum of the residual (try another solver)"
+        "or f cycles, wanders or has no fixed point (make it contract, or take shorter steps, as with damping=0.5), or "
+        "the solver is at a local minimum of the residual (try another solver)"
     ),
     Status.DIVERGED: (
-        "the iterates grew out of bounds: f may expand or have no fixed point (normalise its weights, lower the "
-        "solver's damping)"
+        "the iterates grew out of bounds: f may expand or have no fixed point (make it contract, by smaller weights)"
     ),
-    Status.NON_FINITE: "f returned NaN or Inf: check the inputs and weights of these rows, or use a wider dtype",
+    Status.NON_FINITE: (
+        "f returned NaN or Inf: check the inputs of these rows and the weights, or use a wider dtype. In a backward "
+        "pass such a row can make the gradient of every weight NaN, even if the loss leaves it out"
+    ),
 }
 
 

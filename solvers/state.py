@@ -179,8 +179,10 @@ def _kind(value: Any, parts: list[Any]) -> str:
     kind = "None" if value is None else f"a {type(value).__name__}"
     if optree.is_namedtuple(value):
         kind = "a named tuple"
-    if not parts or (len(parts) == 1 and parts[0] is value):
+    if len(parts) == 1 and parts[0] is value:
         return kind
+    if not parts:
+        return f"an empty {type(value).__name__}"
     names = [part.shape if isinstance(part, Tensor) else type(part).__name__ for part in parts]
     return f"{kind}, {_shapes(_parts(value)[1], names)}"
 

@@ -74,7 +74,9 @@ def not_finite(look: Look) -> Finding | None:
     return Finding(
         "rows that are not finite",
         f"the cell returned NaN or Inf in {name_rows(bad)}",
-        "Check these rows of the inputs, and the weights; half precision may overflow: use bfloat16 or float32",
+        "Check these rows of the inputs, and the weights; half precision may overflow: use bfloat16 or float32. In a "
+        "backward pass such rows can make the gradient of every weight NaN, even if the loss leaves them out: take "
+        "them out of the inputs, or keep the cell finite, as with clamp",
     )
 
 
@@ -146,7 +148,8 @@ def expanding(look: Look) -> Finding | None:
         "spectral radius above 1",
         f"it is up to {radius[above].max():.4g} at {where}",
         "Undamped plain iteration diverges there, and so do undamped truncated gradients (Neumann, phantom): keep an "
-        "exact gradient, and add jacobian_penalty to the loss or bound the cell's weights"
+        "exact gradient. If it rises in training, lower the learning rate, bound the cell's weights, or add "
+        "jacobian_penalty to the loss, at 0.1 to begin with"
         if solves
         else "More steps do not converge, and the gradient grows with the number of tracked steps: if that is not "
         "wanted, track fewer, add jacobian_penalty to the loss or bound the cell's weights",
@@ -155,7 +158,7 @@ def expanding(look: Look) -> Finding | None:
 
 def short(look: Look) -> Finding | None:
     memory = getattr(look.layer.solver, "memory", None)
-    if not isinstance(memory, int):
+    if not isinstance(memory, int) or bool(look.diverged.any()):  # a history may find what plain steps flee from
         return None
     more_memory = max(4 * memory, USUAL)
     longer: Any = replace(look.layer.solver, memory=more_memory)  # type: ignore[type-var]

@@ -111,8 +111,8 @@ class ImplicitGradient(AdjointGradient):
         start = unit if inverse is None else inverse(unit)
         problem = prepare(lambda u: product(u) + unit, start, ())
         if isinstance(product, Products) and product.pure is not None:
-            products = product
-            problem.captures = product.pure.problem.captures
+            products, forward = product, product.pure.problem
+            problem.captures, problem.told = forward.captures, forward.told
             problem.source = lambda _: products.source(unit)
         with torch.no_grad():
             outcome = iterate(problem, start, settings)

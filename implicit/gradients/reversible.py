@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from solvers import Reversible, Solver
+from solvers.caller import level_of_caller
 from solvers.solution import History
 
 from ..pure_problem import PureProblem
@@ -123,5 +124,5 @@ def _warn_if_lost(z: Tensor, start: Tensor, value: Tensor) -> None:
             f"{(distance / scale)[lost].max().item():.1e} (relative) from their start: their gradients are wrong. Take "
             "fewer steps, a smaller damping, or float64",
             ConvergenceWarning,
-            stacklevel=2,
+            stacklevel=level_of_caller(),
         )

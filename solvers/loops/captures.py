@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from ..caller import level_of_caller
 from ..problem import Problem
 from .tape import Tape
 
@@ -81,7 +82,7 @@ class Captures:
                 "one, as with Eager. Inside f, nothing may wait for the host (.item(), .cpu(), a branch on a value), "
                 "create tensors on the host, or draw from a CPU generator",
                 RuntimeWarning,
-                stacklevel=2,
+                stacklevel=level_of_caller(),
             )
 
     def refuses(self, name: str) -> bool:

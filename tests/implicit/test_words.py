@@ -325,3 +325,53 @@ def test_diagnostics_and_the_form_of_fixed_steps_take_inputs_by_name():
             return self.equilibrium(x, mask=mask)
 
     assert not [found for found in diagnose(Model(), x, mask=mask) if found.fault]
+
+
+@pytest.mark.parametrize("part", [nn.Dropout(0.5), nn.BatchNorm1d(4)], ids=["dropout", "batch statistics"])
+@pytest.mark.parametrize("compact", [None, False])
+def test_one_cause_is_told_once_and_at_the_users_line(part, compact):
+    class Unsuitable(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner, self.part = nn.Linear(4, 4), part
+
+        def forward(self, z, x):
+            return torch.tanh(self.part(0.5 * self.inner(z)) + x)
+
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        Equilibrium(Unsuitable(), compact=compact)(torch.randn(64, 4)).square().sum().backward()
+    causes = [str(each.message) for each in told if each.category is RuntimeWarning]
+    assert len(causes) == 1
+    assert causes[0].startswith("in a cell, part (")
+    assert causes[0].endswith("Or call eval() on it")
+    assert all(each.filename == __file__ for each in told)
+    assert not any("spectral radius" in str(each.message) for each in told)
+
+
+def test_rows_that_depend_on_each_other_are_named_at_the_users_line():
+    class Coupled(nn.Module):
+        def forward(self, z, x):
+            return torch.tanh(0.5 * z - 0.3 * z.mean(dim=0) + x)
+
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        Equilibrium(Coupled())(torch.randn(64, 4) * torch.linspace(0, 3, 64)[:, None])
+    assert [each.filename for each in told] == [__file__]
+
+
+def test_no_radius_is_told_of_rows_that_are_not_finite():
+    class Roots(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = nn.Linear(4, 4)
+
+        def forward(self, z, x):
+            return (1 + x + 0.1 * torch.tanh(self.inner(z))).sqrt()
+
+    x = torch.rand(6, 4)
+    x[2] = -5
+    with pytest.warns(ConvergenceWarning, match="gradient of every weight NaN") as told:
+        z = Equilibrium(Roots())(x)
+    assert "spectral radius" not in str(told[0].message)
+    assert z.isfinite().all()

@@ -1,0 +1,25 @@
+"""The place in the user's code that a warning is to name."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import torch
+
+_HOME = os.path.dirname(os.path.dirname(__file__))
+_INTERNAL = tuple(
+    os.path.join(folder, "")
+    for folder in (
+        *(os.path.join(_HOME, name) for name in ("solvers", "implicit", "models")),
+        os.path.dirname(torch.__file__),
+    )
+)
+
+
+def level_of_caller() -> int:
+    """How many levels up the stack the first code lies that is neither ours nor PyTorch's, for `stacklevel=`."""
+    level, frame = 1, sys._getframe(1)
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(_INTERNAL):
+        level, frame = level + 1, frame.f_back
+    return level

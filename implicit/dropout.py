@@ -13,7 +13,7 @@ class LockedDropout(nn.Module):
     `mask ∈ {0, 1 / (1 − p)}`, drawn for each row; ones in evaluation mode. Ordinary dropout inside a cell draws a new
     mask at every evaluation, so no fixed point exists.
 
-        mask = self.dropout(x)
+        mask = self.dropout(x)  # x has the state's shape; else self.dropout(x.new_empty(len(x), width))
         z = self.equilibrium(x, mask)  # whose cell is tanh(W (z * mask) + x)
 
     Since the mask is an input, it is cut along with the state when converged rows are dropped. Source: Gal,

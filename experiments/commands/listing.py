@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 
-from ..contestants.own import known
+from ..contestants.own import known, none_fits
 from ..names import found
 from ..tasks import TASKS
 from ..tasks.make import make_task
@@ -24,12 +24,17 @@ def listing(task: str | None, data: str | None) -> str:
             "returns a Task."
         )
         return "\n".join(["tasks", *_lines(tasks), "recipes", *_lines(recipes), rest])
-    contestants = known(task, make_task(task, Source(data)))
+    made = make_task(task, Source(data))
+    contestants = known(task, made)
+    if not contestants:
+        return none_fits(made)
     models = {
         f"{name}{'' if contestant.usual else ' *'}": f"{contestant.reading}: {contestant.description}"
         for name, contestant in contestants.items()
     }
-    rest = "* is not part of all: name it. For a network of your own, name MODULE:FUNCTION, which makes one for a task."
+    rest = "For a network of your own, name MODULE:FUNCTION, which makes one for a task."
+    if not all(contestant.usual for contestant in contestants.values()):
+        rest = f"* is not part of all: name it. {rest}"
     return "\n".join([f"models of {task}", *_lines(models), rest])
 
 

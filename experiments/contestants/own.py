@@ -42,6 +42,17 @@ def contestants_for(task: Task) -> Contestants:
     return {}
 
 
+def none_fits(task: Task) -> str:
+    """That the toolkit has no contestants for the task, in words, and what to do."""
+    inputs, _ = task.sample(1)
+    shape = f" of shape {tuple(inputs.shape)}" if isinstance(inputs, Tensor) else ""
+    return (
+        f"no network of the toolkit fits inputs{shape} with the goal {type(task.goal).__name__}: they take vectors "
+        "(batch, numbers) and, for Classification, pictures (batch, channels, height, width). Reshape the data, or "
+        "name a network of your own, MODULE:FUNCTION"
+    )
+
+
 def known(name: str, task: Task) -> Contestants:
     """The toolkit's contestants for the task of that name on the command line."""
     make = found(CONTESTANTS[name], {}, "the contestants of") if name in CONTESTANTS else contestants_for
@@ -103,13 +114,11 @@ def chosen(models: str, contestants: Contestants, task: Task) -> tuple[Contestan
         if name == "all":
             names += [usual for usual, contestant in contestants.items() if contestant.usual]
             if not names:
-                inputs, _ = task.sample(1)
-                shape = f" of shape {tuple(inputs.shape)}" if isinstance(inputs, Tensor) else ""
-                raise InputError(f"no network of the toolkit fits inputs{shape}: name yours, --models MODULE:FUNCTION")
+                raise InputError(none_fits(task))
             continue
         if name not in contestants:
             if ":" not in name:
-                raise unknown(name, contestants, "model")
+                raise unknown(name, contestants, "model") if contestants else InputError(none_fits(task))
             contestants[name] = entered(name, found(name, {}, "model"), task)
         names.append(name)
     return contestants, list(dict.fromkeys(names))

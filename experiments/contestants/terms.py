@@ -52,5 +52,5 @@ TERMS = {
 def in_common(terms: Terms, fixed: list[bool]) -> str:
     """What the networks have in common, in words; `fixed` says which of them have a fixed size."""
     if all(fixed):
-        return "sizes of their own"
+        return "its own size" if len(fixed) == 1 else "sizes of their own"
     return terms.description + (", except those of fixed size" if any(fixed) else "")

@@ -18,9 +18,25 @@ MARKS = {"better": "▲ ", "worse": "▼ "}
 """Marks of decided differences."""
 
 
+READINGS = {
+    "explicit": "layers one after the other",
+    "implicit": "a solve in each layer",
+    "equilibrium": "one layer, solved for its fixed point",
+    "parallel": "all layers at once",
+    "looped": "one layer, repeated",
+    "own": "a network of yours",
+}
+"""What the readings are, in words."""
+
+
 def _mean(figure: str, form: str, scale: float = 1.0) -> Callable[[Row], str]:
     """How a row shows the mean of a figure; a dash if it is unknown."""
     return lambda row: format(scale * row.mean(figure), form) if row.values(figure) else "–"
+
+
+def _digits(value: float) -> str:
+    """Three significant digits, without an exponent."""
+    return f"{value:,.0f}" if value >= 999.5 else f"{value:#.3g}".rstrip(".") if value >= 1e-3 else f"{value:.2g}"
 
 
 def _evaluations(row: Row) -> str:
@@ -36,10 +52,10 @@ def _rate(row: Row) -> str:
     return f"{'<' if row.learning_rate == min(tried.scores) else '>'} {row.learning_rate:.2g}"
 
 
-def _latency(batch: int, form: str) -> Callable[[Row], str]:
+def _latency(batch: int) -> Callable[[Row], str]:
     def show(row: Row) -> str:
         seconds = row.latency(batch)
-        return "–" if math.isnan(seconds) else format(1e3 * seconds, form)
+        return "–" if math.isnan(seconds) else _digits(1e3 * seconds)
 
     return show
 
@@ -62,6 +78,7 @@ def columns(comparison: Comparison) -> dict[str, tuple[str, Callable[[Row], str]
         shown = f"{MARKS.get(kind, '')}{mean} [{low}, {high}]"
         return shown if comparison.baseline else f"{shown} to {row.contestant.baseline}"
 
+    readings = {row.contestant.reading for row in comparison.rows}
     rates = "learning rate, the largest of the schedule"
     if any(row.search for row in comparison.rows):
         rates += "; < or > marks a best rate that is the lowest or highest tried"
@@ -73,7 +90,10 @@ def columns(comparison: Comparison) -> dict[str, tuple[str, Callable[[Row], str]
             "▲ better, ▼ worse; an interval that contains 0 decides nothing",
             difference,
         ),
-        "reading": ("", lambda row: row.contestant.reading),
+        "reading": (
+            "; ".join(f"{reading}: {words}" for reading, words in READINGS.items() if reading in readings),
+            lambda row: row.contestant.reading,
+        ),
         "parameters": ("trainable scalars", lambda row: f"{row.parameters:,}"),
         "MFLOPs": (
             "matmul and convolution FLOPs per sample in a forward pass, in millions, including the solver's own",
@@ -91,10 +111,10 @@ def columns(comparison: Comparison) -> dict[str, tuple[str, Callable[[Row], str]
         "rate": (rates, lambda row: _rate(row) if row.trained else "–"),
         "s / epoch": (
             "median seconds of training",
-            lambda row: f"{row.seconds_per_epoch():.2f}" if row.trained else "–",
+            lambda row: _digits(row.seconds_per_epoch()) if row.trained else "–",
         ),
-        "ms at 1": ("median latency of a forward pass, batch 1", _latency(1, ".2f")),
-        "ms at 256": ("the same, batch 256", _latency(256, ".1f")),
+        "ms at 1": ("median latency of a forward pass, batch 1", _latency(1)),
+        "ms at 256": ("the same, batch 256", _latency(256)),
         "saved MiB": (
             f"activations that a training batch of {comparison.task.batch} keeps for its backward pass",
             _mean("saved_bytes", ".2f", 2**-20),
@@ -151,6 +171,7 @@ def table_markdown(comparison: Comparison) -> str:
     versions = ", ".join(f"{package} {number}" for package, number in settings["versions"].items())
     made = (
         f"`{settings['command']}`: {settings['terms']}, {settings['epochs']} epochs, {len(settings['seeds'])} seeds, "
+        f"{settings['training']}, "
         f"{settings['seconds']:.0f} seconds on {machine['device']} (cores: {machine['cores']}, threads: "
         f"{machine['threads']}), {versions}. Times depend on that machine and its load: compare them within this "
         "table only."

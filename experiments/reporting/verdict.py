@@ -29,6 +29,12 @@ def verdict(comparison: Comparison) -> list[str]:
     sentences = [sentence for name in baselines for sentence in _against(comparison, name or "")]
     if comparison.settings.get("search") is False:
         sentences.append("Learning rates were not searched for: at others, the order may differ.")
+    open_ended = [row.name for row in comparison.ranked if row.search is not None and not row.search.bracketed]
+    if open_ended:
+        best = "The best learning rate tried" + (
+            f" for {_listed(open_ended)}" if len(open_ended) < len(comparison.rows) else ""
+        )
+        sentences.append(f"{best} was the lowest or highest of the search: one beyond it may do better.")
     intervals = sum(comparison.difference(row) is not None for row in comparison.rows)
     if seeds < ENOUGH:
         sentences.append(f"{seeds} seeds decide large differences only: {ENOUGH} or more make the intervals narrower.")
@@ -66,7 +72,8 @@ def _against(comparison: Comparison, name: str) -> list[str]:
     if sentences and count:
         sentences.append(f"Not distinguishable from {name}: {_listed(kinds['undecided'])}.")
     elif count:
-        only = f"{kinds['undecided'][0]} does not differ" if count == 1 else f"None of the {count} others differs"
+        only = f"{'Neither' if count == 2 else 'None'} of the {count} others differs"
+        only = f"{kinds['undecided'][0]} does not differ" if count == 1 else only
         sentences.append(f"{only} from {reference} by more than the 95 % interval.")
     if kinds["unknown"]:
         sentences.append(f"Without a finite score: {_listed(kinds['unknown'])}.")
@@ -90,7 +97,7 @@ def _costs(rows: Sequence[Row], baseline: Row) -> list[str]:
             parts.append(f"{row.mean('forward_evaluations'):.0f} evaluations of its cells per row")
         if parts:
             told.append(f"{row.name} {', '.join(parts)}")
-    return [f"Training, relative to {baseline.name}: {'; '.join(told)}."] if told else []
+    return [f"Training on this machine, relative to {baseline.name}: {'; '.join(told)}."] if told else []
 
 
 def _seconds(row: Row) -> float:

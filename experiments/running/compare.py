@@ -114,7 +114,7 @@ def compare(
             team=team,
             resume=None if resume is None else Path(resume),
             recorded={"command": PYTHON, **given},
-            command=f"experiments.compare(…, {shown})",
+            command=f"experiments.compare(task, {{{', '.join(f'{name!r}: …' for name in entries)}}}, {shown})",
         )
 
 
@@ -172,7 +172,9 @@ def compared(
         )
         sizes = team.first(lambda: matched_sizes(contestants, names, terms, task, failures))
         trials = Trials(task, epochs, device, precision, team, folder, resume is not None, console, failures, started)
+        sizes = {name: size for name, size in sizes.items() if trials.fits(name, contestants[name], size)}
         settings = {"command": command, "terms": alike, "epochs": epochs, "seeds": list(range(seeds)), "search": search}
+        settings["training"] = trained_by(task)
         settings |= circumstances(device)
         runs: dict[str, list[Run]] = {name: [] for name in names}
         rates: dict[str, tuple[float, Search | None]] = {}
@@ -211,6 +213,13 @@ def compared(
     if team.leads:  # it reports for all
         tell_the_end(final, "report.html", "report", recorded["command"], failures, console)
     return comparison
+
+
+def trained_by(task: Task) -> str:
+    """How networks are trained, in words."""
+    optimizer = getattr(task.optimizer, "__name__", str(task.optimizer))
+    averaged = "" if task.averaging is None else f", weights averaged with decay {task.averaging:g}"
+    return f"{optimizer}, batches of {task.batch}, weight decay {task.weight_decay:g}, one-cycle schedule{averaged}"
 
 
 def _count(number: int, thing: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import shutil
 import time
+import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -75,14 +76,35 @@ class Trials:
         if contestant.learning_rate is not None or network is None or not parameters(network):
             return None
         before = read(self.folder, f"{name}-search")
+        if before:
+            self.started = min(self.started, time.perf_counter() - before.pop("seconds", 0.0))
         found = Search(**before) if before else search(self.data.learning_rate, task.goal, attempt)
         if self.team.leads:
-            write(self.folder, f"{name}-search", vars(found))
+            write(self.folder, f"{name}-search", {**vars(found), "seconds": self.seconds})
             for rate in found.scores:
                 shutil.rmtree(checkpoint(self.folder, f"{name}-at-{rate:.2g}", 0).parent, ignore_errors=True)
         shown = ", ".join(f"{task.goal.show(score)} at {rate:.2g}" for rate, score in found.scores.items())
-        self.console.print(f"    learning rate {found.chosen:.2g}, of {shown} ({task.goal.heading})", highlight=False)
+        self.console.print(
+            f"    learning rate {found.chosen:.2g} chosen; {task.goal.heading} on held-back data: {shown}",
+            highlight=False,
+        )
         return found
+
+    def fits(self, name: str, contestant: Contestant, size: int) -> bool:
+        """Whether a new network takes the task's inputs, and the goal its outputs; tried before anything is trained."""
+        inputs, targets = (part.to(self.device) for part in self.data.sample(2))
+
+        def tried() -> bool:
+            torch.manual_seed(0)
+            network = contestant.build(size).to(self.device).eval()
+            with torch.no_grad(), warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # training will say what they say
+                outputs = network(inputs)
+                self.data.training_loss(outputs, targets)
+                self.data.goal.metric().to(self.device).update(outputs, targets)
+            return True
+
+        return bool(self.failures.within(name, file_name(name)).attempt("the first evaluation", tried))
 
     def run(self, name: str, contestant: Contestant, size: int, seed: int, rate: float) -> Run | None:
         """Train the contestant at that learning rate and measure it; None if it cannot be trained or measured.

@@ -85,6 +85,10 @@ class ExactMatch(Goal):
 
 class _SquaredError(Goal):
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """The loss of outputs and targets of one shape."""
+        if outputs.shape != targets.shape:
+            shapes = f"outputs of shape {tuple(outputs.shape)} and targets of shape {tuple(targets.shape)}"
+            raise ValueError(f"{shapes} do not match: make them alike, such as (batch, 1) for one number per row")
         return nn.functional.mse_loss(outputs, targets)
 
 

@@ -41,7 +41,9 @@ def plot_trajectories(paths: Path | Mapping[str, Path], *, rows: int = 8, ax: Ax
     flat = {name: _flat(path)[:, :rows] for name, path in named.items()}
     sizes = {points.shape[2] for points in flat.values()}
     if len(sizes) != 1:
-        raise ValueError(f"plot_trajectories: the states have {sorted(sizes)} numbers a row: they must be of one size")
+        raise ValueError(
+            f"plot_trajectories: the states have {sorted(sizes)} numbers per row: they must be of one size"
+        )
     (size,) = sizes
     labels = ["step", "z"] if size == 1 else ["z₁", "z₂"]
     if size > 2:

@@ -63,6 +63,11 @@ def untested():
     return Task("mine", data, TensorDataset(torch.zeros(0, 2), torch.zeros(0).long()), goal=Classification(2))
 
 
+def words():
+    data = TensorDataset(torch.zeros(4, 5, 7), torch.arange(4) % 3)
+    return Task("words", data, data, goal=Classification(3))
+
+
 value = 3
 '''
 
@@ -130,7 +135,9 @@ def test_a_comparison_from_python(task, tmp_path, capsys):
         assert "<script" not in text
         assert "x&#34;/&gt;&lt;script&gt;alert(1)&lt;/script&gt; [bold]&amp;$\\frac" in text
         assert "Two layers &amp; &lt;more&gt;" in text
-        assert "experiments.compare(…, seeds=2, epochs=2, search=False, baseline=&#39;gd&#39;" in text
+        assert "…}, seeds=2, epochs=2, search=False, baseline=&#39;gd&#39;" in text
+        assert "experiments.compare(task, {&#39;gd&#39;: …, &#39;pgd-deq&#39;: …, " in text
+        assert "AdamW, batches of 32, weight decay 0.01, one-cycle schedule" in text
     assert (tmp_path / "again" / "training.png").exists()
     table = (tmp_path / "run" / "table.md").read_text().splitlines()
     lines = [line for line in table if line.startswith("| ")]
@@ -162,6 +169,43 @@ def test_what_fails_costs_the_others_nothing_and_is_done_when_resumed(task, tmp_
     again = compare(task, entries, search=False, seeds=1, epochs=1, resume=tmp_path / "run")
     assert [row.name for row in again.rows] == ["linear", "failing"]
     assert again.failures == []
+
+
+@pytest.mark.parametrize(
+    ("network", "targets", "message"),
+    [
+        (
+            lambda task: nn.Linear(2, 1),
+            (96,),
+            "outputs of shape (2, 1) and targets of shape (2,) do not match: make them",
+        ),
+        (lambda task: nn.Linear(3, 1), (96, 1), "mat1 and mat2 shapes cannot be multiplied"),
+        (lambda task: nn.Linear(2, 2), (96, 1), "outputs of shape (2, 2) and targets of shape (2, 1)"),
+        (lambda task: nn.LSTM(2, 1), (96, 1), "'tuple' object has no attribute 'shape'"),
+    ],
+    ids=["flat targets", "input width", "output width", "no tensor"],
+)
+def test_what_does_not_fit_is_found_before_anything_is_trained(network, targets, message, tmp_path, monkeypatch):
+    data = TensorDataset(torch.randn(96, 2), torch.randn(targets))
+    task = Task("numbers", data, data, goal=Regression(), epochs=1)
+    monkeypatch.setattr(trials, "train", None)
+    comparison = compare(task, {"net": network, "other": network}, seeds=1, out=tmp_path / "run")
+    assert comparison.missing == ["net", "other"]
+    assert [failure.what for failure in comparison.failures] == ["the first evaluation"] * 2
+    assert message in comparison.failures[0].error
+
+
+def test_a_task_that_no_network_of_the_toolkit_fits_is_listed_as_such(mine, capsys):
+    assert main(["compare", "mine:words", "--list"]) == 0
+    told = capsys.readouterr().out
+    assert told.startswith(
+        "no network of the toolkit fits inputs of shape (1, 5, 7) with the goal Classification: they "
+    )
+    assert "*" not in told
+    assert main(["compare", "mine:words", "--models", "gd"]) == 2
+    assert "no network of the toolkit fits" in capsys.readouterr().err
+    assert main(["compare", "mine:make_task", "--list"]) == 0
+    assert "* is not part of all: name it" in capsys.readouterr().out
 
 
 def test_a_run_of_python_is_not_resumed_on_the_command_line_nor_the_other_way_round(task, mine, capsys):
@@ -398,8 +442,9 @@ def test_the_toolkits_networks_fit_vectors_and_pictures(task):
     words = TensorDataset(torch.zeros(4, 5, 7), torch.arange(4) % 3)
     words_task = Task("words", words, words, goal=Classification(3))
     assert contestants_for(words_task) == {}
-    with pytest.raises(InputError, match=re.escape("no network of the toolkit fits inputs of shape (1, 5, 7)")):
-        chosen("all", {}, words_task)
+    for models in ("all", "gd"):
+        with pytest.raises(InputError, match=re.escape("no network of the toolkit fits inputs of shape (1, 5, 7)")):
+            chosen(models, {}, words_task)
     flat = TensorDataset(torch.zeros(4, 5), torch.zeros(4))
     with pytest.raises(InputError, match=re.escape("its targets have shape (1,), not (batch, numbers)")):
         contestants_for(Task("flat", flat, flat, goal=Regression()))

@@ -37,6 +37,7 @@ def comparison():
     settings = {
         "command": "implicit compare rings",
         "terms": "equal parameter counts",
+        "training": "AdamW, batches of 64",
         "epochs": 1,
         "seeds": [0],
         "seconds": 1.0,

@@ -16,12 +16,13 @@ from experiments.reporting.figures.labels import name_points
 from experiments.reporting.figures.scores import cost, differences
 from experiments.reporting.figures.training import training_curves
 from experiments.reporting.table import MARKS, columns
+from experiments.training.search import Search
 from experiments.training.train import Training
 
 DATA = TensorDataset(torch.zeros(4, 2), torch.tensor([0, 1, 0, 1]))
 
 
-def row(name, scores, baseline="gd", seconds=1.0, evaluations=0.0, saved=2**20, epochs=2):
+def row(name, scores, baseline="gd", seconds=1.0, evaluations=0.0, saved=2**20, epochs=2, search=None):
     runs = []
     for seed, score in enumerate(scores):
         numbers = {"margin": None, "flops": 1e6 * seconds, "converged": 1.0, "latency": {}, "prefix_scores": []}
@@ -30,7 +31,8 @@ def row(name, scores, baseline="gd", seconds=1.0, evaluations=0.0, saved=2**20, 
         numbers |= {"saved_bytes": saved, "solutions": []}
         curves = [{"test_score": score, "train_loss": 1.0 / (1 + epoch)} for epoch in range(epochs)]
         runs.append(Run(seed, Training(curves, [seconds] * epochs), Measurement(score=score, **numbers), nn.Identity()))
-    return Row(name, Contestant("explicit", name, lambda size: nn.Identity(), baseline=baseline), 100, 8, runs, 1e-2)
+    contestant = Contestant("explicit", name, lambda size: nn.Identity(), baseline=baseline)
+    return Row(name, contestant, 100, 8, runs, 1e-2, search)
 
 
 def compared(*rows, goal=None, epochs=2):
@@ -51,7 +53,8 @@ def test_the_verdict_says_who_differs_at_what_cost():
     assert text == (
         "Better than gd (80.00 %) by more than the 95 % interval: better (+5.20 [+4.64, +5.76]). Worse than gd "
         "(80.00 %) by more than the 95 % interval: worse (-9.80 [-10.36, -9.24]). Not distinguishable from gd: alike. "
-        "Training, relative to gd: better 3 × the time, 0.5 × the memory, 12 evaluations of its cells per row."
+        "Training on this machine, relative to gd: better 3 × the time, 0.5 × the memory, 12 evaluations of its cells "
+        "per row."
     )
 
 
@@ -69,6 +72,32 @@ def test_one_seed_says_nothing_and_no_difference_is_printed():
     assert [shown(each) for each in comparison.rows] == ["baseline", "–"]
     assert differences(comparison) is None
     assert not any(mark.strip() in comparison.table() for mark in MARKS.values())
+
+
+def test_a_rate_at_the_edge_of_its_search_is_said():
+    edge, inside = Search({1e-3: 0.7, 3e-3: 0.75, 9e-3: 0.8}, 9e-3), Search({1e-3: 0.7, 3e-3: 0.8, 9e-3: 0.7}, 3e-3)
+    some = compared(row("gd", [0.8, 0.81], search=edge), row("other", [0.8, 0.82], search=inside)).verdict()
+    assert "The best learning rate tried for gd was the lowest or highest of the search: one beyond it may do b" in some
+    every = compared(row("gd", [0.8, 0.81], search=edge), row("other", [0.8, 0.82], search=edge)).verdict()
+    assert "The best learning rate tried was the lowest or highest" in every
+    assert "learning rate" not in compared(row("gd", [0.8, 0.81], search=inside)).verdict()
+
+
+@pytest.mark.parametrize(
+    ("seconds", "shown"),
+    [(2.5e-5, "0.025"), (1.234e-3, "1.23"), (0.3694, "369"), (0.9997, "1,000"), (12.0, "12,000"), (2.5e-8, "2.5e-05")],
+)
+def test_latencies_have_three_digits(seconds, shown):
+    timed = row("gd", [0.8, 0.81])
+    for run in timed.runs:
+        run.measurement.latency[1] = seconds
+    assert columns(compared(timed))["ms at 1"][1](timed).rstrip("0") == shown.rstrip("0")
+
+
+def test_neither_of_two_differs_and_readings_are_explained():
+    comparison = compared(GD, ALIKE, row("other", [0.8, 0.82, 0.79, 0.8, 0.8]))
+    assert "Neither of the 2 others differs from gd" in comparison.verdict()
+    assert columns(comparison)["reading"][0] == "explicit: layers one after the other"
 
 
 def test_few_seeds_are_said_to_be_few_and_many_intervals_to_err():

@@ -24,7 +24,8 @@ FIGURES: dict[str, tuple[str, Callable[[Comparison], Any]]] = {
         differences,
     ),
     "cost": (
-        "The score against work, time and memory: the best are in the upper left, for errors in the lower left.",
+        "The score against what it costs: the best are in the upper left, for errors in the lower left. A cost that "
+        "hardly differs has no panel.",
         cost,
     ),
     "training": (

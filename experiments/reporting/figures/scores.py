@@ -69,8 +69,8 @@ def cost(comparison: Comparison) -> Figure | None:
     goal = comparison.task.goal
     rows = [row for row in comparison.rows if row.trained and math.isfinite(row.mean("score"))]
     costs: tuple[tuple[str, Callable[[Row], float]], ...] = (
-        ("MFLOPs a sample, forward", lambda row: row.mean("flops") / 1e6),
-        ("seconds an epoch", lambda row: row.seconds_per_epoch()),
+        ("MFLOPs per sample, forward", lambda row: row.mean("flops") / 1e6),
+        ("seconds per epoch", lambda row: row.seconds_per_epoch()),
         (f"activations saved (MiB, batch of {comparison.task.batch})", lambda row: row.mean("saved_bytes") / 2**20),
     )
     values = {label: [value(row) for row in rows] for label, value in costs}

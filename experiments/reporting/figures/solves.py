@@ -81,7 +81,7 @@ def evaluations(comparison: Comparison) -> Figure | None:
             axes[0].plot(epochs, values, line, label=f"{row.name}, {direction}", **looks)
         if fails and row.name in converged:
             axes[1].plot(epochs, converged[row.name], LINES[number % len(LINES)], label=row.name, **looks)
-    axes[0].set(ylabel="evaluations a row (dashed: backward)", title="Work of the solves, all layers together")
+    axes[0].set(ylabel="evaluations per row (dashed: backward)", title="Work of the solves, all layers together")
     axes[0].set_ylim(bottom=0)
     if fails:
         axes[1].set(ylabel="rows converged (%)", title="Solves that met their tolerance in training")

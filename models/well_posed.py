@@ -46,8 +46,8 @@ class _Contractive(nn.Module):
 class ContractiveDense(_Contractive):
     """`P(z, x) = lipschitz · W₂ ReLU(W₁ z + U x + b)`, `‖W₁‖ = ‖W₂‖ = 1`, on vectors, (batch, width).
 
-    A contraction with factor `lipschitz` < 1 in z, unconstrained in x. Prefer it to the monotone form if the map need
-    not be a gradient.
+    A contraction with factor `lipschitz` < 1 in z, unconstrained in x. Prefer it to the monotone form where
+    nothing requires the map to be the gradient of a function.
 
     Args:
         width: of z.

@@ -128,7 +128,7 @@ def test_each_network_is_trained_at_the_rate_that_did_best(tmp_path):
     assert {float(rate) for rate in recorded["searched"]} == set(slow_row.search.scores)
     page = (tmp_path / "run" / "report.html").read_text()
     assert "Each network's learning rate is the best of" in page
-    assert f"learning rate {slow_row.learning_rate:.2g}, of " in page
+    assert f"learning rate {slow_row.learning_rate:.2g}, tried: " in page
     assert "learning rate 0.02 of its own" in page
     assert not list((tmp_path / "run").glob("checkpoints/*-at-*"))
 

@@ -35,6 +35,10 @@ class LockedDropout(nn.Module):
 
     def forward(self, state: Tensor) -> Tensor:
         """The mask for a state: of its shape, but with size 1 in the `shared` dims."""
+        if not state.is_floating_point():
+            raise TypeError(
+                f"LockedDropout: the state has dtype {state.dtype}: pass a floating tensor of the state's shape"
+            )
         if self.shared and max(self.shared) >= state.ndim:
             raise ValueError(f"LockedDropout: shared={self.shared} names a dim beyond shape {tuple(state.shape)}")
         shape = [1 if dim in self.shared else size for dim, size in enumerate(state.shape)]

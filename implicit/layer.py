@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from typing_extensions import TypeVar
 
 from solvers import Solution, State
-from solvers.problem import advise
+from solvers.problem import advise, unshared
 from solvers.state import tree_leaves
 
 from .split_cell import SplitCell
@@ -96,6 +96,7 @@ class Layer(nn.Module, ABC, Generic[Z]):
         """The first iterate: the warm start, if there is one."""
         if z0 is not None:
             return z0
+        inputs = unshared(inputs)
         if self.initial is not None:
             return self.initial(*inputs)
         if isinstance(self.cell, SplitCell):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from solvers import Eager, Loop, Solution, State
 from solvers.loops.captures import Captures
 from solvers.loops.plain import plain_steps
-from solvers.problem import IN_PLACE, prepare
+from solvers.problem import IN_PLACE, prepare, unshared
 from solvers.state import Layout, autocast_dtype, tree_leaves, tree_map, usable, without_autocast
 
 from .calls import note_call
@@ -83,7 +83,7 @@ class Looped(Layer[Z]):
                 derivatives of its own last `tracked` steps, or of all if it has fewer. The cell is evaluated as often
                 as the deepest row needs, and the others begin later. Rows must then be independent.
         """
-        inputs = self.positional(inputs, keywords)
+        inputs = unshared(self.positional(inputs, keywords))
         note_call(self, inputs, z0, {} if steps is None else {"steps": steps})
         logs = current_logs()
         with one_weight(self.cell):
@@ -102,7 +102,7 @@ class Looped(Layer[Z]):
         self, *inputs: Any, z0: Z | None = None, steps: int | Tensor | None = None, **keywords: Any
     ) -> Solution[Z]:
         """The `Solution` for `inputs`: the last iterate, and the residuals on the way to it; no graph."""
-        inputs = self.positional(inputs, keywords)
+        inputs = unshared(self.positional(inputs, keywords))
         with one_weight(self.cell), torch.no_grad():
             trace = LoopTrace(self.cell, inputs)
             return trace.solution(self._loop(inputs, z0, steps, trace))

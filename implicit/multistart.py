@@ -45,11 +45,11 @@ def multistart(
 ) -> MultistartSolution[Z]:
     """Solve from the layer's own start and from random ones; each row keeps the solution with the least residual.
 
-    Rows that converged come before those that did not. The random starts are normal numbers with the root mean square
-    of the row's first solution. Prefer it at test time, for a layer with several equilibria if the least residual
-    marks the best one, as in a trained reasoning model. Where all starts agree, one is enough. No graph is recorded:
-    `layer(x, z0=multistart(layer, x).value)` continues from there, with a gradient. Source: Huang, Geng, Kolter,
-    "Equilibrium Reasoners", ICML 2026.
+    Rows that converged come before those that did not. The random starts are normal numbers, the same for all rows,
+    with the root mean square of the row's first solution. Prefer it at test time, for a layer with several equilibria
+    if the least residual marks the best one, as in a trained reasoning model. Where all starts agree, one is enough. No
+    graph is recorded: `layer(x, z0=multistart(layer, x).value)` continues from there, with a gradient. Source: Huang,
+    Geng, Kolter, "Equilibrium Reasoners", ICML 2026.
 
     Args:
         layer: a `Looped` or an `Equilibrium`, which is solved once from each start.
@@ -71,7 +71,7 @@ def multistart(
     scale = torch.where((scale > 0) & scale.isfinite(), scale, 1)
     generator = torch.Generator("cpu").manual_seed(seed)
     for _ in range(starts - 1):
-        z0 = layout.unflatten(scale * normal(own.shape, own, generator))
+        z0 = layout.unflatten(scale * normal(own[:1].shape, own, generator))  # as each row would get alone
         found.append(layer.solve(*inputs, **{**keywords, "z0": z0}))
     return _best(found, layout, agreement)
 

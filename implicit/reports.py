@@ -72,8 +72,10 @@ class Reports(NamedTuple):
                 if measured > 1
                 else f": plain steps converge from nearby; a larger {solution.budget} may suffice"
             )
+        if isinstance(self.name, LayerName):
+            text += "\nimplicit.diagnostics.diagnose looks for the cause."
         text += (
-            "\nimplicit.diagnostics.diagnose looks for the cause. This warning is repeated only if the residual "
+            "\nThis warning is repeated only if the residual "
             "becomes ten times larger; implicit.record() records every solve"
         )
         warnings.warn(text, ConvergenceWarning, stacklevel=level_of_caller())

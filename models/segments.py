@@ -26,7 +26,9 @@ def segments(layer: Layer[Z], *inputs: Any, count: int, z0: Z | None = None, **k
 
     Args:
         layer: the layer whose state is carried on.
-        inputs, keywords: of its cell.
+        inputs, keywords: of its cell. One that is computed with weights to be learned, such as an embedding, has a
+            graph, which serves one backward pass: to differentiate each segment, pass a function without arguments
+            that computes it anew, `lambda: embed(tokens)`.
         count: how many, at least 1.
         z0: start of the first segment; None: the start of the layer.
     """
@@ -41,6 +43,10 @@ def _segments(
     layer: Layer[Z], inputs: tuple[Any, ...], keywords: dict[str, Any], count: int, z0: Z | None
 ) -> Iterator[Z]:
     for _ in range(count):
-        z: Z = layer(*inputs, z0=z0, **keywords)
+        z: Z = layer(*map(_made, inputs), z0=z0, **{name: _made(given) for name, given in keywords.items()})
         yield z
         z0 = tree_map(torch.Tensor.detach, z)
+
+
+def _made(given: Any) -> Any:
+    return given() if callable(given) else given

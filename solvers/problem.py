@@ -59,11 +59,10 @@ class Problem:
         self.source: Callable[[Problem], Source | None] | None = None
         """Returns what `Captured` records of this problem; `captures` keeps the recordings."""
         self.captures: Captures | None = None
-        self.args = args
+        self.args = unshared(args)
         self._by_row: list[bool] | None = None  # which leaves of args have the batch in dim 0, once known
         leaves = tree_leaves(args)
         if any(isinstance(leaf, Shared) for leaf in leaves):
-            self.args = tree_map(lambda leaf: leaf.value if isinstance(leaf, Shared) else leaf, args)
             self._by_row = [
                 False if isinstance(leaf, Shared) else _by_row(part, layout.batch)
                 for leaf in leaves
@@ -168,6 +167,13 @@ class Problem:
         wide = copy.copy(self)
         wide.layout = self.layout.widened()
         return wide
+
+
+def unshared(args: Any) -> Any:
+    """The arguments as f gets them."""
+    if not any(isinstance(leaf, Shared) for leaf in tree_leaves(args)):
+        return args
+    return tree_map(lambda leaf: leaf.value if isinstance(leaf, Shared) else leaf, args)
 
 
 def advise(error: Exception, advice: str) -> None:

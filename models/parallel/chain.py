@@ -110,7 +110,7 @@ class ChainAdjoint(ChainNewton):
     def step(self, memory: tuple[()], z: Tensor, fz: Tensor, residual: Tensor) -> tuple[Tensor, tuple[()]]:
         assert self.jacobians is not None
         rest = self._by_time(residual)
-        transposed = self.jacobians if self.newton.diagonal else self.jacobians.mT
+        transposed = self.jacobians if self.newton.follows_diagonals else self.jacobians.mT
         # backwards in time; the first entry, in place of J beyond the last step, multiplies 0
         delta = _solved(transposed.flip(1).roll(1, dims=1), rest.flip(1)).flip(1)
         return self._moved(fz, rest, delta), memory
@@ -122,6 +122,10 @@ class ChainGradient(ImplicitGradient):
 
     chain: Chain | None = None
     newton: Newton = Newton()
+
+    @property
+    def whose_settings(self) -> str:
+        return f"This is the adjoint recurrence, solved to {self.rtol:g} in at most one sweep more than there are steps"
 
     def inverse(self, at: Evaluation) -> Map | None:
         return _At(at.point.detach())

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from implicit import ImplicitGradient, fixed_point, one_weight, record
+from implicit.functorch import transformed
 from solvers import Picard, Solution, Solver
 
 from ..methods.base import scaled
@@ -179,6 +180,11 @@ def _solved(
     batched: bool | None,
 ) -> Solution[Any]:
     """The outputs of all layers as a fixed point, (batch, L, …), and `z_L` from them."""
+    if transformed():
+        raise RuntimeError(
+            "parallel_evaluate(rtol=…) has no rule for torch.func's transforms or forward-mode differentiation: pass "
+            "sweeps=, or differentiate with torch.autograd"
+        )
     depth = len(net.transforms)
 
     def made(batched: bool) -> Sweep:

@@ -9,6 +9,8 @@ from numbers import Real
 import torch
 from torch import Tensor
 
+from solvers.checks import check_positive_integer
+
 CHUNK = 16
 """Rows of the Jacobians that are computed at once where only the diagonal is kept."""
 
@@ -24,16 +26,29 @@ class Newton:
     """
 
     diagonal: bool = False
-    """Follow the Jacobians' diagonals alone: more sweeps, each with memory and arithmetic linear in the width."""
+    """Follow the Jacobians' diagonals alone: more sweeps, each with memory and a scan linear in the width. Forming them
+    takes as many pull-backs of the cell as the state is wide, or `probes`."""
     damping: float = 0.0
     """In [0, 1]: the share of the Jacobians that is left out. If a chain expands, some damping keeps the sweeps from
     diverging; 1 is plain iteration."""
+    probes: int | None = None
+    """With `diagonal`: how many random signs v estimate it, as the mean of `v ⊙ Jᵀv`. One is exact for cells that do
+    not mix the entries of the state; the more they mix, the worse the estimate, and the more sweeps. None: exact."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.diagonal, bool):
             raise TypeError(f"Newton: diagonal={self.diagonal!r} must be True or False")
+        if self.probes is not None:
+            check_positive_integer(self, "probes")
+            if not self.diagonal:
+                raise ValueError(f"Newton: probes={self.probes} estimates diagonals: pass diagonal=True with it")
         if not isinstance(self.damping, Real) or isinstance(self.damping, bool) or not 0 <= self.damping <= 1:
             raise ValueError(f"Newton: damping={self.damping!r} must be a number from 0 to 1")
+
+    @property
+    def follows_diagonals(self) -> bool:
+        """Whether Jacobians are vectors rather than matrices."""
+        return self.diagonal or self.damping == 1
 
     def jacobians(self, f: Callable[[Tensor], Tensor], points: Tensor) -> tuple[Tensor, Tensor]:
         """`f(points)`, and its Jacobians as a sweep follows them: (…, width, width), or the diagonals, (…, width).
@@ -42,18 +57,46 @@ class Newton:
             f: keeps the shape; each vector along the last dim depends only on the one at the same place.
             points: (…, width).
         """
-        values, pull = torch.func.vjp(f, points)  # type: ignore[misc]
+        if self.damping == 1:
+            return f(points), torch.zeros_like(points)
+        values, pulled = _pullback(f, points)
         width = points.shape[-1]
+        if self.probes is not None:
+            signs = torch.randint(
+                2, (self.probes, width), generator=torch.Generator("cpu").manual_seed(0), device="cpu"
+            )
+            signs = (2 * signs - 1).to(points)
+            rows = signs.view(-1, *[1] * (points.ndim - 1), width) * pulled(signs)
+            return values, (1 - self.damping) * rows.mean(dim=0)
         basis = torch.eye(width, dtype=points.dtype, device=points.device)
         if not self.diagonal:
-            rows = torch.vmap(lambda row: pull(row.expand(points.shape))[0])(basis)
-            return values, (1 - self.damping) * rows.movedim(0, -2)
+            return values, (1 - self.damping) * pulled(basis).movedim(0, -2)
         found = []
         for chunk in torch.arange(width, device=points.device).split(CHUNK):
-            rows = torch.vmap(lambda row: pull(row.expand(points.shape))[0])(basis[chunk])
+            rows = pulled(basis[chunk])
             places = chunk.view(-1, *[1] * points.ndim).expand(*rows.shape[:-1], 1)
             found.append(rows.gather(-1, places)[..., 0].movedim(0, -1))
         return values, (1 - self.damping) * torch.cat(found, dim=-1)
+
+
+def _pullback(f: Callable[[Tensor], Tensor], points: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    """`f(points)`, and the map from (k, width) rows v to the products `Jᵀv` at all points, (k, …, width)."""
+    try:
+        values, pull = torch.func.vjp(f, points)  # type: ignore[misc]
+    except RuntimeError:
+        if torch.is_grad_enabled():
+            raise
+        # the cell holds what torch.func does not follow, as a checkpoint: pull one row back after the other
+        with torch.enable_grad():
+            leaves = points.detach().requires_grad_()
+            image = f(leaves)
+        return image.detach(), lambda rows: torch.stack([_pulled(image, leaves, row) for row in rows])
+    return values, torch.vmap(lambda row: pull(row.expand(points.shape))[0])
+
+
+def _pulled(image: Tensor, leaves: Tensor, row: Tensor) -> Tensor:
+    (found,) = torch.autograd.grad(image, leaves, row.expand(image.shape), retain_graph=True, allow_unused=True)
+    return torch.zeros_like(leaves) if found is None else found
 
 
 def scan(

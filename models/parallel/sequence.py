@@ -7,11 +7,13 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from implicit import fixed_point, one_weight
-from solvers import Solution, State, solve
+from implicit import one_weight, record
+from implicit.differentiation import differentiable_solve
+from implicit.functorch import transformed
+from solvers import Settings, Solution, State
+from solvers.problem import prepare
 from solvers.state import Layout
 
 from .chain import Chain, ChainGradient, ChainNewton
@@ -75,27 +77,23 @@ def unroll(
     length = x.shape[1]
     if max_sweeps is None:
         max_sweeps = length + 1
+    if transformed():
+        raise RuntimeError(
+            "unroll has no rule for torch.func's transforms or forward-mode differentiation: differentiate with "
+            "torch.autograd, or use the loop"
+        )
     first = layout.flatten(h0)
     chain = Chain(cell, layout, x.detach(), first.detach())
-    with one_weight(cell):
+    gradient = ChainGradient(PlainSweeps(exact_after=length), min(rtol, 1e-6), length + 1, chain=chain, newton=newton)
+    sweeps = ChainNewton(chain, newton, exact_after=length)
+    settings = Settings(sweeps, rtol, 0.0, max_steps=max_sweeps, compact=False)
+    with one_weight(cell), record() as log:
         start = chain.first[:, None].expand(-1, length, -1).contiguous()
-        sweeps = ChainNewton(chain, newton, exact_after=length)
-        found = solve(chain.swept, start, (x, first), solver=sweeps, rtol=rtol, atol=0.0, max_steps=max_sweeps)
-        value = found.value
-        if torch.is_grad_enabled():
-            exact = PlainSweeps(exact_after=length)
-            value = fixed_point(
-                partial(_swept, cell, chain),  # warnings are issued once per cell
-                found.value,
-                (x, first),
-                solver=exact,
-                gradient=ChainGradient(exact, min(rtol, 1e-6), length + 1, chain=chain, newton=newton),
-                rtol=rtol,
-                atol=0.0,
-                max_steps=1,
-            )
-    states = chain.structured(value)
-    return Unrolled(**{**vars(replace(found, value=states)), "growth": partial(chain.growth, found.value)})
+        problem = prepare(partial(_swept, cell, chain), start, (x, first))
+        (value,) = differentiable_solve("unroll", cell, problem, start, gradient, settings)
+    found = log.forward[-1].solution
+    growth = partial(chain.growth, value.detach())
+    return Unrolled(**{**vars(replace(found, value=chain.structured(value))), "growth": growth})
 
 
 def _swept(cell: Any, chain: Chain, states: Tensor, x: Tensor, first: Tensor) -> Tensor:

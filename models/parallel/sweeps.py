@@ -85,7 +85,7 @@ class NewtonSweep(Sweep):
         inflows = torch.einsum("lsm,lbi->lbis", inflow, values if guess is None else values - guess.flatten(2))
         starts = torch.zeros_like(inflows[0])
         fed_back = inflow @ query
-        if self.newton.diagonal:
+        if self.newton.follows_diagonals:
             matrices = steps[:, None, None] + jacobians[..., None, None] * fed_back[:, None, None]
             states = scan(matrices, inflows[..., None], starts[..., None])[..., 0]
         else:

@@ -64,7 +64,7 @@ class NoisyPicard(Solver):
 
     def step(self, memory: NoisyMemory, z: Tensor, fz: Tensor, residual: Tensor) -> tuple[Tensor, NoisyMemory]:
         # a function of the step alone, since steps may be begun ahead and repeated
-        generator = torch.Generator("cpu").manual_seed(1_000_003 * self.seed + memory.step)
+        generator = torch.Generator("cpu").manual_seed((1_000_003 * self.seed + memory.step) % 2**63)
         normal = torch.randn(1, z.shape[1], generator=generator, dtype=torch.float64, device="cpu").to(z)
         size = self.noise * self.decay**memory.step
         return z + self.damping * residual + size * normal, NoisyMemory(memory.step + 1)

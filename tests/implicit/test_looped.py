@@ -13,7 +13,7 @@ from torch.autograd import forward_ad
 from torch.nn.utils.parametrizations import spectral_norm
 
 from implicit import Equilibrium, LockedDropout, Looped, record
-from solvers import Status
+from solvers import Shared, Status
 
 from .cells import DIM, Cell, Residual, agree, inputs, textbook
 
@@ -478,3 +478,26 @@ def test_who_names_the_start_is_not_told_of_another():
     with pytest.raises(RuntimeError, match="mat1") as caught:
         narrow()(X, z0=X)
     assert "zeros like" not in str(caught.value)
+
+
+def test_shared_arguments_reach_the_cell_and_the_start_as_tensors():
+    class Graph(nn.Module):
+        def forward(self, z, x, adjacency):
+            return torch.tanh(0.5 * adjacency @ z + x)
+
+    def start(x, adjacency):
+        return torch.zeros_like(x) + adjacency.new_zeros(())
+
+    x, adjacency = torch.randn(6, 6, 4), torch.eye(6)
+    for initial in (None, start):
+        looped = Looped(Graph(), steps=40, initial=initial)
+        expected = textbook(lambda z, x: Graph()(z, x, adjacency), x, 40)
+        assert torch.equal(looped(x, Shared(adjacency)), expected)
+        torch.testing.assert_close(looped.solve(x, Shared(adjacency)).value, expected)
+        layer = Equilibrium(Graph(), initial=initial, rtol=1e-6)
+        torch.testing.assert_close(layer(x, Shared(adjacency)), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_mask_of_token_numbers_is_refused_in_words():
+    with pytest.raises(TypeError, match=r"the state has dtype torch\.int64: pass a floating tensor"):
+        LockedDropout(0.1)(torch.arange(3))

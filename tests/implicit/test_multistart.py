@@ -38,7 +38,8 @@ def x():
 def draws(own, starts, seed=0):
     generator = torch.Generator().manual_seed(seed)
     scale = own.square().mean(dim=1, keepdim=True).sqrt()
-    return [scale * torch.randn(own.shape, generator=generator, dtype=torch.float64) for _ in range(starts - 1)]
+    shape = 1, *own.shape[1:]
+    return [scale * torch.randn(shape, generator=generator, dtype=torch.float64) for _ in range(starts - 1)]
 
 
 @pytest.mark.parametrize(
@@ -131,3 +132,11 @@ def test_arguments_that_mean_nothing_are_refused(x, arguments, error, why):
 def test_what_is_no_layer_is_refused(x):
     with pytest.raises(TypeError, match="Looped"):
         multistart(TwoWells(), x)
+
+
+def test_a_row_has_the_same_starts_alone(x):
+    layer = Equilibrium(TwoWells(), solver=Picard(), rtol=1e-6, initial=torch.cos)
+    whole = multistart(layer, x, starts=6)
+    alone = [multistart(layer, row[None], starts=6) for row in x]
+    assert torch.equal(whole.start, torch.cat([found.start for found in alone]))
+    torch.testing.assert_close(whole.value, torch.cat([found.value for found in alone]), rtol=1e-9, atol=1e-12)

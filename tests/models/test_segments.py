@@ -97,3 +97,19 @@ def test_a_count_that_is_none_is_refused_at_once(cell, x, count):
 def test_what_is_no_layer_is_refused(cell, x):
     with pytest.raises(TypeError, match="Looped"):
         segments(cell, x, count=2)
+
+
+def test_an_input_with_a_graph_is_made_anew_for_each_segment(cell):
+    tokens, embedding = torch.arange(3), nn.Embedding(3, 4, dtype=torch.float64)
+    looped, wanted = Looped(cell, steps=2, initial=start), [*embedding.parameters(), *cell.parameters()]
+    totals = [torch.zeros_like(each) for each in wanted]
+    for z in segments(looped, lambda: embedding(tokens), count=3):
+        for sum_, each in zip(totals, torch.autograd.grad(z[0].sin().sum(), wanted), strict=True):
+            sum_ += each
+    z, loss = start(embedding(tokens)), 0
+    for _ in range(3):
+        for _ in range(2):
+            z = cell(z, embedding(tokens))
+        loss = loss + z[0].sin().sum()
+        z = tuple(part.detach() for part in z)
+    torch.testing.assert_close(totals, list(torch.autograd.grad(loss, wanted)))

@@ -6,13 +6,21 @@ from functools import partial
 import pytest
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from implicit import ConvergenceWarning, record
 from models import Newton, unroll
 from solvers import Status
 
 FEATURES, WIDTH = 5, 6
-WAYS = [Newton(), Newton(diagonal=True), Newton(damping=0.3), Newton(diagonal=True, damping=0.5), Newton(damping=1.0)]
+WAYS = [
+    Newton(),
+    Newton(diagonal=True),
+    Newton(diagonal=True, probes=2),
+    Newton(damping=0.3),
+    Newton(diagonal=True, damping=0.5),
+    Newton(damping=1.0),
+]
 
 
 def loop(cell, x, h):
@@ -90,7 +98,9 @@ def test_an_empty_batch(newton):
 
 
 def test_too_few_sweeps_are_said_so():
-    with pytest.warns(ConvergenceWarning, match="raise max_sweeps, loosen rtol, or try another newton=") as told:
+    with pytest.warns(
+        ConvergenceWarning, match=r"raise max_sweeps, loosen rtol, or try newton=Newton\(damping=0.5\)"
+    ) as told:
         solution = unroll(
             nn.GRUCell(FEATURES, WIDTH), torch.randn(2, 60, FEATURES), torch.zeros(2, WIDTH), max_sweeps=1
         )
@@ -224,3 +234,93 @@ def test_a_row_that_is_not_a_number_fails_alone():
 def test_bad_input_is_named(call, kind, message):
     with pytest.raises(kind, match=message):
         call(*recurrence("gru"))
+
+
+class Sine(torch.autograd.Function):
+    """Without `setup_context`, so that torch.func refuses it."""
+
+    @staticmethod
+    def forward(ctx, v):
+        ctx.save_for_backward(v)
+        return v.sin()
+
+    @staticmethod
+    def backward(ctx, g):
+        (v,) = ctx.saved_tensors
+        return g * v.cos()
+
+
+class Hidden(nn.GRUCell):
+    def __init__(self, part):
+        super().__init__(FEATURES, WIDTH)
+        self.part = part
+
+    def forward(self, x, h):
+        if self.part == "checkpoint":
+            return checkpoint(super().forward, x, h, use_reentrant=False)
+        return Sine.apply(super().forward(x, h))
+
+
+@pytest.mark.parametrize("newton", WAYS, ids=repr)
+@pytest.mark.parametrize("part", ["checkpoint", "legacy function"])
+def test_cells_that_torch_func_does_not_follow(part, newton):
+    torch.manual_seed(0)
+    cell, x, h0 = Hidden(part).double(), torch.randn(2, 20, FEATURES).double(), torch.randn(2, WIDTH).double()
+    wanted = list(cell.parameters())
+    solution = unroll(cell, x, h0, rtol=1e-11, newton=newton)
+    expected = loop(cell, x, h0)
+    torch.testing.assert_close(solution.value, expected, rtol=1e-8, atol=1e-9)
+    found = torch.autograd.grad(total(solution.value), wanted)
+    torch.testing.assert_close(found, torch.autograd.grad(total(expected), wanted), rtol=1e-5, atol=1e-8)
+    assert (solution.lyapunov_exponent() < 0).all()
+
+
+def test_transforms_around_it_are_refused_in_words():
+    cell, x, h0 = recurrence("gru")
+    with pytest.raises(RuntimeError, match=r"unroll has no rule for torch\.func's transforms"):
+        torch.func.grad(lambda x: unroll(cell, x, h0.detach()).value.sum())(x.detach())
+
+
+@pytest.mark.parametrize("tracked", [True, False])
+def test_a_log_holds_the_sweeps(tracked):
+    cell, x, h0 = recurrence("gru")
+    with torch.set_grad_enabled(tracked), record() as log:
+        solution = unroll(cell, x, h0)
+    (entry,) = log.forward
+    assert entry.name == "unroll"
+    assert torch.equal(entry.solution.steps, solution.steps)
+    assert solution.steps.min() > 1
+    broken = x.detach().clone()
+    broken[1, 5] = torch.nan
+    with torch.set_grad_enabled(tracked), pytest.warns(ConvergenceWarning, match="unroll, forward solve") as told:
+        value = unroll(nn.GRUCell(FEATURES, WIDTH), broken, h0).value
+    assert "diagnose" not in str(told[0].message)
+    if tracked:
+        with pytest.warns(ConvergenceWarning, match="This is the adjoint recurrence, solved to 1e-06") as told:
+            value[0].sum().backward()
+        assert "unconverged" not in str(told[0].message)
+
+
+def test_one_probe_is_exact_where_entries_do_not_mix():
+    class Leaky(nn.Module):
+        """`h ↦ tanh(a h + x)`, entry by entry."""
+
+        def forward(self, x, h):
+            return torch.tanh(torch.linspace(-0.9, 0.9, FEATURES) * h + x)
+
+    x, h0 = torch.randn(2, 50, FEATURES), torch.zeros(2, FEATURES)
+    ways = Newton(), Newton(diagonal=True), Newton(diagonal=True, probes=1)
+    full, exact, probed = (unroll(Leaky(), x, h0, rtol=1e-6, newton=newton) for newton in ways)
+    assert full.steps.tolist() == exact.steps.tolist() == probed.steps.tolist()
+    torch.testing.assert_close(probed.value, full.value)
+    for newton, words in (({"probes": 1}, "pass diagonal=True"), ({"diagonal": True, "probes": 0}, "at least 1")):
+        with pytest.raises(ValueError, match=words):
+            Newton(**newton)
+
+
+def test_plain_sweeps_form_no_jacobian(monkeypatch):
+    monkeypatch.setattr(torch.func, "vjp", None)
+    cell, x, h0 = recurrence("gru")
+    plain = unroll(cell, x, h0, newton=Newton(damping=1.0))
+    plain.value.sum().backward()
+    torch.testing.assert_close(plain.value, loop(cell, x, h0), rtol=1e-4, atol=1e-4)

@@ -100,3 +100,11 @@ def test_arguments_that_mean_nothing_are_refused(arguments, why):
 def test_loops_that_would_record_the_numbers_are_refused(x, loop):
     with pytest.raises(ValueError, match="NoisyPicard"):
         solve(f, torch.zeros_like(x), (x,), solver=NoisyPicard(), loop=loop)
+
+
+def test_any_seed_will_do():
+    found = [
+        solve(torch.cos, torch.zeros(2, 3), solver=NoisyPicard(seed=seed), max_steps=4).value
+        for seed in (2**62, 2**63 + 1)
+    ]
+    assert not torch.equal(*found)

@@ -520,6 +520,12 @@ START = torch.zeros(4, 3)
         (lambda: solve(torch.cos, START, max_steps=torch.tensor([3, 0, 1, 2])), ValueError, "at least 1"),
         (lambda: solve(torch.cos, START, max_steps=torch.ones(3, dtype=torch.long)), ValueError, "batch of 4"),
         (lambda: solve(torch.cos, START, min_steps=-1), ValueError, "min_steps=-1"),
+        (lambda: solve(torch.cos, START, min_steps=6, max_steps=4), ValueError, "min_steps=6 exceeds max_steps=4"),
+        (
+            lambda: solve(torch.cos, START, min_steps=3, max_steps=torch.tensor([3, 2, 3, 3])),
+            ValueError,
+            "exceeds max_steps=2",
+        ),
         (lambda: solve(torch.cos, START, norm="max"), TypeError, r"norm='max'.*Entrywise\(\)"),
         (lambda: solve(torch.cos, START, loop=3), TypeError, r"loop=3.*Eager\(\)"),
         (lambda: solve(torch.cos, START, tol=1e-3), TypeError, r"^solve\(\) got .*'tol': it takes solver, rtol"),

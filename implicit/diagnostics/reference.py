@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from contextlib import suppress
 from typing import Any
 
@@ -49,13 +48,11 @@ def exact_layer(layer: Equilibrium[Any], inputs: tuple[Any, ...], z0: State | No
             ) from error
         if bool(solution.converged.all()):
             return exact
-    count, failed = (
-        len(solution.status),
-        Counter(Status(code).name for code in solution.status[~solution.converged].tolist()),
-    )
+    failed = solution.status[~solution.converged].tolist()
+    statuses = ", ".join(sorted({Status(code).name for code in failed}))
     raise ConvergenceError(
         f"the exact gradient cannot be computed: solves to rtol={EXACT:g} in float64 do not converge, whatever the "
-        f"solver, in {failed.total()} of {count} rows ({', '.join(failed)}), which may have no fixed point"
+        f"solver, in {len(failed)} of {len(solution.status)} rows ({statuses}), which may have no fixed point"
     )
 
 

@@ -56,20 +56,19 @@ class AdjointGradient(Gradient):
             inverse: the forward solver's estimate of `v ↦ (I − Jᵀ)⁻¹v`, if the policy `remembers`; else None.
         """
 
-    def adjoint(self, product: Map, shift: Tensor, report: Report, inverse: Map | None) -> Tensor:
-        """`linear`, checked."""
-        name, version = f"{type(self).__name__}.linear", shift._version
-        u: Any = self.linear(product, shift, report, inverse)
-        if not isinstance(u, Tensor) or (u.shape, u.dtype) != (shift.shape, shift.dtype):
-            kind = f"a tensor of shape {tuple(u.shape)}, {u.dtype}" if isinstance(u, Tensor) else f"{type(u).__name__}"
-            raise TypeError(
-                f"{name} returned {kind}: return u, a tensor like `shift`, of shape {tuple(shift.shape)}, {shift.dtype}"
-            )
-        if shift._version != version:
-            raise ValueError(
-                f"{name} changed `shift` in place, on which `u = product(u) + shift` depends: clone it first"
-            )
-        return u
+
+def checked(policy: AdjointGradient, product: Map, shift: Tensor, report: Report, inverse: Map | None) -> Tensor:
+    """The policy's `linear`, held to its contract."""
+    name, version = f"{type(policy).__name__}.linear", shift._version
+    u: Any = policy.linear(product, shift, report, inverse)
+    if not isinstance(u, Tensor) or (u.shape, u.dtype) != (shift.shape, shift.dtype):
+        kind = f"a tensor of shape {tuple(u.shape)}, {u.dtype}" if isinstance(u, Tensor) else f"{type(u).__name__}"
+        raise TypeError(
+            f"{name} returned {kind}: return u, a tensor like `shift`, of shape {tuple(shift.shape)}, {shift.dtype}"
+        )
+    if shift._version != version:
+        raise ValueError(f"{name} changed `shift` in place, on which `u = product(u) + shift` depends: clone it first")
+    return u
 
 
 def inverse_estimate(at: Evaluation) -> Map:
@@ -156,7 +155,7 @@ class _Implicit(torch.autograd.Function):
             refuse_batch(grads[0])
 
             def linear(product: Map, shift: Tensor) -> Tensor:
-                return one_by_one(lambda shift: policy.adjoint(product, shift, report, None), shift)
+                return one_by_one(lambda shift: checked(policy, product, shift, report, None), shift)
 
             wanted = sources.wanted(ctx.needs_input_grad[7:])
             found = differentiable(linear, sources, value, tensors, wanted, grads[0])
@@ -167,6 +166,6 @@ class _Implicit(torch.autograd.Function):
             products.evaluate_again()
 
         def solve(grad: Tensor) -> Tensor:
-            return policy.adjoint(products, grad, report, ctx.inverse)
+            return checked(policy, products, grad, report, ctx.inverse)
 
         return one_by_one(solve, grads[0]), *others, *(None for _ in ctx.needs_input_grad[7:])

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
     from ..comparison import Comparison, Row
 
+TICKS = {300: (1,), 20: (1, 3), 4: (1, 2, 5), 0: (1, 2, 3, 4, 5, 6, 8)}
+"""Ratio of an axis's ends, beyond which it has ticks at these multiples of the powers of ten."""
 MANY = 9
 """From this many networks on, only the baseline and those that none beats in both score and cost are named."""
 
@@ -103,9 +105,7 @@ def cost(comparison: Comparison) -> Figure | None:
         ax.set(xlabel=label, xscale="log")
         ax.margins(x=0.25, y=0.08)
         low, high = ax.get_xlim()
-        ax.xaxis.set_major_locator(
-            LogLocator(subs=(1,) if high > 300 * low else (1, 3) if high > 20 * low else (1, 2, 5))
-        )
+        ax.xaxis.set_major_locator(LogLocator(subs=next(subs for span, subs in TICKS.items() if high > span * low)))
         ax.xaxis.set_major_formatter("{x:g}")
         ax.xaxis.set_minor_formatter(NullFormatter())
     if not goal.higher_is_better and min(scores) > 0:

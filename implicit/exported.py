@@ -27,7 +27,7 @@ class FixedSteps(nn.Module):
     Args:
         cell: the layer's.
         start: `start(inputs)` is the first iterate.
-        solver: Picard, Anderson or Broyden.
+        solver: with a fixed cost per step, such as Picard, Anderson or Broyden.
         steps: of the solver, each of which evaluates the cell once.
     """
 

@@ -132,7 +132,7 @@ def test_trajectories_of_numbers_are_drawn_against_the_step_and_odd_ones_are_ref
     ax = plot_trajectories(torch.tensor([[[1.0]], [[2.0]], [[4.0]]]))
     assert ax.get_lines()[0].get_xydata().tolist() == [[0, 1], [1, 2], [2, 4]]
     assert ax.get_xlabel() == "step"
-    with pytest.raises(ValueError, match=r"\[2, 3\] numbers a row"):
+    with pytest.raises(ValueError, match=r"\[2, 3\] numbers per row"):
         plot_trajectories({"a": torch.zeros(2, 1, 2), "b": torch.zeros(2, 1, 3)})
     with pytest.raises(ValueError, match="no states"):
         plot_trajectories([])

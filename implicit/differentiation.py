@@ -10,17 +10,16 @@ needed:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from itertools import compress
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from solvers import Solution, State
+from solvers import State
 from solvers.iterate import iterate
 from solvers.problem import Problem
 from solvers.run import Keep
@@ -31,7 +30,8 @@ from solvers.state import tree_leaves, usable
 from .compiled import twice_differentiable
 from .functorch import followed, transformed
 from .gradients import Gradient
-from .gradients.base import Evaluation, Report, check_gradient, with_value
+from .gradients.base import Evaluation, check_gradient, with_value
+from .gradients.contract import attached, report_of
 from .graph import computed_from, leaves, radius_from_graph, saved_through_hooks
 from .pure import own_modules
 from .pure_problem import PureProblem
@@ -80,7 +80,7 @@ def differentiable_solve(
         if not _holds(problem, outcome, image.detach(), settings):
             outcome = _solved_again(problem, start, settings, keep, outcome, image.detach())
             point, image = _tracked(problem, gradient, outcome.value)
-    reports.enter(
+    reports._replace(told=problem.told).enter(
         "forward",
         outcome.converged,
         lambda: outcome.solution(problem, settings.solver),
@@ -96,13 +96,13 @@ def differentiable_solve(
         point,
         image,
         partial(PureProblem.of, problem),
-        _report(reports, gradient),
+        report_of(reports._replace(told=problem.told), gradient),
         settings.solver,
         outcome,
         hooked,
     )
     early = (with_value(problem(iterate), iterate, twice=False) for iterate in outcome.iterates)
-    return tuple(layout.unflatten(value) for value in (*early, gradient.attach(evaluation)))
+    return tuple(layout.unflatten(value) for value in (*early, attached(gradient, evaluation)))
 
 
 def _gone_on(
@@ -137,9 +137,11 @@ def _solved_again(
         if not torch.equal(problem(outcome.value).nan_to_num(), image.nan_to_num()):
             if not problem.told:
                 warn_of_chance()
+                problem.told = True
             return outcome
         if not problem.told:
             warn_of_coupling()
+            problem.told = True
         if not outcome.dropped:
             return outcome
         return iterate(problem, start.detach(), replace(settings, compact=False), keep=keep)
@@ -177,24 +179,7 @@ def _transformed_solve(problem: Problem, z0: State, gradient: Gradient, settings
             return pure(z, *tensors)
 
     with _told_in_words():
-        return gradient.root(f, find, _report(reports, gradient), *tensors)
-
-
-def _report(reports: Reports, gradient: Gradient) -> Report:
-    """What a policy calls after a backward solve."""
-    reports = reports._replace(settings=gradient.whose_settings)
-
-    def report(converged: bool, make_solution: Callable[[], Solution]) -> None:
-        name = f"report(converged, make_solution) of {type(gradient).__name__}"
-        if not isinstance(converged, (bool, np.bool_)):
-            kind = type(converged).__name__
-            raise TypeError(f"{name}: converged is a {kind}: pass one bool, such as bool(solution.converged.all())")
-        if not callable(make_solution):
-            kind = type(make_solution).__name__
-            raise TypeError(f"{name}: make_solution is a {kind}: pass a function, such as lambda: solution")
-        reports.enter("backward", bool(converged), make_solution)
-
-    return report
+        return gradient.root(f, find, report_of(reports, gradient), *tensors)
 
 
 @contextmanager

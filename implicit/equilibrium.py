@@ -181,6 +181,8 @@ class Equilibrium(Layer[Z]):
     ) -> tuple[Problem, State, Settings]:
         """The problem, the start and the settings; of a split cell, the map left once its linear part is formed."""
         chosen: dict[str, Any] = {} if max_steps is None else {"max_steps": max_steps}
+        if isinstance(max_steps, int):  # of this call: a smaller budget leaves fewer steps to insist on
+            chosen["min_steps"] = min(self.min_steps, max_steps)
         if not (isinstance(self.cell, SplitCell) and isinstance(self.solver, PeacemanRachford)):
             start = self.start(inputs, z0)
             problem = prepare(self.cell, start, inputs, advice=self.advice(start, z0 is not None))

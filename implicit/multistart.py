@@ -64,6 +64,8 @@ def multistart(
         raise ValueError(f"multistart: starts={starts!r} must be an integer of at least 1")
     if not isinstance(agreement, (int, float)) or not 0 <= agreement < math.inf:
         raise ValueError(f"multistart: agreement={agreement!r} must be a finite number of at least 0")
+    if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**64:
+        raise ValueError(f"multistart: seed={seed!r} must be an integer of at least 0, below 2**64")
     found = [layer.solve(*inputs, **keywords)]
     layout = Layout(found[0].value)
     own = layout.flatten(found[0].value)

@@ -29,6 +29,8 @@ class Reports(NamedTuple):
     """The layer, or the function."""
     settings: str = ""
     """Where to find the settings that a warning names, if they are not the layer's."""
+    told: bool = False
+    """Whether the user has been warned of the cause already."""
 
     def enter(
         self,
@@ -59,8 +61,14 @@ class Reports(NamedTuple):
             (log.forward if direction == "forward" else log.backward).append(Record(called, kept))
         if converged or _ignored() or not _is_news(self.owner, direction, solution):
             return
-        text = f"{self.name}, {direction} solve: {solution.summary()}"
-        if self.settings:
+        text = f"{self.name}, {direction} solve: "
+        if self.told:
+            text += f"{solution.summary().splitlines()[0]}; an earlier warning names the cause"
+        else:
+            text += solution.summary()
+        if bool(solution.converged.all()):
+            text += "; its policy reports that it did not converge"
+        if self.settings and not self.told:
             text += f"\n{self.settings}"
         measured = radius()
         if measured is not None:
@@ -100,6 +108,7 @@ def _ignored() -> bool:
 def _is_news(owner: Any, direction: str, solution: Solution) -> bool:
     known = _worst.setdefault(_lasting(owner), {})
     residuals = solution.residual[~solution.converged]
+    residuals = residuals if residuals.numel() else solution.residual
     residual = math.inf if bool(residuals.isnan().any()) else float(residuals.max())
     if direction in known and not residual >= WORSE * known[direction]:
         return False

@@ -15,17 +15,22 @@ _COUPLES = (
     "couples the rows through batch statistics, and updates its running ones at every evaluation of a solve: use "
     "GroupNorm or LayerNorm"
 )
+_ALWAYS = (
+    "couples the rows through batch statistics, in evaluation mode as well, since it keeps none: use GroupNorm or "
+    "LayerNorm"
+)
 _DROPS = "draws a new mask at every evaluation, so no fixed point exists: pass in a mask from LockedDropout"
 
 
 def warn_of_unsuitable(cell: nn.Module) -> bool:
     """Whether the cell has modules whose evaluations differ, or mix the batch's rows; a `RuntimeWarning` names them."""
-    findings = [
-        f"{name or 'the cell itself'} ({type(module).__name__}) {fault}" for name, module, fault in unsuitable(cell)
-    ]
+    found = list(unsuitable(cell))
+    findings = [f"{name or 'the cell itself'} ({type(module).__name__}) {fault}" for name, module, fault in found]
     if findings:
+        changed = sum(fault is not _ALWAYS for _, _, fault in found)
+        advice = f". Or call eval() on {'it' if changed == 1 else 'them'}" if changed == len(found) else ""
         warnings.warn(
-            f"in a cell, {'; '.join(findings)}. Or call eval() on {'it' if len(findings) == 1 else 'them'}",
+            f"in a cell, {'; '.join(findings)}{advice}",
             RuntimeWarning,
             stacklevel=level_of_caller(),
         )
@@ -58,7 +63,7 @@ def unsuitable(cell: nn.Module) -> Iterator[tuple[str, nn.Module, str]]:
     """The modules of the cell whose evaluations differ, or mix the batch's rows: their names, and what they do."""
     for name, module in cell.named_modules():
         if isinstance(module, _BatchNorm) and (module.training or module.running_mean is None):
-            yield name, module, _COUPLES
+            yield name, module, _ALWAYS if module.running_mean is None else _COUPLES
         elif module.training and _drops(module):
             yield name, module, _DROPS
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from typing import Any
 
 import torch
+from torch import nn
 
 from implicit.depths import is_count
 from implicit.layer import Layer, Z
@@ -49,4 +51,11 @@ def _segments(
 
 
 def _made(given: Any) -> Any:
-    return given() if callable(given) else given
+    """What a function without arguments returns; anything else as it is, such as a module that the cell calls."""
+    if isinstance(given, nn.Module) or not callable(given):
+        return given
+    try:
+        inspect.signature(given).bind()
+    except (TypeError, ValueError):  # it needs arguments, or has no signature
+        return given
+    return given()

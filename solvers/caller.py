@@ -19,7 +19,10 @@ _INTERNAL = tuple(
 
 def level_of_caller() -> int:
     """How many levels up the stack the first code lies that is neither ours nor PyTorch's, for `stacklevel=`."""
-    level, frame = 1, sys._getframe(1)
-    while frame.f_back is not None and frame.f_code.co_filename.startswith(_INTERNAL):
+    level, frame, internal = 1, sys._getframe(1), _INTERNAL
+    bridged = getattr(sys.modules.get("torchdeq"), "__file__", None)  # whose solvers may be ours
+    if bridged is not None:
+        internal = (*internal, os.path.join(os.path.dirname(bridged), ""))
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(internal):
         level, frame = level + 1, frame.f_back
     return level

@@ -76,6 +76,7 @@ def solved_jointly(
     """
     if not (run.warned or problem.told):
         _warn()
+        problem.told = True
     first = run.outcome(verified=False)  # each row is measured again at the end
     rows, done = first.rows, run.progress.step
     point, residual = run.stretch.points[-1].to(z.dtype), run.stretch.residual

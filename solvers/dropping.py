@@ -37,6 +37,7 @@ def can_follow(fewer: Problem, stretch: Stretch, measure: Measure) -> bool:
 def warn_of_dropping(problem: Problem, what: str) -> None:
     if problem.told:
         return
+    problem.told = True
     warnings.warn(
         f"rows that had stopped were dropped, and {what}. The whole batch is solved instead. f couples the rows (batch "
         "statistics, attention across the batch), is not deterministic, uses a tensor of the batch's size that is not "

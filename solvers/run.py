@@ -165,7 +165,7 @@ class Run:
         positions = _on_device(np.flatnonzero(running), self.best)
         fewer, stretch = self.problem.take(positions), self.stretch.take(positions)
         if not (self.problem.independent or can_follow(fewer, stretch, self.measure)):
-            self.problem.compact, self.warned = False, True
+            self.problem.compact, self.problem.told, self.warned = False, True, True
             return
         self.problem.independent = fewer.independent = True
         self.value = self._all(self.best)

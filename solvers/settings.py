@@ -76,9 +76,9 @@ class Settings:
             raise ValueError(
                 f"max_steps={self.max_steps!r} must be an integer of at least 1, or a (batch,) tensor of such integers"
             )
-        least = self.max_steps.amin() if isinstance(self.max_steps, Tensor) else self.max_steps
-        if self.min_steps > least:
-            raise ValueError(f"min_steps={self.min_steps} exceeds max_steps={int(least)}: no row could converge")
+        budgets = self.max_steps.tolist() if isinstance(self.max_steps, Tensor) else [self.max_steps]
+        if budgets and self.min_steps > max(budgets):
+            raise ValueError(f"min_steps={self.min_steps} exceeds max_steps={max(budgets)}: no row could converge")
         if self.compact not in (None, True, False) or (
             isinstance(self.compact, int) and self.compact is not bool(self.compact)
         ):

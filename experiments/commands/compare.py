@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from ..contestants.contestant import Contestants
 from ..contestants.own import chosen, known
 from ..contestants.terms import TERMS
 from ..errors import InputError
@@ -35,7 +36,7 @@ def compare(options: dict[str, Any], typed: Sequence[str]) -> list[Failure]:
     data = None if options["data"] is None else str(Path(options["data"]).resolve())
     with data_on_the_processor(), joined(device, options["strategy"]) as team:
         task = _task(options, team)
-        contestants, names = chosen(options["models"], known(options["task"], task), task)
+        contestants, names = chosen(options["models"], _known(options, task), task)
         epochs = options["epochs"] or task.epochs
         resumed = options.get("command_line")  # the command line that started the run
         command_line = resumed if options["resume"] is not None and resumed else _command_line(typed, team)
@@ -57,6 +58,17 @@ def compare(options: dict[str, Any], typed: Sequence[str]) -> list[Failure]:
             recorded={name: value for name, value in recorded.items() if name not in ("out", "resume", "download")},
             command=command_line,
         ).failures
+
+
+def _known(options: dict[str, Any], task: Task) -> Contestants:
+    """The toolkit's contestants; none where none is named and the task is not for them."""
+    try:
+        return known(options["task"], task)
+    except InputError:
+        names = [*options["models"].split(","), *filter(None, [options["baseline"]])]
+        if all(":" in name for name in names):
+            return {}
+        raise
 
 
 def _task(options: dict[str, Any], team: Team) -> Task:

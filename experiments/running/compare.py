@@ -172,7 +172,7 @@ def compared(
         )
         sizes = team.first(lambda: matched_sizes(contestants, names, terms, task, failures))
         trials = Trials(task, epochs, device, precision, team, folder, resume is not None, console, failures, started)
-        sizes = {name: size for name, size in sizes.items() if trials.fits(name, contestants[name], size)}
+        sizes = team.first(lambda: {name: n for name, n in sizes.items() if trials.fits(name, contestants[name], n)})
         settings = {"command": command, "terms": alike, "epochs": epochs, "seeds": list(range(seeds)), "search": search}
         settings["training"] = trained_by(task)
         settings |= circumstances(device)

@@ -26,6 +26,9 @@ from ..training.team import Team
 from ..training.train import Training, apart, checkpoint, train
 from .unfinished import keep, kept, read, write
 
+ELAPSED = "elapsed"
+"""Name under which the time that a run has taken is kept."""
+
 
 @dataclass
 class Trials:
@@ -45,6 +48,11 @@ class Trials:
     failures: Failures
     started: float
     """Reading of the clock at the start, set back by the seconds that earlier runs took."""
+
+    def __post_init__(self) -> None:
+        before = read(self.folder, ELAPSED) if self.resume else None
+        if before:
+            self.started -= before["seconds"]
 
     @property
     def seconds(self) -> float:
@@ -76,11 +84,9 @@ class Trials:
         if contestant.learning_rate is not None or network is None or not parameters(network):
             return None
         before = read(self.folder, f"{name}-search")
-        if before:
-            self.started = min(self.started, time.perf_counter() - before.pop("seconds", 0.0))
         found = Search(**before) if before else search(self.data.learning_rate, task.goal, attempt)
         if self.team.leads:
-            write(self.folder, f"{name}-search", {**vars(found), "seconds": self.seconds})
+            write(self.folder, f"{name}-search", vars(found))
             for rate in found.scores:
                 shutil.rmtree(checkpoint(self.folder, f"{name}-at-{rate:.2g}", 0).parent, ignore_errors=True)
         shown = ", ".join(f"{task.goal.show(score)} at {rate:.2g}" for rate, score in found.scores.items())
@@ -92,9 +98,9 @@ class Trials:
 
     def fits(self, name: str, contestant: Contestant, size: int) -> bool:
         """Whether a new network takes the task's inputs, and the goal its outputs; tried before anything is trained."""
-        inputs, targets = (part.to(self.device) for part in self.data.sample(2))
 
         def tried() -> bool:
+            inputs, targets = (part.to(self.device) for part in self.data.sample(self.data.batch))
             torch.manual_seed(0)
             network = contestant.build(size).to(self.device).eval()
             with torch.no_grad(), warnings.catch_warnings():
@@ -118,8 +124,7 @@ class Trials:
             return None
         before = kept(self.folder, name, seed, network)
         if before is not None:
-            run, seconds, looked_at = before
-            self.started = min(self.started, time.perf_counter() - seconds)
+            run, looked_at = before
         else:
             training = failures.attempt("the training", lambda: self._trained(name, self.data, rate, network, seed))
             if training is None or not self.team.leads:
@@ -139,7 +144,8 @@ class Trials:
                 run = replace(run, diagnosis=found)
             network.cpu()
             if whole:  # what could not be measured is measured again when the run is resumed
-                keep(self.folder, name, run, self.seconds, diagnosed=not failures.found)
+                keep(self.folder, name, run, diagnosed=not failures.found)
+                write(self.folder, ELAPSED, {"seconds": self.seconds})
         goal, score = self.data.goal, run.measurement.score
         shown = "not known" if score is None else goal.show(score)
         self.console.print(f"    test {goal.heading}: {shown}", highlight=False)
@@ -154,7 +160,7 @@ class Trials:
             return Training([], [])  # there is nothing to learn
         if apart(network, self.team, self.device):
             self.console.print("    its batch statistics cover each process's share only", highlight=False)
-        return train(
+        training = train(
             network,
             replace(task, learning_rate=rate),
             epochs=self.epochs,
@@ -167,6 +173,9 @@ class Trials:
             resume=self.resume,
             part=part,
         )
+        if self.team.leads:
+            write(self.folder, ELAPSED, {"seconds": self.seconds})
+        return training
 
     def _diagnosed(self, network: nn.Module, failures: Failures) -> Diagnosis:
         return diagnosed(network.to(self.device), self.data.sample(ROWS)[0].to(self.device), failures)

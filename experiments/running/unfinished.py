@@ -40,8 +40,8 @@ def read(folder: Path, name: str) -> Any:
     return loaded(path, _REMEDY) if path.exists() else None
 
 
-def keep(folder: Path, name: str, run: Run, seconds: float, *, diagnosed: bool) -> None:
-    """Keep the results of a network, and the seconds that the comparison has taken until then."""
+def keep(folder: Path, name: str, run: Run, *, diagnosed: bool) -> None:
+    """Keep the results of a network."""
     solutions = [vars(each) for each in run.measurement.solutions]
     measured = {field.name: getattr(run.measurement, field.name) for field in fields(Measurement)}
     values = {
@@ -51,12 +51,11 @@ def keep(folder: Path, name: str, run: Run, seconds: float, *, diagnosed: bool) 
         "diagnosed": diagnosed,
         "measurement": {**measured, "solutions": solutions},
         "weights": run.network.state_dict(),
-        "seconds": seconds,
     }
     write(folder, f"{name}-seed-{run.seed}", values)
 
 
-def kept(folder: Path, name: str, seed: int, network: nn.Module) -> tuple[Run, float, bool] | None:
+def kept(folder: Path, name: str, seed: int, network: nn.Module) -> tuple[Run, bool] | None:
     """What `keep` stored, its weights loaded into the network; None if nothing, `InputError` if it is damaged."""
     values = read(folder, f"{name}-seed-{seed}")
     if values is None:
@@ -71,7 +70,7 @@ def kept(folder: Path, name: str, seed: int, network: nn.Module) -> tuple[Run, f
         measurement = Measurement(**measured, solutions=solutions)
         diagnosis = None if values["diagnosis"] is None else _diagnosis(values["diagnosis"])
         run = Run(seed, Training(**values["training"]), measurement, network, diagnosis)
-        return run, values["seconds"], values["diagnosed"]
+        return run, values["diagnosed"]
     except (KeyError, TypeError, RuntimeError) as error:
         raise InputError(f"{path} does not hold results of this network: {_REMEDY}") from error
 

@@ -48,6 +48,8 @@ def _check_part(data: Any, goal: Goal, shares: bool) -> None:
         if not isinstance(first, (tuple, list)) or len(first) != 2:
             held = f"{len(first)} parts" if isinstance(first, (tuple, list)) else f"a {type(first).__name__}"
             raise ValueError(f"has items of {held}, not pairs (input, target)")
+        if isinstance(first[0], (dict, list, tuple, str)):
+            raise ValueError(f"has inputs that are a {type(first[0]).__name__} each, not a tensor")
         return
     if len(tensors) != 2:
         raise ValueError(f"holds {len(tensors)} tensors, not two, inputs and targets")

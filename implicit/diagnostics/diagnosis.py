@@ -16,7 +16,7 @@ from ..copies import copied
 from ..equilibrium import Equilibrium
 from ..layer import Layer
 from .findings import LEFT_OUT, Finding, LeftOutError, Look, first_line
-from .gradient_checks import backward, loose, moved
+from .gradient_checks import backward, hidden, loose, moved
 from .host_time import waiting
 from .solve_checks import coupled, diverging, expanding, floor, not_finite, short, standing, stochastic, unfinished
 from .tables import Table
@@ -28,10 +28,10 @@ def diagnose(model: nn.Module, *inputs: Any, z0: State | None = None, **keywords
     Looks, in this order, for a stochastic cell (reported alone, since nothing else would be meaningful); rows that
     diverge, with the norms of the weights; rows coupled through the batch; rows that are not finite; the dtype's floor;
     stalled or cycling rows; rows whose steps ran out; a spectral radius above 1; no gradient, or one that is not
-    finite; a backward solve that does not converge; a policy of one's own that changes the value; a tolerance too loose
-    for the gradient (or a cell that fails in float64, so this cannot be decided); a history too short; and on a CUDA
-    device a solve that waits for the host. The last findings say which checks were left out, and why. A model, a layer
-    or a backward pass that fails is a finding, too.
+    finite; a backward solve that does not converge; a gradient that misses part of the cell; a policy of one's own that
+    changes the value; a tolerance too loose for the gradient (or a cell that fails in float64, so this cannot be
+    decided); a history too short; and on a CUDA device a solve that waits for the host. The last findings say which
+    checks were left out, and why. A model, a layer or a backward pass that fails is a finding, too.
 
     A policy that approximates the gradient by choice is no fault here: `gradient_audit` says how far off it is.
 
@@ -132,11 +132,12 @@ CHECKS: dict[str, Callable[[Look], Finding | None]] = {
     "steps": unfinished,
     "spectral radius": expanding,
     "gradient": backward,
+    "derivative": hidden,
     "value": moved,
     "tolerance for the gradient": loose,
     "length of the history": short,
     "wait for the host": waiting,
 }
 
-LOOP_CHECKS = {what: CHECKS[what] for what in ("finite rows", "spectral radius", "gradient")}
+LOOP_CHECKS = {what: CHECKS[what] for what in ("finite rows", "spectral radius", "gradient", "derivative")}
 """The checks of a layer that does not solve."""

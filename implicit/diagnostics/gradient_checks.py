@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from solvers import ConvergenceError, Status
+from solvers.rules.jacobian_products import ALIKE, HIDDEN, finite_differences
+from solvers.state import tree_leaves
 
 from ..copies import copied
 from ..draws import normal
 from ..gradients import ImplicitGradient
 from ..graph import refuse_hidden
 from ..parametrized import one_weight
-from ..recording import record
+from ..recording import Log, record
 from .audit import compare_gradients, differentiable
+from .coupling import as_one_row
 from .findings import Finding, LeftOutError, Look, first_line, name_rows
 from .reference import as_double, exact_layer
 
@@ -33,22 +37,23 @@ def backward(look: Look) -> Finding | None:
             refuse_hidden("the cell", look.problem, point, look.problem(point))
         except ValueError as hidden:
             return Finding("no gradient", str(hidden), "The layer can be solved, but not trained through")
-    found: Sequence[Tensor | None] = ()
-    with torch.enable_grad(), record() as log:
-        try:
-            flat = look.problem.layout.flatten(look.layer(*inputs, z0=look.z0))
-            found = torch.autograd.grad(flat, wanted, normal(flat.shape, flat), allow_unused=True)
-        except ConvergenceError:
-            pass  # from Unconverged.RAISE; the log has the solve
-        except Exception as error:  # whatever the user's cell or policy raises
+    try:
+        found, log = _gradients(look, inputs, wanted)
+    except Exception as error:  # whatever the user's cell or policy raises
+        wanted = [parameter for parameter in look.layer.parameters() if parameter.requires_grad]
+        try:  # the cell may not take inputs that require gradients, and need not
+            found, log = _gradients(look, look.inputs, wanted)
+        except Exception:
             evidence = f"{type(error).__name__}: {first_line(error)}"
             return Finding(
                 "the backward pass fails", evidence, "Fix that and diagnose again; the other checks were made"
             )
-    if found and flat.numel() and not any(gradient is not None and bool(gradient.any()) for gradient in found):
+    reached = set(look.layer.cell.parameters()) | {leaf for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor)}
+    told = [gradient for tensor, gradient in zip(wanted, found) if tensor in reached]
+    if told and len(look.value) and not any(gradient is not None and bool(gradient.any()) for gradient in told):
         return Finding(
             "no gradient",
-            f"the gradient of all {len(wanted)} parameters and inputs is zero or missing",
+            f"the gradient of all {len(told)} parameters and inputs is zero or missing",
             "The cell may be constant here, as behind dead activations"
             + (f"; or {policy(look)}'s attach or linear is at fault" if own_policy(look) else ""),
         )
@@ -81,6 +86,58 @@ def backward(look: Look) -> Finding | None:
         if not own_policy(look)
         else f"Give the solve of {policy(look)} more steps, or another solver",
     )
+
+
+def _gradients(look: Look, inputs: tuple[Any, ...], wanted: Sequence[Tensor]) -> tuple[Sequence[Tensor | None], Log]:
+    """The gradients of a random loss, none if the policy raises for rows that did not converge, and the solves."""
+    with torch.enable_grad(), record() as log:
+        flat = look.problem.layout.flatten(look.layer(*inputs, z0=look.z0))
+        try:
+            return torch.autograd.grad(flat, wanted, normal(flat.shape, flat), allow_unused=True), log
+        except ConvergenceError:  # from Unconverged.RAISE; the log has the solve
+            return (), log
+
+
+def hidden(look: Look) -> Finding | None:
+    """Whether autograd's derivative of the cell in z is that of finite differences along a random direction."""
+    problem, z = look.problem.apart(), look.value
+    if look.coupling.any():  # a step of each row's own length would not be one step of the batch
+        problem, z = as_one_row(problem), z.reshape(1, -1)
+    v = normal(z.shape, z)
+    with torch.no_grad(), one_weight(look.layer.cell):
+        image = problem(z)
+        change, half = (finite_differences(problem, z, image, problem.spread / part)(v) for part in (1, 2))
+        try:
+            product = _product(problem, z, v)
+        except RuntimeError:  # it cannot be differentiated twice, or not at all, which another check reports
+            return None
+    size, length, rough, off = (
+        torch.linalg.vector_norm(x, dim=1) for x in (change, v, change - half, product - change)
+    )
+    telling = size.isfinite() & (size > max(HIDDEN, problem.spread) * length) & (rough < ALIKE / 2 * size)
+    bad = telling & (off > ALIKE * size)
+    if not bad.any():
+        return None
+    return Finding(
+        "gradient that misses part of the cell",
+        f"along a random direction, autograd's derivative of the cell at {name_rows(bad)} differs from finite "
+        f"differences by up to {(off / size)[bad].max():.0%}",
+        "Take detach, torch.no_grad and NumPy out of the cell, and check the backward of functions of your own. If it "
+        "is meant, as in a straight-through estimator, no policy is exact",
+    )
+
+
+def _product(f: Callable[[Tensor], Tensor], z: Tensor, v: Tensor) -> Tensor:
+    """`J v` from reverse mode, zeros where the graph does not lead to z."""
+    with torch.enable_grad():
+        point = z.detach().requires_grad_()
+        image = f(point)
+        u = torch.zeros_like(image, requires_grad=True)
+        (pulled,) = torch.autograd.grad(image, point, u, create_graph=True, materialize_grads=True)
+        if not pulled.requires_grad:
+            return torch.zeros_like(v)
+        (product,) = torch.autograd.grad(pulled, u, v, materialize_grads=True)
+    return product
 
 
 def moved(look: Look) -> Finding | None:

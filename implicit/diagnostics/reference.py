@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from solvers import GMRES, Anderson, ConvergenceError, Eager, NewtonKrylov, State, Status
+from solvers import GMRES, Anderson, ConvergenceError, Eager, NewtonKrylov, Shared, State, Status
 from solvers.problem import prepare
 from solvers.state import tree_map
 
@@ -75,7 +75,13 @@ def doubled(layer: Equilibrium[Any], inputs: tuple[Any, ...], z0: State | None) 
 
 def as_double(values: Any) -> Any:
     """Nested containers with every real tensor in float64."""
-    return tree_map(lambda value: value.double() if is_real(value) else value, values)
+    return tree_map(_as_double, values)
+
+
+def _as_double(value: Any) -> Any:
+    if isinstance(value, Shared):
+        return Shared(as_double(value.value))
+    return value.double() if is_real(value) else value
 
 
 def is_real(value: Any) -> bool:

@@ -21,6 +21,7 @@ from ..graph import anchored
 from ..pure_problem import PureProblem
 from .base import Evaluation, Gradient, Map, Report, refuse_second_derivatives
 from .batched import one_by_one, refuse_batch
+from .contract import checked_linear
 from .higher import Sources, differentiable
 
 
@@ -55,20 +56,6 @@ class AdjointGradient(Gradient):
             report: `report(converged, make_solution)` as in `Evaluation`, for a policy that solves.
             inverse: the forward solver's estimate of `v ↦ (I − Jᵀ)⁻¹v`, if the policy `remembers`; else None.
         """
-
-
-def checked(policy: AdjointGradient, product: Map, shift: Tensor, report: Report, inverse: Map | None) -> Tensor:
-    """The policy's `linear`, held to its contract."""
-    name, version = f"{type(policy).__name__}.linear", shift._version
-    u: Any = policy.linear(product, shift, report, inverse)
-    if not isinstance(u, Tensor) or (u.shape, u.dtype) != (shift.shape, shift.dtype):
-        kind = f"a tensor of shape {tuple(u.shape)}, {u.dtype}" if isinstance(u, Tensor) else f"{type(u).__name__}"
-        raise TypeError(
-            f"{name} returned {kind}: return u, a tensor like `shift`, of shape {tuple(shift.shape)}, {shift.dtype}"
-        )
-    if shift._version != version:
-        raise ValueError(f"{name} changed `shift` in place, on which `u = product(u) + shift` depends: clone it first")
-    return u
 
 
 def inverse_estimate(at: Evaluation) -> Map:
@@ -155,7 +142,7 @@ class _Implicit(torch.autograd.Function):
             refuse_batch(grads[0])
 
             def linear(product: Map, shift: Tensor) -> Tensor:
-                return one_by_one(lambda shift: checked(policy, product, shift, report, None), shift)
+                return one_by_one(lambda shift: checked_linear(policy, product, shift, report, None), shift)
 
             wanted = sources.wanted(ctx.needs_input_grad[7:])
             found = differentiable(linear, sources, value, tensors, wanted, grads[0])
@@ -166,6 +153,6 @@ class _Implicit(torch.autograd.Function):
             products.evaluate_again()
 
         def solve(grad: Tensor) -> Tensor:
-            return checked(policy, products, grad, report, ctx.inverse)
+            return checked_linear(policy, products, grad, report, ctx.inverse)
 
         return one_by_one(solve, grads[0]), *others, *(None for _ in ctx.needs_input_grad[7:])

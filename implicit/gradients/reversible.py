@@ -110,14 +110,19 @@ class _Undo(torch.autograd.Function):
             )
             earlier = ctx.solver.undo(z, before, image.detach())
             z, before = torch.where(moves, before, z), torch.where(moves, earlier, before)
-        _warn_if_lost(z, start, value)
+        weights = torch.linalg.vector_norm(adjoint + adjoint_before, dim=1) / torch.linalg.vector_norm(grads[0], dim=1)
+        _warn_if_lost(z, start, value, weights)
         return None, None, None, None, None, adjoint + adjoint_before, *sums
 
 
-def _warn_if_lost(z: Tensor, start: Tensor, value: Tensor) -> None:
+def _warn_if_lost(z: Tensor, start: Tensor, value: Tensor, weights: Tensor) -> None:
+    """Warn of rows that end far from their start, unless their gradient has decayed by then.
+
+    Backwards, errors of the state grow as fast as the gradient decays, so their product is about the gradient's error.
+    """
     scale = torch.linalg.vector_norm(start, dim=1).maximum(torch.linalg.vector_norm(value, dim=1))
     distance = torch.linalg.vector_norm(z - start, dim=1)
-    lost = ~(distance <= LOST * scale)
+    lost = ~(distance * weights.nan_to_num(0) <= LOST * scale)
     if lost.any():
         warnings.warn(
             f"undoing the iteration lost too many digits in {int(lost.sum())} of {len(lost)} rows, which end "

@@ -88,20 +88,32 @@ def parallel_evaluate(
         raise TypeError(f"sweeps={sweeps} and rtol={rtol} exclude each other: pass one of them")
     with one_weight(net):
         if rtol is not None:
-            return _solved(net, z0, inputs, rtol, solver, max_sweeps, newton, batched)
+            try:
+                return _solved(net, z0, inputs, rtol, solver, max_sweeps, newton, batched)
+            except RuntimeError as error:
+                if batched is not None or not _needs_one_by_one(error):
+                    raise
+            return _solved(net, z0, inputs, rtol, solver, max_sweeps, newton, False)
         check_sweeps(sweeps, len(net.transforms))
         assert sweeps is not None
         found = None
         if batched or newton or (batched is None and _batching_pays(z0, len(net.transforms))):
             try:
-                found = _batched(net, z0, inputs, sweeps, newton)
+                found = _batched(net, z0, inputs, sweeps, newton, batched is not False)
             except (UnlikeError, RuntimeError) as error:
-                if batched or newton or not (isinstance(error, UnlikeError) or "vmap" in str(error)):
-                    raise  # a transform that torch.vmap does not support is evaluated by itself
+                if batched or not _needs_one_by_one(error):
+                    raise
+                if newton:
+                    found = _batched(net, z0, inputs, sweeps, newton, False)
         output, astray = found or _one_by_one(net, z0, inputs, sweeps)
         if sweeps == len(net.transforms) and output.requires_grad and not _unread(z0) and astray:
             return net(z0, *inputs)  # values recover from guesses that went astray, but gradients through these do not
         return output
+
+
+def _needs_one_by_one(error: Exception) -> bool:
+    """Whether transforms cannot be evaluated as one: they differ, or hold what torch.vmap does not support."""
+    return isinstance(error, UnlikeError) or any(sign in str(error) for sign in ("vmap", "functorch"))
 
 
 def check_sweeps(sweeps: Any, depth: int) -> None:
@@ -116,13 +128,13 @@ def _batching_pays(z0: Tensor, depth: int) -> bool:
 
 
 def _batched(
-    net: OptDNN, z0: Tensor, inputs: tuple[Tensor, ...], sweeps: int, newton: Newton | None
+    net: OptDNN, z0: Tensor, inputs: tuple[Tensor, ...], sweeps: int, newton: Newton | None, batched: bool = True
 ) -> tuple[Tensor, Tensor] | None:
     """The output, and whether guesses went astray; None if one overflowed and spoilt layers before it.
 
     Nothing is read from the device before the end. Where nothing can be read at all, NaN replaces spoilt outputs.
     """
-    sweep = NewtonSweep(net, z0, inputs, newton) if newton else Sweep(net, z0, inputs)
+    sweep = NewtonSweep(net, z0, inputs, newton, batched=batched) if newton else Sweep(net, z0, inputs)
     outputs, sizes = None, []
     for _ in range(sweeps):
         outputs = sweep(outputs)

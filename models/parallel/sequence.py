@@ -77,6 +77,8 @@ def unroll(
     length = x.shape[1]
     if max_sweeps is None:
         max_sweeps = length + 1
+    elif not isinstance(max_sweeps, int) or isinstance(max_sweeps, bool) or max_sweeps < 1:
+        raise ValueError(f"max_sweeps={max_sweeps!r} must be an integer of at least 1")
     if transformed():
         raise RuntimeError(
             "unroll has no rule for torch.func's transforms or forward-mode differentiation: differentiate with "

@@ -99,12 +99,10 @@ def first_way(f: Map, z: Tensor, image: Tensor, spread: float, v: Tensor) -> tup
 class NewtonEquation(Problem):
     """`g′(z) δ + shift = 0` for g the residual of a problem, as the fixed point of `δ + g′(z) δ + shift`."""
 
-    told = False
-
     def __init__(self, problem: Problem, way: int, z: Tensor, residual: Tensor, shift: Tensor) -> None:
         self.problem = problem
         super().__init__(problem.f, (), Layout(shift))
-        self.compact = problem.compact
+        self.compact, self.told = problem.compact, True
         self.way, self.z, self.at_z, self.shift = way, z, residual, shift
         self.product = WAYS[way](problem.apart().residual, z, residual, problem.spread)
         if WAYS[way] is double_reverse_mode:

@@ -7,12 +7,13 @@ import re
 import shlex
 import subprocess
 import sys
+import time
 from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import IterableDataset, Subset, TensorDataset
+from torch.utils.data import Dataset, IterableDataset, Subset, TensorDataset
 
 from experiments import Classification, Comparison, InputError, Regression, Task, compare, contestants_for
 from experiments.cli import main
@@ -22,6 +23,7 @@ from experiments.running import trials
 from experiments.tasks.make import make_task
 from experiments.training.shares import Shares
 from experiments.training.team import ALONE
+from experiments.training.train import Training
 
 NAME = 'x"/><script>alert(1)</script> [bold]&$\\frac'
 MINE = '''
@@ -177,10 +179,10 @@ def test_what_fails_costs_the_others_nothing_and_is_done_when_resumed(task, tmp_
         (
             lambda task: nn.Linear(2, 1),
             (96,),
-            "outputs of shape (2, 1) and targets of shape (2,) do not match: make them",
+            "outputs of shape (64, 1) and targets of shape (64,) do not match: make ",
         ),
         (lambda task: nn.Linear(3, 1), (96, 1), "mat1 and mat2 shapes cannot be multiplied"),
-        (lambda task: nn.Linear(2, 2), (96, 1), "outputs of shape (2, 2) and targets of shape (2, 1)"),
+        (lambda task: nn.Linear(2, 2), (96, 1), "outputs of shape (64, 2) and targets of shape (64, 1)"),
         (lambda task: nn.LSTM(2, 1), (96, 1), "'tuple' object has no attribute 'shape'"),
     ],
     ids=["flat targets", "input width", "output width", "no tensor"],
@@ -565,3 +567,48 @@ def test_two_processes_train_a_users_network(mine):
     assert scores[0] == pytest.approx(scores[2], abs=0.02)
     assert scores[1] == pytest.approx(scores[2], abs=0.02)
     assert results(mine / "first")["command"] == shlex.join(["implicit", *command, "first", "--devices", "2"])
+
+
+def test_inputs_of_several_tensors_are_refused():
+    class Dicts(Dataset):
+        def __len__(self):
+            return 40
+
+        def __getitem__(self, place):
+            return {"x": torch.ones(5)}, place % 2
+
+    with pytest.raises(ValueError, match="its train part has inputs that are a dict each, not a tensor"):
+        Task("dicts", Dicts(), Dicts(), goal=Classification(2))
+
+
+def test_the_time_of_an_interrupted_search_is_counted(task, tmp_path, monkeypatch):
+    calls = []
+
+    def slow(*args, **options):
+        calls.append(options["name"])
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        time.sleep(0.4)
+        return Training([{"test_score": 0.5, "test_loss": 1.0}], [0.4])
+
+    monkeypatch.setattr(trials, "train", slow)
+    with pytest.raises(KeyboardInterrupt):
+        compare(task, {"net": linear}, seeds=1, epochs=1, out=tmp_path / "run")
+    comparison = compare(task, {"net": linear}, seeds=1, epochs=1, resume=tmp_path / "run")
+    assert comparison.settings["seconds"] >= 0.4 * (len(calls) - 1)
+
+
+def test_targets_of_one_dim_suit_a_network_of_ones_own_on_the_command_line(mine, capsys):
+    (mine / "flat.py").write_text(
+        "import torch\nfrom torch import nn\nfrom torch.utils.data import TensorDataset\n"
+        "from experiments import Regression, Task\n\n\n"
+        "def task():\n    x = torch.randn(96, 5)\n    data = TensorDataset(x, x[:, 0])\n"
+        "    return Task('flat', data, data, goal=Regression(), epochs=1)\n\n\n"
+        "class Net(nn.Linear):\n    def forward(self, x):\n        return super().forward(x)[:, 0]\n\n\n"
+        "def net(task):\n    return Net(5, 1)\n"
+    )
+    options = ["--seeds", "1", "--no-search", "--out", "run"]
+    assert main(["compare", "flat:task", "--models", "flat:net", *options]) == 0
+    assert main(["compare", "flat:task", "--models", "gd", *options[:-1], "other"]) == 2
+    assert "its targets have shape (1,), not (batch, numbers)" in capsys.readouterr().err
+    sys.modules.pop("flat", None)

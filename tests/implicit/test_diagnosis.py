@@ -5,10 +5,11 @@ import torch
 from torch import nn
 from torch.nn.utils.parametrizations import spectral_norm as normalised
 
-from implicit import Equilibrium, ImplicitGradient, Unconverged
-from implicit.diagnostics import diagnose
+from implicit import Equilibrium, ImplicitGradient, Looped, Unconverged
+from implicit.diagnostics import diagnose, gradient_audit
 from models import Dense, HeavyBall, MonotoneDense, OptDEQ, OptDNN
 from solvers import Anderson, Picard
+from solvers import Shared as SharedInput
 
 
 class Cell(nn.Module):
@@ -401,3 +402,47 @@ def test_where_every_row_diverges_that_is_said_first_with_the_weights_to_blame()
     for name, value in named:
         expected = 1.0 if "scaled" in name else norms[name]  # as it is now, not as its original
         assert float(value) == pytest.approx(expected, rel=0.2 if "scaled" in name else 6e-3)
+
+
+class Detaching(nn.Module):
+    """Its derivative in z is left out, in whole or in part."""
+
+    def __init__(self, part):
+        super().__init__()
+        self.inner, self.part = nn.Linear(8, 8), part
+        nn.init.orthogonal_(self.inner.weight, 0.9)
+
+    def forward(self, z, x):
+        if self.part == "straight-through":
+            soft = torch.tanh(self.inner(z) + x)
+            return soft + (soft.mul(8).round() / 8 - soft).detach()
+        hidden = z.detach() if self.part == "all" else torch.cat((z[:, :4].detach(), z[:, 4:]), 1)
+        return torch.tanh(self.inner(hidden if self.part else z) + x)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(("part", "found"), [("all", True), ("half", True), ("", False)])
+def test_a_derivative_that_a_cell_leaves_out_is_found(part, found, dtype):
+    layer, x = Equilibrium(Detaching(part)).to(dtype), 0.1 * torch.randn(4, 8, dtype=dtype)
+    assert ("gradient that misses part of the cell" in names(layer, x)) == found
+    looped = Looped(layer.cell, steps=5)
+    assert ("gradient that misses part of the cell" in names(looped, x)) == found
+
+
+def test_a_cell_that_takes_no_inputs_with_gradients_is_no_fault():
+    class Squares(Cell):
+        def forward(self, z, x):
+            return torch.tanh(self.inner(z) + torch.from_numpy(x.numpy() ** 2))
+
+    assert "the backward pass fails" not in names(Equilibrium(Squares()), torch.randn(4, 8))
+
+
+def test_a_shared_input_is_taken_to_float64_as_well():
+    class Graph(Cell):
+        def forward(self, z, x, a):
+            return torch.tanh(self.inner(z) @ a + x)
+
+    x, a = torch.randn(8, 8), torch.eye(8) / 2
+    layer = Equilibrium(Graph(), initial=lambda x, a: torch.zeros_like(x))
+    assert names(layer, x, SharedInput(a)) == names(layer, x, a) == []
+    assert gradient_audit(layer, x, SharedInput(a), repeats=0).cosine > 0.999

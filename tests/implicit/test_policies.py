@@ -203,7 +203,7 @@ def test_the_reversible_iteration_stores_no_iterates():
 
 def test_undoing_that_loses_its_digits_is_said():
     x = inputs().detach().float().requires_grad_()
-    layer = Equilibrium(Cell().float(), solver=Reversible(0.9), gradient=ReversibleGradient(), rtol=0.0, max_steps=40)
+    layer = Equilibrium(Cell().float(), solver=Reversible(0.99), gradient=ReversibleGradient(), rtol=0.0, max_steps=40)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # the last bit may settle, or not
         z = layer(x)
@@ -338,7 +338,7 @@ def accelerated_in_place(product, shift, report):
 @pytest.mark.parametrize(
     ("linear", "error", "words"),
     [
-        (lambda product, g, report: None, TypeError, r"Own.linear returned NoneType: return u, .* shape \(3, 6\)"),
+        (lambda product, g, report: None, TypeError, r"Own.linear returned None: return u, .* shape \(3, 6\)"),
         (lambda product, g, report: g[0], TypeError, r"a tensor of shape \(6,\), torch.float64"),
         (lambda product, g, report: g.float(), TypeError, "torch.float32: return u"),
         (accelerated_in_place, ValueError, "changed `shift` in place"),
@@ -398,3 +398,66 @@ def test_a_policy_set_later_is_checked_at_the_next_call(policy):
     layer.gradient = policy
     with pytest.raises(TypeError, match="is not a Gradient: pass an object such as ImplicitGradient"):
         layer(inputs())
+
+
+def test_the_incoming_gradient_may_be_an_inference_tensor():
+    layer, x = tight_layer(), inputs()
+    z = layer(x)
+    with torch.inference_mode():
+        g = torch.ones_like(x)
+    weight = layer.cell.inner.weight
+    expected = torch.autograd.grad(z.sum(), weight, retain_graph=True)
+    torch.testing.assert_close(torch.autograd.grad(z, weight, g, retain_graph=True), expected)
+    loss = z.sum()
+    with torch.inference_mode():
+        torch.testing.assert_close(torch.autograd.grad(loss, weight), expected)
+
+
+@pytest.mark.parametrize(
+    ("attach", "words"),
+    [
+        (
+            lambda at: at.image[:1],
+            r"returned a tensor of shape \(1, 6\), torch.float64: return a tensor equal to `at.point`, of s",
+        ),
+        (lambda at: at.image.float(), "torch.float32: return a tensor"),
+        (lambda at: None, "returned None"),
+    ],
+    ids=["rows", "dtype", "None"],
+)
+def test_attach_is_held_to_its_contract(attach, words):
+    class Attaching(Gradient):
+        def attach(self, at):
+            return attach(at)
+
+    with pytest.raises(TypeError, match=f"Attaching.attach .*{words}" if words.startswith("torch") else words):
+        tight_layer(Cell(), Attaching())(inputs())
+
+
+def test_a_policy_may_report_rows_that_its_solver_calls_converged():
+    def linear(product, shift, report):
+        solution = solve(lambda u: product(u) + shift, shift)
+        report(False, lambda: solution)
+        return solution.value
+
+    with pytest.warns(ConvergenceWarning, match="3 of 3 rows converged; its policy reports that it did not converge"):
+        tight_layer(Cell(), own(linear))(inputs()).sum().backward()
+
+
+@pytest.mark.parametrize(("damping", "wrong"), [(0.5, False), (0.9, False), (0.99, True)])
+def test_undoing_is_said_to_be_wrong_where_the_gradient_is(damping, wrong):
+    def gradient(dtype):
+        options = {"solver": Reversible(damping), "gradient": ReversibleGradient(), "rtol": 0.0, "max_steps": 40}
+        torch.manual_seed(0)
+        cell, x = Cell().to(dtype), inputs().detach().to(dtype)
+        (found,) = torch.autograd.grad(Equilibrium(cell, **options)(x).sum(), cell.inner.weight)
+        return found.double()
+
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        single = gradient(torch.float32)
+    assert any("undoing" in str(each.message) for each in told) == wrong
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        double = gradient(torch.float64)
+    assert ((single - double).norm() > 1e-3 * double.norm()) == wrong

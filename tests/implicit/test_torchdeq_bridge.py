@@ -205,3 +205,11 @@ def test_it_agrees_with_our_own_layer():
     z, _, _ = run(cell, x, f_solver="implicit_broyden", b_solver="implicit_gmres", f_tol=1e-11, b_tol=1e-11)
     layer = Equilibrium(cell, rtol=1e-11, atol=0.0)
     torch.testing.assert_close(z, layer(x).detach(), rtol=1e-8, atol=1e-9)
+
+
+def test_a_warning_names_the_users_line():
+    deq = torchdeq.get_deq(f_solver="implicit_anderson", b_solver="implicit_gmres", ift=True, f_max_iter=2)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        deq(lambda z: torch.tanh(z + 1.0), torch.zeros(4, 3))
+    assert [each.filename for each in told] == [__file__]

@@ -375,3 +375,57 @@ def test_no_radius_is_told_of_rows_that_are_not_finite():
         z = Equilibrium(Roots())(x)
     assert "spectral radius" not in str(told[0].message)
     assert z.isfinite().all()
+
+
+@pytest.mark.parametrize("kind", ["noisy", "coupled"])
+def test_what_a_solve_finds_out_is_told_once(kind):
+    class Odd(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = nn.Linear(6, 6)
+            nn.init.orthogonal_(self.inner.weight, 0.8)
+
+        def forward(self, z, x):
+            y = torch.tanh(self.inner(z) + x)
+            return y + 0.3 * z.mean(0, keepdim=True) if kind == "coupled" else y * (1 + 1e-2 * torch.randn_like(z))
+
+    x = torch.randn(36, 6) * torch.linspace(0.01, 4, 36)[:, None]
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        Equilibrium(Odd())(x).sum().backward()
+    causes = [each for each in told if each.category is RuntimeWarning]
+    others = [str(each.message) for each in told if each.category is not RuntimeWarning]
+    assert len(causes) == 1
+    assert all("an earlier warning names the cause" in text and "rtol" not in text for text in others)
+
+
+def test_batch_statistics_that_evaluation_mode_uses_as_well_have_another_remedy():
+    class Batch(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm = nn.BatchNorm1d(4, track_running_stats=False)
+
+        def forward(self, z, x):
+            return torch.tanh(0.5 * self.norm(z) + x)
+
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        Equilibrium(Batch()).eval().solve(torch.randn(8, 4))
+    text = str(told[0].message)
+    assert "in evaluation mode as well, since it keeps none: use GroupNorm or LayerNorm" in text
+    assert "eval()" not in text
+
+
+def test_budgets_of_rows_and_of_calls():
+    layer, x = Equilibrium(Contracting(), solver=Picard(), min_steps=3), torch.randn(4, 2)
+    assert layer(x[:0], max_steps=torch.empty(0, dtype=torch.long)).shape == (0, 2)
+    found = layer.solve(x, max_steps=torch.tensor([2, 50, 50, 50]))
+    assert found.converged.tolist() == [False, True, True, True]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        assert torch.equal(layer(x, max_steps=2), layer.solve(x, max_steps=2).value)
+
+
+class Contracting(nn.Module):
+    def forward(self, z, x):
+        return 0.5 * z + x

@@ -634,3 +634,48 @@ def test_diagonals_are_followed_exactly_where_jacobians_are_diagonal():
 def test_newton_is_an_object():
     with pytest.raises(TypeError, match=r"newton=True: pass Newton\(\)"):
         parallel_evaluate(network("gd"), torch.zeros(1, WIDTH), sweeps=1, newton=True)
+
+
+class Sine(torch.autograd.Function):
+    """What torch.vmap does not support: it has no `setup_context`."""
+
+    @staticmethod
+    def forward(ctx, v):
+        ctx.save_for_backward(v)
+        return v.sin()
+
+    @staticmethod
+    def backward(ctx, g):
+        (v,) = ctx.saved_tensors
+        return g * v.cos()
+
+
+class Legacy(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(6, 6)
+
+    def forward(self, z):
+        return 0.5 * Sine.apply(self.linear(z))
+
+
+@pytest.mark.parametrize("options", [{"sweeps": 5}, {"rtol": 1e-6}], ids=str)
+def test_transforms_that_vmap_does_not_support_are_evaluated_one_by_one(options):
+    torch.manual_seed(0)
+    net, z = OptDNN("gd", [Legacy() for _ in range(5)]), torch.randn(3, 6)
+    found = parallel_evaluate(net, z, **options)
+    found = found.value if "rtol" in options else found
+    torch.testing.assert_close(found, net(z), rtol=1e-4, atol=1e-5)
+    wanted = list(net.parameters())
+    expected = torch.autograd.grad(net(z).sin().sum(), wanted)
+    torch.testing.assert_close(torch.autograd.grad(found.sin().sum(), wanted), expected, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("newton", [Newton(), Newton(diagonal=True, probes=2), Newton(damping=1.0)], ids=repr)
+@pytest.mark.parametrize("batched", [None, False])
+def test_newton_sweeps_over_transforms_that_are_not_alike(newton, batched):
+    torch.manual_seed(0)
+    net, z = OptDNN("gd", [Dense(6, 9), Dense(6, 12), Dense(6, 9)]), torch.randn(3, 6)
+    torch.testing.assert_close(parallel_evaluate(net, z, sweeps=3, newton=newton, batched=batched), net(z))
+    with pytest.raises(UnlikeError):
+        parallel_evaluate(net, z, sweeps=3, newton=newton, batched=True)

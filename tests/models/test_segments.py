@@ -113,3 +113,16 @@ def test_an_input_with_a_graph_is_made_anew_for_each_segment(cell):
         loss = loss + z[0].sin().sum()
         z = tuple(part.detach() for part in z)
     torch.testing.assert_close(totals, list(torch.autograd.grad(loss, wanted)))
+
+
+@pytest.mark.parametrize("function", [nn.ReLU(), torch.relu, lambda v: v.relu()], ids=["module", "builtin", "lambda"])
+def test_a_function_that_the_cell_takes_is_passed_on(function):
+    class Activated(nn.Module):
+        def forward(self, z, x, activation):
+            return 0.5 * activation(z) + x
+
+    x, layer = torch.randn(3, 4), Looped(Activated(), steps=2)
+    found = list(segments(layer, x, activation=function, count=2))
+    z = layer(x, activation=function)
+    assert torch.equal(found[0], z)
+    assert torch.equal(found[1], layer(x, activation=function, z0=z))

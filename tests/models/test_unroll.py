@@ -226,7 +226,7 @@ def test_a_row_that_is_not_a_number_fails_alone():
         (lambda cell, x, h: unroll(cell, x, h[:2]), ValueError, "h0 has 2 rows, but x has 3"),
         (lambda cell, x, h: unroll(cell, x, h, newton=True), TypeError, r"newton=True: pass Newton\(\)"),
         (lambda cell, x, h: unroll(lambda x, h: h[:, :2], x, h), ValueError, "must keep the shape"),
-        (lambda cell, x, h: unroll(cell, x, h, max_sweeps=0), ValueError, "max_steps=0"),
+        (lambda cell, x, h: unroll(cell, x, h, max_sweeps=0), ValueError, "max_sweeps=0"),
         (lambda cell, x, h: Newton(damping=1.5), ValueError, r"damping=1\.5 must be a number from 0 to 1"),
         (lambda cell, x, h: Newton(diagonal=1), TypeError, "diagonal=1 must be True or False"),
     ],

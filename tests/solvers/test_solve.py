@@ -522,9 +522,9 @@ START = torch.zeros(4, 3)
         (lambda: solve(torch.cos, START, min_steps=-1), ValueError, "min_steps=-1"),
         (lambda: solve(torch.cos, START, min_steps=6, max_steps=4), ValueError, "min_steps=6 exceeds max_steps=4"),
         (
-            lambda: solve(torch.cos, START, min_steps=3, max_steps=torch.tensor([3, 2, 3, 3])),
+            lambda: solve(torch.cos, START, min_steps=4, max_steps=torch.tensor([3, 2, 3, 3])),
             ValueError,
-            "exceeds max_steps=2",
+            "exceeds max_steps=3",
         ),
         (lambda: solve(torch.cos, START, norm="max"), TypeError, r"norm='max'.*Entrywise\(\)"),
         (lambda: solve(torch.cos, START, loop=3), TypeError, r"loop=3.*Eager\(\)"),

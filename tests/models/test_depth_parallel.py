@@ -26,6 +26,7 @@ from models.parallel.newton import scan
 from models.parallel.stack import Stack
 from models.parallel.trajectory import Trajectory
 from solvers import Anderson, Status
+from tests.legacy import Sine
 
 WIDTH, DEPTH = 5, 6
 EXACT = ImplicitGradient(rtol=1e-10, max_steps=500)
@@ -634,20 +635,6 @@ def test_diagonals_are_followed_exactly_where_jacobians_are_diagonal():
 def test_newton_is_an_object():
     with pytest.raises(TypeError, match=r"newton=True: pass Newton\(\)"):
         parallel_evaluate(network("gd"), torch.zeros(1, WIDTH), sweeps=1, newton=True)
-
-
-class Sine(torch.autograd.Function):
-    """What torch.vmap does not support: it has no `setup_context`."""
-
-    @staticmethod
-    def forward(ctx, v):
-        ctx.save_for_backward(v)
-        return v.sin()
-
-    @staticmethod
-    def backward(ctx, g):
-        (v,) = ctx.saved_tensors
-        return g * v.cos()
 
 
 class Legacy(nn.Module):

@@ -11,6 +11,7 @@ from torch.utils.checkpoint import checkpoint
 from implicit import ConvergenceWarning, record
 from models import Newton, unroll
 from solvers import Status
+from tests.legacy import Sine
 
 FEATURES, WIDTH = 5, 6
 WAYS = [
@@ -234,20 +235,6 @@ def test_a_row_that_is_not_a_number_fails_alone():
 def test_bad_input_is_named(call, kind, message):
     with pytest.raises(kind, match=message):
         call(*recurrence("gru"))
-
-
-class Sine(torch.autograd.Function):
-    """Without `setup_context`, so that torch.func refuses it."""
-
-    @staticmethod
-    def forward(ctx, v):
-        ctx.save_for_backward(v)
-        return v.sin()
-
-    @staticmethod
-    def backward(ctx, g):
-        (v,) = ctx.saved_tensors
-        return g * v.cos()
 
 
 class Hidden(nn.GRUCell):

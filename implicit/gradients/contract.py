@@ -23,7 +23,7 @@ def attached(policy: Gradient, at: Evaluation) -> Tensor:
     if not _alike(value, at.point):
         raise TypeError(
             f"{type(policy).__name__}.attach returned {_kind(value)}: return a tensor equal to `at.point`, of "
-            f"{_kind(at.point)[len('a tensor of ') :]}"
+            f"{_form(at.point)}"
         )
     found: Tensor = value
     return found
@@ -34,9 +34,7 @@ def checked_linear(policy: AdjointGradient, product: Map, shift: Tensor, report:
     name, version = f"{type(policy).__name__}.linear", _version(shift)
     u: Any = policy.linear(product, shift, report, inverse)
     if not _alike(u, shift):
-        raise TypeError(
-            f"{name} returned {_kind(u)}: return u, a tensor like `shift`, of {_kind(shift)[len('a tensor of ') :]}"
-        )
+        raise TypeError(f"{name} returned {_kind(u)}: return u, a tensor like `shift`, of {_form(shift)}")
     if _version(shift) != version:
         raise ValueError(f"{name} changed `shift` in place, on which `u = product(u) + shift` depends: clone it first")
     found: Tensor = u
@@ -66,8 +64,12 @@ def _alike(value: Any, like: Tensor) -> bool:
 
 def _kind(value: Any) -> str:
     if isinstance(value, Tensor):
-        return f"a tensor of shape {tuple(value.shape)}, {value.dtype}"
+        return f"a tensor of {_form(value)}"
     return "None" if value is None else f"a {type(value).__name__}"
+
+
+def _form(tensor: Tensor) -> str:
+    return f"shape {tuple(tensor.shape)}, {tensor.dtype}"
 
 
 def _version(tensor: Tensor) -> int | None:

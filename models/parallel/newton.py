@@ -62,10 +62,7 @@ class Newton:
         values, pulled = _pullback(f, points)
         width = points.shape[-1]
         if self.probes is not None:
-            signs = torch.randint(
-                2, (self.probes, width), generator=torch.Generator("cpu").manual_seed(0), device="cpu"
-            )
-            signs = (2 * signs - 1).to(points)
+            signs = _signs(self.probes, width, points)
             rows = signs.view(-1, *[1] * (points.ndim - 1), width) * pulled(signs)
             return values, (1 - self.damping) * rows.mean(dim=0)
         basis = torch.eye(width, dtype=points.dtype, device=points.device)
@@ -77,6 +74,15 @@ class Newton:
             places = chunk.view(-1, *[1] * points.ndim).expand(*rows.shape[:-1], 1)
             found.append(rows.gather(-1, places)[..., 0].movedim(0, -1))
         return values, (1 - self.damping) * torch.cat(found, dim=-1)
+
+
+def _signs(count: int, width: int, like: Tensor) -> Tensor:
+    """(count, width) signs as good as random, the same at each call; made on the device, as a capture requires."""
+    mixed = torch.arange(1, count * width + 1, device=like.device).view(count, width)
+    for factor, shift in ((2654435761, 15), (2246822519, 13)):  # a hash of 32 bits
+        mixed = (mixed * factor) & 0xFFFFFFFF
+        mixed = mixed ^ (mixed >> shift)
+    return (1 - 2 * (mixed & 1)).to(like.dtype)
 
 
 def _pullback(f: Callable[[Tensor], Tensor], points: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:

@@ -220,6 +220,8 @@ def test_networks_without_values_have_shapes():
     with torch.device("meta"):
         net, z = network("nesterov", depth=20), torch.empty(3, WIDTH)
     assert parallel_evaluate(net, z, sweeps=2).shape == (3, WIDTH)
+    for newton in (Newton(), Newton(diagonal=True), Newton(diagonal=True, probes=2), Newton(damping=1.0)):
+        assert parallel_evaluate(net, z, sweeps=2, newton=newton).shape == (3, WIDTH)  # nothing is copied from the host
 
 
 class Exponential(nn.Module):

@@ -30,7 +30,7 @@ class Reports(NamedTuple):
     settings: str = ""
     """Where to find the settings that a warning names, if they are not the layer's."""
     told: bool = False
-    """Whether the user has been warned of the cause already."""
+    """Whether the user has been warned of something in f that may be the cause."""
 
     def enter(
         self,
@@ -63,7 +63,7 @@ class Reports(NamedTuple):
             return
         text = f"{self.name}, {direction} solve: "
         if self.told:
-            text += f"{solution.summary().splitlines()[0]}; an earlier warning names the cause"
+            text += f"{solution.summary().splitlines()[0]}; see to the earlier warning about f first"
         else:
             text += solution.summary()
         if bool(solution.converged.all()):

@@ -37,16 +37,17 @@ def backward(look: Look) -> Finding | None:
             refuse_hidden("the cell", look.problem, point, look.problem(point))
         except ValueError as hidden:
             return Finding("no gradient", str(hidden), "The layer can be solved, but not trained through")
+    of_inputs: str | None = None
     try:
         found, log = _gradients(look, inputs, wanted)
     except Exception as error:  # whatever the user's cell or policy raises
+        of_inputs = f"{type(error).__name__}: {first_line(error)}"
         wanted = [parameter for parameter in look.layer.parameters() if parameter.requires_grad]
-        try:  # the cell may not take inputs that require gradients, and need not
+        try:  # the cell may not take inputs that require gradients, and need not, where nothing upstream is trained
             found, log = _gradients(look, look.inputs, wanted)
         except Exception:
-            evidence = f"{type(error).__name__}: {first_line(error)}"
             return Finding(
-                "the backward pass fails", evidence, "Fix that and diagnose again; the other checks were made"
+                "the backward pass fails", of_inputs, "Fix that and diagnose again; the other checks were made"
             )
     reached = set(look.layer.cell.parameters()) | {leaf for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor)}
     told = [gradient for tensor, gradient in zip(wanted, found) if tensor in reached]
@@ -77,6 +78,8 @@ def backward(look: Look) -> Finding | None:
         if bool(bad.any())
     ]
     if not failures:
+        if of_inputs is not None:
+            raise LeftOutError(f"that of the inputs cannot be computed, those of the parameters can: {of_inputs}")
         return None
     solution, bad = failures[0]
     return Finding(

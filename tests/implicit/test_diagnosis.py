@@ -434,7 +434,9 @@ def test_a_cell_that_takes_no_inputs_with_gradients_is_no_fault():
         def forward(self, z, x):
             return torch.tanh(self.inner(z) + torch.from_numpy(x.numpy() ** 2))
 
-    assert "the backward pass fails" not in names(Equilibrium(Squares()), torch.randn(4, 8))
+    found = diagnose(Equilibrium(Squares()), torch.randn(4, 8))
+    assert not any(finding.fault for finding in found)
+    assert "gradient: that of the inputs cannot be computed, those of the parameters can" in found[0].evidence
 
 
 def test_a_shared_input_is_taken_to_float64_as_well():

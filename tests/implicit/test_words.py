@@ -396,7 +396,7 @@ def test_what_a_solve_finds_out_is_told_once(kind):
     causes = [each for each in told if each.category is RuntimeWarning]
     others = [str(each.message) for each in told if each.category is not RuntimeWarning]
     assert len(causes) == 1
-    assert all("an earlier warning names the cause" in text and "rtol" not in text for text in others)
+    assert all("see to the earlier warning about f first" in text and "rtol" not in text for text in others)
 
 
 def test_batch_statistics_that_evaluation_mode_uses_as_well_have_another_remedy():

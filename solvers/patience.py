@@ -61,8 +61,9 @@ class Patience:
     def know(self, rows: Rows) -> None:
         """Restart from rows whose marks are known."""
         self._mark, self._mark_at = rows.mark, rows.mark_at  # as they were before the fresh steps
-        self._fresh: list[Floats] = []  # residuals of the fresh steps
-        self._since = rows.mark_at  # for each row, a step no later than its last progress
+        self._bounded: list[Floats] = []  # residuals of these, up to where `_since` is known
+        self._fresh: list[Floats] = []  # and of those after
+        self._since, self._least = rows.mark_at, rows.best  # a step no later than each row's last progress
         self.look(rows)
 
     def look(self, rows: Rows) -> None:
@@ -78,19 +79,13 @@ class Patience:
         self.deadline, self.limit = int(np.minimum.reduce(stuck)), int(np.minimum.reduce(limits))
         self.alike = self.limit == np.maximum.reduce(limits)
 
-    def add(self, residuals: Floats, step: int, before: Floats, least: Floats) -> None:
-        """Add the next steps, from this number on, with the least residuals before and after them."""
+    def add(self, residuals: Floats) -> None:
+        """Add the next steps."""
         self._fresh.append(residuals)
-        # a mark is never below the least residual, so such a fall of the latter is progress
-        self._since = np.where(least < self.rule.progress * before, step, self._since)
 
     def is_over(self, step: int) -> bool:
         """Whether a step with a lower residual in every row needs the rule."""
         return step >= self.deadline or step >= self.limit
-
-    def add_lower(self, residuals: Floats) -> None:
-        """Add one step, in which each row reaches its least residual so far."""
-        self._fresh.append(residuals)
 
     def room(self, rows: Rows, step: int, count: int) -> int:
         """How many of the next `count` steps, from this number on, need no judgement by the rule.
@@ -98,14 +93,25 @@ class Patience:
         In these no row can be stuck, and none uses up its steps, unless all do in the last.
         """
         if self._fresh and self.deadline < step + count:
-            self.look(rows)  # progress in the fresh steps moves the deadline
-            if self.deadline < step + count:
-                self._work_out(rows, step)
+            self._bound(rows, step)
+        if self._bounded and self.deadline < step + count:
+            self._work_out(rows, step)
         return max(min(self.deadline - step, self.limit - step + self.alike, count), 0)
 
-    def _work_out(self, rows: Rows, step: int) -> None:
+    def _bound(self, rows: Rows, step: int) -> None:
         residuals = np.concatenate(self._fresh)
+        # a mark is never below the least residual so far: one that falls below this is progress
+        lowest = np.minimum.accumulate(np.concatenate((self._least[None], residuals)))
+        self._least = lowest[-1]
+        above = np.add.reduce(self._least < self.rule.progress * lowest)
+        self._since = np.where(above, step - len(residuals) + above - 1, self._since)
+        self._bounded.append(residuals)
         self._fresh = []
+        self.look(rows)
+
+    def _work_out(self, rows: Rows, step: int) -> None:
+        residuals = np.concatenate(self._bounded)
+        self._bounded = []
         self._mark, progressed = _progress(self.rule, rows.running, self._mark, residuals)
         self._since = self._mark_at = _latest(progressed, self._mark_at, step - len(residuals))
         self.look(rows)

@@ -27,6 +27,10 @@ class Pipeline:
         self.loose: Bools | None = None
         """Rows that have stopped but are not held in the stretch begun ahead."""
 
+    def begun(self, stretch: Stretch, hold: Hold, limit: int) -> None:
+        """Send the norms of the first stretch of at most `limit` steps, and begin what it is expected to need then."""
+        self._send(stretch, hold, limit, self.loop.expected)
+
     def next(self, run: Callable[[int], Stretch], hold: Hold, room: int, missing: float) -> Stretch:
         """The next stretch, whose norms are on their way to the host.
 
@@ -37,16 +41,19 @@ class Pipeline:
             missing: number of steps that some row is still expected to need.
         """
         if self.ahead is None:
-            stretch = run(min(self.loop.span(missing), room))
+            stretch = run(min(self.loop.span(missing, room), room))
         else:
             stretch, self.ahead = self.ahead.first(room), None
+        self._send(stretch, hold, room, missing)
+        return stretch
+
+    def _send(self, stretch: Stretch, hold: Hold, room: int, missing: float) -> None:
         steps = len(stretch.points)
         self.norms = self.loop.transfer()
         self.norms.begin(stretch.norms)
         self.long = steps > self.loop.check_every
         if min(room, missing) > steps:
-            self.ahead = self.loop.ahead(hold, self.loop.span(missing - steps))
-        return stretch
+            self.ahead = self.loop.ahead(hold, self.loop.span(missing - steps, room - steps))
 
     def stop(self) -> None:
         """Discard what was begun ahead, as no row runs any more."""

@@ -136,7 +136,7 @@ class Progress:
             return False
         self._least, block = found
         self._pending.append(block)
-        self._patience.add_lower(block[:1])
+        self._patience.add(block[:1])
         self._collected += 1
         self.quiet = True
         return True
@@ -184,7 +184,7 @@ class Progress:
         residuals = norms[::2]
         if steps.until is not None:
             residuals = np.where(np.arange(steps.number)[:, None] < steps.until, residuals, inf)
-        self._patience.add(residuals, self.step + 1, np.asarray(self._least), steps.least)
+        self._patience.add(residuals)
         self._least = steps.least
         until = steps.until
         if until is None:

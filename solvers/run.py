@@ -42,32 +42,27 @@ class Run:
         self, problem: Problem, z: Tensor, settings: Settings, pipeline: Pipeline, start: Any, keep: Keep
     ) -> None:
         self.pipeline = pipeline
-        self.loop = loop = pipeline.loop
+        self.loop = pipeline.loop
         self.settings, self.measure, self.keep = settings, settings.measure, keep
         self.original_dtype, self.template = z.dtype, settings.solver
         problem.compact = bool(settings.compact)
         self.problem = problem
         self._bind()
-        self.stretch = loop.begin(problem, self.solver, self.measure, z, start)
-        self.norms = self.stretch.norms.cpu()
+        self._begin(z, start)
         norms = self.stretch.exact_norms(self.norms, self.measure)[:2]
         told = norms[np.isfinite(norms) & (norms != 0)]
         if z.dtype == torch.float32 and told.size and extreme(told, z.dtype):
             # squares leave the range of single precision: from here on the solver works in double
             z, self.problem = z.double(), problem.widened()
             self._bind()
-            pair = self.stretch.image.double(), self.stretch.residual.double()
-            self.stretch = loop.begin(self.problem, self.solver, self.measure, z, pair)
-            self.norms = self.stretch.norms.cpu()
-        self.progress = Progress.begin(problem, settings, z)
-        self.stretch = self.stretch.first(self.progress.limit)
-        self.norms = self.norms[: len(self.stretch.norms)]
+            self._begin(z, (self.stretch.image.double(), self.stretch.residual.double()))
         self.best = z  # the kept iterates of the current rows
         self.last: Floats | None = None  # norms of the last steps, if the rule has been applied to them
         self.value = z  # likewise of all rows; known once rows have been dropped
         self.held: Tensor | None = None  # rows that do not move
         self.restart: Bools | None = None
         self.redirected = False
+        self.steady = True  # no row has begun anew
         self.warned = False
         self.together = True  # the kept iterates of all rows come from one evaluation
         self.histories: list[History] = []
@@ -77,6 +72,19 @@ class Run:
     def _bind(self) -> None:
         tolerances = (0.0 if self.problem.relative_to_start else self.measure.rtol), self.measure.atol
         self.solver = self.template.bind(self.problem, *tolerances)
+
+    def _begin(self, z: Tensor, pair: tuple[Tensor, Tensor] | None) -> None:
+        """Run the first stretch, from an iterate whose image and residual may be known."""
+        self.pipeline.stop()
+        stretch = self.loop.begin(self.problem, self.solver, self.measure, z, pair)
+        self.progress = Progress.begin(self.problem, self.settings, z)  # while a GPU runs the stretch
+        self.stretch = stretch.first(self.progress.limit)
+        self.pipeline.foresight &= self.loop.steady
+        if self.pipeline.foresight:
+            self.pipeline.begun(self.stretch, Hold(None, z, None), self.progress.limit)
+            self.norms = self.pipeline.norms.wait()
+        else:
+            self.norms = self.stretch.norms.cpu()
 
     def look(self) -> None:
         """Process the last steps."""
@@ -99,6 +107,7 @@ class Run:
         self.best = self.loop.kept(points[-1]) if self.together else self._chosen(look.keep)
         self.restart = look.restart if look.restart is not None and look.restart.any() else None
         self.redirected = look.redirected
+        self.steady &= self.restart is None and not self.redirected
         if not self.progress.quiet:
             rows = self.progress.rows
             held = ~rows.running | rows.recovering
@@ -232,6 +241,7 @@ class Run:
         """The outcome so far; `verified`: check that converged rows still hold beside those that failed."""
         dropped, value = self.problem.dropped, self._all(self.best).to(self.original_dtype)
         rows, norms = self.progress.close()
+        self.loop.took(len(norms) // 2, self.steady)
         outcome = Outcome(
             value,
             rows,

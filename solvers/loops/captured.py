@@ -18,10 +18,10 @@ from .eager import Hold, Loop, Stretch, advance, begin
 from .tape import Tape
 from .transfer import Transfer
 
-LONG = 4
-"""Number of stretches that are recorded as one, with one check, while rows are far from converged."""
-SMALL = 2**18
-"""Entries of a state up to which this is done: beyond, a stretch takes the GPU longer than a check takes the host."""
+LONGEST = 10
+"""Largest number of stretches that are recorded as one, with one check, while rows are far from converged."""
+MOST = 2**23
+"""Entries of all states of such a stretch at most: of large states, a stretch takes longer than a check anyway."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ class _Replayed(Loop):
             if self.tape is not None:
                 self.tape.leave()
             return self.loop.run(problem, solver, measure, start, room, hold)
-        tape, span = self.tape, self.check_every if room <= self.check_every else LONG * self.check_every
+        tape, span = self.tape, self._whole(room)
         return self._recorded(
             lambda: tape.run(hold, span).first(room),
             lambda: self.loop.run(problem, solver, measure, start, room, hold),
@@ -134,13 +134,33 @@ class _Replayed(Loop):
             self.tape.recording = False
             return otherwise()
 
-    def span(self, missing: float) -> int:
-        long = LONG * self.check_every
-        small = self.tape is not None and self.tape.z.numel() <= SMALL
-        return long if small and missing > long - self.check_every else self.check_every
+    def span(self, missing: float, room: int) -> int:
+        every, span, whole = self.check_every, self.check_every, self._whole(room)
+        most = 0 if self.tape is None else min(LONGEST * every, MOST // max(self.tape.z.numel(), 1))
+        if whole <= most and missing > room - every:
+            return whole
+        while 2 * span <= most and missing > 2 * span - every:
+            span *= 2
+        return span
+
+    def _whole(self, steps: int) -> int:
+        """The number of steps of the stretches that contain these."""
+        return -(-steps // self.check_every) * self.check_every
 
     def ahead(self, hold: Hold, span: int) -> Stretch | None:
         return self.tape.run(hold, span) if self.tape is not None and self.tape.knows(hold, span) else None
+
+    @property
+    def expected(self) -> int:
+        return 0 if self.tape is None else self.tape.steps
+
+    @property
+    def steady(self) -> bool:
+        return self.tape is None or self.tape.steady
+
+    def took(self, steps: int, steady: bool) -> None:
+        if self.tape is not None:
+            self.tape.steps, self.tape.steady = steps, steady
 
     def transfer(self) -> Transfer:
         return super().transfer() if self.tape is None else self.tape.transfer

@@ -91,8 +91,21 @@ class Loop(ABC):
         image, residual, norms = problem.measured(z, last.image, measure, robust=False)
         return last._replace(points=[z], norms=norms, image=image, residual=residual, exact=False)
 
-    def span(self, missing: float) -> int:
-        """How many steps to run before the next check, if some row is expected to need `missing` more."""
+    @property
+    def expected(self) -> int:
+        """The number of steps that the solve is expected to take; 0: unknown."""
+        return 0
+
+    @property
+    def steady(self) -> bool:
+        """Whether the last solve of this kind went on as its stretches had begun."""
+        return True
+
+    def took(self, steps: int, steady: bool) -> None:  # noqa: B027, most loops keep nothing
+        """Note how many steps the solve took, and whether it was steady, for later ones of its kind."""
+
+    def span(self, missing: float, room: int) -> int:
+        """How many of the next `room` steps to run before the next check, if some row is expected to need `missing`."""
         return self.check_every
 
     def ahead(self, hold: Hold, span: int) -> Stretch | None:

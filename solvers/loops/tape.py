@@ -47,6 +47,8 @@ class Tape:
         self.held = torch.zeros(len(z), dtype=torch.bool, device=z.device)
         self._held_as: Tensor | None = None
         self.transfer = Transfer()
+        self.steps, self.steady = 0, True
+        """What the last solve took, and whether it went on as its stretches had begun."""
         self.last: Stretch | None = None
         """The last stretch of the solve; its tensors are buffers."""
         self.recording = False

@@ -173,9 +173,9 @@ class Slow(Cell):
 @pytest.mark.parametrize("solver", [Picard(), Anderson(3), Broyden(4)], ids=repr)
 @pytest.mark.parametrize("small", [True, False])
 def test_stretches_are_begun_ahead_where_more_will_be_needed(pipelines, monkeypatch, solver, small):
-    """And fourfold where rows are far from done, and a look would take longer than the steps."""
+    """And long ones where rows are far from done, and a look would take longer than the steps."""
     if not small:
-        monkeypatch.setattr("solvers.loops.captured.SMALL", ROWS * DIM - 1)
+        monkeypatch.setattr("solvers.loops.captured.MOST", 5 * ROWS * DIM)
     eager, captured = layers(Slow(), solver, Picard(), every=3)
     for _ in range(6):
         same(eager, captured, inputs())
@@ -184,9 +184,39 @@ def test_stretches_are_begun_ahead_where_more_will_be_needed(pipelines, monkeypa
     assert max(pipeline.begun_ahead for pipeline in others) >= 3
     assert not any(pipeline.begun_ahead for pipeline in plain)
     assert max(max(pipeline.lengths, default=0) for pipeline in plain) <= 3
-    assert max(max(pipeline.lengths, default=0) for pipeline in others) == (12 if small else 3)
+    lengths = set().union(*(pipeline.lengths for pipeline in others))
+    assert 12 <= max(lengths) <= 30 if small else max(lengths) <= 3
     if solver == Picard():  # nothing was begun in vain
         assert all(pipeline.foresight for pipeline in others)
+
+
+def test_a_solve_like_the_last_is_begun_ahead_at_once_and_ends_its_budget_in_one_stretch(pipelines):
+    layer = Equilibrium(Slow().double(), solver=Picard(), rtol=1e-12, max_steps=29, compact=False, loop=Captured(4))
+    x = inputs()
+    for _ in range(5):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            solution = layer.solve(x)
+    assert solution.steps.max() == 29
+    assert pipelines[-1].lengths == {24}  # after the first of 1 + 4
+    assert pipelines[-1].begun_ahead == 0  # but for the one begun with the first
+
+
+def test_where_rows_begin_anew_the_next_solve_is_not_begun_twice(pipelines):
+    """Broyden's method forgets its history in this cell, so that what was begun ahead is in vain."""
+
+    class Rough(nn.Module):
+        def forward(self, z, x):
+            return torch.where(z.norm(dim=1, keepdim=True) > 2, 1e5 * z, 1.1 * z + x)
+
+    layer = Equilibrium(Rough(), solver=Broyden(4), max_steps=60, compact=False, loop=Captured(3))
+    made = []
+    for _ in range(8):
+        before = len(pipelines)
+        layer.solve(0.1 * torch.ones(2, DIM, dtype=torch.float64))
+        made.append(len(pipelines) - before)
+    assert 2 in made, made
+    assert made[-1] == 1, made
 
 
 @pytest.mark.parametrize("solver", [Picard(), Anderson(3), Broyden(4)], ids=repr)
@@ -574,7 +604,7 @@ def test_an_error_in_the_cell_gives_the_buffers_back():
         same(eager, captured, inputs())
 
 
-@pytest.mark.parametrize("at", [1, 2, 3, 4])
+@pytest.mark.parametrize("at", [1, 2, 3])
 def test_what_cannot_be_recorded_is_run_with_one_warning(monkeypatch, at):
     made = []
     record_it = Tape._record

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from solvers.loops.captures import Source
 from solvers.problem import Problem
 from solvers.state import Layout, tree_leaves, unhooked
 
-from .pure import Known, own_modules
+from .pure import Known, own_modules, own_tensors
 from .pure_problem import PureProblem
 
 _PLAIN = (bool, int, float, str, torch.dtype, torch.device, type(None))
@@ -20,10 +20,17 @@ _PLAIN = (bool, int, float, str, torch.dtype, torch.device, type(None))
 
 def forward_source(problem: Problem) -> Source | None:
     """The source of a forward solve; None unless f is a module, since a function may read tensors unknown to us."""
-    if not isinstance(problem.f, nn.Module):
+    f, args = problem.f, problem.args
+    if not isinstance(f, nn.Module):
         return None
-    pure, known = PureProblem.of(problem)
-    return _source(problem.f, "forward", pure, known, (), lambda at, filled, _: at.at(*filled))
+    parts = own_modules(f)
+    given = {id(leaf): leaf for leaf in tree_leaves(args) if Known.has_place(leaf)}
+    known = [*given.values(), *(tensor for tensor in own_tensors(parts) if id(tensor) not in given)]
+    return _source(f, "forward", parts, args, known, (), lambda: PureProblem.of(problem)[0], _at)
+
+
+def _at(at: PureProblem, filled: Sequence[Tensor], own: Sequence[Tensor]) -> Problem:
+    return at.at(*filled)
 
 
 def backward_source(pure: PureProblem, known: Sequence[Tensor], point: Tensor, shift: Tensor) -> Source | None:
@@ -48,35 +55,54 @@ def backward_source(pure: PureProblem, known: Sequence[Tensor], point: Tensor, s
 
     if not isinstance(f, nn.Module) or point.dtype != shift.dtype:
         return None
-    return _source(f, "backward", pure, known, (point.detach(), shift), build)
+    own = point.detach(), shift
+    return _source(f, "backward", own_modules(f), pure.problem.args, known, own, lambda: pure, build)
 
 
 def _source(
-    f: nn.Module, way: str, pure: PureProblem, known: Sequence[Tensor], own: tuple[Tensor, ...], build: Any
+    f: nn.Module,
+    way: str,
+    parts: Sequence[nn.Module],
+    args: Any,
+    known: Sequence[Tensor],
+    own: tuple[Tensor, ...],
+    pure: Callable[[], PureProblem],
+    build: Callable[[PureProblem, Sequence[Tensor], Sequence[Tensor]], Problem],
 ) -> Source | None:
-    parts = own_modules(f)
+    """The source of a solve with the module f.
+
+    Args:
+        f, parts, args: the module, its submodules, and its arguments.
+        way, own: whether forward or backward, and the tensors that only this way needs.
+        known: the tensors of the pure function that `pure` makes of f, whose parts and arguments they belong to.
+        build: makes the problem from this function with other arguments, tensors in place of `known`, and of `own`.
+    """
     if any(isinstance(part, torch.jit.ScriptModule) for part in parts):
         return None  # it hides its tensors
     # an optimiser updates parameters in place; tensors that are computed or passed in have new addresses each time
     stay = {id(tensor) for part in parts for tensor in (*part._parameters.values(), *part._buffers.values())}
     changing = [place for place, tensor in enumerate(known) if id(tensor) not in stay]
-    leaves = tree_leaves(pure.problem.args)
-    whole = [place for place, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]  # indices, masks
+    leaves = tree_leaves(args)
+    whole = [place for place, leaf in enumerate(leaves) if isinstance(leaf, Tensor) and not Known.has_place(leaf)]
     numbers = tuple(None if isinstance(leaf, Tensor) or Known.places(leaf) else _kind(leaf) for leaf in leaves)
 
-    def built(*tensors: Tensor) -> Problem:
-        mine, rest = tensors[: len(own)], tensors[len(own) :]
-        filled = [tensor.detach() for tensor in known]
-        for place, tensor in zip(changing, rest[: len(changing)], strict=True):
-            filled[place] = tensor
-        replaced = dict(zip(whole, rest[len(changing) :], strict=True))
-        at = pure.with_args(lambda place, leaf: replaced.get(place, leaf))
-        problem: Problem = build(at, filled, mine)
-        return problem
+    def made() -> Callable[..., Problem]:
+        function, kept = pure(), [tensor.detach() for tensor in known]
+        for place in changing:
+            kept[place] = kept[place].new_empty(0)  # keeps neither the tensor nor its graph
+
+        def built(*tensors: Tensor) -> Problem:
+            mine, rest, filled = tensors[: len(own)], tensors[len(own) :], list(kept)
+            for place, tensor in zip(changing, rest[: len(changing)], strict=True):
+                filled[place] = tensor
+            replaced = dict(zip(whole, rest[len(changing) :], strict=True))
+            return build(function.with_args(lambda place, leaf: replaced.get(place, leaf)), filled, mine)
+
+        return built
 
     tensors = (*own, *(known[place].detach() for place in changing), *(leaves[place] for place in whole))
     signature = way, numbers, tuple(changing), tuple(map(_state, parts)), torch.is_grad_enabled()
-    return Source(f"{type(f).__name__}, {way}", signature, tensors, built)
+    return Source(f"{type(f).__name__}, {way}", signature, tensors, made)
 
 
 def _state(part: nn.Module) -> Hashable:

@@ -33,9 +33,14 @@ class Known:
 
     def placed(self, value: Any) -> Any:
         """The place of a tensor that may have gradients, made if it is new; anything else as it is."""
-        if isinstance(value, Tensor) and (value.is_floating_point() or value.is_complex()):
+        if self.has_place(value):
             return self._slots.setdefault(id(value), (_Slot(len(self._slots)), value))[0]
         return value
+
+    @staticmethod
+    def has_place(value: Any) -> bool:
+        """Whether the value is a tensor that may have gradients."""
+        return isinstance(value, Tensor) and (value.is_floating_point() or value.is_complex())
 
     @staticmethod
     def places(value: Any) -> bool:
@@ -133,12 +138,12 @@ def own_modules(module: nn.Module) -> list[nn.Module]:
 
 
 def own_tensors(parts: Sequence[nn.Module]) -> list[Tensor]:
-    """The floating-point tensors of modules as `own_modules` lists them, in the order of a `PureModule`'s places."""
+    """The tensors of modules as `own_modules` lists them that may have gradients, in order of a `PureModule`'s places."""
     found: dict[int, Tensor] = {}
     for part in parts:
         made = [getattr(part, name) for name in _parametrized(part)]
         for value in (*part._parameters.values(), *part._buffers.values(), *made):
-            if value is not None and value.is_floating_point():
+            if Known.has_place(value):
                 found[id(value)] = value
     return list(found.values())
 

@@ -18,6 +18,7 @@ from .solution import Status
 FEW = 64
 """Number of norms up to which comparing them one by one in Python is faster than calling NumPy."""
 TINY = float(np.finfo(np.float64).tiny)
+_CONVERGED, _MAX_STEPS, _STALLED = map(int, (Status.CONVERGED, Status.MAX_STEPS, Status.STALLED))  # cheap for NumPy
 
 
 class Steps(NamedTuple):
@@ -163,29 +164,26 @@ def passed(
         until: for each row, the number of these steps after which it converges; larger if it does not.
         spent: whether the other rows have used up their steps.
     """
-    running, residuals, scales, everyone = rows.running, norms[::2], norms[1::2], np.arange(len(rows.running))
+    running, residuals, scales = rows.running, norms[::2], norms[1::2]
     if step == 1:
         rows = rows._replace(first=residuals[0], first_scale=scales[0])
-    met = None if until is None else running & (until <= len(residuals))
-    best, best_scale = rows.best, rows.best_scale
-    if met is None or not met.all():
-        with np.errstate(invalid="ignore"):
-            at = residuals.argmin(0), everyone
-            lower = running & (residuals[at] < best)
-        best, best_scale = np.where(lower, residuals[at], best), np.where(lower, scales[at], best_scale)
-    if met is None or until is None:
-        last_scale = np.where(running, scales[-1], rows.last_scale)
-        return rows._replace(best=best, best_scale=best_scale, last_scale=last_scale)
-    end = np.minimum(until, len(residuals)) - 1, everyone
-    status, stopped = np.where(met, Status.CONVERGED, rows.status), met
-    if spent:
-        status = np.where(running & ~met, np.where(rows.turn > 0, Status.STALLED, Status.MAX_STEPS), status)
-        stopped = running
-    return rows._replace(
-        status=status,
-        running=running & ~stopped,
-        steps=np.where(stopped, step + end[0], rows.steps),
-        best=np.where(met, residuals[end], best),
-        best_scale=np.where(met, scales[end], best_scale),
-        last_scale=np.where(running, scales[end], rows.last_scale),
+    count, everyone, met = len(residuals), np.arange(len(running)), np.zeros_like(running)
+    last = np.full(len(running), count - 1)
+    if until is not None:
+        met, last = running & (until <= count), np.minimum(until, count) - 1
+    with np.errstate(invalid="ignore"):
+        at = np.where(met, last, residuals.argmin(0)), everyone
+        found = residuals[at]
+        better = met | (running & (found < rows.best))
+    rows = rows._replace(
+        best=np.where(better, found, rows.best),
+        best_scale=np.where(better, scales[at], rows.best_scale),
+        last_scale=np.where(running, scales[last, everyone], rows.last_scale),
     )
+    if until is None:
+        return rows
+    status, stopped = np.where(met, _CONVERGED, rows.status), met
+    if spent:
+        status = np.where(running & ~met, np.where(rows.turn > 0, _STALLED, _MAX_STEPS), status)
+        stopped = running
+    return rows._replace(status=status, running=running & ~stopped, steps=np.where(stopped, step + last, rows.steps))

@@ -87,16 +87,32 @@ class Patience:
         """Whether a step with a lower residual in every row needs the rule."""
         return step >= self.deadline or step >= self.limit
 
-    def room(self, rows: Rows, step: int, count: int) -> int:
-        """How many of the next `count` steps, from this number on, need no judgement by the rule.
+    def room(self, rows: Rows, step: int, residuals: Floats, least: Floats) -> int:
+        """How many of the next steps need no judgement by the rule: no row can be stuck, or stop but in the last.
 
-        In these no row can be stuck, and none uses up its steps, unless all do in the last.
+        Args:
+            rows: what is known before them.
+            step: number of the first of them.
+            residuals: theirs, (steps, rows).
+            least: least residuals before them.
         """
-        if self._fresh and self.deadline < step + count:
-            self._bound(rows, step)
-        if self._bounded and self.deadline < step + count:
-            self._work_out(rows, step)
-        return max(min(self.deadline - step, self.limit - step + self.alike, count), 0)
+        end = step + len(residuals)
+        if self.deadline < end and not self._sure(rows, step, residuals, least):
+            if self._fresh:
+                self._bound(rows, step)
+            if self._bounded and self.deadline < end:
+                self._work_out(rows, step)
+            end = min(end, self.deadline)
+        return max(min(end, self.limit + self.alike) - step, 0)
+
+    def _sure(self, rows: Rows, step: int, residuals: Floats, least: Floats) -> bool:
+        """Whether some progress of each row is never older than its patience. Steps one by one are left to `_bound`."""
+        if len(residuals) == 1:
+            return False
+        lowest = np.minimum.accumulate(np.concatenate((least[None], residuals)))
+        later = np.arange(max(self.deadline - step, 0) + 1, len(lowest))
+        earlier = np.maximum(later - int(np.minimum.reduce(rows.patience)), 0)
+        return bool(((lowest[later] < self.rule.progress * lowest[earlier]) | ~rows.running).all())
 
     def _bound(self, rows: Rows, step: int) -> None:
         residuals = np.concatenate(self._fresh)

@@ -171,13 +171,13 @@ class Progress:
 
     def _ordinary(self, norms: Floats) -> Steps:
         """The leading ordinary steps among the next."""
-        room = self._patience.room(self._rows, self.step + 1, len(norms) // 2)
-        norms, rows = norms[: 2 * room], self._rows
+        rows, least = self._rows, np.asarray(self._least)
+        norms = norms[: 2 * self._patience.room(rows, self.step + 1, norms[::2], least)]
         if not len(norms):
-            return Steps(0, np.full(norms.shape[1], -1), np.asarray(self._least))
+            return Steps(0, np.full(norms.shape[1], -1), least)
         first = self._pending[0] if self._pending else norms
         start = (rows.first, rows.first_scale) if self._step else (first[0], first[1])
-        steps = ordinary(self.rule, rows, start, np.asarray(self._least), self.step + 1, norms)
+        steps = ordinary(self.rule, rows, start, least, self.step + 1, norms)
         return steps._replace(spent=self.step + steps.number == self._patience.limit)
 
     def _take(self, steps: Steps, norms: Floats) -> None:

@@ -92,7 +92,7 @@ class _Replayed(Loop):
             self.check_every,
         )
         self.tape = captures.borrow(
-            self.key, lambda: Tape(source.build, source.tensors, z, solver, measure, self.check_every)
+            self.key, lambda: Tape(source.build(), source.tensors, z, solver, measure, self.check_every)
         )
         if self.tape is None:
             return begin(problem, solver, measure, z, pair)

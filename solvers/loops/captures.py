@@ -26,8 +26,8 @@ class Source(NamedTuple):
     """Everything else on which the steps depend; if it differs, they are recorded again."""
     tensors: tuple[Tensor, ...]
     """The tensors that may differ from solve to solve."""
-    build: Callable[..., Problem]
-    """`build(*tensors)` is the problem with these tensors in place of the original ones."""
+    build: Callable[[], Callable[..., Problem]]
+    """`build()(*tensors)` is the problem with these tensors in place of the original ones, none of which it keeps."""
 
 
 class Captures:

@@ -4,9 +4,11 @@ On a processor a recording is called and not replayed, but from the same buffers
 """
 
 import copy
+import gc
 import io
 import threading
 import warnings
+import weakref
 from functools import partial
 
 import pytest
@@ -500,7 +502,7 @@ def test_the_recorded_evaluation_outlives_changed_weights():
     explicit, known = PureProblem.of(problem)
     point = inputs()
     source = backward_source(explicit, known, point, torch.zeros_like(point))
-    adjoint = source.build(*source.tensors)
+    adjoint = source.build()(*source.tensors)
     before = adjoint(torch.ones_like(point))
     with torch.no_grad():
         cell.inner.weight.mul_(2)
@@ -550,6 +552,21 @@ def test_copies_pickles_and_states_leave_recordings_behind():
         assert len(other._captures) == 0
         for _ in range(3):
             torch.testing.assert_close(other(x), captured(x), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("parametrized", [False, True])
+def test_recordings_keep_neither_inputs_nor_their_graphs(parametrized):
+    _, captured = layers(Cell(parametrized))
+    kept = []
+    for _ in range(4):
+        leaf = inputs().requires_grad_()
+        x = leaf * 1
+        kept += [weakref.ref(leaf), weakref.ref(x)]
+        captured(x).sum().backward()
+    assert len(captured._captures) == 2
+    del leaf, x
+    gc.collect()
+    assert [each() for each in kept] == [None] * len(kept)
 
 
 def test_few_are_kept():

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.random import fork_rng
 
 from solvers import State
-from solvers.problem import prepare, select
-from solvers.state import Layout, autocast_dtype, tree_map
+from solvers.problem import prepare
+from solvers.state import Layout, autocast_dtype, select, tree_map
 
 from .compiled import uncompiled_cells
 from .copies import copied, untouched

@@ -15,7 +15,7 @@ from solvers.state import Layout, tree_leaves, unhooked
 from .pure import Known, own_modules, own_tensors
 from .pure_problem import PureProblem
 
-_PLAIN = (bool, int, float, str, torch.dtype, torch.device, type(None))
+_PLAIN = {bool, int, float, str, torch.dtype, torch.device, type(None)}
 
 
 def forward_source(problem: Problem) -> Source | None:
@@ -109,15 +109,15 @@ def _state(part: nn.Module) -> Hashable:
     """What a recording of a module relies on: its tensors' addresses, its mode, its hooks, its plain attributes."""
     own = (*part._parameters.items(), *part._buffers.items())
     hooks = (*part._forward_hooks.items(), *part._forward_pre_hooks.items())
-    attributes = [(name, value) for name, value in part.__dict__.items() if not name.startswith("_")]
+    attributes = [(name, value) for name, value in part.__dict__.items() if name[:1] != "_"]
     return id(part), *((name, _kind(value)) for name, value in (*own, *hooks, *attributes))
 
 
 def _kind(value: Any) -> Hashable:
+    if type(value) in _PLAIN:
+        return value
     if isinstance(value, Tensor):
         return value.data_ptr(), value.shape, value.dtype, value.stride()
-    if isinstance(value, _PLAIN):
-        return value
     if isinstance(value, (tuple, list)):
         return tuple(map(_kind, value))
     if isinstance(value, dict):

@@ -21,8 +21,8 @@ from torch import Tensor, nn
 
 from solvers import State
 from solvers.iterate import iterate
+from solvers.kept import Keep
 from solvers.problem import Problem
-from solvers.run import Keep
 from solvers.settings import Settings
 from solvers.solution import Outcome
 from solvers.state import tree_leaves, usable

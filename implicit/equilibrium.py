@@ -185,7 +185,7 @@ class Equilibrium(Layer[Z]):
             chosen["min_steps"] = min(self.min_steps, max_steps)
         if not (isinstance(self.cell, SplitCell) and isinstance(self.solver, PeacemanRachford)):
             start = self.start(inputs, z0)
-            problem = prepare(self.cell, start, inputs, advice=self.advice(start, z0 is not None))
+            problem = prepare(self.cell, start, inputs, advice=lambda: self.advice(start, z0 is not None))
             problem.captures, problem.source = self._captures, forward_source
             if self.compact is None and isinstance(self.loop, Loop):  # `Settings` refuses anything else
                 chosen["compact"] = not self.loop.fixed_shapes

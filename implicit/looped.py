@@ -149,7 +149,7 @@ class Looped(Layer[Z]):
 
     def _stretches(self, z: State, inputs: tuple[Any, ...], most: int, given: bool) -> tuple[State, int]:
         """The iterate after as many whole stretches of the loop as fit in `most` steps, and their number of steps."""
-        problem = prepare(self.cell, z, inputs, advice=self.advice(z, given))
+        problem = prepare(self.cell, z, inputs, advice=lambda: self.advice(z, given))
         problem.captures, problem.source = self._captures, forward_source
         layout = problem.layout
         with without_autocast(layout.device):

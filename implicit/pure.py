@@ -138,7 +138,7 @@ def own_modules(module: nn.Module) -> list[nn.Module]:
 
 
 def own_tensors(parts: Sequence[nn.Module]) -> list[Tensor]:
-    """The tensors of modules as `own_modules` lists them that may have gradients, in order of a `PureModule`'s places."""
+    """The tensors that may have gradients of these `own_modules`, in the order of a `PureModule`'s places."""
     found: dict[int, Tensor] = {}
     for part in parts:
         made = [getattr(part, name) for name in _parametrized(part)]

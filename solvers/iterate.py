@@ -10,11 +10,12 @@ from torch import Tensor
 
 from .coupled import JointProblem, solved_jointly
 from .dropping import warn_of_dropping
+from .kept import Keep
 from .loops.eager import refuse_solve
 from .pipeline import Pipeline
 from .problem import DroppedRowsError, Problem
 from .progress import Progress
-from .run import DROP_SHARE, Keep, Run
+from .run import DROP_SHARE, Run
 from .settings import Settings
 from .solution import Outcome
 from .state import without_autocast

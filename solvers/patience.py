@@ -63,7 +63,8 @@ class Patience:
         self._mark, self._mark_at = rows.mark, rows.mark_at  # as they were before the fresh steps
         self._bounded: list[Floats] = []  # residuals of these, up to where `_since` is known
         self._fresh: list[Floats] = []  # and of those after
-        self._since, self._least = rows.mark_at, rows.best  # a step no later than each row's last progress
+        self._since = rows.mark_at  # for each row, a step no later than its last progress
+        self._least = np.minimum(rows.best, rows.mark)  # lower at a residual whose image was not finite
         self.look(rows)
 
     def look(self, rows: Rows) -> None:
@@ -109,7 +110,7 @@ class Patience:
         """Whether some progress of each row is never older than its patience. Steps one by one are left to `_bound`."""
         if len(residuals) == 1:
             return False
-        lowest = np.minimum.accumulate(np.concatenate((least[None], residuals)))
+        lowest = np.minimum.accumulate(np.concatenate((np.minimum(least, self._mark)[None], residuals)))
         later = np.arange(max(self.deadline - step, 0) + 1, len(lowest))
         earlier = np.maximum(later - int(np.minimum.reduce(rows.patience)), 0)
         return bool(((lowest[later] < self.rule.progress * lowest[earlier]) | ~rows.running).all())

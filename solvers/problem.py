@@ -25,6 +25,9 @@ IN_PLACE = (
     "clone a static output)"
 )
 
+Advice = Callable[[], str] | None
+"""Makes the text to append to an error about the start, or raised by the first evaluation."""
+
 
 @dataclass(frozen=True)
 class Shared:
@@ -74,8 +77,7 @@ class Problem:
         """Relative rounding unit of the output of f."""
         self.spent: NDArray[np.int64] | None = None
         """(rows,) evaluations that a solver made within its last step."""
-        self.advice: str | None = None
-        """Text to append to an error raised by the first evaluation."""
+        self.advice: Advice = None
 
     @property
     def spread(self) -> float:
@@ -104,7 +106,7 @@ class Problem:
             if self.dropped:
                 raise DroppedRowsError(str(error)) from error
             if self.advice is not None:
-                advise(error, self.advice)
+                advise(error, self.advice())
             raise
         self.advice = None
         # a cell may take gradients inside; where we record no graph, its own must not grow from step to step
@@ -203,7 +205,7 @@ class RootProblem(Problem):
         return z + residual, residual
 
 
-def prepare(f: Any, z0: State, args: Any, kind: type[Problem] = Problem, advice: str | None = None) -> Problem:
+def prepare(f: Any, z0: State, args: Any, kind: type[Problem] = Problem, advice: Advice = None) -> Problem:
     """Check the arguments of a solve, and make the problem from them; errors about the start get the advice."""
     if not callable(f):
         raise TypeError(f"f is a {type(f).__name__}: pass a callable f(z, *args)")
@@ -213,7 +215,7 @@ def prepare(f: Any, z0: State, args: Any, kind: type[Problem] = Problem, advice:
         layout = Layout(z0)
     except (TypeError, ValueError) as error:
         if advice is not None:
-            advise(error, advice)
+            advise(error, advice())
         raise
     _refuse_recording(f, layout, tree_leaves(z0)[0])
     problem = kind(f, args, layout)
@@ -239,11 +241,6 @@ def _refuse_recording(f: Any, layout: Layout, first: Tensor) -> None:
             f"the equilibrium of {name} cannot be recorded: its number of steps depends on its residuals, and {fault}. "
             "Use the layer's form with a fixed number of steps, layer.exported(*inputs), or pass tensors with values"
         )
-
-
-def select(values: Any, rows: Tensor) -> Any:
-    """The rows of every tensor in nested containers; other values as they are."""
-    return tree_map(lambda value: value.index_select(0, rows) if isinstance(value, Tensor) else value, values)
 
 
 def _by_row(value: Any, batch: int) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from math import inf, log
+from math import inf
 from typing import NamedTuple
 
 import numpy as np
@@ -58,8 +58,10 @@ class Progress:
             raise ValueError(
                 f"max_steps has shape {tuple(steps.shape)} for a batch of {len(z)}: pass one number for each row"
             )
-        limit = steps.cpu().numpy().astype(np.int64) if isinstance(steps, Tensor) else np.full(len(z), int(steps))
-        return cls(rule, Rows.fresh(limit, solver.patience(z.shape[1])))
+        patience = solver.patience(z.shape[1])
+        if isinstance(steps, Tensor):
+            return cls(rule, Rows.fresh(steps.cpu().numpy().astype(np.int64), patience))
+        return cls(rule, Rows.alike(len(z), int(steps), patience))
 
     def __init__(self, rule: Rule, rows: Rows) -> None:
         self.rule, self._rows = rule, rows
@@ -114,14 +116,7 @@ class Progress:
 
     def missing(self, norms: Floats) -> float:
         """Estimate from the last norms how many more steps the row furthest from its tolerance needs."""
-        residual, running = norms[-2], self._rows.running
-        goal = self.rule.tolerance(self.rule.reference(self._rows, norms[-1]))
-        with np.errstate(invalid="ignore", divide="ignore"):
-            row = int(np.where(running, residual / goal, 0).argmax())
-        last, first, wanted = float(residual[row]), float(norms[0][row]), float(goal[row])
-        if not (0 < wanted < last < first < inf):
-            return inf if len(norms) > 2 and last > wanted else 0
-        return log(last / wanted) / log(first / last) * (len(norms) // 2 - 1)
+        return self.rule.missing(self._rows, norms)
 
     def falls(self, norms: Tensor, dtype: torch.dtype) -> bool:
         """Whether every row continues with a lower residual in the next step, of (2, rows) norms; if so, collect it.

@@ -6,6 +6,8 @@ On the host, in NumPy float64, one entry per row.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
+from math import log
 from typing import NamedTuple
 
 import numpy as np
@@ -75,6 +77,17 @@ class Rule:
         fallen = residual + 2 * self.rounding * scale < rows.first
         return fallen | ((residual <= self.tolerance(rows.first_scale)) & (scale <= 2 * rows.first_scale))
 
+    def missing(self, rows: Rows, norms: Floats) -> float:
+        """Estimate from (2·steps, rows) norms how many more steps the running row furthest from its tolerance needs."""
+        residual, running = norms[-2], rows.running
+        goal = self.tolerance(self.reference(rows, norms[-1]))
+        with np.errstate(invalid="ignore", divide="ignore"):
+            row = int(np.where(running, residual / goal, 0).argmax())
+        last, first, wanted = float(residual[row]), float(norms[0][row]), float(goal[row])
+        if not (0 < wanted < last < first < np.inf):
+            return np.inf if len(norms) > 2 and last > wanted else 0
+        return log(last / wanted) / log(first / last) * (len(norms) // 2 - 1)
+
     def holds(self, rows: Rows, residual: Floats, scale: Floats) -> Bools:
         """Whether each row's value, evaluated again with these (…, rows) norms, has the residual that was found."""
         found = np.where(rows.status == Status.CONVERGED, self.tolerance(self.reference(rows, scale)), rows.best)
@@ -128,6 +141,15 @@ class Rows(NamedTuple):
             turn=none,
             recovering=no,
         )
+
+    @classmethod
+    @lru_cache(64)
+    def alike(cls, count: int, limit: int, patience: int) -> Rows:
+        """`fresh` rows with one limit: always the same ones, which cannot be written to."""
+        rows = cls.fresh(np.full(count, limit), patience)
+        for known in rows:
+            known.flags.writeable = False
+        return rows
 
     def take(self, positions: Integers) -> Rows:
         return Rows._make(known[positions] for known in self)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,28 +11,22 @@ from torch import Tensor
 
 from .coupled import withdrawn
 from .dropping import can_follow
+from .kept import Keep, Kept
 from .loops.eager import Hold
+from .loops.transfer import on_device
 from .norms import extreme
 from .pipeline import Pipeline
-from .problem import Problem, select
+from .problem import Problem
 from .progress import Progress
 from .rows import Bools, Floats, Integers
-from .second_try import SecondTry, SecondTryMemory
+from .second_try import SecondTry
 from .settings import Settings
-from .solution import History, Outcome, Status
+from .solution import Outcome, Status
 
 DROP_SHARE = 1 / 8
 """Share of the current rows that must have stopped before they are dropped: dropping copies the solver's history."""
 SMALL = 2**18
 """Entries of a state up to which rows are chosen from all points at once, which costs fewer calls but more passes."""
-
-
-class Keep(NamedTuple):
-    """What the loop keeps beyond the solution."""
-
-    histories: bool = False
-    iterates: tuple[int, ...] = ()
-    """Numbers of the steps after which the iterate is kept; 0 is the start."""
 
 
 class Run:
@@ -43,7 +37,7 @@ class Run:
     ) -> None:
         self.pipeline = pipeline
         self.loop = pipeline.loop
-        self.settings, self.measure, self.keep = settings, settings.measure, keep
+        self.settings, self.measure = settings, settings.measure
         self.original_dtype, self.template = z.dtype, settings.solver
         problem.compact = bool(settings.compact)
         self.problem = problem
@@ -65,9 +59,7 @@ class Run:
         self.steady = True  # no row has begun anew
         self.warned = False
         self.together = True  # the kept iterates of all rows come from one evaluation
-        self.histories: list[History] = []
-        self.iterates: dict[int, Tensor] = {}
-        self.remembered = np.zeros(len(z), dtype=bool)
+        self.kept = Kept(keep, len(z))
 
     def _bind(self) -> None:
         tolerances = (0.0 if self.problem.relative_to_start else self.measure.rtol), self.measure.atol
@@ -111,18 +103,17 @@ class Run:
         if not self.progress.quiet:
             rows = self.progress.rows
             held = ~rows.running | rows.recovering
-            self.held = _on_device(held, self.best) if held.any() else None
+            self.held = on_device(held, self.best) if held.any() else None
             self.problem.coupled |= look.coupled and not self.problem.dropped
         self._keep(first)
 
     def _keep(self, first: int) -> None:
         """Keep what is requested beyond the solution from the last steps, the first of which has this number."""
-        points = self.stretch.points
-        for wanted in self.keep.iterates:
-            if first <= wanted < first + len(points):
-                self.iterates[wanted] = self._all(self.loop.kept(points[wanted - first]))
-        if self.keep.histories:
-            self._remember(~self.progress.rows.running)
+        points, kept = self.stretch.points, self.kept
+        kept.add(first, points, lambda point: self._all(self.loop.kept(point)))
+        if kept.keep.histories:
+            rows = self.progress.rows
+            kept.remember(rows, ~rows.running, self.progress.step, points[-1], self.stretch.memory)
 
     @property
     def misled(self) -> bool:
@@ -171,7 +162,7 @@ class Run:
         running = self.progress.rows.running
         if not running.any() or (~running).mean() < DROP_SHARE:
             return
-        positions = _on_device(np.flatnonzero(running), self.best)
+        positions = on_device(np.flatnonzero(running), self.best)
         fewer, stretch = self.problem.take(positions), self.stretch.take(positions)
         if not (self.problem.independent or can_follow(fewer, stretch, self.measure)):
             self.problem.compact, self.problem.told, self.warned = False, True, True
@@ -191,7 +182,7 @@ class Run:
             self.stretch = self.loop.evaluate(self.problem, self.measure, self.best, self.stretch)
             self.norms = self.stretch.norms.cpu()
             return
-        restart = None if self.restart is None else _on_device(self.restart, self.best)
+        restart = None if self.restart is None else on_device(self.restart, self.best)
         room = max(self.progress.limit - self.progress.step, 1)
         start, last, hold = self.stretch, self.last, Hold(self.held, self.best, restart)
         if not self.pipeline.foresight:
@@ -212,8 +203,8 @@ class Run:
         points, best = self.stretch.points, self.best
         if best.numel() <= SMALL:
             everywhere = torch.stack((best, *points)).flatten(0, 1)
-            return everywhere.index_select(0, _on_device((keep + 1) * len(keep) + np.arange(len(keep)), best))
-        chosen = _on_device(keep, best)
+            return everywhere.index_select(0, on_device((keep + 1) * len(keep) + np.arange(len(keep)), best))
+        chosen = on_device(keep, best)
         for number in np.unique(keep[keep >= 0]).tolist():
             best = torch.where((chosen == number)[:, None], points[number], best)
         return best
@@ -222,20 +213,7 @@ class Run:
         """The matrix of all rows, given that of the current ones."""
         if not self.problem.dropped:
             return current
-        return self.value.index_copy(0, _on_device(self.progress.rows.positions, self.value), current)
-
-    def _remember(self, which: Bools) -> None:
-        """Keep the history of these current rows, unless it is kept already."""
-        rows = self.progress.rows
-        self.remembered[rows.positions[rows.running]] = False
-        places = np.flatnonzero(which & ~self.remembered[rows.positions])
-        if len(places):
-            self.remembered[rows.positions[places]] = True
-            point, memory = self.stretch.points[-1], self.stretch.memory
-            if isinstance(memory, SecondTryMemory):
-                memory = memory.own
-            kept = select((point, memory), _on_device(places, point))
-            self.histories.append(History(_on_device(rows.positions[places], point), self.progress.step, *kept))
+        return self.value.index_copy(0, on_device(self.progress.rows.positions, self.value), current)
 
     def outcome(self, verified: bool = True) -> Outcome:
         """The outcome so far; `verified`: check that converged rows still hold beside those that failed."""
@@ -248,13 +226,9 @@ class Run:
             norms,
             self.progress.rule,
             dropped,
-            self.histories,
-            [self.iterates.get(wanted, value).to(self.original_dtype) for wanted in self.keep.iterates],
+            self.kept.histories,
+            self.kept.iterates(value, self.original_dtype),
         )
         return (
             withdrawn(outcome, self.problem, self.measure) if verified and not (dropped or self.together) else outcome
         )
-
-
-def _on_device(array: Any, like: Tensor) -> Tensor:
-    return torch.from_numpy(array).to(like.device, non_blocking=True)  # other steps may have been launched already

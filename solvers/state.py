@@ -152,6 +152,11 @@ def tree_leaves(values: Any) -> list[Any]:
     return optree.tree_leaves(values, none_is_leaf=True)
 
 
+def select(values: Any, rows: Tensor) -> Any:
+    """The rows of every tensor in nested containers; other values as they are."""
+    return tree_map(lambda value: value.index_select(0, rows) if isinstance(value, Tensor) else value, values)
+
+
 def _parts(state: State) -> tuple[list[Any], Any]:
     """The leaves of a state and its structure, which is None for a tensor."""
     if isinstance(state, Tensor):

@@ -74,7 +74,6 @@ class _Replayed(Loop):
     def __init__(self, loop: Captured, source: Source | None, captures: Captures | None) -> None:
         self.check_every, self.loop, self.source, self.captures = loop.check_every, loop, source, captures
         self.tape: Tape | None = None
-        self.key: Hashable = None
 
     def begin(
         self, problem: Problem, solver: Solver, measure: Measure, z: Tensor, pair: tuple[Tensor, Tensor] | None
@@ -83,16 +82,10 @@ class _Replayed(Loop):
         self.close()
         if source is None or captures is None or pair is not None:
             return begin(problem, solver, measure, z, pair)
-        self.key = (
-            source.signature,
-            _like(z, *source.tensors),
-            problem.autocast,
-            solver,
-            measure,
-            self.check_every,
-        )
+        like = _like(z, *source.tensors)
         self.tape = captures.borrow(
-            self.key, lambda: Tape(source.build(), source.tensors, z, solver, measure, self.check_every)
+            (source.signature, like, problem.autocast, solver, measure, self.check_every),
+            lambda: Tape(source.build(), source.tensors, z, solver, measure, self.check_every),
         )
         if self.tape is None:
             return begin(problem, solver, measure, z, pair)
@@ -170,7 +163,7 @@ class _Replayed(Loop):
 
     def close(self) -> None:
         if self.captures is not None and self.tape is not None:
-            self.captures.give_back(self.key)
+            self.captures.give_back(self.tape)
         self.tape = None
 
 

@@ -15,6 +15,7 @@ from .tape import Tape
 
 LIMIT = 8
 """Tapes that a layer keeps for forward and backward solves together: one for each shape, dtype and mode."""
+_NEW: Any = object()
 
 
 class Source(NamedTuple):
@@ -35,8 +36,7 @@ class Captures:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._tapes: dict[Hashable, Tape | None] = {}
-        self._borrowed: set[Hashable] = set()
+        self._tapes: dict[Hashable, Tape | None] = {}  # None: met once
         self._refused: set[str] = set()
 
     def __eq__(self, other: object) -> bool:
@@ -56,22 +56,22 @@ class Captures:
 
     def borrow(self, key: Hashable, make: Callable[[], Tape]) -> Tape | None:
         """The tape; None in the first solve, which warms up and may not recur, and while the tape is in use."""
-        with self._lock:
-            if key in self._borrowed:
-                return None
-            seen, tape = key in self._tapes, self._tapes.pop(key, None)
-            if seen and tape is None:
+        with self._lock:  # the key is long: each look at the dict hashes it anew
+            tape = self._tapes.pop(key, _NEW)
+            if tape is None:
                 tape = make()
             while len(self._tapes) >= LIMIT:
                 del self._tapes[next(iter(self._tapes))]
-            self._tapes[key] = tape  # most recent last
-            if tape is not None:
-                self._borrowed.add(key)
+            self._tapes[key] = None if tape is _NEW else tape  # most recent last
+            if tape is _NEW or tape.lent:
+                return None
+            tape.lent = True
             return tape
 
-    def give_back(self, key: Hashable) -> None:
+    def give_back(self, tape: Tape) -> None:
+        """The end of the use of a borrowed tape."""
         with self._lock:
-            self._borrowed.discard(key)
+            tape.lent = False
 
     def refuse(self, name: str, error: Exception) -> None:
         """Stop capturing solves of this name, and warn at the first refusal."""

@@ -17,9 +17,9 @@ from torch import Tensor
 
 from ..checks import check_positive_integer
 from ..norms import Measure, extreme, out_of_range
-from ..problem import Problem, select
+from ..problem import Problem
 from ..rules.rule import RestartingSolver, Solver
-from ..state import tree_leaves
+from ..state import select, tree_leaves
 from .transfer import Transfer
 
 Floats = NDArray[np.float64]

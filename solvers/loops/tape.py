@@ -51,6 +51,8 @@ class Tape:
         """What the last solve took, and whether it went on as its stretches had begun."""
         self.last: Stretch | None = None
         """The last stretch of the solve; its tensors are buffers."""
+        self.lent = False
+        """Whether a solve is using it."""
         self.recording = False
         """Whether a recording is being made, during which nothing is run."""
         self._problem: Problem | None = None

@@ -1,9 +1,16 @@
-"""The transfer of norms to the host."""
+"""Transfers between the host and a device, neither of which waits for the other."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
+
+
+def on_device(array: Any, like: Tensor) -> Tensor:
+    """The NumPy array as a tensor on the device of another one."""
+    return torch.from_numpy(array).to(like.device, non_blocking=True)  # other steps may have been launched already
 
 
 class Transfer:

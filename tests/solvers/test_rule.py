@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from solvers import Status
@@ -59,6 +59,13 @@ def hold(rows, norms):
 
 
 @settings(max_examples=400, deadline=None)
+@example(  # a residual whose image is not finite is the mark, but not the best
+    Rule(1e-6, 0.0, 2.0**-52, turns=(2,), exact_after=7),
+    ([1, 2], np.array([[0.5], [np.inf], [0.4], [1.0], [0.3996], [1.0]]), [False]),
+    [3] * 3,
+    2,
+    False,
+)
 @given(
     rules,
     traces(),

@@ -21,8 +21,9 @@ def one_weight(f: Callable[..., Any]) -> Iterator[None]:
     on entry, so a solve that turns gradients off later does not fill PyTorch's cache with untracked ones. All threads
     share that cache, so blocks of different threads take turns. Functions and other modules are left alone.
     """
-    parts = f.modules() if isinstance(f, nn.Module) else ()
-    parametrized = [part for part in parts if parametrize.is_parametrized(part)]
+    parametrized = (
+        [part for part in _modules(f) if parametrize.is_parametrized(part)] if isinstance(f, nn.Module) else []
+    )
     if not parametrized:
         yield
         return
@@ -31,3 +32,16 @@ def one_weight(f: Callable[..., Any]) -> Iterator[None]:
             for name in part.parametrizations:  # type: ignore[union-attr]
                 getattr(part, name)
         yield
+
+
+def _modules(f: nn.Module) -> Iterator[nn.Module]:
+    """The module and its submodules that may be parametrized: `f.modules()` takes as long as a small cell does."""
+    queue, found = [f], {id(f)}
+    for module in queue:
+        children = module._modules
+        if "parametrizations" in children:
+            yield module
+        for child in children.values():
+            if child is not None and id(child) not in found:
+                found.add(id(child))
+                queue.append(child)

@@ -8,8 +8,8 @@ from functools import partial
 from types import MethodType
 from typing import Any
 
-import torch
 from torch import Tensor, nn
+from torch.jit import ScriptModule
 from torch.nn.utils import parametrize
 
 
@@ -81,7 +81,7 @@ class PureModule:
         filled = Known.filling(tensors)
         twins: dict[int, nn.Module] = {}
         for part in self.parts:
-            if isinstance(part.module, torch.jit.ScriptModule):
+            if isinstance(part.module, ScriptModule):
                 twins[id(part.module)] = part.module
                 continue
             kind: Any = parametrize.type_before_parametrizations(part.module)
@@ -125,15 +125,15 @@ def own_modules(module: nn.Module) -> list[nn.Module]:
     queue = [_plain(module)]
     found = {id(queue[0])}
     for module in queue:
-        if isinstance(module, torch.jit.ScriptModule):
+        if isinstance(module, ScriptModule):
             continue
         for name, child in module._modules.items():
-            if child is None or id(_plain(child)) in found:
+            if child is None or (name == "parametrizations" and parametrize.is_parametrized(module)):
                 continue
-            if name == "parametrizations" and parametrize.is_parametrized(module):
-                continue
-            queue.append(_plain(child))
-            found.add(id(queue[-1]))
+            child = _plain(child)
+            if id(child) not in found:
+                found.add(id(child))
+                queue.append(child)
     return queue
 
 
@@ -141,23 +141,23 @@ def own_tensors(parts: Sequence[nn.Module]) -> list[Tensor]:
     """The tensors that may have gradients of these `own_modules`, in the order of a `PureModule`'s places."""
     found: dict[int, Tensor] = {}
     for part in parts:
-        made = [getattr(part, name) for name in _parametrized(part)]
-        for value in (*part._parameters.values(), *part._buffers.values(), *made):
-            if Known.has_place(value):
+        own = [*part._parameters.values(), *part._buffers.values()]
+        for value in [*own, *(getattr(part, name) for name in _parametrized(part))]:
+            if value is not None and (value.is_floating_point() or value.is_complex()):
                 found[id(value)] = value
     return list(found.values())
 
 
 def _plain(module: nn.Module) -> nn.Module:
     """The module, without the wrapper of torch.compile, whose code has no second derivatives."""
-    if isinstance(module, torch.jit.ScriptModule):
+    if isinstance(module, ScriptModule):
         return module
     original = module._modules.get("_orig_mod")
     return module if original is None else original
 
 
 def _part(module: nn.Module, placed: Callable[[Any], Any]) -> _Part:
-    if isinstance(module, torch.jit.ScriptModule):
+    if isinstance(module, ScriptModule):
         return _Part(module, module.training, {}, {}, {})
     return _Part(
         module,

@@ -34,7 +34,7 @@ def gathered(tensors: Sequence[Tensor]) -> Tensor:
 def _movable(tensors: Sequence[Tensor]) -> bool:
     """Whether all are distinct parameters of one dtype and device, tracked by nothing but eager autograd."""
     return (
-        all(isinstance(tensor, nn.Parameter) and type(tensor.data) is Tensor for tensor in tensors)
+        all(type(tensor) is nn.Parameter for tensor in tensors)  # of plain tensors: those of others have their classes
         and len(set(map(id, tensors))) == len(tensors)
         and len({(tensor.dtype, tensor.device) for tensor in tensors}) == 1
         and not tensors[0].is_inference()

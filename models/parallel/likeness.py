@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import itemgetter
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ class UnlikeError(TypeError):
 
 
 _OWN = nn.Module().__dict__
-_HOOKS = tuple(key for key in _OWN if key.endswith("_hooks"))
+_hooks = itemgetter(*(key for key in _OWN if key.endswith("_hooks")))
 
 
 def check_alike(layers: Sequence[Sequence[nn.Module]]) -> None:
@@ -38,11 +39,8 @@ def check_alike(layers: Sequence[Sequence[nn.Module]]) -> None:
             facts = other.__dict__
             if isinstance(other, torch.jit.ScriptModule):
                 raise UnlikeError(f"a part of layer {number} was compiled by TorchScript, which hides its weights")
-            for key in _HOOKS:
-                if facts[key]:
-                    raise UnlikeError(
-                        f"{type(other).__name__} in layer {number} has hooks: they see one layer at a time"
-                    )
+            if any(_hooks(facts)):
+                raise UnlikeError(f"{type(other).__name__} in layer {number} has hooks: they see one layer at a time")
             if other is first:
                 continue
             if type(other) is not type(first):

@@ -52,7 +52,8 @@ def fixed_point(
     check_gradient(gradient)
     gradient.check_solver(settings.solver)
     with one_weight(f):
-        solution: S = differentiable_solve("fixed_point", f, prepare(f, z0, args), z0, gradient, settings)[-1]
+        problem = prepare(f, z0, args, recordable=True)
+        solution: S = differentiable_solve("fixed_point", f, problem, z0, gradient, settings)[-1]
         return solution
 
 
@@ -74,7 +75,8 @@ def root(
     check_gradient(gradient)
     gradient.check_solver(settings.solver)
     with one_weight(F):
-        solution: S = differentiable_solve("root", F, prepare(F, z0, args, RootProblem), z0, gradient, settings)[-1]
+        problem = prepare(F, z0, args, RootProblem, recordable=True)
+        solution: S = differentiable_solve("root", F, problem, z0, gradient, settings)[-1]
         return solution
 
 

@@ -31,7 +31,7 @@ class PureProblem:
 
     def __init__(self, problem: Problem, known: Known) -> None:
         self.problem = copy.copy(problem)
-        self.problem.source = None  # recordings are of the module itself, not of its twins
+        self.problem.source, self.problem.recordable = None, False  # recordings are of f itself, not of its twins
         self.problem.advice = None
         self.problem.args = tree_map(known.placed, problem.args)
         self.module = PureModule(problem.f, known) if isinstance(problem.f, nn.Module) else None

@@ -54,7 +54,7 @@ class Problem:
         self.compact = False
         """Whether rows that have stopped may be dropped."""
         self.independent = False
-        """Whether f has been seen to return the same for some rows without the others."""
+        """Whether f has been seen to return the same for some rows alone."""
         self.told = False
         """Whether the user has been warned of a cause for which rows depend on each other or f is random."""
         self.coupled = False
@@ -62,6 +62,7 @@ class Problem:
         self.source: Callable[[Problem], Source | None] | None = None
         """Returns what `Captured` records of this problem; `captures` keeps the recordings."""
         self.captures: Captures | None = None
+        self.recordable = False  # whether `Captured` may record f as it is, for the length of a solve
         self.args = unshared(args)
         self._by_row: list[bool] | None = None  # which leaves of args have the batch in dim 0, once known
         leaves = tree_leaves(args)
@@ -205,8 +206,10 @@ class RootProblem(Problem):
         return z + residual, residual
 
 
-def prepare(f: Any, z0: State, args: Any, kind: type[Problem] = Problem, advice: Advice = None) -> Problem:
-    """Check the arguments of a solve, and make the problem from them; errors about the start get the advice."""
+def prepare(
+    f: Any, z0: State, args: Any, kind: type[Problem] = Problem, *, advice: Advice = None, recordable: bool = False
+) -> Problem:
+    """Check the arguments of a solve, and make the problem from them, with these attributes."""
     if not callable(f):
         raise TypeError(f"f is a {type(f).__name__}: pass a callable f(z, *args)")
     if not isinstance(args, tuple):
@@ -219,7 +222,7 @@ def prepare(f: Any, z0: State, args: Any, kind: type[Problem] = Problem, advice:
         raise
     _refuse_recording(f, layout, tree_leaves(z0)[0])
     problem = kind(f, args, layout)
-    problem.advice = advice
+    problem.advice, problem.recordable = advice, recordable
     return problem
 
 

@@ -61,7 +61,7 @@ def solve(f: Callable[..., S], z0: S, args: tuple[Any, ...] = (), **options: Unp
         TypeError, ValueError: an argument, or the output of `f` or of a solver's `step`, does not have the form above.
     """
     settings = Settings.of("solve", options)
-    return solve_prepared(prepare(f, z0, args), z0, settings)
+    return solve_prepared(prepare(f, z0, args, recordable=True), z0, settings)
 
 
 @takes_settings(solver=NewtonKrylov(), rtol=1e-6)
@@ -84,7 +84,7 @@ def root(F: Callable[..., S], z0: S, args: tuple[Any, ...] = (), **options: Unpa
         TypeError, ValueError: as in `solve`.
     """
     settings = root_settings("root", options)
-    return solve_prepared(prepare(F, z0, args, RootProblem), z0, settings)
+    return solve_prepared(prepare(F, z0, args, RootProblem, recordable=True), z0, settings)
 
 
 def root_settings(title: str, options: SolveOptions) -> Settings:

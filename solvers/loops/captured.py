@@ -20,6 +20,9 @@ from .transfer import Transfer
 
 LONGEST = 10
 """Largest number of stretches that are recorded as one, with one check, while rows are far from converged."""
+AFTER = 32
+"""Number of stretches after which those of a function are recorded: its recordings last for one solve, and a recording
+takes as long as some hundred steps."""
 MOST = 2**23
 """Entries of all states of such a stretch at most: of large states, a stretch takes longer than a check anyway."""
 
@@ -35,16 +38,16 @@ class Captured(Loop):
     Statuses, steps and values are those of `Eager(check_every)`. Needs fixed shapes, that is compact=False, and a
     solver with a fixed cost per step.
 
-    On a CPU the same buffers are used and the steps are called instead of replayed, so nothing is gained. A function
-    given to `solve` or `fixed_point` may read unknown tensors and has no layer to keep its graphs, so it runs as with
-    `Eager`: make it the cell of an `Equilibrium`. A cell that itself solves a problem also runs as with `Eager`; the
-    steps of the inner solve are recorded instead.
+    On a CPU the same buffers are used and the steps are called instead of replayed, so nothing is gained. The function
+    of `solve`, `root` and `fixed_point` may read tensors that are unknown here, and has no layer to keep its graphs:
+    they last for one solve, and are recorded only once it has taken 32 stretches. A cell that itself solves a problem
+    runs as with `Eager`; the steps of the inner solve are recorded instead.
     """
 
     check_every: int = 8
     """Steps between two checks of the residuals. The last stretch runs past the last step, by fewer than check_every
     evaluations, whose results are discarded. If the residuals fall faster than before, one more stretch is wasted.
-    States of up to 2**18 entries are checked less often while some row appears to be far from converged."""
+    States of less than 2**20 entries are checked less often while some row appears to be far from converged."""
 
     fixed_shapes: ClassVar[bool] = True
 
@@ -54,7 +57,9 @@ class Captured(Loop):
     @contextmanager
     def open(self, problem: Problem) -> Iterator[Loop]:
         source, captures = problem.source(problem) if problem.source is not None else None, problem.captures
-        if source is not None and captures is not None and captures.refuses(source.name):
+        if problem.recordable:
+            source, captures = Source.of_one_solve(problem), Captures()
+        elif source is not None and captures is not None and captures.refuses(source.name):
             source = None
         loop = _Replayed(self, source, captures)
         try:
@@ -74,13 +79,15 @@ class _Replayed(Loop):
     def __init__(self, loop: Captured, source: Source | None, captures: Captures | None) -> None:
         self.check_every, self.loop, self.source, self.captures = loop.check_every, loop, source, captures
         self.tape: Tape | None = None
+        self._taken, self._transfer = 0, Transfer()
 
     def begin(
         self, problem: Problem, solver: Solver, measure: Measure, z: Tensor, pair: tuple[Tensor, Tensor] | None
     ) -> Stretch:
         source, captures = self.source, self.captures
         self.close()
-        if source is None or captures is None or pair is not None:
+        self._taken = 0
+        if source is None or captures is None or pair is not None or problem.recordable:
             return begin(problem, solver, measure, z, pair)
         like = _like(z, *source.tensors)
         self.tape = captures.borrow(
@@ -99,6 +106,10 @@ class _Replayed(Loop):
             return begin(problem, solver, measure, z, pair)
 
     def run(self, problem: Problem, solver: Solver, measure: Measure, start: Stretch, room: int, hold: Hold) -> Stretch:
+        if problem.recordable and self._taken == AFTER and hold.restart is None:
+            self.tape = Tape(lambda: problem, (), start.points[-1], solver, measure, self.check_every)
+            start = self.tape.adopt(problem, start)
+        self._taken += 1
         if self.tape is None or start is not self.tape.last or solver != self.tape.solver:
             if self.tape is not None:
                 self.tape.leave()
@@ -156,7 +167,7 @@ class _Replayed(Loop):
             self.tape.steps, self.tape.steady = steps, steady
 
     def transfer(self) -> Transfer:
-        return super().transfer() if self.tape is None else self.tape.transfer
+        return self._transfer if self.tape is None else self.tape.transfer
 
     def kept(self, point: Tensor) -> Tensor:
         return point if self.tape is None else point.clone()

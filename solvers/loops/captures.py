@@ -30,6 +30,12 @@ class Source(NamedTuple):
     build: Callable[[], Callable[..., Problem]]
     """`build()(*tensors)` is the problem with these tensors in place of the original ones, none of which it keeps."""
 
+    @classmethod
+    def of_one_solve(cls, problem: Problem) -> Source:
+        """That of a function, in which nothing changes during a solve."""
+        name = getattr(problem.f, "__name__", type(problem.f).__name__)
+        return cls(name, (), (), lambda: lambda: problem)
+
 
 class Captures:
     """The tapes of a layer, without which its copies and pickles start."""

@@ -79,6 +79,13 @@ class Tape:
         self._held_as = None
         return self._replayed(self._beginning)
 
+    def adopt(self, problem: Problem, start: Stretch) -> Stretch:
+        """Continue a solve of the problem that has been run without a tape, from the stretch it has reached."""
+        self._problem = problem
+        tensors, rebuilt = _tensors(start)
+        self.last = self._starts[_numbers(start.memory)] = rebuilt([tensor.clone() for tensor in tensors])
+        return self.last
+
     @property
     def evaluates(self) -> bool:
         """Whether a single evaluation is recorded, or can be."""

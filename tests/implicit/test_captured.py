@@ -16,10 +16,11 @@ import torch
 from torch import nn
 from torch.nn.utils.parametrizations import spectral_norm
 
+import implicit
 from implicit import Equilibrium, ImplicitGradient, fixed_point, record
 from implicit.capture import backward_source
 from implicit.pure_problem import PureProblem
-from solvers import GMRES, Anderson, Broyden, Captured, Eager, Monotone, NewtonKrylov, Picard, Reversible, solve
+from solvers import GMRES, Anderson, Broyden, Captured, Eager, Monotone, NewtonKrylov, Picard, Reversible, root, solve
 from solvers.loops.captures import LIMIT
 from solvers.loops.tape import Tape
 from solvers.pipeline import Pipeline
@@ -645,19 +646,93 @@ def test_what_cannot_be_recorded_is_run_with_one_warning(monkeypatch, at):
     assert "Cell, forward cannot be captured (RuntimeError: operation not permitted" in str(only.message)
 
 
-def test_a_function_is_run_as_by_eager():
-    cell, x = Cell(), inputs()
+class Creeping(Cell):
+    """500 plain steps to nine digits."""
+
+    def forward(self, z, x):
+        return 0.95 * z + 0.05 * super().forward(z, x)
+
+
+@pytest.fixture
+def recordings(monkeypatch):
+    """All that are made."""
+    made, record_it = [], Tape._record
+
+    def noted(self, function):
+        made.append(record_it(self, function))
+        return made[-1]
+
+    monkeypatch.setattr(Tape, "_record", noted)
+    return made
+
+
+@pytest.mark.parametrize("solver", [Picard(), Picard(damping=0.8), Anderson(3), Broyden(4)], ids=repr)
+def test_a_function_is_recorded_within_a_long_solve(recordings, solver):
+    cell, x = Creeping(), inputs()
+    options = {**TIGHT, "max_steps": 1000, "solver": solver}
 
     def f(z):
         return cell(z, x)
 
+    def F(z):
+        return z - f(z)
+
     for _ in range(3):
-        x += 0.1
-        expected = solve(f, torch.zeros_like(x), loop=Eager(8), **TIGHT)
-        found = solve(f, torch.zeros_like(x), loop=Captured(), **TIGHT)
-        assert torch.equal(found.value, expected.value)
-        value = fixed_point(f, torch.zeros_like(x), loop=Captured(), **TIGHT)
-        torch.testing.assert_close(value, expected.value, rtol=1e-8, atol=1e-8)
+        x += 0.1  # a closure's tensors may change between solves
+        z0 = torch.zeros_like(x)
+        for entry, function in ((solve, f), (root, F)):
+            expected = entry(function, z0, loop=Eager(3), **options)
+            found = entry(function, z0, loop=Captured(3), **options)
+            assert found.status.tolist() == expected.status.tolist() == [0] * ROWS
+            assert found.steps.tolist() == expected.steps.tolist()
+            torch.testing.assert_close(found.value, expected.value, rtol=1e-8, atol=1e-9)
+            torch.testing.assert_close(found.trace, expected.trace, rtol=1e-5, atol=1e-12, equal_nan=True)
+            assert not z0.any()
+        assert solver != Picard() or len(recordings) >= 2
+        recordings.clear()
+
+
+@pytest.mark.parametrize("entry", [fixed_point, implicit.root], ids=["fixed_point", "root"])
+def test_a_function_has_the_eager_gradient(recordings, entry):
+    cell = Creeping()
+    options = {**TIGHT, "max_steps": 1000, "solver": Picard(), "gradient": ImplicitGradient(rtol=1e-10, max_steps=400)}
+    gradients = []
+    for loop in (Eager(3), Captured(3)):
+        x = inputs().requires_grad_()
+        x.data.copy_(torch.linspace(-1, 1, x.numel(), dtype=torch.float64).view_as(x))
+
+        def f(z, x=x):
+            return z - cell(z, x) if entry is implicit.root else cell(z, x)
+
+        cell.zero_grad()
+        entry(f, torch.zeros_like(x), loop=loop, **options).square().sum().backward()
+        gradients.append([x.grad, cell.inner.weight.grad, cell.inject.bias.grad])
+    assert recordings
+    for found, expected in zip(*gradients, strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-8)
+
+
+def test_a_short_solve_of_a_function_has_no_buffers(recordings, monkeypatch):
+    monkeypatch.setattr(Tape, "__init__", None)
+    cell, x = Cell(), inputs()
+    assert solve(lambda z: cell(z, x), torch.zeros_like(x), loop=Captured(), **TIGHT).converged.all()
+    assert recordings == []
+
+
+def test_a_function_that_cannot_be_recorded_is_run_with_one_warning(monkeypatch):
+    def failing(self, function):
+        self.recording = True
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    monkeypatch.setattr(Tape, "_record", failing)
+    cell, x, options = Creeping(), inputs(), {**TIGHT, "max_steps": 1000}
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        found = solve(lambda z: cell(z, x), torch.zeros_like(x), solver=Picard(), loop=Captured(3), **options)
+    (only,) = told
+    assert "<lambda> cannot be captured (RuntimeError: operation not permitted" in str(only.message)
+    assert only.filename == __file__
+    assert found.converged.all()
 
 
 def test_what_it_refuses():

@@ -22,10 +22,11 @@ from implicit.capture import backward_source
 from implicit.pure_problem import PureProblem
 from solvers import GMRES, Anderson, Broyden, Captured, Eager, Monotone, NewtonKrylov, Picard, Reversible, root, solve
 from solvers.loops.captures import LIMIT
+from solvers.loops.recording import Called
 from solvers.loops.tape import Tape
 from solvers.pipeline import Pipeline
 from solvers.problem import Problem
-from solvers.state import Layout
+from solvers.state import Layout, tree_leaves
 
 DIM, ROWS = 12, 5
 TIGHT = {"rtol": 1e-9, "atol": 0.0, "max_steps": 200}
@@ -191,6 +192,42 @@ def test_stretches_are_begun_ahead_where_more_will_be_needed(pipelines, monkeypa
     assert 12 <= max(lengths) <= 30 if small else max(lengths) <= 3
     if solver == Picard():  # nothing was begun in vain
         assert all(pipeline.foresight for pipeline in others)
+
+
+@pytest.fixture
+def shared_memory(monkeypatch):
+    """On a processor, too, a replay spoils what other recordings of its pool have left, as CUDA graphs may."""
+    record_it, replay, made = Tape._record, Called.replay, {}
+
+    def noted(self, function):
+        recording = record_it(self, function)
+        made[recording] = self, self._turn
+        return recording
+
+    def spoiling(self):
+        tape, pool = made[self]
+        lasting = [tape.z, tape.best, *tree_leaves([tuple(start)[2:5] for start in tape._starts.values()])]
+        lasting += [point for start in tape._starts.values() for point in start.points]
+        kept = {tensor.data_ptr() for tensor in lasting if isinstance(tensor, torch.Tensor)}
+        for other, place in made.items():
+            if other is not self and place == (tape, pool):
+                for tensor in (*other._result.points, other._result.norms):
+                    if tensor.data_ptr() not in kept:
+                        tensor.fill_(torch.nan)
+        return replay(self)
+
+    monkeypatch.setattr(Tape, "_record", noted)
+    monkeypatch.setattr(Called, "replay", spoiling)
+    return made
+
+
+@pytest.mark.parametrize("solver", [Picard(), Anderson(3), Broyden(4)], ids=repr)
+def test_recordings_that_follow_each_other_share_no_memory(shared_memory, solver):
+    eager, captured = layers(Slow(), solver, Picard(), every=3)
+    for _ in range(6):
+        same(eager, captured, inputs())
+    if inputs().device.type == "cpu":
+        assert len(shared_memory) > 6
 
 
 def test_a_solve_like_the_last_is_begun_ahead_at_once_and_ends_its_budget_in_one_stretch(pipelines):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
@@ -9,9 +10,13 @@ import torch
 from torch import Tensor
 
 from ..checks import check_positive_integer
+from ..fused import fusible
 from .rule import RestartingSolver, product_into
 
 _LARGEST_STRETCH = 1e8  # a contraction of factor ρ needs 1/(1 − ρ); beyond this the secant is rounding noise
+_MOST, _LONG, _MANY = 32, 16384, 128
+"""The longest history that a program holds in registers; the longest rows of which a few may leave a GPU idle; rows
+that do not."""
 
 
 class BroydenMemory(NamedTuple):
@@ -52,32 +57,48 @@ class Broyden(RestartingSolver):
         )
 
     def step(self, memory: BroydenMemory, z: Tensor, fz: Tensor, residual: Tensor) -> tuple[Tensor, BroydenMemory]:
-        history, coupling, inverse_squares, filled = memory
-        if filled == self.memory:
-            filled = 0
-        newest = history[:, filled]
-        if filled:
-            steps = history[:, :filled]
-            # c_j = s_jᵀ(the product of the factors before j applied to g) / ‖s_j‖², by forward substitution
-            against = torch.bmm(residual[:, None], steps.mT).mT.double()
-            system = coupling[:, :filled, :filled]
-            c = torch.linalg.solve_triangular(system, against, upper=False, unitriangular=True)
-            c = c[:, :, 0] * inverse_squares[:, :filled]
-            stretch = (1 - c[:, -1:]).reciprocal_().clamp_(-_LARGEST_STRETCH, _LARGEST_STRETCH).to(z.dtype)
-            step = residual
-            if filled > 1:
-                step = torch.baddbmm(residual[:, None], c[:, None, :-1].to(z.dtype), steps[:, 1:])[:, 0]
-            product_into(newest, step, stretch)
-        else:
-            newest.copy_(residual)
-        row = torch.bmm(newest[:, None], history[:, : filled + 1].mT)[:, 0].double()
-        inverse_squares[:, filled] = row[:, -1].reciprocal().nan_to_num_(posinf=0.0)
-        if filled:
-            product_into(coupling[:, filled, :filled], row[:, 1:], inverse_squares[:, :filled]).neg_()
-        return z + newest, BroydenMemory(history, coupling, inverse_squares, filled + 1)
+        if memory.filled == self.memory:
+            memory = memory._replace(filled=0)
+        proposed = _operation(memory)(memory, z, residual)
+        return proposed, memory._replace(filled=memory.filled + 1)
 
     def forget(self, memory: BroydenMemory, rows: Tensor) -> BroydenMemory:
         memory.history[:, : memory.filled].masked_fill_(rows[:, None, None], 0)
         for small in (memory.coupling, memory.inverse_squares):
             small[rows] = 0
         return memory
+
+
+def _operation(memory: BroydenMemory) -> Callable[[BroydenMemory, Tensor, Tensor], Tensor]:
+    """One Triton kernel where it can be used and its programs, one per row, keep a GPU busy; else PyTorch."""
+    rows, size, dim = memory.history.shape
+    if size > _MOST or (dim > _LONG and rows < _MANY) or not fusible(memory.history):
+        return proposal
+    from . import broyden_triton as triton
+
+    return triton.proposal
+
+
+def proposal(memory: BroydenMemory, z: Tensor, residual: Tensor) -> Tensor:
+    """The next iterate, after writing the step to it into the memory."""
+    history, coupling, inverse_squares, filled = memory
+    newest = history[:, filled]
+    if filled:
+        steps = history[:, :filled]
+        # c_j = s_jᵀ(the product of the factors before j applied to g) / ‖s_j‖², by forward substitution
+        against = torch.bmm(residual[:, None], steps.mT).mT.double()
+        system = coupling[:, :filled, :filled]
+        c = torch.linalg.solve_triangular(system, against, upper=False, unitriangular=True)
+        c = c[:, :, 0] * inverse_squares[:, :filled]
+        stretch = (1 - c[:, -1:]).reciprocal_().clamp_(-_LARGEST_STRETCH, _LARGEST_STRETCH).to(z.dtype)
+        step = residual
+        if filled > 1:
+            step = torch.baddbmm(residual[:, None], c[:, None, :-1].to(z.dtype), steps[:, 1:])[:, 0]
+        product_into(newest, step, stretch)
+    else:
+        newest.copy_(residual)
+    row = torch.bmm(newest[:, None], history[:, : filled + 1].mT)[:, 0].double()
+    inverse_squares[:, filled] = row[:, -1].reciprocal().nan_to_num_(posinf=0.0)
+    if filled:
+        product_into(coupling[:, filled, :filled], row[:, 1:], inverse_squares[:, :filled]).neg_()
+    return z + newest

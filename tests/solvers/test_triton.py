@@ -14,9 +14,9 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from solvers import Anderson, Euclidean
+from solvers import Anderson, Broyden, Euclidean
 from solvers.fused import LARGE, _compiles, fusible, replayed
-from solvers.rules import anderson
+from solvers.rules import anderson, broyden
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 BOUNDS = {"float32": 2e-5, "float64": 1e-13}
@@ -112,6 +112,58 @@ def odd_errors(name):
     assert not memory.gram.any()
 
 
+def broyden_steps(proposal, solver, points, forgotten=None):
+    """The proposals, and the last memory; some rows forget halfway."""
+    memory, proposals = solver.init(points[0][0]), []
+    for count, (z, residual) in enumerate(points):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(broyden, "_operation", lambda _: proposal)
+            proposed, memory = solver.step(memory, z, z + residual, residual)
+        if forgotten is not None and count == len(points) // 2:
+            memory = solver.forget(memory, forgotten)
+        proposals.append(proposed)
+    return proposals, memory
+
+
+def broyden_error(proposal, solver, points, forgotten=None):
+    """The largest, relative to the row's largest entry, beside the operations of PyTorch in double precision."""
+    found, memory = broyden_steps(proposal, solver, points, forgotten)
+    wide = [(z.double(), residual.double()) for z, residual in points]
+    wanted, exact = broyden_steps(broyden.proposal, solver, wide, forgotten)
+    for memories, filled in ((memory, memory.filled), (exact, exact.filled)):
+        outputs = found if memories is memory else wanted
+        below = torch.ones(filled, filled, dtype=torch.bool).tril(-1).to(memories.coupling.device)
+        outputs += [memories.history[:, :filled].flatten(1), memories.inverse_squares[:, :filled]]
+        outputs += [torch.where(below, memories.coupling[:, :filled, :filled], 0).flatten(1)]
+    worst = 0.0
+    for one, other in zip(found, wanted, strict=True):
+        assert torch.equal(one.isnan(), other.isnan())
+        one, other = one.double().nan_to_num(), other.nan_to_num()
+        scale = torch.maximum(other.abs().amax(1), torch.ones(len(other), device=other.device))
+        worst = max(worst, float(((one - other).abs().amax(1) / scale).max()))
+    return worst
+
+
+def broyden_errors(name):
+    from solvers.rules.broyden_triton import proposal
+
+    dtype = DTYPES[name]
+    for rows, dim, memory in ((1, 1, 1), (2, 3, 2), (4, 64, 6), (2, 100, 12), (1, 3000, 3), (3, 300, 20)):
+        points = [(z, 0.7**count * r) for count, (z, r) in enumerate(random_points(2 * memory + 3, rows, dim, dtype))]
+        yield [rows, dim, memory], broyden_error(proposal, Broyden(memory), points)
+    odd = random_points(7, 6, 600, dtype)
+    for count, (_, residual) in enumerate(odd):
+        if count > 2:
+            residual[1, 5], residual[2, -1] = math.nan, math.inf
+        residual[3] = 0
+    odd[4][1][4] = 0  # a step that vanishes
+    yield "odd rows", broyden_error(proposal, Broyden(4), odd, torch.tensor([False] * 5 + [True]))
+    apart = [tuple(torch.randn(3, 80, dtype=dtype)[:, :40] for _ in range(2)) for _ in range(5)]
+    yield "rows apart", broyden_error(proposal, Broyden(3), apart)
+    columns = [tuple(torch.randn(40, 3, dtype=dtype).mT for _ in range(2)) for _ in range(5)]
+    yield "columns apart", broyden_error(proposal, Broyden(3), columns)
+
+
 def norm_errors(name):
     from solvers.norms_triton import residual_and_norms
 
@@ -148,7 +200,7 @@ def norm(row):
     return math.nan if any(map(math.isnan, row)) else math.hypot(*row)
 
 
-GROUPS = {"steps": anderson_errors, "odd": odd_errors, "norms": norm_errors}
+GROUPS = {"steps": anderson_errors, "odd": odd_errors, "broyden": broyden_errors, "norms": norm_errors}
 
 
 @pytest.mark.parametrize("group", GROUPS)
@@ -199,9 +251,10 @@ class Compiled:
 def test_kernels_compile_for_cards(capability, name, monkeypatch):
     pytest.importorskip("triton")
     from solvers import norms_triton
-    from solvers.rules import anderson_triton
+    from solvers.rules import anderson_triton, broyden_triton
 
     launched = {anderson_triton: {"_write_differences", "_weights", "_sums", "_solve", "_mixed"}}
+    launched[broyden_triton] = {"_step"}
     launched[norms_triton], met = {"_measure", "_add_up"}, set()
     for module, kernels in launched.items():
         for kernel in kernels:
@@ -210,6 +263,7 @@ def test_kernels_compile_for_cards(capability, name, monkeypatch):
         points = [(torch.zeros(2, dim, dtype=DTYPES[name], device="cpu"),) * 2] * 4
         steps(fused(), solver, points[0][0], points)
         norms_triton.residual_and_norms(*points[0])
+        broyden_steps(broyden_triton.proposal, Broyden(solver.memory), points)
     assert met == set().union(*launched.values())
 
 
@@ -221,6 +275,14 @@ def test_kernels_are_chosen_on_cards_alone(device):
         assert fusible(z) == (device == "cuda")
         chosen = anderson._operations(z, 16, 4)
         assert (chosen is not anderson.PYTORCH) == (device == "cuda")
+        for rows, dim, memory, fits in (
+            (1, 9, 32, True),
+            (1, 9, 33, False),
+            (9, 20000, 2, False),
+            (200, 20000, 2, True),
+        ):
+            history = Broyden(memory).init(torch.empty(rows, dim, device=device))
+            assert (broyden._operation(history) is not broyden.proposal) == (device == "cuda" and fits)
         assert not fusible(z.half())
         assert anderson._operations(z, 17, 4) is anderson._operations(z, 16, 5) is anderson.PYTORCH
         with FakeTensorMode():  # has the shapes of a card's, and no values
@@ -259,6 +321,19 @@ def test_steps_on_every_device(device, rows, dim, memory, period, damping, name)
     for one, other in zip(found, wanted, strict=True):
         scale = other.abs().amax(1, keepdim=True).clamp(min=1)
         assert float(((one.double() - other) / scale).abs().max()) < BOUNDS[name]
+
+
+@pytest.mark.parametrize("name", DTYPES)
+@pytest.mark.parametrize(
+    ("rows", "dim", "memory"), [(1, 1, 1), (5, 64, 6), (2, 1000, 12), (3, 3000, 32), (130, 20000, 3)]
+)
+def test_steps_of_broyden_on_every_device(device, rows, dim, memory, name):
+    """With what is chosen there, beside PyTorch's operations in double precision."""
+    points = random_points(memory + 4, rows, dim, DTYPES[name])
+    points = [(z.to(device), (0.8**count * r).to(device)) for count, (z, r) in enumerate(points)]
+    with replayed():
+        chosen = broyden._operation(Broyden(memory).init(points[0][0]))
+    assert broyden_error(chosen, Broyden(memory), points) < BOUNDS[name]
 
 
 @pytest.mark.parametrize("name", DTYPES)

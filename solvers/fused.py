@@ -15,6 +15,8 @@ from .caller import level_of_caller
 
 LARGE = 2**22
 """Entries of a state from which a kernel outlasts its launch, which costs more than launches by PyTorch."""
+LONG, MANY = 16384, 128
+"""Entries of a row up to which one program is done with it in a few launches' time; rows whose programs fill a GPU."""
 _replayed = threading.local()
 
 
@@ -39,6 +41,12 @@ def fusible(tensor: Tensor) -> bool:
         and type(tensor) is Tensor  # a tracer's tensor has no values, hence no address
         and _compiles(tensor.get_device())
     )
+
+
+def fusible_by_row(state: Tensor) -> bool:
+    """`fusible`, for kernels with one program per row of the (rows, dim) state."""
+    rows, dim = state.shape
+    return (dim <= LONG or rows >= MANY) and fusible(state)
 
 
 @cache

@@ -10,13 +10,12 @@ import torch
 from torch import Tensor
 
 from ..checks import check_positive_integer
-from ..fused import fusible
+from ..fused import fusible_by_row
 from .rule import RestartingSolver, product_into
 
 _LARGEST_STRETCH = 1e8  # a contraction of factor ρ needs 1/(1 − ρ); beyond this the secant is rounding noise
-_MOST, _LONG, _MANY = 32, 16384, 128
-"""The longest history that a program holds in registers; the longest rows of which a few may leave a GPU idle; rows
-that do not."""
+_MOST = 32
+"""The longest history whose products a program holds in registers."""
 
 
 class BroydenMemory(NamedTuple):
@@ -59,7 +58,7 @@ class Broyden(RestartingSolver):
     def step(self, memory: BroydenMemory, z: Tensor, fz: Tensor, residual: Tensor) -> tuple[Tensor, BroydenMemory]:
         if memory.filled == self.memory:
             memory = memory._replace(filled=0)
-        proposed = _operation(memory)(memory, z, residual)
+        proposed = _operation(memory, z)(memory, z, residual)
         return proposed, memory._replace(filled=memory.filled + 1)
 
     def forget(self, memory: BroydenMemory, rows: Tensor) -> BroydenMemory:
@@ -69,10 +68,9 @@ class Broyden(RestartingSolver):
         return memory
 
 
-def _operation(memory: BroydenMemory) -> Callable[[BroydenMemory, Tensor, Tensor], Tensor]:
-    """One Triton kernel where it can be used and its programs, one per row, keep a GPU busy; else PyTorch."""
-    rows, size, dim = memory.history.shape
-    if size > _MOST or (dim > _LONG and rows < _MANY) or not fusible(memory.history):
+def _operation(memory: BroydenMemory, z: Tensor) -> Callable[[BroydenMemory, Tensor, Tensor], Tensor]:
+    """One Triton kernel where it can be used, else PyTorch."""
+    if memory.history.shape[1] > _MOST or not fusible_by_row(z):
         return proposal
     from . import broyden_triton as triton
 

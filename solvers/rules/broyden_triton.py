@@ -25,7 +25,7 @@ def proposal(memory: BroydenMemory, z: Tensor, residual: Tensor) -> Tensor:
     block = min(triton.next_power_of_2(max(dim, 1)), max(_TILE // padded, 16))
     found = z.new_empty(rows, dim)
     with torch.cuda.device_of(z):
-        _step[(rows,)](
+        _broyden_step[(rows,)](
             *(memory.history, memory.coupling, memory.inverse_squares, z, z.stride(0), residual, residual.stride(0)),
             *(found, memory.filled, size, dim, padded, block),
             num_warps=min(4, max(1, padded * block // 256)),
@@ -34,8 +34,8 @@ def proposal(memory: BroydenMemory, z: Tensor, residual: Tensor) -> Tensor:
 
 
 @triton.jit(do_not_specialize=["filled"])
-def _step(history, coupling, inverse_squares, z, z_stride, residual, stride, found, filled, size, dim,
-          SIZE: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
+def _broyden_step(history, coupling, inverse_squares, z, z_stride, residual, stride, found, filled, size, dim,
+                  SIZE: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     history, coupling = history + row * size * dim, coupling + row * size * size
     inverse_squares += row * size

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
@@ -9,14 +10,17 @@ import torch
 from torch import Tensor
 
 from ..checks import check_positive_integer
+from ..fused import fusible_by_row
 from .rule import PATIENCE, Solver
 
 _ROOM = 16
 """Number of directions allocated at first; doubled when they are full."""
-_TURN = 0.1
+TURN = 0.1
 """Last fall of ‖r‖², relative to what is left, below which r hardly leads out of the space searched."""
-_CANCELLED = 0.2
+CANCELLED = 0.2
 """Share of a length left by a projection, below which rounding errors require a second projection."""
+_MOST = 64
+"""The longest history whose products a program holds in registers."""
 
 
 class GMRESMemory(NamedTuple):
@@ -62,35 +66,51 @@ class GMRES(Solver):
 
     def step(self, memory: GMRESMemory, z: Tensor, fz: Tensor, residual: Tensor) -> tuple[Tensor, GMRESMemory]:
         history, last, least, filled = memory
-        rows, dim = z.shape
-        most = min(self.restart, dim)  # more directions than dimensions are dependent
-        here = torch.stack((z, residual), dim=1)
+        most = min(self.restart, z.shape[1])  # more directions than dimensions are dependent
         if filled is None or filled == most:
+            here = torch.stack((z, residual), dim=1)
             return fz, GMRESMemory(history, here, torch.linalg.vector_norm(residual, dim=1, keepdim=True), 0)
         if filled == history.shape[1]:
             history = _with_room(history, min(filled, most - filled))
 
-        # between two evaluated points, so that the product with A is exact, whatever the search did
-        change = here - last
-        length = torch.linalg.vector_norm(change[:, 1], dim=1, keepdim=True)
-        here_size, rounding = torch.linalg.vector_norm(residual, dim=1, keepdim=True), torch.finfo(z.dtype).eps
-        if filled:
-            lost = here_size * rounding**0.5 > least  # among directions that are rounding errors: restart
-            if _unseen(lost) or lost.any():
-                history[:, :filled].masked_fill_(lost.unsqueeze(2), 0)
-            change, length = _without(history[:, :filled], change, length)
-        # a difference below the rounding error of its terms is no direction
-        known = length > rounding * here_size
-        pair = change.mul_(torch.where(known, length.reciprocal(), 0).unsqueeze(2))
-        history[:, filled] = pair.view(rows, 2 * dim)
-        stride = torch.where(known, torch.linalg.vector_norm(pair[:, 0], dim=1, keepdim=True), 1)
-
-        # the least residual, computed from this point, so that errors do not accumulate from step to step
-        best, size = _without(history[:, : filled + 1], here.clone(), here_size)
-        point, lower = best.unbind(1)
-        following = torch.where(least.square() - size.square() > _TURN * size.square(), lower, size * pair[:, 1])
-        proposal = torch.addcmul(point, stride, following)
+        memory = GMRESMemory(history, last, least, filled)
+        proposal, here, size = _operation(memory, z)(memory, filled, z, residual)
         return proposal, GMRESMemory(history, here, size, filled + 1)
+
+
+def _operation(memory: GMRESMemory, z: Tensor) -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
+    """One Triton kernel where it can be used, else PyTorch."""
+    if memory.history.shape[1] > _MOST or not fusible_by_row(z):
+        return proposal_and_memory
+    from . import gmres_triton as triton
+
+    return triton.proposal_and_memory
+
+
+def proposal_and_memory(memory: GMRESMemory, filled: int, z: Tensor, residual: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The next iterate, and `last` and `least` of the next memory, after writing a direction into the history."""
+    (history, last, least, _), (rows, dim) = memory, z.shape
+    here = torch.stack((z, residual), dim=1)
+    # between two evaluated points, so that the product with A is exact, whatever the search did
+    change = here - last
+    length = torch.linalg.vector_norm(change[:, 1], dim=1, keepdim=True)
+    here_size, rounding = torch.linalg.vector_norm(residual, dim=1, keepdim=True), torch.finfo(z.dtype).eps
+    if filled:
+        lost = here_size * rounding**0.5 > least  # among directions that are rounding errors: restart
+        if _unseen(lost) or lost.any():
+            history[:, :filled].masked_fill_(lost.unsqueeze(2), 0)
+        change, length = _without(history[:, :filled], change, length)
+    # a difference below the rounding error of its terms is no direction
+    known = length > rounding * here_size
+    pair = change.mul_(torch.where(known, length.reciprocal(), 0).unsqueeze(2))
+    history[:, filled] = pair.view(rows, 2 * dim)
+    stride = torch.where(known, torch.linalg.vector_norm(pair[:, 0], dim=1, keepdim=True), 1)
+
+    # the least residual, computed from this point, so that errors do not accumulate from step to step
+    best, size = _without(history[:, : filled + 1], here.clone(), here_size)
+    point, lower = best.unbind(1)
+    following = torch.where(least.square() - size.square() > TURN * size.square(), lower, size * pair[:, 1])
+    return torch.addcmul(point, stride, following), here, size
 
 
 def _without(pairs: Tensor, pair: Tensor, length: Tensor) -> tuple[Tensor, Tensor]:
@@ -102,7 +122,7 @@ def _without(pairs: Tensor, pair: Tensor, length: Tensor) -> tuple[Tensor, Tenso
     row, directions = pair.view(rows, 1, 2 * dim), pairs[:, :, dim:].mT
     row.baddbmm_(torch.bmm(pair[:, 1:], directions), pairs, alpha=-1)
     left = torch.linalg.vector_norm(pair[:, 1], dim=1, keepdim=True)
-    cancelled = left < _CANCELLED * length
+    cancelled = left < CANCELLED * length
     if _unseen(cancelled) or cancelled.any():
         row.baddbmm_(
             torch.bmm(pair[:, 1:], directions).mul_(cancelled.unsqueeze(2)), pairs, alpha=-1

@@ -14,9 +14,9 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from solvers import Anderson, Broyden, Euclidean
+from solvers import GMRES, Anderson, Broyden, Euclidean
 from solvers.fused import LARGE, _compiles, fusible, replayed
-from solvers.rules import anderson, broyden
+from solvers.rules import anderson, broyden, gmres
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 BOUNDS = {"float32": 2e-5, "float64": 1e-13}
@@ -117,7 +117,7 @@ def broyden_steps(proposal, solver, points, forgotten=None):
     memory, proposals = solver.init(points[0][0]), []
     for count, (z, residual) in enumerate(points):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(broyden, "_operation", lambda _: proposal)
+            patch.setattr(broyden, "_operation", lambda *_: proposal)
             proposed, memory = solver.step(memory, z, z + residual, residual)
         if forgotten is not None and count == len(points) // 2:
             memory = solver.forget(memory, forgotten)
@@ -164,6 +164,54 @@ def broyden_errors(name):
     yield "columns apart", broyden_error(proposal, Broyden(3), columns)
 
 
+def gmres_steps(operation, solver, matrix, shift, count):
+    """The iterates for z = matrix·z + shift, from zero."""
+    z, points = torch.zeros_like(shift), []
+    memory = solver.init(z)
+    for _ in range(count):
+        image = (matrix @ z.unsqueeze(2)).squeeze(2) + shift
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(gmres, "_operation", lambda *_: operation)
+            z, memory = solver.step(memory, z, image, image - z)
+        points.append(z)
+    return points
+
+
+def gmres_error(operation, solver, matrix, shift, count):
+    """The largest, relative to the row, beside the operations of PyTorch in double precision."""
+    found = gmres_steps(operation, solver, matrix, shift, count)
+    wanted = gmres_steps(gmres.proposal_and_memory, solver, matrix.double(), shift.double(), count)
+    worst = 0.0
+    for one, other in zip(found, wanted, strict=True):
+        assert torch.equal(one.isnan().any(1), other.isnan().any(1))
+        good = other.isfinite().all(1)
+        error = (one[good].double() - other[good]).abs().amax(1) / other[good].abs().amax(1).clamp(min=1e-30)
+        worst = max(worst, float(error.max()))
+    return worst
+
+
+def affine_map(rows, dim, dtype, device="cpu"):
+    matrix = 0.5 * torch.randn(rows, dim, dim, dtype=torch.float64, device="cpu") / dim**0.5
+    shift = torch.randn(rows, dim, dtype=torch.float64, device="cpu")
+    return matrix.to(dtype).to(device), shift.to(dtype).to(device)
+
+
+def gmres_errors(name):
+    from solvers.rules.gmres_triton import proposal_and_memory
+
+    for rows, dim, restart, count in ((1, 1, 3, 6), (2, 3, 2, 8), (3, 20, 6, 16), (2, 40, 50, 8), (1, 700, 17, 6)):
+        matrix, shift = affine_map(rows, dim, DTYPES[name])
+        yield [rows, dim, restart], gmres_error(proposal_and_memory, GMRES(restart), matrix, shift, count)
+    matrix, shift = affine_map(4, 10, DTYPES[name])
+    shift[1, 3], shift[2] = math.nan, 0
+    yield "odd rows", gmres_error(proposal_and_memory, GMRES(4), matrix, shift, 9)
+    matrix, shift = affine_map(2, 6, torch.float64)
+    matrix += 0.95 * torch.eye(6, dtype=torch.float64) - matrix  # one direction suffices, then all are rounding errors
+    exact = shift / 0.05
+    last = gmres_steps(proposal_and_memory, GMRES(6), matrix, shift, 12)[-1]
+    yield "rounding", float((last - exact).abs().max() / exact.abs().max())
+
+
 def norm_errors(name):
     from solvers.norms_triton import residual_and_norms
 
@@ -200,7 +248,13 @@ def norm(row):
     return math.nan if any(map(math.isnan, row)) else math.hypot(*row)
 
 
-GROUPS = {"steps": anderson_errors, "odd": odd_errors, "broyden": broyden_errors, "norms": norm_errors}
+GROUPS = {
+    "steps": anderson_errors,
+    "odd": odd_errors,
+    "broyden": broyden_errors,
+    "gmres": gmres_errors,
+    "norms": norm_errors,
+}
 
 
 @pytest.mark.parametrize("group", GROUPS)
@@ -251,10 +305,10 @@ class Compiled:
 def test_kernels_compile_for_cards(capability, name, monkeypatch):
     pytest.importorskip("triton")
     from solvers import norms_triton
-    from solvers.rules import anderson_triton, broyden_triton
+    from solvers.rules import anderson_triton, broyden_triton, gmres_triton
 
     launched = {anderson_triton: {"_write_differences", "_weights", "_sums", "_solve", "_mixed"}}
-    launched[broyden_triton] = {"_step"}
+    launched[broyden_triton], launched[gmres_triton] = {"_broyden_step"}, {"_gmres_step"}
     launched[norms_triton], met = {"_measure", "_add_up"}, set()
     for module, kernels in launched.items():
         for kernel in kernels:
@@ -264,6 +318,7 @@ def test_kernels_compile_for_cards(capability, name, monkeypatch):
         steps(fused(), solver, points[0][0], points)
         norms_triton.residual_and_norms(*points[0])
         broyden_steps(broyden_triton.proposal, Broyden(solver.memory), points)
+        gmres_triton.proposal_and_memory(GMRES().init(points[0][0]), 0, *points[0])
     assert met == set().union(*launched.values())
 
 
@@ -281,8 +336,10 @@ def test_kernels_are_chosen_on_cards_alone(device):
             (9, 20000, 2, False),
             (200, 20000, 2, True),
         ):
-            history = Broyden(memory).init(torch.empty(rows, dim, device=device))
-            assert (broyden._operation(history) is not broyden.proposal) == (device == "cuda" and fits)
+            state = torch.empty(rows, dim, device=device)
+            assert (broyden._operation(Broyden(memory).init(state), state) is not broyden.proposal) == (
+                device == "cuda" and fits
+            )
         assert not fusible(z.half())
         assert anderson._operations(z, 17, 4) is anderson._operations(z, 16, 5) is anderson.PYTORCH
         with FakeTensorMode():  # has the shapes of a card's, and no values
@@ -332,8 +389,18 @@ def test_steps_of_broyden_on_every_device(device, rows, dim, memory, name):
     points = random_points(memory + 4, rows, dim, DTYPES[name])
     points = [(z.to(device), (0.8**count * r).to(device)) for count, (z, r) in enumerate(points)]
     with replayed():
-        chosen = broyden._operation(Broyden(memory).init(points[0][0]))
+        chosen = broyden._operation(Broyden(memory).init(points[0][0]), points[0][0])
     assert broyden_error(chosen, Broyden(memory), points) < BOUNDS[name]
+
+
+@pytest.mark.parametrize("name", DTYPES)
+@pytest.mark.parametrize(("rows", "dim", "restart"), [(1, 1, 3), (5, 64, 6), (2, 500, 50), (130, 40, 12)])
+def test_steps_of_gmres_on_every_device(device, rows, dim, restart, name):
+    """With what is chosen there, beside PyTorch's operations in double precision."""
+    matrix, shift = affine_map(rows, dim, DTYPES[name], device)
+    with replayed():
+        chosen = gmres._operation(GMRES(restart).init(shift), shift)
+    assert gmres_error(chosen, GMRES(restart), matrix, shift, 7) < BOUNDS[name]
 
 
 @pytest.mark.parametrize("name", DTYPES)

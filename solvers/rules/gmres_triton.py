@@ -106,10 +106,12 @@ def _gmres_step(history, last, least, z, z_stride, residual, stride, found, lowe
     kept = index < filled
     lost = here_size * ROUNDING**0.5 > before
     if lost:  # among directions that are rounding errors: restart
-        for place in range(filled):
+        pair = history
+        for _ in range(filled):
             for first in range(0, 2 * dim, BLOCK):
                 column = first + tl.arange(0, BLOCK)
-                tl.store(history + place.to(tl.int64) * 2 * dim + column, 0.0 * before, mask=column < 2 * dim)
+                tl.store(pair + column, 0.0 * before, mask=column < 2 * dim)
+            pair += 2 * dim
         tl.debug_barrier()
     if filled > 0:
         products, _ = _against(history, own, ours, kept, dim, SIZE, BLOCK)

@@ -205,11 +205,37 @@ def gmres_errors(name):
     matrix, shift = affine_map(4, 10, DTYPES[name])
     shift[1, 3], shift[2] = math.nan, 0
     yield "odd rows", gmres_error(proposal_and_memory, GMRES(4), matrix, shift, 9)
-    matrix, shift = affine_map(2, 6, torch.float64)
-    matrix += 0.95 * torch.eye(6, dtype=torch.float64) - matrix  # one direction suffices, then all are rounding errors
-    exact = shift / 0.05
-    last = gmres_steps(proposal_and_memory, GMRES(6), matrix, shift, 12)[-1]
-    yield "rounding", float((last - exact).abs().max() / exact.abs().max())
+    yield "all but cancelled", almost_cancelled(proposal_and_memory, DTYPES[name])
+    memory, z, residual = directions(DTYPES[name])
+    found = memory._replace(history=memory.history.clone(), least=torch.full((2, 1), 1e-20, dtype=z.dtype))
+    found.least[1] = 1
+    proposal_and_memory(found, 4, z, residual)
+    assert not found.history[0, :4].any(), "directions that are rounding errors are forgotten"
+    assert torch.equal(found.history[1, :4], memory.history[1, :4])
+
+
+def directions(dtype):
+    """A memory of four directions of two rows, and a point; both differences almost lie in the space searched."""
+    basis = torch.linalg.qr(torch.randn(2, 50, 4, dtype=torch.float64))[0].mT
+    near = [torch.randn(2, 1, 4, dtype=torch.float64) @ basis + 1e-4 * torch.randn(2, 1, 50) for _ in range(2)]
+    residual, z = near[0][:, 0], torch.randn(2, 50, dtype=torch.float64)
+    memory = GMRES().init(z)
+    memory.history[:, :4] = torch.cat((torch.zeros_like(basis), basis), dim=2)
+    memory.last.copy_(torch.stack((z + torch.randn_like(z), residual - near[1][:, 0]), dim=1))
+    memory.least.fill_(1)
+    return gmres.GMRESMemory(*(x.to(dtype) for x in memory[:3]), 4), z.to(dtype), residual.to(dtype)
+
+
+def almost_cancelled(operation, dtype):
+    """How far the new direction, and the residual left from all of them, are from orthogonal to the others."""
+    memory, z, residual = directions(dtype)
+    found, _, _ = operation(memory, 4, z, residual)
+    basis, (step, new) = memory.history[:, :4, 50:].double(), memory.history[:, 4].double().split(50, dim=1)
+    stride = torch.linalg.vector_norm(step, dim=1, keepdim=True)
+    point = z.double() - step * (new * residual.double()).sum(1, keepdim=True)  # the older directions have no steps
+    left = (found.double() - point) / stride
+    left = left / torch.linalg.vector_norm(left, dim=1, keepdim=True)
+    return float(max((basis @ x.unsqueeze(2)).abs().max() for x in (new, left)))
 
 
 def norm_errors(name):

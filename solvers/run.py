@@ -49,7 +49,11 @@ class Run:
             # squares leave the range of single precision: from here on the solver works in double
             z, self.problem = z.double(), problem.widened()
             self._bind()
-            self._begin(z, (self.stretch.image.double(), self.stretch.residual.double()))
+            if len(self.stretch.points) == 1:
+                pair = self.stretch.image.double(), self.stretch.residual.double()
+            else:  # these are of a later point
+                pair = self.problem.evaluate(z, z)
+            self._begin(z, pair)
         self.best = z  # the kept iterates of the current rows
         self.last: Floats | None = None  # norms of the last steps, if the rule has been applied to them
         self.value = z  # likewise of all rows; known once rows have been dropped

@@ -23,7 +23,7 @@ LONGEST = 10
 AFTER = 32
 """Number of stretches after which those of a function are recorded: its recordings last for one solve, and a recording
 takes as long as some hundred steps."""
-MOST = 2**23
+MOST = 2**22
 """Entries of all states of such a stretch at most: of large states, a stretch takes longer than a check anyway."""
 
 
@@ -47,7 +47,7 @@ class Captured(Loop):
     check_every: int = 8
     """Steps between two checks of the residuals. The last stretch runs past the last step, by fewer than check_every
     evaluations, whose results are discarded. If the residuals fall faster than before, one more stretch is wasted.
-    States of less than 2**20 entries are checked less often while some row appears to be far from converged."""
+    States of up to 2**18 entries are checked less often while some row appears to be far from converged."""
 
     fixed_shapes: ClassVar[bool] = True
 

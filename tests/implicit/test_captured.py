@@ -335,6 +335,31 @@ def test_norms_out_of_range_in_recordings(every):
         torch.testing.assert_close(solution.value / 1e-170, torch.full_like(x, 10.0), rtol=2e-3, atol=0)
 
 
+@pytest.mark.parametrize("solver", [Picard(), Anderson(3)], ids=repr)
+@pytest.mark.parametrize("scale", [1e-25, 1e25])
+def test_norms_out_of_the_range_of_single_precision_in_recordings(solver, scale):
+    """The solve continues in double precision, from the start and not from where the first stretch has ended."""
+    affine = nn.Linear(3, 3, bias=False).requires_grad_(False)
+    affine.weight.copy_(0.3 * torch.eye(3))
+
+    class Scaled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.affine = affine
+
+        def forward(self, z, x):
+            return self.affine(z) + x
+
+    x = scale * torch.tensor([[1.0, 2.0, 3.0], [1.0, 1.0, 1.0]])
+    options = {"solver": solver, "atol": 0.0, "compact": False}
+    plain, recorded = (Equilibrium(Scaled(), loop=loop, **options) for loop in (Eager(8), Captured(8)))
+    for _ in range(4):
+        expected, found = plain.solve(x), recorded.solve(x)
+        assert found.converged.all()
+        assert found.steps.tolist() == expected.steps.tolist()
+        torch.testing.assert_close(found.value / scale, x / scale / 0.7, rtol=2e-4, atol=0)
+
+
 def test_a_tolerance_of_nothing():
     class Halving(nn.Module):
         def forward(self, z, x):

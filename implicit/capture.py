@@ -101,7 +101,8 @@ def _source(
         return built
 
     tensors = (*own, *(known[place].detach() for place in changing), *(leaves[place] for place in whole))
-    signature = way, numbers, tuple(changing), tuple(map(_state, parts)), torch.is_grad_enabled()
+    modes = torch.is_grad_enabled(), torch.is_inference_mode_enabled()  # tensors made in these cannot serve elsewhere
+    signature = way, numbers, tuple(changing), tuple(map(_state, parts)), modes
     return Source(f"{type(f).__name__}, {way}", signature, tensors, made)
 
 

@@ -117,7 +117,11 @@ def _gone_on(
     with torch.no_grad():
         further = iterate(problem, start, settings, keep=Keep(iterates=at)).iterates
     return [
-        torch.where((rows.to(new.device) & new.isfinite().all(dim=1))[:, None], new, old)
+        torch.where(
+            (rows.to(new.device) & new.isfinite().all(dim=1))[:, None],
+            new,
+            torch.where(old.isfinite().all(dim=1, keepdim=True), old, outcome.value),
+        )
         for rows, new, old in zip(stopped, further, outcome.iterates, strict=True)
     ]
 

@@ -85,7 +85,12 @@ def solved_jointly(
     joint, norms = start, first.norms
     if left > 0:
         joint_settings = replace(
-            run.settings, max_steps=left, compact=False, norm=WorstRow(run.settings.norm, len(z)), loop=Eager()
+            run.settings,
+            min_steps=min(run.settings.min_steps, left),
+            max_steps=left,
+            compact=False,
+            norm=WorstRow(run.settings.norm, len(z)),
+            loop=Eager(),
         )
         found = loop(JointProblem(problem), start.reshape(1, -1), joint_settings)
         joint, norms = found.value.view_as(z), np.concatenate((_padded(norms, done), found.norms.repeat(len(z), 1)))

@@ -454,6 +454,35 @@ def test_shapes_dtypes_modes_and_contexts():
     assert len(captured._captures._tapes) <= LIMIT
 
 
+@pytest.mark.parametrize("order", ["iiinn", "iiit", "ninin", "nnnii", "ttti"])
+def test_what_inference_mode_recorded_serves_there_alone(order):
+    eager, captured = layers(Cell())
+    for mode in order:
+        x = inputs()
+        with {"i": torch.inference_mode, "n": torch.no_grad, "t": torch.enable_grad}[mode]():
+            found, expected = captured(x), eager(x)
+        if mode == "t":
+            found.sum().backward()
+        torch.testing.assert_close(found.clone(), expected.clone(), rtol=1e-8, atol=1e-9)
+
+
+def test_iterates_of_rows_that_are_not_finite():
+    class Failing(Cell):
+        def forward(self, z, x):
+            return torch.where(x[:, :1] > 5, z * torch.nan, super().forward(z, x))
+
+    eager, captured = layers(Failing())
+    for _ in range(4):
+        x = inputs()
+        x[1] = 6
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            found, expected = (layer.iterates(x, at=(0, 3, 9)) for layer in (captured, eager))
+        for one, other in zip(found, expected, strict=True):
+            assert one.isfinite().all()
+            torch.testing.assert_close(one, other, rtol=1e-8, atol=1e-9)
+
+
 def test_within_autocast():
     cell = Cell().float()
     eager, captured = layers(cell)

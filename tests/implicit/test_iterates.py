@@ -118,3 +118,19 @@ def test_bad_steps_are_named(at):
 
 def test_a_function_has_none():
     assert isinstance(fixed_point(torch.cos, torch.zeros(2, 1)), torch.Tensor)
+
+
+@pytest.mark.filterwarnings("ignore:the rows depend on each other")
+@pytest.mark.parametrize("loop", [Eager(), Eager(3)], ids=repr)
+def test_coupled_rows_have_iterates(loop):
+    """Rows found to be coupled are solved as one problem, in fewer steps than the iterates insist on."""
+
+    class Coupled(nn.Module):
+        def forward(self, z, x):
+            return 0.5 * torch.tanh(z + x) + 0.3 * z.mean(0, keepdim=True)
+
+    layer = Equilibrium(Coupled(), solver=Monotone(3), loop=loop, compact=False)
+    x = torch.randn(5, 4, generator=torch.Generator().manual_seed(0), device="cpu").to(inputs().device)
+    *early, last = layer.iterates(x, at=(0, 3, 9))
+    assert all(torch.isfinite(z).all() for z in early)
+    torch.testing.assert_close(layer.cell(last, x), last, rtol=1e-3, atol=1e-3)

@@ -52,6 +52,8 @@ class Kept:
             self._remembered[rows.positions[places]] = True
             if isinstance(memory, SecondTryMemory):
                 memory = memory.own
+            if memory is None:  # a second solver has taken over all rows that ran, and learns no inverse
+                return
             kept = select((point, memory), on_device(places, point))
             self.histories.append(History(on_device(rows.positions[places], point), step, *kept))
 

@@ -127,7 +127,7 @@ def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
 
 def unhooked() -> saved_tensors_hooks:
     """Inside, autograd saves tensors as they are: outer hooks do not see them, and in-place changes are allowed."""
-    return saved_tensors_hooks(_itself, _itself)
+    return saved_tensors_hooks(torch.Tensor.detach, _itself)  # an output that its own graph saves would keep it alive
 
 
 def _itself(tensor: Tensor) -> Tensor:

@@ -461,3 +461,36 @@ def test_undoing_is_said_to_be_wrong_where_the_gradient_is(damping, wrong):
         warnings.simplefilter("ignore", ConvergenceWarning)
         double = gradient(torch.float64)
     assert ((single - double).norm() > 1e-3 * double.norm()) == wrong
+
+
+def test_the_estimate_where_a_second_solver_has_taken_over():
+    """It learns no inverse: for rows that stopped under it, v itself is the estimate."""
+
+    class Cubic(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(1))
+
+        def forward(self, z, a, b):
+            return self.weight * a * z * (1 - z * z / 3) + b
+
+    generator = torch.Generator().manual_seed(0)
+    layer = Equilibrium(
+        Cubic(),
+        solver=Anderson(3),
+        gradient=ShineGradient(),
+        loop=Eager(1),
+        compact=False,
+        initial=lambda a, b: torch.zeros_like(b),
+    )
+    for _ in range(20):
+        drawn = (
+            torch.rand(4, 1, generator=generator, device="cpu"),
+            torch.randn(4, 3, generator=generator, device="cpu"),
+        )
+        a, b = (each.to(layer.cell.weight.device) for each in drawn)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            layer.zero_grad()
+            layer(4 * a, b).sum().backward()
+        assert layer.cell.weight.grad.isfinite().all()

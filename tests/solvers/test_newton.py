@@ -1,5 +1,8 @@
 """NewtonKrylov: quadratic convergence, honest counts, and f that cannot be differentiated every way."""
 
+import gc
+import weakref
+
 import numpy as np
 import pytest
 import scipy.optimize
@@ -269,3 +272,17 @@ def test_products_do_not_walk_through_what_the_arguments_were_computed_from():
         solve(f, torch.zeros_like(above), (above,), solver=NewtonKrylov()).check()
     assert (True, False) in seen
     assert (True, True) not in seen
+
+
+def test_products_leave_no_graphs_behind(device):
+    """An output that its own graph saves, as tanh's, must not keep itself alive, where no garbage collector sees it."""
+    shift, outputs = torch.randn(3, 4, device=device), []
+
+    def F(z):
+        image = torch.tanh(z)
+        outputs.append(weakref.ref(image))
+        return z + 0.3 * image - shift
+
+    assert root(F, torch.zeros_like(shift)).converged.all()
+    gc.collect()
+    assert [output() for output in outputs] == [None] * len(outputs)

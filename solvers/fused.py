@@ -15,8 +15,8 @@ from .caller import level_of_caller
 
 LARGE = 2**22
 """Entries of a state from which a kernel outlasts its launch, which costs more than launches by PyTorch."""
-LONG, MANY = 16384, 128
-"""Entries of a row up to which one program is done with it in a few launches' time; rows whose programs fill a GPU."""
+LONG, MANY = 2**18, 128
+"""Entries of a row's history that one program reads in some ten launches' time; rows whose programs fill a GPU."""
 _replayed = threading.local()
 
 
@@ -43,10 +43,9 @@ def fusible(tensor: Tensor) -> bool:
     )
 
 
-def fusible_by_row(state: Tensor) -> bool:
-    """`fusible`, for kernels with one program per row of the (rows, dim) state."""
-    rows, dim = state.shape
-    return (dim <= LONG or rows >= MANY) and fusible(state)
+def fusible_by_row(state: Tensor, history: Tensor) -> bool:
+    """`fusible`, for kernels with one program per row, which reads that row of the history."""
+    return (len(state) >= MANY or history.numel() <= len(state) * LONG) and fusible(state)
 
 
 @cache

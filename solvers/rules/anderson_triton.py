@@ -146,6 +146,7 @@ def _solved(against, products, gram, raised, floor, found, newest, filled, size,
         product = tl.sum(tl.where(new[:, None] == place, products, 0.0), axis=0)
         table = tl.where(index[:, None] == slot, product[None, :], table)
         table = tl.where(index[None, :] == slot, product[:, None], table)
+    tl.debug_barrier()  # a late thread would load an entry that another has already changed
     tl.store(gram + entry, table, mask=inside)
     table = table * tl.load(raised + entry, mask=inside, other=0.0) + tl.load(floor + entry, mask=inside, other=0.0)
     solution = tl.sum(against, axis=0)

@@ -70,7 +70,7 @@ class Broyden(RestartingSolver):
 
 def _operation(memory: BroydenMemory, z: Tensor) -> Callable[[BroydenMemory, Tensor, Tensor], Tensor]:
     """One Triton kernel where it can be used, else PyTorch."""
-    if memory.history.shape[1] > _MOST or not fusible_by_row(z):
+    if memory.history.shape[1] > _MOST or not fusible_by_row(z, memory.history):
         return proposal
     from . import broyden_triton as triton
 

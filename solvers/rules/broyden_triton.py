@@ -82,7 +82,8 @@ def _broyden_step(history, coupling, inverse_squares, z, z_stride, residual, str
         square += new * new
 
     length = tl.sum(square, axis=0).to(tl.float64)
-    inverted = tl.where((length > 0) & (length < float("inf")), 1.0 / length, 0.0)
+    inverted = 1.0 / length
+    inverted = tl.where(inverted < float("inf"), inverted, 0.0)  # that of zero, of a subnormal number, NaN
     tl.store(inverse_squares + filled, inverted)
     beside = tl.where(index == filled, length, tl.sum(products_with_new, axis=1).to(tl.float64))
     shifted = (index >= 1) & (index <= filled)

@@ -80,7 +80,7 @@ class GMRES(Solver):
 
 def _operation(memory: GMRESMemory, z: Tensor) -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
     """One Triton kernel where it can be used, else PyTorch."""
-    if memory.history.shape[1] > _MOST or not fusible_by_row(z):
+    if memory.history.shape[1] > _MOST or not fusible_by_row(z, memory.history):
         return proposal_and_memory
     from . import gmres_triton as triton
 

@@ -37,10 +37,14 @@ def proposal_and_memory(memory: GMRESMemory, filled: int, z: Tensor, residual: T
     return found, here, size
 
 
+# Several threads may hold the same entry, each by a load of its own. Therefore a barrier separates loads and stores in
+# one place, in either order: without it a late thread would load what another has already changed.
+
+
 @triton.jit
 def _against(pairs, own, x, kept, dim, SIZE: tl.constexpr, BLOCK: tl.constexpr):
     """The products of x, (dim,), with the second halves of the pairs, and with that of the new pair, `own`."""
-    tl.debug_barrier()  # what is read here may have been written by other threads
+    tl.debug_barrier()
     line = tl.arange(0, SIZE).to(tl.int64)[:, None] * (2 * dim) + dim
     products = tl.zeros([SIZE, BLOCK], x.dtype.element_ty)
     with_own = tl.zeros([BLOCK], x.dtype.element_ty)
@@ -70,8 +74,10 @@ def _without(pairs, own, products, with_own, one, other, to, to_other, kept, dim
         spent += with_own * tl.load(own + column, mask=inside, other=0.0)
         spent_other = tl.sum(products[:, None] * other_half, axis=0)
         spent_other += with_own * tl.load(own + dim + column, mask=inside, other=0.0)
+        left_of_one = tl.load(one + column, mask=inside, other=0.0) - spent
         left = tl.load(other + column, mask=inside, other=0.0) - spent_other
-        tl.store(to + column, tl.load(one + column, mask=inside, other=0.0) - spent, mask=inside)
+        tl.debug_barrier()
+        tl.store(to + column, left_of_one, mask=inside)
         tl.store(to_other + column, left, mask=inside)
         square += left * left
     return tl.sqrt(tl.sum(square, axis=0))
@@ -129,8 +135,10 @@ def _gmres_step(history, last, least, z, z_stride, residual, stride, found, lowe
         column = first + tl.arange(0, BLOCK)
         inside = column < dim
         direction = tl.load(own + column, mask=inside, other=0.0) * factor
+        change = tl.load(ours + column, mask=inside, other=0.0) * factor
+        tl.debug_barrier()
         tl.store(own + column, direction, mask=inside)
-        tl.store(ours + column, tl.load(ours + column, mask=inside, other=0.0) * factor, mask=inside)
+        tl.store(ours + column, change, mask=inside)
         square += direction * direction
     stretch = tl.where(known, tl.sqrt(tl.sum(square, axis=0)), 1.0)
 
@@ -148,5 +156,6 @@ def _gmres_step(history, last, least, z, z_stride, residual, stride, found, lowe
         inside = column < dim
         down = tl.load(lower + column, mask=inside, other=0.0)
         across = left * tl.load(ours + column, mask=inside, other=0.0)
-        point = tl.load(found + column, mask=inside, other=0.0)
-        tl.store(found + column, point + stretch * tl.where(onwards, down, across), mask=inside)
+        point = tl.load(found + column, mask=inside, other=0.0) + stretch * tl.where(onwards, down, across)
+        tl.debug_barrier()
+        tl.store(found + column, point, mask=inside)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
@@ -27,16 +29,30 @@ class Recording(ABC):
         """Run it again."""
 
 
-class Graph(Recording):
-    """A recording as a CUDA graph."""
+_one_at_a_time = threading.Lock()
+"""PyTorch captures one graph at a time in a process."""
 
-    def __init__(self, function: Callable[[], Stretch], pool: Any) -> None:
+
+@cache
+def _stream(device: torch.device) -> torch.cuda.Stream:
+    """The stream on which graphs of a device are captured: PyTorch's own is on the first device that was current."""
+    return torch.cuda.Stream(device)
+
+
+class Graph(Recording):
+    """A recording as a CUDA graph on a device, which need not be the current one."""
+
+    def __init__(self, function: Callable[[], Stretch], pool: Any, device: torch.device) -> None:
         super().__init__()
         torch.clear_autocast_cache()  # casts made outside must not be read inside, nor the reverse
         self._graph = torch.cuda.CUDAGraph()
         cause: Exception | None = None
         try:
-            with torch.cuda.graph(self._graph, pool=pool, capture_error_mode="thread_local"):
+            with (
+                _one_at_a_time,
+                torch.cuda.stream(_stream(device)),  # makes the device current, and leaves the stream after a failure
+                torch.cuda.graph(self._graph, pool, _stream(device), capture_error_mode="thread_local"),
+            ):
                 try:
                     self._result = function()
                 except Exception as error:

@@ -196,7 +196,7 @@ class Tape:
             if self.z.device.type == "cuda":
                 if self._turn not in self._pools:
                     self._pools[self._turn] = torch.cuda.graph_pool_handle()
-                made: Recording = Graph(function, self._pools[self._turn])
+                made: Recording = Graph(function, self._pools[self._turn], self.z.device)
             else:
                 made = Called(function)
         self.recording = False

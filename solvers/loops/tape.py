@@ -64,11 +64,16 @@ class Tape:
         self._turn = False
         self._current: Recording | None = None
         """The recording that produced the last stretch."""
+        self._stream: torch.cuda.Stream | None = None
         self._pools: dict[bool, Any] = {}
         """Memory pools, each for recordings that never follow each other: results last until the host has read them."""
 
     def begin(self, z: Tensor, tensors: tuple[Tensor, ...]) -> Stretch:
         """Evaluate the problem with these tensors at z, and run the first steps."""
+        if z.is_cuda:
+            last, self._stream = self._stream, torch.cuda.current_stream(z.device)
+            if last is not None and last != self._stream:
+                self._stream.wait_stream(last)  # which may still work in the buffers
         self.z.copy_(z)
         for buffer, tensor in zip(self.tensors, tensors, strict=True):
             buffer.copy_(tensor)

@@ -670,6 +670,24 @@ def test_few_are_kept():
     assert not any(tape.lent for tape in tapes(captured))
 
 
+def test_solves_on_other_streams_wait_for_the_last_one():
+    layer = Equilibrium(Slow().double(), solver=Picard(), compact=False, loop=Captured(3), **TIGHT)
+    given = [inputs() for _ in range(4)]
+    expected = [layer.solve(x).value for x in given]
+    if given[0].is_cuda:
+        torch.cuda.synchronize()
+    streams = [torch.cuda.Stream() if given[0].is_cuda else None for _ in given]
+    for _ in range(10):
+        found = []
+        for x, stream in zip(given, streams, strict=True):
+            with torch.cuda.stream(stream):
+                found.append(layer.solve(x).value)
+        if given[0].is_cuda:
+            torch.cuda.synchronize()
+        for one, other in zip(found, expected, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-11)
+
+
 def test_threads_do_not_share_buffers():
     eager, captured = layers(Cell())
     x = [inputs() for _ in range(4)]

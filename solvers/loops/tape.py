@@ -94,7 +94,7 @@ class Tape:
     @property
     def evaluates(self) -> bool:
         """Whether a single evaluation is recorded, or can be."""
-        return self._problem is not None and bool(self._recordings)
+        return self._problem is not None and (self._beginning is not None or bool(self._recordings))
 
     def evaluate(self, z: Tensor, last: Stretch) -> Stretch:
         """One evaluation, at z."""

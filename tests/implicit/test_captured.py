@@ -587,6 +587,16 @@ def test_two_layers_one_within_the_other():
     assert len(captured.cell.inner._captures) >= 1, "the one within is recorded all the same"
 
 
+def test_after_a_solve_of_one_stretch_the_evaluation_of_all_rows_is_recorded_too():
+    """Rows that stop at different steps are evaluated together once more; this must not cost what the solve saved."""
+    eager, captured = layers(Cell(), Picard(), Picard(), every=100)
+    for _ in range(4):
+        same(eager, captured, inputs())
+    used = [tape for tape in tapes(captured) if not tape._recordings]
+    assert used
+    assert any(tape._evaluation is not None for tape in used)
+
+
 def test_the_recorded_evaluation_outlives_changed_weights():
     """A recording reads the weights where they lie: later products with the first evaluation are not refused."""
     cell = Cell()

@@ -45,7 +45,7 @@ def fusible(tensor: Tensor) -> bool:
 
 def fusible_by_row(state: Tensor, history: Tensor) -> bool:
     """`fusible`, for kernels with one program per row, which reads that row of the history."""
-    return (len(state) >= MANY or history.numel() <= len(state) * LONG) and fusible(state)
+    return fusible(state) and (len(state) >= MANY or history.numel() <= len(state) * LONG)
 
 
 @cache

@@ -98,10 +98,10 @@ class Measure(NamedTuple):
 
 def _robust_norms(x: Tensor) -> Tensor:
     """2-norms over the last dim, in double precision, whose squares stay in range."""
-    small = x.dtype == torch.float32 and x.numel() <= SMALL
-    if x.is_cpu and x.dtype in RANGE and x.numel() and not small and not torch.compiler.is_compiling():
+    visible = x.is_cpu and not torch.compiler.is_compiling()  # whose sizes must not become conditions of a graph
+    if visible and x.dtype in RANGE and x.numel() > (SMALL if x.dtype == torch.float32 else 0):
         plain = torch.linalg.vector_norm(x.detach(), dim=-1)
-        if not extreme(plain.numpy(), x.dtype):  # on a CPU, looking costs less than a slower pass
+        if not extreme(plain.numpy(), x.dtype):  # this costs less than a slower pass
             return plain.double()
     if x.dtype == torch.float32 or not x.shape[-1]:
         return torch.linalg.vector_norm(x, dim=-1, dtype=torch.float64)

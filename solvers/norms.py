@@ -98,7 +98,7 @@ class Measure(NamedTuple):
 
 def _robust_norms(x: Tensor) -> Tensor:
     """2-norms over the last dim, in double precision, whose squares stay in range."""
-    visible = x.is_cpu and not torch.compiler.is_compiling()  # asked first: a size must not become a condition of a graph
+    visible = x.is_cpu and not torch.compiler.is_compiling()  # asked first: no size may become a condition of a graph
     if visible and x.dtype in RANGE and x.numel() > (SMALL if x.dtype == torch.float32 else 0):
         plain = torch.linalg.vector_norm(x.detach(), dim=-1)
         if not extreme(plain.numpy(), x.dtype):  # this costs less than a slower pass

@@ -50,7 +50,7 @@ class Graph(Recording):
         try:
             with (
                 _one_at_a_time,
-                torch.cuda.stream(_stream(device)),  # makes the device current, and leaves the stream after a failure
+                torch.cuda.stream(_stream(device)),  # of the device; left after a failure, too
                 torch.cuda.graph(self._graph, pool, _stream(device), capture_error_mode="thread_local"),
             ):
                 try:

@@ -65,6 +65,7 @@ class Tape:
         self._current: Recording | None = None
         """The recording that produced the last stretch."""
         self._stream: torch.cuda.Stream | None = None
+        """The stream of the last solve."""
         self._pools: dict[bool, Any] = {}
         """Memory pools, each for recordings that never follow each other: results last until the host has read them."""
 

@@ -7,7 +7,7 @@ from torch import Tensor
 from ..norms import Euclidean, Measure
 from ..problem import Problem
 from ..rules.picard import Picard
-from .eager import Hold, Loop
+from .eager import Hold, Loop, recorded
 
 _UNREAD = Measure(Euclidean(), 0.0, 0.0)
 
@@ -15,11 +15,11 @@ _UNREAD = Measure(Euclidean(), 0.0, 0.0)
 def plain_steps(problem: Problem, loop: Loop, z: Tensor, most: int) -> tuple[Tensor, int]:
     """The iterate after as many whole stretches of the loop as fit in `most` steps, and how many steps these are.
 
-    The remaining steps, at most `check_every`, are left to the caller, so no step is wasted. The host does not wait for
-    a GPU.
+    The remaining steps, at most `check_every` or, while a caller's are recorded, all of them, are left to the caller,
+    so no step is wasted. The host does not wait for a GPU.
     """
     every = loop.check_every
-    if most <= every:
+    if most <= every or recorded():  # the caller's steps become part of that recording
         return z, 0
     with loop.open(problem) as opened:
         stretch = opened.begin(problem, Picard(), _UNREAD, z, None)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
@@ -29,14 +29,23 @@ class Recording(ABC):
         """Run it again."""
 
 
-_one_at_a_time = threading.Lock()
-"""PyTorch captures one graph at a time in a process."""
-
-
 @cache
 def _stream(device: torch.device) -> torch.cuda.Stream:
     """The stream on which graphs of a device are captured: PyTorch's own is on the first device that was current."""
     return torch.cuda.Stream(device)
+
+
+@contextmanager
+def _own_workspaces() -> Iterator[None]:
+    """Let the graph captured in the block allocate workspaces of cuBLAS in its own pool.
+
+    PyTorch keeps one for each stream, and frees it as soon as any graph captured on that stream is freed.
+    """
+    torch._C._cuda_clearCublasWorkspaces()
+    try:
+        yield
+    finally:
+        torch._C._cuda_clearCublasWorkspaces()
 
 
 class Graph(Recording):
@@ -49,7 +58,7 @@ class Graph(Recording):
         cause: Exception | None = None
         try:
             with (
-                _one_at_a_time,
+                _own_workspaces(),
                 torch.cuda.stream(_stream(device)),  # of the device; left after a failure, too
                 torch.cuda.graph(self._graph, pool, _stream(device), capture_error_mode="thread_local"),
             ):

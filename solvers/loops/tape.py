@@ -6,7 +6,6 @@ import threading
 from collections.abc import Callable, Hashable
 from typing import Any
 
-import optree
 import torch
 from torch import Tensor
 
@@ -14,9 +13,13 @@ from ..fused import replayed
 from ..norms import Measure
 from ..problem import Problem
 from ..rules.rule import Solver
+from .buffers import buffer_like, numbers_of, share, tensors_of
 from .eager import Hold, Stretch, advance, begin, recording
 from .recording import Called, Graph, Recording
 from .transfer import Transfer
+
+_one_at_a_time = threading.Lock()
+"""PyTorch captures one graph at a time in a process."""
 
 
 class Tape:
@@ -42,8 +45,8 @@ class Tape:
         count: int,
     ) -> None:
         self.build, self.solver, self.measure, self.count = build, solver, measure, count
-        self.tensors = tuple(_buffer(tensor) for tensor in tensors)
-        self.z, self.best = _buffer(z), _buffer(z)
+        self.tensors = tuple(buffer_like(tensor) for tensor in tensors)
+        self.z, self.best = buffer_like(z), buffer_like(z)
         self.held = torch.zeros(len(z), dtype=torch.bool, device=z.device)
         self._held_as: Tensor | None = None
         self.transfer = Transfer()
@@ -78,18 +81,20 @@ class Tape:
         self.z.copy_(z)
         for buffer, tensor in zip(self.tensors, tensors, strict=True):
             buffer.copy_(tensor)
+        self._held_as = None
         if self._beginning is None:
-            self._begin()  # this warms up
+            stretch = self._begin()  # this warms up
             self._turn = False
             self._beginning = self._record(self._begin)
-        self._held_as = None
+            if self._beginning is None:
+                return self._run(stretch)
         return self._replayed(self._beginning)
 
     def adopt(self, problem: Problem, start: Stretch) -> Stretch:
         """Continue a solve of the problem that has been run without a tape, from the stretch it has reached."""
         self._problem = problem
-        tensors, rebuilt = _tensors(start)
-        self.last = self._starts[_numbers(start.memory)] = rebuilt([tensor.clone() for tensor in tensors])
+        tensors, rebuilt = tensors_of(start)
+        self.last = self._starts[numbers_of(start.memory)] = rebuilt([tensor.clone() for tensor in tensors])
         return self.last
 
     @property
@@ -106,6 +111,8 @@ class Tape:
             return self._evaluated(last)
         if self._evaluation is None:
             self._evaluation = self._record(lambda: self._evaluated(last))
+            if self._evaluation is None:
+                return self._evaluated(last)
         return self._evaluation.replay()._replace(points=[z], memory=last.memory)
 
     def _evaluated(self, last: Stretch) -> Stretch:
@@ -133,22 +140,27 @@ class Tape:
             self._held_as = hold.rows
         if self._current is not None and self.knows(hold, span):
             return self._replayed(self._current.following[held, span])
-        start, fresh = _numbers(self.last.memory), self.last.fresh
+        start, fresh = numbers_of(self.last.memory), self.last.fresh
         self._turn = not self._turn  # so that no recording follows itself
         name = (start, fresh, held, span, self._turn)
         ours = Hold(self.held if held else None, self.best, hold.restart)
         met = name, threading.get_ident()  # a library makes its workspaces once per thread
         if hold.restart is not None or met not in self._met:
-            self.last, self._current = self._steps(start, fresh, ours, span), None
             if hold.restart is None:
                 self._met.add(met)
-            return self.last
+            return self._run(self._steps(start, fresh, ours, span))
         if name not in self._recordings:
-            self._recordings[name] = self._record(lambda: self._steps(start, fresh, ours, span))
-            self._recordings[name].turn = self._turn
+            made = self._record(lambda: self._steps(start, fresh, ours, span))
+            if made is None:
+                return self._run(self._steps(start, fresh, ours, span))
+            self._recordings[name], made.turn = made, self._turn
         if self._current is not None:
             self._current.following[held, span] = self._recordings[name]
         return self._replayed(self._recordings[name])
+
+    def _run(self, stretch: Stretch) -> Stretch:
+        self.last, self._current = stretch, None
+        return stretch
 
     def _replayed(self, recording: Recording) -> Stretch:
         self.last, self._current, self._turn = recording.replay(), recording, recording.turn
@@ -159,10 +171,10 @@ class Tape:
             self._problem = self.build(*self.tensors)
             start = begin(self._problem, self.solver, self.measure, self.z, None, robust=True)
         # one buffer each: a new memory may hold the very tensors that were passed to it
-        tensors, rebuilt = _tensors(start)
-        apart = [tensor.clone() if any(_shares(tensor, other) for other in (self.z, *tensors[:place])) else tensor
+        tensors, rebuilt = tensors_of(start)
+        apart = [tensor.clone() if any(share(tensor, other) for other in (self.z, *tensors[:place])) else tensor
                  for place, tensor in enumerate(tensors)]  # fmt: skip
-        name = _numbers(start.memory)
+        name = numbers_of(start.memory)
         self._starts[name] = rebuilt(apart)
         stretch = self._steps(name, True, Hold(None, self.best, None), self.count)
         points, norms = [self.z, *stretch.points], torch.cat((start.norms, stretch.norms))
@@ -174,20 +186,20 @@ class Tape:
         at = self._starts[start]._replace(fresh=fresh)
         with replayed():
             stretch = advance(self._problem, self.solver, self.measure, at, span, hold, robust=True)
-        found, rebuilt = _tensors(stretch)
-        after = _numbers(stretch.memory)
+        found, rebuilt = tensors_of(stretch)
+        after = numbers_of(stretch.memory)
         model = self._starts.get(after, at)
         buffers = [
             buffer if (buffer.shape, buffer.dtype) == (tensor.shape, tensor.dtype) else tensor
-            for buffer, tensor in zip(_tensors(model)[0], found, strict=True)
+            for buffer, tensor in zip(tensors_of(model)[0], found, strict=True)
         ]
         apart = [
-            tensor.clone() if any(_shares(tensor, other) for other in buffers if other is not buffer) else tensor
+            tensor.clone() if any(share(tensor, other) for other in buffers if other is not buffer) else tensor
             for buffer, tensor in zip(buffers, found, strict=True)
         ]
         # the first point may be the image with which the stretch began
         points = [
-            point.clone() if any(_shares(point, buffer) for buffer in buffers) else point for point in stretch.points
+            point.clone() if any(share(point, buffer) for buffer in buffers) else point for point in stretch.points
         ]
         for buffer, tensor in zip(buffers, apart, strict=True):
             if buffer is not tensor:
@@ -196,7 +208,16 @@ class Tape:
         self._starts.setdefault(after, end)
         return end._replace(points=points, norms=stretch.norms)
 
-    def _record(self, function: Callable[[], Stretch]) -> Recording:
+    def _record(self, function: Callable[[], Stretch]) -> Recording | None:
+        """The recording; None while another one is being made, possibly by a thread that waits for this one."""
+        if not _one_at_a_time.acquire(blocking=False):
+            return None
+        try:
+            return self._recorded(function)
+        finally:
+            _one_at_a_time.release()
+
+    def _recorded(self, function: Callable[[], Stretch]) -> Recording:
         self.recording = True
         with recording():
             if self.z.device.type == "cuda":
@@ -207,35 +228,3 @@ class Tape:
                 made = Called(function)
         self.recording = False
         return made
-
-
-def _buffer(tensor: Tensor) -> Tensor:
-    return tensor.detach().clone(memory_format=torch.preserve_format)
-
-
-def _tensors(stretch: Stretch) -> tuple[list[Tensor], Callable[[list[Tensor]], Stretch]]:
-    """The tensors of a stretch (last point, image, residual, memory), and a function that rebuilds it from others."""
-    state = (stretch.points[-1], stretch.image, stretch.residual, stretch.memory)
-    flattened: Any = optree.tree_flatten(state, none_is_leaf=True)  # type: ignore[arg-type]
-    leaves, structure = flattened
-    places = [place for place, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
-
-    def rebuilt(tensors: list[Tensor]) -> Stretch:
-        replaced: list[Any] = list(leaves)
-        for place, tensor in zip(places, tensors, strict=True):
-            replaced[place] = tensor
-        again: Any = optree.tree_unflatten(structure, replaced)
-        point, image, residual, memory = again
-        return Stretch([point], stretch.norms, image, residual, memory, stretch.fresh, stretch.exact)
-
-    return [leaves[place] for place in places], rebuilt
-
-
-def _numbers(memory: Any) -> Hashable:
-    """The structure of a memory, what it holds besides tensors, and the shapes of its tensors."""
-    leaves, structure = optree.tree_flatten(memory, none_is_leaf=True)
-    return structure, tuple(leaf.shape if isinstance(leaf, Tensor) else leaf for leaf in leaves)
-
-
-def _shares(one: Tensor, other: Tensor) -> bool:
-    return one.untyped_storage().data_ptr() == other.untyped_storage().data_ptr()

@@ -17,7 +17,7 @@ from torch import nn
 from torch.nn.utils.parametrizations import spectral_norm
 
 import implicit
-from implicit import Equilibrium, ImplicitGradient, fixed_point, record
+from implicit import Equilibrium, ImplicitGradient, Looped, fixed_point, record
 from implicit.capture import backward_source
 from implicit.pure_problem import PureProblem
 from solvers import GMRES, Anderson, Broyden, Captured, Eager, Monotone, NewtonKrylov, Picard, Reversible, root, solve
@@ -595,6 +595,41 @@ def test_after_a_solve_of_one_stretch_the_evaluation_of_all_rows_is_recorded_too
     used = [tape for tape in tapes(captured) if not tape._recordings]
     assert used
     assert any(tape._evaluation is not None for tape in used)
+
+
+def test_a_looped_cell_within_is_recorded_with_the_steps_around_it(monkeypatch):
+    """A recording within a recording would fail on a card, or wait for itself."""
+    made, inside = [], []
+    record_it = Tape._record
+
+    def noted(self, function):
+        inside.append(self)
+        made.append(len(inside))
+        try:
+            return record_it(self, function)
+        finally:
+            inside.pop()
+
+    monkeypatch.setattr(Tape, "_record", noted)
+
+    class Outer(nn.Module):
+        def __init__(self, loop):
+            super().__init__()
+            self.inner = Looped(Cell(), steps=30, tracked=1, loop=loop)
+
+        def forward(self, z, x):
+            return 0.3 * self.inner(0.5 * z + x)
+
+    torch.manual_seed(0)
+    outer = Outer(Captured(4))
+    eager, captured = layers(outer, Picard(), Picard())
+    for _ in range(4):
+        x, gradients = inputs(), []
+        for layer in (eager, captured):
+            value = layer(x)
+            gradients.append((value, *torch.autograd.grad(value.sin().sum(), list(layer.parameters()))))
+        torch.testing.assert_close(*gradients, rtol=1e-7, atol=1e-9)
+    assert set(made) == {1}
 
 
 def test_the_recorded_evaluation_outlives_changed_weights():

@@ -86,8 +86,9 @@ class Tape:
             stretch = self._begin()  # this warms up
             self._turn = False
             self._beginning = self._record(self._begin)
-            if self._beginning is None:
-                return self._run(stretch)
+            if self._beginning is None:  # what lasts must be recorded first in its pool: the solve continues without
+                self.leave()
+                return stretch
         return self._replayed(self._beginning)
 
     def adopt(self, problem: Problem, start: Stretch) -> Stretch:

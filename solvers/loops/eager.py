@@ -156,18 +156,17 @@ def begin(
         pair: the image and the residual, if known.
         robust: as in `Norm.measure`.
     """
-    image, residual, norms = (*pair, measure(pair[1], pair[0])) if pair else problem.first(z, measure, robust)
+    if pair is not None:
+        image, residual, norms = *pair, measure(pair[1], pair[0])
+    elif recorded():  # the run before it was checked
+        image, residual, norms = problem.measured(z, z, measure, robust)
+    else:
+        image, residual, norms = problem.first(z, measure, robust)
     return Stretch([z], norms, image, residual, solver.init(z), fresh=True, exact=robust)
 
 
 def advance(
-    problem: Problem,
-    solver: Solver,
-    measure: Measure,
-    start: Stretch,
-    steps: int,
-    hold: Hold,
-    robust: bool = False,
+    problem: Problem, solver: Solver, measure: Measure, start: Stretch, steps: int, hold: Hold, robust: bool = False
 ) -> Stretch:
     """Run `steps` steps of the solver, each followed by an evaluation.
 
@@ -178,7 +177,7 @@ def advance(
     points, norms = [], []
     z, image, residual, memory = start.points[-1], start.image, start.residual, start.memory
     for count in range(steps):
-        if start.fresh and count == 0 and not torch.compiler.is_compiling():
+        if start.fresh and count == 0 and not (torch.compiler.is_compiling() or recorded()):
             proposal, memory = _checked_step(solver, memory, z, image, residual)
         else:
             proposal, memory = solver.step(memory, z, image, residual)

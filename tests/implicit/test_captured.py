@@ -21,6 +21,7 @@ from implicit import Equilibrium, ImplicitGradient, Looped, fixed_point, record
 from implicit.capture import backward_source
 from implicit.pure_problem import PureProblem
 from solvers import GMRES, Anderson, Broyden, Captured, Eager, Monotone, NewtonKrylov, Picard, Reversible, root, solve
+from solvers.loops import eager as loops
 from solvers.loops.captures import LIMIT
 from solvers.loops.recording import Called
 from solvers.loops.tape import Tape
@@ -464,6 +465,27 @@ def test_what_inference_mode_recorded_serves_there_alone(order):
         if mode == "t":
             found.sum().backward()
         torch.testing.assert_close(found.clone(), expected.clone(), rtol=1e-8, atol=1e-9)
+
+
+@pytest.mark.parametrize("mode", [torch.inference_mode, torch.no_grad, torch.enable_grad])
+@pytest.mark.parametrize("solver", [Picard(), Anderson(3), Broyden(4), GMRES(5)], ids=repr)
+def test_nothing_is_compared_on_the_host_while_recording(monkeypatch, solver, mode):
+    """On a card that would end the capture, so the layer would run without graphs from then on."""
+    equal, read = torch.equal, []
+
+    def noted(*tensors):
+        read.append(loops.recorded())
+        return equal(*tensors)
+
+    monkeypatch.setattr(torch, "equal", noted)
+    _, captured = layers(Cell(), solver, solver)
+    for _ in range(4):
+        with mode():
+            found = captured(inputs())
+        if found.requires_grad:
+            found.sum().backward()
+    assert any(tape._beginning is not None for tape in tapes(captured))
+    assert not any(read)
 
 
 def test_iterates_of_rows_that_are_not_finite():

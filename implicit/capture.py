@@ -87,7 +87,7 @@ def _source(
     numbers = tuple(None if isinstance(leaf, Tensor) or Known.places(leaf) else _kind(leaf) for leaf in leaves)
 
     def made() -> Callable[..., Problem]:
-        function, kept = pure(), [tensor.detach() for tensor in known]
+        function, kept = pure().without_captures(), [tensor.detach() for tensor in known]
         for place in changing:
             kept[place] = kept[place].new_empty(0)  # keeps neither the tensor nor its graph
 

@@ -36,13 +36,22 @@ class PureProblem:
         self.problem.args = tree_map(known.placed, problem.args)
         self.module = PureModule(problem.f, known) if isinstance(problem.f, nn.Module) else None
 
+    def without_captures(self) -> PureProblem:
+        """The same, for a recording, which must not reference the layer's recordings."""
+        changed = self._copy()
+        changed.problem.captures = None
+        return changed
+
     def with_args(self, change: Callable[[int, Any], Any]) -> PureProblem:
         """The same with `change(number, leaf)` for each leaf of the arguments, where tensors appear as their places."""
-        changed = copy.copy(self)
-        changed.problem = copy.copy(self.problem)
-        places = itertools.count()
+        changed, places = self._copy(), itertools.count()
         changed.problem.args = tree_map(lambda leaf: change(next(places), leaf), self.problem.args)
         return changed
+
+    def _copy(self) -> PureProblem:
+        copied = copy.copy(self)
+        copied.problem = copy.copy(self.problem)
+        return copied
 
     def __call__(self, z: Tensor, *tensors: Tensor) -> Tensor:
         return self.at(*tensors)(z)

@@ -18,11 +18,8 @@ from .eager import Stretch
 class Recording(ABC):
     """A function without arguments whose result is in the same memory each time."""
 
-    def __init__(self) -> None:
-        self.following: dict[tuple[bool, int], Recording] = {}
-        """The next recording, by whether rows are held and by its number of steps."""
-        self.turn = False
-        """Alternates: of two recordings that follow each other, one has True."""
+    turn = False
+    """Alternates: of two recordings that follow each other, one has True."""
 
     @abstractmethod
     def replay(self) -> Stretch:
@@ -52,18 +49,20 @@ class Graph(Recording):
     """A recording as a CUDA graph on a device, which need not be the current one."""
 
     def __init__(self, function: Callable[[], Stretch], pool: Any, device: torch.device) -> None:
-        super().__init__()
         torch.clear_autocast_cache()  # casts made outside must not be read inside, nor the reverse
         self._graph = torch.cuda.CUDAGraph()
         cause: Exception | None = None
+        inference, graded = torch.is_inference_mode_enabled(), torch.is_grad_enabled()
         try:
             with (
                 _own_workspaces(),
+                torch.inference_mode(False),  # what PyTorch makes for random numbers must serve in any mode
                 torch.cuda.stream(_stream(device)),  # of the device; left after a failure, too
                 torch.cuda.graph(self._graph, pool, _stream(device), capture_error_mode="thread_local"),
             ):
                 try:
-                    self._result = function()
+                    with torch.inference_mode(inference), torch.set_grad_enabled(graded):
+                        self._result = function()
                 except Exception as error:
                     cause = error
                     raise
@@ -82,7 +81,6 @@ class Called(Recording):
     """A recording that calls the function and copies its result over the first one, so that stale reads show."""
 
     def __init__(self, function: Callable[[], Stretch]) -> None:
-        super().__init__()
         self._function = function
         self._result = function()
         self._fresh = True

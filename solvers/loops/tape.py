@@ -64,6 +64,8 @@ class Tape:
         self._starts: dict[Hashable, Stretch] = {}
         self._met: set[Hashable] = set()
         self._recordings: dict[Hashable, Recording] = {}
+        self._following: dict[tuple[Recording | None, bool, int], Recording] = {}
+        """The next recording, by the last one, whether rows are held, and the number of steps."""
         self._turn = False
         self._current: Recording | None = None
         """The recording that produced the last stretch."""
@@ -85,6 +87,7 @@ class Tape:
         if self._beginning is None:
             stretch = self._begin()  # this warms up
             self._turn = False
+            self._starts.clear()  # the recording works in the buffers it makes, and has none to copy into
             self._beginning = self._record(self._begin)
             if self._beginning is None:  # what lasts must be recorded first in its pool: the solve continues without
                 self.leave()
@@ -128,8 +131,7 @@ class Tape:
 
     def knows(self, hold: Hold, span: int) -> bool:
         """Whether the next steps are recorded."""
-        known = self._current is not None and (hold.rows is not None, span) in self._current.following
-        return known and hold.restart is None
+        return hold.restart is None and (self._current, hold.rows is not None, span) in self._following
 
     def run(self, hold: Hold, span: int) -> Stretch:
         """Run the next `span` steps; the points of the stretch before them stay valid until the stretch after them."""
@@ -139,8 +141,8 @@ class Tape:
             self.held.copy_(hold.rows)
             self.best.copy_(hold.best)
             self._held_as = hold.rows
-        if self._current is not None and self.knows(hold, span):
-            return self._replayed(self._current.following[held, span])
+        if self.knows(hold, span):
+            return self._replayed(self._following[self._current, held, span])
         start, fresh = numbers_of(self.last.memory), self.last.fresh
         self._turn = not self._turn  # so that no recording follows itself
         name = (start, fresh, held, span, self._turn)
@@ -156,7 +158,7 @@ class Tape:
                 return self._run(self._steps(start, fresh, ours, span))
             self._recordings[name], made.turn = made, self._turn
         if self._current is not None:
-            self._current.following[held, span] = self._recordings[name]
+            self._following[self._current, held, span] = self._recordings[name]
         return self._replayed(self._recordings[name])
 
     def _run(self, stretch: Stretch) -> Stretch:

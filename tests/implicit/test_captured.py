@@ -15,6 +15,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn.utils.parametrizations import spectral_norm
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import implicit
 from implicit import Equilibrium, ImplicitGradient, Looped, fixed_point, record
@@ -726,6 +727,57 @@ def test_recordings_keep_neither_inputs_nor_their_graphs(parametrized):
     del leaf, x
     gc.collect()
     assert [each() for each in kept] == [None] * len(kept)
+
+
+@pytest.mark.parametrize("solver", [Picard(), Anderson(memory=2)], ids=["picard", "anderson"])
+def test_a_dropped_layer_frees_its_recordings_at_once(solver):
+    """A graph keeps memory on a GPU, which must not wait for the collector of cycles."""
+    _, captured = layers(Cell(), solver)
+    for _ in range(5):
+        captured(inputs()).sum().backward()
+    kept = [weakref.ref(tape) for tape in tapes(captured)]
+    made = [
+        recording
+        for tape in tapes(captured)
+        for recording in (tape._beginning, tape._evaluation, *tape._recordings.values())
+        if recording is not None
+    ]
+    kept += map(weakref.ref, made)
+    assert len(kept) >= 6
+    for recording in made:
+        vars(recording).pop("_function", None)  # of which a graph keeps nothing
+    gc.collect()
+    gc.disable()
+    try:
+        del captured, recording, made
+        assert [each() for each in kept] == [None] * len(kept)
+    finally:
+        gc.enable()
+
+
+@pytest.mark.parametrize("solver", [Anderson(7), Broyden(7), GMRES(7)])
+def test_the_recorded_beginning_copies_no_history(monkeypatch, solver):
+    copied: list[int] = []
+
+    class Copies(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            if function is torch.ops.aten.copy_.default:
+                copied.append(args[0].numel())
+            return function(*args, **(kwargs or {}))
+
+    made = Called.__init__
+
+    def counted(recording, function):
+        with Copies():
+            made(recording, function)
+        monkeypatch.undo()  # the beginning is recorded first
+
+    monkeypatch.setattr(Called, "__init__", counted)
+    _, captured = layers(Cell(), solver)
+    for _ in range(2):
+        captured.solve(inputs())
+    assert copied
+    assert max(copied) <= 2 * ROWS * DIM  # GMRES keeps two vectors as one
 
 
 def test_few_are_kept():

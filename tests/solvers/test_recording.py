@@ -33,6 +33,7 @@ class Card:
     def graph(self, graph, pool, stream, capture_error_mode):
         before, self.current = self.current, stream
         self.met.append((pool, stream, capture_error_mode))
+        self.inference = torch.is_inference_mode_enabled()
         try:
             yield
         except Exception:
@@ -71,6 +72,22 @@ def test_a_failure_is_the_functions_own_and_leaves_the_stream_of_the_caller(card
 def test_a_workspace_of_cublas_outlasts_no_capture(card):
     Graph(lambda: card.met.append("captured"), "pool", torch.device("cuda:0"))
     assert [entry for entry in card.met if isinstance(entry, str)] == ["cleared", "captured", "cleared"]
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode, torch.enable_grad])
+def test_a_capture_begins_outside_inference_mode_and_the_steps_keep_their_mode(card, mode):
+    """PyTorch makes the seed of a device's graphs at the first capture, and writes to it before each replay."""
+
+    def modes():
+        return torch.is_inference_mode_enabled(), torch.is_grad_enabled()
+
+    seen = []
+    with mode():
+        before = modes()
+        Graph(lambda: seen.append(modes()), "pool", torch.device("cuda:0"))
+        assert modes() == before
+    assert seen == [before]
+    assert not card.inference
 
 
 def test_while_another_recording_is_made_steps_run_without_one():

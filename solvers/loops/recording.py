@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from typing import Any
 
@@ -45,32 +45,48 @@ def _own_workspaces() -> Iterator[None]:
         torch._C._cuda_clearCublasWorkspaces()
 
 
+def _after_failure(device: torch.device, pool: Any) -> None:
+    """Return PyTorch to normal after a capture that CUDA has refused.
+
+    Its end fails as well, which in some versions leaves the allocator and the generator of random numbers as they were
+    within: from then on, `torch.randn` and dropout would raise. The end of any other capture mends the generator.
+    """
+    with suppress(RuntimeError):  # where the allocator has left it
+        torch._C._cuda_endAllocateToPool(device.index, pool)
+    with suppress(RuntimeError), torch.cuda.graph(torch.cuda.CUDAGraph(), stream=_stream(device)):
+        torch.zeros(1, device=device)
+
+
 class Graph(Recording):
     """A recording as a CUDA graph on a device, which need not be the current one."""
 
     def __init__(self, function: Callable[[], Stretch], pool: Any, device: torch.device) -> None:
         torch.clear_autocast_cache()  # casts made outside must not be read inside, nor the reverse
-        self._graph = torch.cuda.CUDAGraph()
-        cause: Exception | None = None
+        self._graph, stream = torch.cuda.CUDAGraph(), _stream(device)
         inference, graded = torch.is_inference_mode_enabled(), torch.is_grad_enabled()
-        try:
-            with (
-                _own_workspaces(),
-                torch.inference_mode(False),  # what PyTorch makes for random numbers must serve in any mode
-                torch.cuda.stream(_stream(device)),  # of the device; left after a failure, too
-                torch.cuda.graph(self._graph, pool, _stream(device), capture_error_mode="thread_local"),
-            ):
-                try:
-                    with torch.inference_mode(inference), torch.set_grad_enabled(graded):
+        cause: Exception | None = None
+        with (
+            torch.inference_mode(False),  # what PyTorch makes for random numbers must serve in any mode
+            torch.cuda.stream(stream),  # of the device; left after a failure, too
+        ):
+            try:
+                with (
+                    _own_workspaces(),
+                    torch.cuda.graph(self._graph, pool, stream, capture_error_mode="thread_local"),
+                    torch.inference_mode(inference),
+                    torch.set_grad_enabled(graded),
+                ):
+                    try:
                         self._result = function()
-                except Exception as error:
-                    cause = error
-                    raise
-        except Exception as error:  # raised at the end of a capture that had already failed
-            raise cause or error from None
-        finally:
-            cause = None  # it references this frame, and everything created in it
-            torch.clear_autocast_cache()
+                    except Exception as error:
+                        cause = error
+                        raise
+            except Exception as error:  # raised at the end of a capture that had already failed
+                _after_failure(device, pool)
+                raise cause or error from None
+            finally:
+                cause = None  # it references this frame, and everything created in it
+                torch.clear_autocast_cache()
 
     def replay(self) -> Stretch:
         self._graph.replay()

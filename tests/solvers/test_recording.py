@@ -20,6 +20,7 @@ class Card:
 
     def __init__(self):
         self.current, self.met = "stream of cuda:0", []
+        self.unfinished = set()  # pools that the allocator works in, and whether the generator is in a capture
 
     @contextmanager
     def stream(self, stream):
@@ -30,15 +31,22 @@ class Card:
             self.current = before
 
     @contextmanager
-    def graph(self, graph, pool, stream, capture_error_mode):
+    def graph(self, graph, pool=None, stream=None, capture_error_mode="global"):
         before, self.current = self.current, stream
         self.met.append((pool, stream, capture_error_mode))
+        self.unfinished |= {pool, "the generator"}
         self.inference = torch.is_inference_mode_enabled()
         try:
             yield
         except Exception:
             raise RuntimeError("the capture was invalidated") from None
         self.current = before
+        self.unfinished -= {pool, "the generator"}
+
+    def end_allocations(self, device, pool):
+        if pool not in self.unfinished:
+            raise RuntimeError("not currently recording to this pool")
+        self.unfinished.remove(pool)
 
 
 @pytest.fixture
@@ -48,6 +56,8 @@ def card(monkeypatch):
     monkeypatch.setattr(torch.cuda, "stream", card.stream)
     monkeypatch.setattr(torch.cuda, "graph", card.graph)
     monkeypatch.setattr(torch._C, "_cuda_clearCublasWorkspaces", lambda: card.met.append("cleared"), raising=False)
+    monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool", card.end_allocations, raising=False)
+    monkeypatch.setattr(torch, "zeros", lambda *shape, device: None)  # on the card
     monkeypatch.setattr(recording, "_stream", lambda device: f"stream for captures on {device}")
     return card
 
@@ -67,6 +77,7 @@ def test_a_failure_is_the_functions_own_and_leaves_the_stream_of_the_caller(card
     with pytest.raises(ValueError, match="of the cell"):
         Graph(failing, "pool", torch.device("cuda:0"))
     assert card.current == "stream of cuda:0"
+    assert not card.unfinished
 
 
 def test_a_workspace_of_cublas_outlasts_no_capture(card):

@@ -91,6 +91,7 @@ class _Replayed(Loop):
             return begin(problem, solver, measure, z, pair)
         like = _like(z, *source.tensors)
         self.tape = captures.borrow(
+            source.name,
             (source.signature, like, problem.autocast, solver, measure, self.check_every),
             lambda: Tape(source.build(), source.tensors, z, solver, measure, self.check_every),
         )

@@ -42,7 +42,7 @@ class Captures:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._tapes: dict[Hashable, Tape | None] = {}  # None: met once
+        self._tapes: dict[tuple[str, Hashable], Tape | None] = {}  # None: met once
         self._refused: set[str] = set()
 
     def __eq__(self, other: object) -> bool:
@@ -60,8 +60,15 @@ class Captures:
     def __len__(self) -> int:
         return sum(tape is not None for tape in self._tapes.values())
 
-    def borrow(self, key: Hashable, make: Callable[[], Tape]) -> Tape | None:
-        """The tape; None in the first solve, which warms up and may not recur, and while the tape is in use."""
+    def borrow(self, name: str, kind: Hashable, make: Callable[[], Tape]) -> Tape | None:
+        """The tape; None in the first solve, which warms up and may not recur, and while the tape is in use.
+
+        Args:
+            name: the name of the problem.
+            kind: everything that identifies the tape among those of this name.
+            make: makes a new one.
+        """
+        key = name, kind
         with self._lock:  # the key is long: each look at the dict hashes it anew
             tape = self._tapes.pop(key, _NEW)
             if tape is None:
@@ -80,8 +87,11 @@ class Captures:
             tape.lent = False
 
     def refuse(self, name: str, error: Exception) -> None:
-        """Stop capturing solves of this name, and warn at the first refusal."""
-        told, self._refused = self._refused, self._refused | {name}
+        """Stop capturing solves of this name, drop their tapes, and warn at the first refusal."""
+        with self._lock:
+            told, self._refused = self._refused, self._refused | {name}
+            for key in [key for key in self._tapes if key[0] == name]:
+                del self._tapes[key]
         if not told:
             warnings.warn(
                 f"loop=Captured(): {name} cannot be captured ({type(error).__name__}: {error}). Its steps run one by "

@@ -878,6 +878,7 @@ def test_what_cannot_be_recorded_is_run_with_one_warning(monkeypatch, at):
                 torch.testing.assert_close(captured(x), eager(x), rtol=1e-9, atol=1e-9)
     (only,) = told
     assert "Cell, forward cannot be captured (RuntimeError: operation not permitted" in str(only.message)
+    assert len(captured._captures) == 0, "nothing uses its buffers again"
 
 
 class Creeping(Cell):

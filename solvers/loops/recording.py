@@ -5,7 +5,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from functools import cache
 from typing import Any
 
 import torch
@@ -26,12 +25,6 @@ class Recording(ABC):
         """Run it again."""
 
 
-@cache
-def _stream(device: torch.device) -> torch.cuda.Stream:
-    """The stream on which graphs of a device are captured: PyTorch's own is on the first device that was current."""
-    return torch.cuda.Stream(device)
-
-
 @contextmanager
 def _own_workspaces() -> Iterator[None]:
     """Let the graph captured in the block allocate workspaces of cuBLAS in its own pool.
@@ -45,29 +38,29 @@ def _own_workspaces() -> Iterator[None]:
         torch._C._cuda_clearCublasWorkspaces()
 
 
-def _after_failure(device: torch.device, pool: Any) -> None:
+def _after_failure(stream: torch.cuda.Stream, pool: Any) -> None:
     """Return PyTorch to normal after a capture that CUDA has refused.
 
     Its end fails as well, which in some versions leaves the allocator and the generator of random numbers as they were
     within: from then on, `torch.randn` and dropout would raise. The end of any other capture mends the generator.
     """
     with suppress(RuntimeError):  # where the allocator has left it
-        torch._C._cuda_endAllocateToPool(device.index, pool)
-    with suppress(RuntimeError), torch.cuda.graph(torch.cuda.CUDAGraph(), stream=_stream(device)):
-        torch.zeros(1, device=device)
+        torch._C._cuda_endAllocateToPool(stream.device.index, pool)
+    with suppress(RuntimeError), torch.cuda.graph(torch.cuda.CUDAGraph(), stream=stream):
+        torch.zeros(1, device=stream.device)
 
 
 class Graph(Recording):
-    """A recording as a CUDA graph on a device, which need not be the current one."""
+    """A recording as a CUDA graph, captured on a stream whose device need not be the current one."""
 
-    def __init__(self, function: Callable[[], Stretch], pool: Any, device: torch.device) -> None:
+    def __init__(self, function: Callable[[], Stretch], pool: Any, stream: torch.cuda.Stream) -> None:
         torch.clear_autocast_cache()  # casts made outside must not be read inside, nor the reverse
-        self._graph, stream = torch.cuda.CUDAGraph(), _stream(device)
+        self._graph = torch.cuda.CUDAGraph()
         inference, graded = torch.is_inference_mode_enabled(), torch.is_grad_enabled()
         cause: Exception | None = None
         with (
             torch.inference_mode(False),  # what PyTorch makes for random numbers must serve in any mode
-            torch.cuda.stream(stream),  # of the device; left after a failure, too
+            torch.cuda.stream(stream),  # and its device; left after a failure, too
         ):
             try:
                 with (
@@ -82,7 +75,7 @@ class Graph(Recording):
                         cause = error
                         raise
             except Exception as error:  # raised at the end of a capture that had already failed
-                _after_failure(device, pool)
+                _after_failure(stream, pool)
                 raise cause or error from None
             finally:
                 cause = None  # it references this frame, and everything created in it

@@ -71,6 +71,9 @@ class Tape:
         """The recording that produced the last stretch."""
         self._stream: torch.cuda.Stream | None = None
         """The stream of the last solve."""
+        self._side = torch.cuda.Stream(z.device) if z.is_cuda else None
+        """The stream for captures, and for products with what was captured there: those of another thread may run
+        meanwhile, and must not become part of a capture."""
         self._pools: dict[bool, Any] = {}
         """Memory pools, each for recordings that never follow each other: results last until the host has read them."""
 
@@ -223,10 +226,10 @@ class Tape:
     def _recorded(self, function: Callable[[], Stretch]) -> Recording:
         self.recording = True
         with recording():
-            if self.z.device.type == "cuda":
+            if self._side is not None:
                 if self._turn not in self._pools:
                     self._pools[self._turn] = torch.cuda.graph_pool_handle()
-                made: Recording = Graph(function, self._pools[self._turn], self.z.device)
+                made: Recording = Graph(function, self._pools[self._turn], self._side)
             else:
                 made = Called(function)
         self.recording = False

@@ -4,15 +4,18 @@ In place of a card stand imitations of the names of `torch.cuda` that a capture 
 """
 
 from contextlib import contextmanager
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
+from torch._subclasses import FakeTensorMode
 
 from implicit import Equilibrium
 from solvers import Captured, Picard
-from solvers.loops import recording, tape
+from solvers.loops import tape
 from solvers.loops.recording import Graph
+from solvers.loops.tape import Tape
 
 
 class Card:
@@ -58,15 +61,28 @@ def card(monkeypatch):
     monkeypatch.setattr(torch._C, "_cuda_clearCublasWorkspaces", lambda: card.met.append("cleared"), raising=False)
     monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool", card.end_allocations, raising=False)
     monkeypatch.setattr(torch, "zeros", lambda *shape, device: None)  # on the card
-    monkeypatch.setattr(recording, "_stream", lambda device: f"stream for captures on {device}")
     return card
 
 
-def test_it_is_captured_on_the_device_of_the_state(card):
-    seen = []
-    Graph(lambda: seen.append(card.current), "pool", torch.device("cuda:1"))
-    assert seen == ["stream for captures on cuda:1"]
-    assert ("pool", "stream for captures on cuda:1", "thread_local") in card.met
+def stream(device="cuda:0"):
+    return SimpleNamespace(device=torch.device(device))
+
+
+def test_each_tape_captures_on_a_stream_of_its_own_on_the_device_of_the_state(monkeypatch):
+    """Products with what was captured run on that stream, possibly while another thread captures."""
+    monkeypatch.setattr(torch.cuda, "Stream", stream)
+    with FakeTensorMode():
+        z = torch.empty(2, 3, device="cuda:1")
+        one, other = (Tape(lambda: None, (), z, Picard(), None, 4) for _ in range(2))
+    assert one._side is not other._side
+    assert one._side.device == z.device
+
+
+def test_it_is_captured_on_the_stream(card):
+    seen, side = [], stream("cuda:1")
+    Graph(lambda: seen.append(card.current), "pool", side)
+    assert seen == [side]
+    assert ("pool", side, "thread_local") in card.met
     assert card.current == "stream of cuda:0"
 
 
@@ -75,13 +91,13 @@ def test_a_failure_is_the_functions_own_and_leaves_the_stream_of_the_caller(card
         raise ValueError("of the cell")
 
     with pytest.raises(ValueError, match="of the cell"):
-        Graph(failing, "pool", torch.device("cuda:0"))
+        Graph(failing, "pool", stream())
     assert card.current == "stream of cuda:0"
     assert not card.unfinished
 
 
 def test_a_workspace_of_cublas_outlasts_no_capture(card):
-    Graph(lambda: card.met.append("captured"), "pool", torch.device("cuda:0"))
+    Graph(lambda: card.met.append("captured"), "pool", stream())
     assert [entry for entry in card.met if isinstance(entry, str)] == ["cleared", "captured", "cleared"]
 
 
@@ -95,7 +111,7 @@ def test_a_capture_begins_outside_inference_mode_and_the_steps_keep_their_mode(c
     seen = []
     with mode():
         before = modes()
-        Graph(lambda: seen.append(modes()), "pool", torch.device("cuda:0"))
+        Graph(lambda: seen.append(modes()), "pool", stream())
         assert modes() == before
     assert seen == [before]
     assert not card.inference

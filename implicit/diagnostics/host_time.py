@@ -10,6 +10,8 @@ from typing import NamedTuple
 import torch
 
 from solvers import Captured, Loop
+from solvers.loops.eager import recording
+from solvers.loops.recording import Graph, one_at_a_time
 
 from ..parametrized import one_weight
 from .findings import Finding, Look
@@ -73,16 +75,16 @@ def _cell_seconds(look: Look, evaluations: int) -> float | None:
                 problem(point)
         torch.cuda.current_stream(point.device).wait_stream(stream)
         torch.cuda.synchronize(point.device)
-        torch.clear_autocast_cache()  # the capture must not use casts made outside it, nor the reverse
-        graph = torch.cuda.CUDAGraph()
+
+        def evaluate() -> None:
+            for _ in range(evaluations):
+                problem(point)
+
         try:
-            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-                for _ in range(evaluations):
-                    problem(point)
+            with one_at_a_time, recording():
+                graph = Graph(evaluate, torch.cuda.graph_pool_handle(), stream)
         except Exception:  # whatever the cell does that a capture forbids
             return None
-        finally:
-            torch.clear_autocast_cache()
         return _seconds(graph.replay, point.device) / evaluations
 
 

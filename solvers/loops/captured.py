@@ -15,6 +15,7 @@ from ..problem import Problem
 from ..rules.rule import Solver
 from .captures import Captures, Source
 from .eager import Hold, Loop, Stretch, advance, begin
+from .recording import RecordingError
 from .tape import Tape
 from .transfer import Transfer
 
@@ -99,10 +100,8 @@ class _Replayed(Loop):
             return begin(problem, solver, measure, z, pair)
         try:
             return self.tape.begin(z, source.tensors)
-        except Exception as error:
-            if not self.tape.recording:
-                raise
-            captures.refuse(source.name, error)
+        except RecordingError as error:
+            captures.refuse(source.name, error.__cause__)
             self.close()
             return begin(problem, solver, measure, z, pair)
 
@@ -130,13 +129,13 @@ class _Replayed(Loop):
     def _recorded(self, call: Callable[[], Stretch], otherwise: Callable[[], Stretch]) -> Stretch:
         """The result of `call`, which uses the tape, or of `otherwise` if the tape cannot make a recording."""
         assert self.tape is not None
+        assert self.captures is not None
+        assert self.source is not None
         try:
             return call()
-        except Exception as error:
-            if not self.tape.recording or self.captures is None or self.source is None:
-                raise
-            self.captures.refuse(self.source.name, error)  # nothing was run: the buffers are as they were
-            self.tape.recording = False
+        except RecordingError as error:
+            self.captures.refuse(self.source.name, error.__cause__)
+            self.tape.leave()
             return otherwise()
 
     def span(self, missing: float, room: int) -> int:

@@ -86,7 +86,7 @@ class Captures:
         with self._lock:
             tape.lent = False
 
-    def refuse(self, name: str, error: Exception) -> None:
+    def refuse(self, name: str, error: BaseException | None) -> None:
         """Stop capturing solves of this name, drop their tapes, and warn at the first refusal."""
         with self._lock:
             told, self._refused = self._refused, self._refused | {name}

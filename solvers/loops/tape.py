@@ -15,11 +15,8 @@ from ..problem import Problem
 from ..rules.rule import Solver
 from .buffers import buffer_like, numbers_of, share, tensors_of
 from .eager import Hold, Stretch, advance, begin, recording
-from .recording import Called, Graph, Recording
+from .recording import Called, Graph, Recording, RecordingError, one_at_a_time, own_stream
 from .transfer import Transfer
-
-_one_at_a_time = threading.Lock()
-"""PyTorch captures one graph at a time in a process."""
 
 
 class Tape:
@@ -56,8 +53,6 @@ class Tape:
         """The last stretch of the solve; its tensors are buffers."""
         self.lent = False
         """Whether a solve is using it."""
-        self.recording = False
-        """Whether a recording is being made, during which nothing is run."""
         self._problem: Problem | None = None
         self._beginning: Recording | None = None
         self._evaluation: Recording | None = None
@@ -71,7 +66,7 @@ class Tape:
         """The recording that produced the last stretch."""
         self._stream: torch.cuda.Stream | None = None
         """The stream of the last solve."""
-        self._side = torch.cuda.Stream(z.device) if z.is_cuda else None
+        self._side = own_stream(self, z.device) if z.is_cuda else None
         """The stream for captures, and for products with what was captured there: those of another thread may run
         meanwhile, and must not become part of a capture."""
         self._pools: dict[bool, Any] = {}
@@ -83,6 +78,8 @@ class Tape:
             last, self._stream = self._stream, torch.cuda.current_stream(z.device)
             if last is not None and last != self._stream:
                 self._stream.wait_stream(last)  # which may still work in the buffers
+                for tensor in (self.z, self.best, self.held, *self.tensors, *self._memories()):
+                    tensor.record_stream(self._stream)  # none of which is free before both streams have passed it
         self.z.copy_(z)
         for buffer, tensor in zip(self.tensors, tensors, strict=True):
             buffer.copy_(tensor)
@@ -127,6 +124,10 @@ class Tape:
         with replayed():
             image, residual, norms = self._problem.measured(self.best, self.best, self.measure, robust=False)
         return last._replace(points=[self.best], norms=norms, image=image, residual=residual, exact=False)
+
+    def _memories(self) -> list[Tensor]:
+        """The buffers of all memories."""
+        return [tensor for start in self._starts.values() for tensor in tensors_of(start)[0]]
 
     def leave(self) -> None:
         """Forget the position in the solve, which continues elsewhere."""
@@ -215,22 +216,24 @@ class Tape:
         return end._replace(points=points, norms=stretch.norms)
 
     def _record(self, function: Callable[[], Stretch]) -> Recording | None:
-        """The recording; None while another one is being made, possibly by a thread that waits for this one."""
-        if not _one_at_a_time.acquire(blocking=False):
+        """The recording; None while another one is being made, possibly by a thread that waits for this one.
+
+        Raises RecordingError, with nothing run and the buffers as they were.
+        """
+        if not one_at_a_time.acquire(blocking=False):
             return None
         try:
             return self._recorded(function)
         finally:
-            _one_at_a_time.release()
+            one_at_a_time.release()
 
     def _recorded(self, function: Callable[[], Stretch]) -> Recording:
-        self.recording = True
-        with recording():
-            if self._side is not None:
+        try:
+            with recording():
+                if self._side is None:
+                    return Called(function)
                 if self._turn not in self._pools:
                     self._pools[self._turn] = torch.cuda.graph_pool_handle()
-                made: Recording = Graph(function, self._pools[self._turn], self._side)
-            else:
-                made = Called(function)
-        self.recording = False
-        return made
+                return Graph(function, self._pools[self._turn], self._side)
+        except Exception as error:
+            raise RecordingError from error

@@ -24,7 +24,7 @@ from implicit.pure_problem import PureProblem
 from solvers import GMRES, Anderson, Broyden, Captured, Eager, Monotone, NewtonKrylov, Picard, Reversible, root, solve
 from solvers.loops import eager as loops
 from solvers.loops.captures import LIMIT
-from solvers.loops.recording import Called
+from solvers.loops.recording import Called, RecordingError
 from solvers.loops.tape import Tape
 from solvers.pipeline import Pipeline
 from solvers.problem import Problem
@@ -864,8 +864,7 @@ def test_what_cannot_be_recorded_is_run_with_one_warning(monkeypatch, at):
     def failing(self, function):
         made.append(function)
         if len(made) >= at:
-            self.recording = True
-            raise RuntimeError("operation not permitted when stream is capturing")
+            raise RecordingError from RuntimeError("operation not permitted when stream is capturing")
         return record_it(self, function)
 
     monkeypatch.setattr(Tape, "_record", failing)
@@ -879,6 +878,76 @@ def test_what_cannot_be_recorded_is_run_with_one_warning(monkeypatch, at):
     (only,) = told
     assert "Cell, forward cannot be captured (RuntimeError: operation not permitted" in str(only.message)
     assert len(captured._captures) == 0, "nothing uses its buffers again"
+
+
+class Rotation(nn.Module):
+    """Converges at a rate that can be set in place, in any direction alike."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("turn", torch.linalg.qr(torch.randn(DIM, DIM, dtype=torch.float64))[0])
+        self.register_buffer("rate", torch.tensor(0.1, dtype=torch.float64))
+
+    def forward(self, z, x):
+        return self.rate * (z @ self.turn) + x
+
+
+@pytest.mark.parametrize(("solver", "span"), [(Picard(), 16), (Anderson(3), 8), (Broyden(4), 8)], ids=repr)
+def test_a_refusal_within_a_solve_does_not_return_to_an_earlier_step(monkeypatch, solver, span):
+    """Memory may run out in a stretch longer than those recorded before, some of which follow others."""
+    run, made, spans = Tape.run, Called.__init__, []
+
+    def noted(tape, hold, count):
+        spans.append(count)
+        return run(tape, hold, count)
+
+    def failing(recording, function):
+        if refusing and spans and spans[-1] == span:
+            raise RuntimeError("out of memory")
+        made(recording, function)
+
+    monkeypatch.setattr(Tape, "run", noted)
+    monkeypatch.setattr(Called, "__init__", failing)
+    options = {"solver": solver, "compact": False, "rtol": 1e-8, "atol": 1e-12, "max_steps": 400}
+    cell, refusing = Rotation(), False
+    eager, captured = (Equilibrium(cell, loop=loop, **options) for loop in (Eager(4), Captured(4)))
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        for number, rate in enumerate([0.05] * 6 + [0.1] * 6 + [0.2, 0.2, 0.3, 0.35, 0.35, 0.35]):
+            refusing, x = number >= 12, inputs()
+            cell.rate.fill_(rate)
+            one, other = captured.solve(x), eager.solve(x)
+            assert one.steps.tolist() == other.steps.tolist(), (number, spans)
+            torch.testing.assert_close(one.value, other.value, rtol=1e-9, atol=1e-11)
+            spans.clear()
+    assert len(told) == 1, "a recording was refused"
+
+
+def test_an_error_after_an_interrupted_recording_is_no_refusal(monkeypatch):
+    class Interrupted(Cell):
+        error = None
+
+        def forward(self, z, x):
+            if interrupting and loops.recorded():
+                raise KeyboardInterrupt
+            if self.error is not None:
+                raise self.error
+            return super().forward(z, x)
+
+    interrupting = False
+    _, captured = layers(Interrupted())
+    captured.solve(inputs())
+    interrupting = True
+    with pytest.raises(KeyboardInterrupt):
+        captured.solve(inputs())
+    interrupting, captured.cell.error = False, ValueError("of the cell")
+    with warnings.catch_warnings(), pytest.raises(ValueError, match="of the cell"):
+        warnings.simplefilter("error")
+        captured.solve(inputs())
+    captured.cell.error = None
+    for _ in range(3):
+        captured.solve(inputs())
+    assert [tape for tape in tapes(captured) if tape._beginning is not None]
 
 
 class Creeping(Cell):
@@ -956,8 +1025,7 @@ def test_a_short_solve_of_a_function_has_no_buffers(recordings, monkeypatch):
 
 def test_a_function_that_cannot_be_recorded_is_run_with_one_warning(monkeypatch):
     def failing(self, function):
-        self.recording = True
-        raise RuntimeError("operation not permitted when stream is capturing")
+        raise RecordingError from RuntimeError("operation not permitted when stream is capturing")
 
     monkeypatch.setattr(Tape, "_record", failing)
     cell, x, options = Creeping(), inputs(), {**TIGHT, "max_steps": 1000}

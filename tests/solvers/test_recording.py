@@ -3,7 +3,9 @@
 In place of a card stand imitations of the names of `torch.cuda` that a capture uses.
 """
 
-from contextlib import contextmanager
+import threading
+from collections import Counter, defaultdict
+from contextlib import contextmanager, nullcontext
 from types import SimpleNamespace
 
 import pytest
@@ -12,18 +14,39 @@ from torch import nn
 from torch._subclasses import FakeTensorMode
 
 from implicit import Equilibrium
+from implicit.diagnostics import host_time
 from solvers import Captured, Picard
-from solvers.loops import tape
-from solvers.loops.recording import Graph
+from solvers.loops import recording
+from solvers.loops.recording import Graph, one_at_a_time, own_stream
 from solvers.loops.tape import Tape
+
+
+class Owner:
+    pass
+
+
+class Refused:
+    """A graph whose capture has not ended."""
+
+    ended = False
+
+    def pool(self):
+        if not self.ended:
+            raise RuntimeError("without a preceding successful capture")
+
+    def replay(self):
+        pass
 
 
 class Card:
     """What is current, in two devices' streams; like PyTorch's, its capture leaves its stream current if it fails."""
 
+    version = "2.11.0"
+
     def __init__(self):
         self.current, self.met = "stream of cuda:0", []
         self.unfinished = set()  # pools that the allocator works in, and whether the generator is in a capture
+        self.uses = Counter()  # of each pool
 
     @contextmanager
     def stream(self, stream):
@@ -38,6 +61,7 @@ class Card:
         before, self.current = self.current, stream
         self.met.append((pool, stream, capture_error_mode))
         self.unfinished |= {pool, "the generator"}
+        self.uses[pool] += 1
         self.inference = torch.is_inference_mode_enabled()
         try:
             yield
@@ -45,21 +69,29 @@ class Card:
             raise RuntimeError("the capture was invalidated") from None
         self.current = before
         self.unfinished -= {pool, "the generator"}
+        graph.ended = True
+        self.uses[pool] -= 1  # as if the graph were dropped
 
     def end_allocations(self, device, pool):
         if pool not in self.unfinished:
             raise RuntimeError("not currently recording to this pool")
         self.unfinished.remove(pool)
 
+    def release(self, device, pool):
+        self.uses[pool] -= 1
+
 
 @pytest.fixture
 def card(monkeypatch):
     card = Card()
-    monkeypatch.setattr(torch.cuda, "CUDAGraph", object)
+    monkeypatch.setattr(torch, "__version__", card.version)
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Refused)
     monkeypatch.setattr(torch.cuda, "stream", card.stream)
     monkeypatch.setattr(torch.cuda, "graph", card.graph)
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: "pool")
     monkeypatch.setattr(torch._C, "_cuda_clearCublasWorkspaces", lambda: card.met.append("cleared"), raising=False)
     monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool", card.end_allocations, raising=False)
+    monkeypatch.setattr(torch._C, "_cuda_releasePool", card.release, raising=False)
     monkeypatch.setattr(torch, "zeros", lambda *shape, device: None)  # on the card
     return card
 
@@ -78,6 +110,22 @@ def test_each_tape_captures_on_a_stream_of_its_own_on_the_device_of_the_state(mo
     assert one._side.device == z.device
 
 
+def test_streams_for_captures_are_used_again_and_by_one_at_a_time(monkeypatch):
+    """PyTorch's pool has 32 streams, which it hands out in turn: two tapes must not be given the same."""
+    made = []
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: made.append((device, len(made))) or made[-1])
+    monkeypatch.setattr(recording, "_idle", defaultdict(list))
+    one, other = torch.device("cuda:0"), torch.device("cuda:1")
+    living = [Owner() for _ in range(3)]
+    streams = {own_stream(owner, one) for owner in living}
+    assert len(streams) == 3
+    for _ in range(100):
+        owner = Owner()
+        assert own_stream(owner, one) not in streams
+    assert len(made) <= 5
+    assert own_stream(owner, other)[0] == other
+
+
 def test_it_is_captured_on_the_stream(card):
     seen, side = [], stream("cuda:1")
     Graph(lambda: seen.append(card.current), "pool", side)
@@ -94,6 +142,71 @@ def test_a_failure_is_the_functions_own_and_leaves_the_stream_of_the_caller(card
         Graph(failing, "pool", stream())
     assert card.current == "stream of cuda:0"
     assert not card.unfinished
+    assert not card.uses["pool"]
+    assert {entry[2] for entry in card.met if isinstance(entry, tuple)} == {"thread_local"}
+
+
+def test_a_capture_that_ends_is_not_cleared_away_for_an_error_of_python(card, monkeypatch):
+    def ending(graph, pool, stream, mode):
+        return ended(graph)
+
+    @contextmanager
+    def ended(graph):
+        try:
+            yield
+        finally:
+            graph.ended = True
+
+    monkeypatch.setattr(torch.cuda, "graph", ending)
+    with pytest.raises(KeyboardInterrupt):
+        Graph(interrupted, "pool", stream())
+    assert card.uses["pool"] == 0
+
+
+def interrupted():
+    raise KeyboardInterrupt
+
+
+def test_a_launch_waits_for_a_capture_in_another_thread(card, monkeypatch):
+    """Up to PyTorch 2.12 a launch fails meanwhile, as the generator of random numbers is in capture."""
+    graph, launched = Graph(lambda: None, "pool", stream()), []
+    monkeypatch.setattr(Refused, "replay", lambda self: launched.append(one_at_a_time.locked()))
+    thread = threading.Thread(target=graph.replay)
+    with one_at_a_time:
+        thread.start()
+        thread.join(0.1)
+        assert not launched
+    thread.join()
+    assert launched == [True]
+    monkeypatch.setattr(recording, "WAIT", 0.01)
+    with one_at_a_time:  # which may wait for this thread
+        graph.replay()
+    assert len(launched) == 2
+
+
+def test_a_diagnosis_of_a_cell_that_cannot_be_captured_leaves_no_trace(card, monkeypatch):
+    calls = []
+
+    def problem(z):
+        calls.append(z)
+        if len(calls) > 3:
+            raise RuntimeError("operation not permitted when stream is capturing")
+        return z
+
+    quiet = SimpleNamespace(wait_stream=lambda other: None, device=torch.device("cuda:1"))
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: quiet)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: quiet)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
+    monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
+    layer = SimpleNamespace(cell=nn.Identity(), solve=lambda *inputs, z0: None)
+    look = SimpleNamespace(problem=problem, value=torch.ones(2, 3), layer=layer, inputs=(), z0=None)
+    look.solution = SimpleNamespace(steps=torch.tensor([5]))
+    assert host_time.step_times(look) is None
+    assert len(calls) == 4
+    assert card.current == "stream of cuda:0"
+    assert not card.unfinished
+    assert not card.uses["pool"]
+    assert not one_at_a_time.locked()
 
 
 def test_a_workspace_of_cublas_outlasts_no_capture(card):
@@ -127,7 +240,7 @@ def test_while_another_recording_is_made_steps_run_without_one():
     layer = Equilibrium(Cell(4, 4), solver=Picard(), compact=False, loop=Captured(2), initial=torch.zeros_like)
     x, values = torch.randn(3, 4), []
     expected = Equilibrium(layer.cell, solver=Picard(), compact=False, initial=torch.zeros_like)(x)
-    with tape._one_at_a_time:
+    with one_at_a_time:
         values = [layer(x) for _ in range(4)]
         assert not [one for one in layer._captures._tapes.values() if one is not None and one._recordings]
     values += [layer(x) for _ in range(4)]

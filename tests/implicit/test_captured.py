@@ -923,6 +923,7 @@ def test_a_refusal_within_a_solve_does_not_return_to_an_earlier_step(monkeypatch
     assert len(told) == 1, "a recording was refused"
 
 
+@pytest.mark.filterwarnings("error")
 def test_an_error_after_an_interrupted_recording_is_no_refusal(monkeypatch):
     class Interrupted(Cell):
         error = None
@@ -941,8 +942,7 @@ def test_an_error_after_an_interrupted_recording_is_no_refusal(monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         captured.solve(inputs())
     interrupting, captured.cell.error = False, ValueError("of the cell")
-    with warnings.catch_warnings(), pytest.raises(ValueError, match="of the cell"):
-        warnings.simplefilter("error")
+    with pytest.raises(ValueError, match="of the cell"):
         captured.solve(inputs())
     captured.cell.error = None
     for _ in range(3):

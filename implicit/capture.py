@@ -3,30 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from solvers.loops.captures import Source
 from solvers.problem import Problem
-from solvers.state import Layout, tree_leaves, unhooked
+from solvers.state import Layout, flattened, tree_leaves, unhooked
 
+from .keys import module_key, modules_key, settings_key, value_key
 from .pure import Known, own_modules, own_tensors
 from .pure_problem import PureProblem
-
-_PLAIN = {bool, int, float, str, torch.dtype, torch.device, type(None)}
 
 
 def forward_source(problem: Problem) -> Source | None:
     """The source of a forward solve; None unless f is a module, since a function may read tensors unknown to us."""
-    f, args = problem.f, problem.args
+    f = problem.f
     if not isinstance(f, nn.Module):
         return None
     parts = own_modules(f)
-    given = {id(leaf): leaf for leaf in tree_leaves(args) if Known.has_place(leaf)}
+    given = {id(leaf): leaf for leaf in tree_leaves(problem.args) if Known.has_place(leaf)}
     known = [*given.values(), *(tensor for tensor in own_tensors(parts) if id(tensor) not in given)]
-    return _source(f, "forward", parts, args, known, (), lambda: PureProblem.of(problem)[0], _at)
+    key = tuple(module_key(part, part.__dict__) for part in parts)
+    return _source(problem, "forward", parts, key, known, (), lambda: PureProblem.of(problem)[0], _at)
 
 
 def _at(at: PureProblem, filled: Sequence[Tensor], own: Sequence[Tensor]) -> Problem:
@@ -36,9 +35,9 @@ def _at(at: PureProblem, filled: Sequence[Tensor], own: Sequence[Tensor]) -> Pro
 def backward_source(pure: PureProblem, known: Sequence[Tensor], point: Tensor, shift: Tensor) -> Source | None:
     """The source of the solve of `u = Jᵀu + shift`, with J the Jacobian of the pure function at the point.
 
-    The recording holds one evaluation of f with a graph, and the products with its Jacobian.
+    The recording holds one evaluation of f with a graph, and the products with its Jacobian. None if what f relied on
+    in the forward pass has changed since: the graph of that pass alone can tell how it was.
     """
-    f = pure.problem.f
 
     def build(at: PureProblem, filled: Sequence[Tensor], own: Sequence[Tensor]) -> Problem:
         point, shift = own
@@ -53,27 +52,30 @@ def backward_source(pure: PureProblem, known: Sequence[Tensor], point: Tensor, s
 
         return Problem(adjoint, (), Layout(shift))
 
-    if not isinstance(f, nn.Module) or point.dtype != shift.dtype:
+    module = pure.module
+    if module is None or point.dtype != shift.dtype or not pure.unchanged:
         return None
     own = point.detach(), shift
-    return _source(f, "backward", own_modules(f), pure.problem.args, known, own, lambda: pure, build)
+    parts = [part.module for part in module.parts]
+    return _source(pure.problem, "backward", parts, modules_key(module), known, own, lambda: pure, build)
 
 
 def _source(
-    f: nn.Module,
+    problem: Problem,
     way: str,
     parts: Sequence[nn.Module],
-    args: Any,
+    key: Hashable,
     known: Sequence[Tensor],
     own: tuple[Tensor, ...],
     pure: Callable[[], PureProblem],
     build: Callable[[PureProblem, Sequence[Tensor], Sequence[Tensor]], Problem],
 ) -> Source | None:
-    """The source of a solve with the module f.
+    """The source of a solve of a problem whose f is a module.
 
     Args:
-        f, parts, args: the module, its submodules, and its arguments.
+        problem: the forward problem.
         way, own: whether forward or backward, and the tensors that only this way needs.
+        parts, key: the modules of f, and the key of what they were.
         known: the tensors of the pure function that `pure` makes of f, whose parts and arguments they belong to.
         build: makes the problem from this function with other arguments, tensors in place of `known`, and of `own`.
     """
@@ -82,9 +84,13 @@ def _source(
     # an optimiser updates parameters in place; tensors that are computed or passed in have new addresses each time
     stay = {id(tensor) for part in parts for tensor in (*part._parameters.values(), *part._buffers.values())}
     changing = [place for place, tensor in enumerate(known) if id(tensor) not in stay]
-    leaves = tree_leaves(args)
+    addresses = tuple(tensor.data_ptr() if id(tensor) in stay else None for tensor in known)
+    leaves, structure = flattened(problem.args)
     whole = [place for place, leaf in enumerate(leaves) if isinstance(leaf, Tensor) and not Known.has_place(leaf)]
-    numbers = tuple(None if isinstance(leaf, Tensor) or Known.places(leaf) else _kind(leaf) for leaf in leaves)
+    places = {id(tensor): place for place, tensor in enumerate(known)}
+    inputs = tuple(
+        value_key(leaf) if not isinstance(leaf, Tensor) else (Tensor, places.get(id(leaf))) for leaf in leaves
+    )
 
     def made() -> Callable[..., Problem]:
         function, kept = pure().without_captures(), [tensor.detach() for tensor in known]
@@ -101,26 +107,5 @@ def _source(
         return built
 
     tensors = (*own, *(known[place].detach() for place in changing), *(leaves[place] for place in whole))
-    modes = torch.is_grad_enabled(), torch.is_inference_mode_enabled()  # tensors made in these cannot serve elsewhere
-    signature = way, numbers, tuple(changing), tuple(map(_state, parts)), modes
-    return Source(f"{type(f).__name__}, {way}", signature, tensors, made)
-
-
-def _state(part: nn.Module) -> Hashable:
-    """What a recording of a module relies on: its tensors' addresses, its mode, its hooks, its plain attributes."""
-    own = (*part._parameters.items(), *part._buffers.items())
-    hooks = (*part._forward_hooks.items(), *part._forward_pre_hooks.items())
-    attributes = [(name, value) for name, value in part.__dict__.items() if name[:1] != "_"]
-    return id(part), *((name, _kind(value)) for name, value in (*own, *hooks, *attributes))
-
-
-def _kind(value: Any) -> Hashable:
-    if type(value) in _PLAIN:
-        return value
-    if isinstance(value, Tensor):
-        return value.data_ptr(), value.shape, value.dtype, value.stride()
-    if isinstance(value, (tuple, list)):
-        return tuple(map(_kind, value))
-    if isinstance(value, dict):
-        return tuple((_kind(key), _kind(item)) for key, item in value.items())
-    return id(value)
+    signature = way, key, addresses, structure, inputs, problem.layout.key, problem.autocast, settings_key()
+    return Source(f"{type(problem.f).__name__}, {way}", signature, tensors, made)

@@ -12,6 +12,10 @@ from torch import Tensor, nn
 from torch.jit import ScriptModule
 from torch.nn.utils import parametrize
 
+_TENSORS = "_parameters", "_buffers"
+_KEPT_IN = [name for name, value in vars(nn.Module()).items() if isinstance(value, (dict, set))]
+"""Where every module keeps its tensors, submodules and hooks."""
+
 
 @dataclass(frozen=True)
 class _Slot:
@@ -54,22 +58,23 @@ class Known:
 
 
 @dataclass(frozen=True)
-class _Part:
-    """A module as it was: its own tensors, or their places, by name."""
+class Part:
+    """A module as it was, with places for its tensors."""
 
     module: nn.Module
-    training: bool
-    parameters: dict[str, Any]
-    buffers: dict[str, Any]
+    own: dict[str, Any]
+    """Its `__dict__`."""
     parametrized: dict[str, Any]
+    """Its parametrized weights, by name."""
 
 
 class PureModule:
     """A module whose tensors are passed in: parameters, buffers, and the current values of parametrized weights.
 
-    Their places are kept in `known`. Later changes to the module have no effect. Code of torch.compile is replaced by
-    the original module, and parametrizations by their results. Methods that were replaced by others bound to the module
-    are bound to its twin. Parts compiled by TorchScript stay as they are, with the tensors they have.
+    Their places are kept in `known`. Later changes to the module have no effect, except within its lists, dicts and
+    other objects. Code of torch.compile is replaced by the original module, and parametrizations by their results.
+    Methods that were replaced by others bound to the module are bound to its twin. Parts compiled by TorchScript stay
+    as they are, with the tensors they have.
     """
 
     def __init__(self, module: nn.Module, known: Known) -> None:
@@ -86,19 +91,17 @@ class PureModule:
                 continue
             kind: Any = parametrize.type_before_parametrizations(part.module)
             twin = twins[id(part.module)] = kind.__new__(kind)
-            twin.__dict__.update(part.module.__dict__)
+            twin.__dict__.update(part.own)
             twin.__dict__.update(
-                training=part.training,
-                _parameters={name: filled(value) for name, value in part.parameters.items()},
-                _buffers={name: filled(value) for name, value in part.buffers.items()},
+                {name: {key: filled(value) for key, value in part.own[name].items()} for name in _TENSORS},
                 **{name: filled(value) for name, value in part.parametrized.items()},
             )
         for part in self.parts:
             twin = twins[id(part.module)]
             if twin is part.module:
                 continue
-            children = part.module._modules.items()
-            own = {name: _moved(value, twins) for name, value in part.module.__dict__.items() if callable(value)}
+            children = part.own["_modules"].items()
+            own = {name: _moved(value, twins) for name, value in part.own.items() if callable(value)}
             twin.__dict__.update(
                 own,
                 _modules={
@@ -156,14 +159,13 @@ def _plain(module: nn.Module) -> nn.Module:
     return module if original is None else original
 
 
-def _part(module: nn.Module, placed: Callable[[Any], Any]) -> _Part:
+def _part(module: nn.Module, placed: Callable[[Any], Any]) -> Part:
     if isinstance(module, ScriptModule):
-        return _Part(module, module.training, {}, {}, {})
-    return _Part(
+        return Part(module, {}, {})
+    own = module.__dict__ | {name: module.__dict__[name].copy() for name in _KEPT_IN}
+    return Part(
         module,
-        module.training,
-        {name: placed(value) for name, value in module._parameters.items()},
-        {name: placed(value) for name, value in module._buffers.items()},
+        own | {name: {key: placed(value) for key, value in own[name].items()} for name in _TENSORS},
         {name: placed(getattr(module, name)) for name in _parametrized(module)},
     )
 

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Any
 
 from torch import Tensor, nn
 
 from solvers.problem import Problem
-from solvers.state import tree_map
+from solvers.state import tree_leaves, tree_map
 
+from .keys import modules_key, value_key
 from .pure import Known, PureModule
 
 
@@ -35,6 +36,21 @@ class PureProblem:
         self.problem.advice = None
         self.problem.args = tree_map(known.placed, problem.args)
         self.module = PureModule(problem.f, known) if isinstance(problem.f, nn.Module) else None
+        self.relied_on: Hashable = None
+        """What the function relied on besides its tensors when this was built, for recordings; None: not noted."""
+
+    def note(self) -> None:
+        """Note what the function relies on, so that `unchanged` can tell."""
+        self.relied_on = self._relied_on()
+
+    @property
+    def unchanged(self) -> bool:
+        """Whether everything noted is as it was: containers, integer tensors and others that places do not cover."""
+        return self.relied_on is not None and self.relied_on == self._relied_on()
+
+    def _relied_on(self) -> Hashable:
+        modules = () if self.module is None else modules_key(self.module, versions=True)
+        return modules, value_key(tree_leaves(self.problem.args), versions=True)
 
     def without_captures(self) -> PureProblem:
         """The same, for a recording, which must not reference the layer's recordings."""

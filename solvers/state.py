@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeAlias
 
@@ -51,6 +51,11 @@ class Layout:
         self.sizes = [shape.numel() for shape in self.shapes]
         self.batch, self.dtype, self.device = parts[0].shape[0], parts[0].dtype, parts[0].device
         self.working_dtype = torch.float32 if self.dtype in _HALF else self.dtype
+
+    @property
+    def key(self) -> Hashable:
+        """Equal for states of the same containers, shapes and dtypes."""
+        return self.structure, tuple(self.shapes), self.dtype, self.working_dtype
 
     def widened(self) -> Layout:
         """The same, with flat matrices in double precision."""
@@ -147,6 +152,11 @@ def tree_map(change: Callable[..., Any], values: S, *others: Any) -> S:
     return changed  # type: ignore[no-any-return]
 
 
+def flattened(values: Any) -> tuple[list[Any], Any]:
+    """The leaves of nested containers, None included, and their structure."""
+    return optree.tree_flatten(values, none_is_leaf=True)[:2]
+
+
 def tree_leaves(values: Any) -> list[Any]:
     """The leaves of nested containers, None included."""
     return optree.tree_leaves(values, none_is_leaf=True)
@@ -161,7 +171,7 @@ def _parts(state: State) -> tuple[list[Any], Any]:
     """The leaves of a state and its structure, which is None for a tensor."""
     if isinstance(state, Tensor):
         return [state], None
-    return optree.tree_flatten(state, none_is_leaf=True)[:2]
+    return flattened(state)
 
 
 def _alike(structure: Any, expected: Any) -> bool:

@@ -32,11 +32,18 @@ class AdjointGradient(Gradient):
     checkpoints and captured tensors; second derivatives are refused unless the policy is `exact`.
     """
 
+    @property
+    def records(self) -> bool:
+        """Whether the backward solve may be recorded."""
+        return False
+
     def point(self, value: Tensor, inputs: tuple[Tensor, ...]) -> Tensor:
         return anchored(value, *inputs)
 
     def attach(self, at: Evaluation) -> Tensor:
         pure, tensors = at.pure()
+        if self.records:
+            pure.note()
         sources = Sources.of(pure, tensors, at.image)
         others = self, sources, at.hooked, at.report, self.inverse(at)
         attached: Tensor = _Implicit.apply(at.image, at.point, *others, *sources.visited(tensors), *sources.captured)

@@ -86,6 +86,10 @@ class ImplicitGradient(AdjointGradient):
         return True
 
     @property
+    def records(self) -> bool:
+        return isinstance(self.loop, Captured)
+
+    @property
     def whose_settings(self) -> str:
         return (
             f"For this solve, these are settings of gradient={type(self).__name__}(solver=…, rtol=…, max_steps=…), "

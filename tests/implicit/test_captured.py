@@ -660,6 +660,7 @@ def test_the_recorded_evaluation_outlives_changed_weights():
     cell = Cell()
     problem = Problem(cell, (inputs(),), Layout(inputs()))
     explicit, known = PureProblem.of(problem)
+    explicit.note()
     point = inputs()
     source = backward_source(explicit, known, point, torch.zeros_like(point))
     adjoint = source.build()(*source.tensors)

@@ -1,0 +1,316 @@
+"""What distinguishes one recorded solve from another: whatever f can tell apart, in either pass.
+
+Each change is tried after the layer has recorded what came before, forward and backward. Recordings are called, and
+replayed as a CUDA graph would be.
+"""
+
+import gc
+from contextlib import contextmanager
+from functools import partial
+
+import pytest
+import torch
+from torch import nn
+
+from implicit import Equilibrium, ImplicitGradient
+from solvers import Captured, Eager
+from solvers.loops import tape
+from tests.replays import Replayed
+
+pytestmark = pytest.mark.usefixtures("recording", "default_device")
+ROWS, DIM = 4, 6
+
+
+@pytest.fixture(params=["called", "replayed"])
+def recording(request, monkeypatch):
+    if request.param == "replayed":
+        monkeypatch.setattr(tape, "Called", Replayed)
+
+
+class Cell(nn.Module):
+    """A contraction, with optional inputs and much that can change."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear, self.other = nn.Linear(DIM, DIM), nn.Linear(DIM, DIM)
+        with torch.no_grad():
+            self.linear.weight.mul_(0.4)
+        self.scale, self.table, self.functions = 1.0, {"scale": 1.0}, [torch.tanh]
+        self.register_buffer("mask", torch.ones(DIM, dtype=torch.bool))
+
+    def forward(self, z, x, a=None, b=None):
+        h = self.linear(z * self.mask.to(z.dtype)) * (self.scale * self.table["scale"])
+        if not self.training:
+            h = 0.5 * h
+        h = h + self.values(x)
+        if a is not None:
+            h = h + 0.5 * self.values(a)
+        return self.functions[0](h if b is None else h * (b + 1) / 3)
+
+    def values(self, x):
+        """One tensor of all kinds of inputs."""
+        if isinstance(x, dict):
+            return sum((1.0 + 0.5 * (name == "shift")) * self.values(value) for name, value in x.items())
+        if isinstance(x, (tuple, list)):
+            return sum((place + 1) * self.values(value) for place, value in enumerate(x))
+        if isinstance(x, bool):
+            return 0.7 if x else -0.7
+        return x
+
+
+def layers(**options):
+    torch.manual_seed(1)
+    cell = Cell()
+    options = {"compact": False, "rtol": 1e-6, "initial": lambda *inputs: torch.zeros(ROWS, DIM), **options}
+    gradient = ImplicitGradient(rtol=1e-6)
+    return [Equilibrium(cell, loop=loop, gradient=gradient, **options) for loop in (Eager(4), Captured(4))]
+
+
+def alike(call, eager, captured):
+    """Values and gradients of a call of both layers."""
+    found = []
+    for layer in (eager, captured):
+        layer.zero_grad()
+        value = call(layer)
+        value.float().square().sum().backward()
+        found.append([value.detach(), *(parameter.grad for parameter in layer.parameters())])
+    for one, other in zip(*found, strict=True):
+        assert (one is None) == (other is None)
+        if one is not None:
+            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4 * float(one.abs().max()))
+
+
+def inputs(count):
+    return [torch.randn(ROWS, DIM) for _ in range(count)]
+
+
+def indices():
+    return torch.randint(3, (ROWS, DIM))
+
+
+KINDS = {
+    "None elsewhere": lambda x, y, w, cell: ((x, None, y), (x, y, None)),
+    "None and integers": lambda x, y, w, cell: ((x, indices(), None), (x, None, indices())),
+    "another name": lambda x, y, w, cell: (({"scale": x},), ({"shift": x},)),
+    "another nesting": lambda x, y, w, cell: (((x, y), w), (x, (y, w))),
+    "a list for a tuple": lambda x, y, w, cell: (((x, y),), ([x, y],)),
+    "the same tensor elsewhere": lambda x, y, w, cell: ((x, y, x), (x, y, y)),
+    "a tensor of its own": lambda x, y, w, cell: ((x, cell.linear.bias), (x, cell.other.bias)),
+    "one and true": lambda x, y, w, cell: ((x, 1), (x, True)),
+    "one and one": lambda x, y, w, cell: ((x, True), (x, 1.0)),
+    "signs of zero": lambda x, y, w, cell: ((x, 0.0), (x, -0.0)),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_inputs_of_another_structure(kind):
+    eager, captured = layers()
+    first, then = KINDS[kind](*inputs(3), captured.cell)
+    for call in (first, then, first):
+        for _ in range(4):
+            alike(lambda layer, call=call: layer(*call), eager, captured)
+
+
+@pytest.mark.parametrize(
+    ("first", "then"),
+    [
+        (torch.zeros(ROWS, 2, 3), torch.zeros(ROWS, 3, 2)),
+        (torch.zeros(ROWS, DIM), (torch.zeros(ROWS, 2), torch.zeros(ROWS, 4))),
+        (torch.zeros(ROWS, DIM, dtype=torch.bfloat16), torch.zeros(ROWS, DIM)),
+    ],
+    ids=["shape", "containers", "dtype"],
+)
+def test_states_of_another_layout(first, then):
+    class Shaped(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(DIM, DIM)
+            with torch.no_grad():
+                self.linear.weight.mul_(0.3)
+
+        def forward(self, z, x):
+            if isinstance(z, tuple):
+                return z[0] * 0.5 + x[:, :2], z[1].tanh() * 0.3 + x[:, 2:]
+            moved = torch.tanh(self.linear(z.flatten(1).float()).view(z.shape) + 0.3 * z.float().cumsum(1))
+            return (0.5 * moved + x.view(z.shape)).to(z.dtype)
+
+    cell, (x,) = Shaped(), inputs(1)
+    eager, captured = (Equilibrium(cell, loop=loop, compact=False, rtol=1e-6) for loop in (Eager(4), Captured(4)))
+    for start in (first, then, first):
+        start = tuple(s.to(x.device) for s in start) if isinstance(start, tuple) else start.to(x.device)
+        for _ in range(4):
+            with torch.no_grad():
+                one, other = eager.solve(x, z0=start), captured.solve(x, z0=start)
+            for a, b in zip(*(s.value if isinstance(s.value, tuple) else [s.value] for s in (one, other)), strict=True):
+                assert a.dtype == b.dtype
+                torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+
+
+@contextmanager
+def attribute(cell):
+    cell.scale = 0.3
+    yield
+    cell.scale = 1.0
+
+
+@contextmanager
+def entry(cell):
+    cell.table["scale"] = 0.3
+    yield
+    cell.table["scale"] = 1.0
+
+
+@contextmanager
+def mode(cell):
+    cell.eval()
+    yield
+    cell.train()
+
+
+@contextmanager
+def hook(cell):
+    handle = cell.linear.register_forward_hook(lambda module, args, output: 0.4 * output)
+    yield
+    handle.remove()
+
+
+@contextmanager
+def buffer(cell):
+    cell.mask[::2] = False
+    yield
+    cell.mask[::2] = True
+
+
+@contextmanager
+def other_buffer(cell):
+    before, cell.mask = cell.mask, torch.arange(DIM) % 2 == 0
+    yield
+    cell.mask = before
+
+
+@contextmanager
+def function(cell):
+    cell.functions[0] = lambda h: 0.4 * torch.tanh(h)
+    yield
+    cell.functions[0] = torch.tanh
+
+
+CHANGES = [attribute, entry, mode, hook, buffer, other_buffer, function]
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_the_backward_pass_is_that_of_the_forward_pass_whatever_has_changed_since(change):
+    eager, captured = layers()
+    x, y = inputs(2)
+
+    def between(layer):
+        with change(layer.cell):
+            return layer(x)
+
+    def both(layer):
+        with change(layer.cell):
+            value = layer(x)
+        return value + layer(y)
+
+    for call in (between, both, lambda layer: layer(x)):
+        for _ in range(5):
+            alike(call, eager, captured)
+
+
+def test_integers_written_to_before_the_backward_pass():
+    eager, captured = layers()
+    (x,) = inputs(1)
+
+    def call(layer):
+        b = torch.full((ROWS, DIM), 2)
+        value = layer(x, None, b)
+        b.zero_()
+        return value
+
+    for _ in range(5):
+        alike(call, eager, captured)
+
+
+@pytest.mark.parametrize("change", [attribute, mode, hook])
+def test_a_second_derivative_is_that_of_the_forward_pass(change):
+    """It evaluates the cell again, as do checkpoints."""
+    (x,) = inputs(1)
+    found = []
+    for forward, throughout in ((change, unchanged), (unchanged, change)):
+        eager, _ = layers()
+        with throughout(eager.cell):
+            with forward(eager.cell):
+                value = eager(x.requires_grad_())
+            (first,) = torch.autograd.grad(value.square().sum(), x, create_graph=True)
+            found.append(torch.autograd.grad(first.square().sum(), eager.cell.linear.weight)[0])
+    torch.testing.assert_close(*found, rtol=1e-4, atol=1e-5)
+
+
+@contextmanager
+def unchanged(cell):
+    yield
+
+
+@pytest.mark.filterwarnings("ignore::implicit.ConvergenceWarning")
+@pytest.mark.parametrize("order", [(True, False), (False, True)])
+def test_the_autocast_of_the_forward_pass(order):
+    eager, captured = layers()
+    (x,) = inputs(1)
+
+    def call(layer, on):
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=on):
+            return layer(x)
+
+    for on in (*order, *order):
+        for _ in range(4):
+            alike(partial(call, on=on), eager, captured)
+
+
+def test_settings_that_choose_kernels():
+    _, captured = layers()
+    (x,) = inputs(1)
+    before = torch.get_float32_matmul_precision()
+    try:
+        for number, precision in enumerate(["highest", "high"]):
+            torch.set_float32_matmul_precision(precision)
+            for _ in range(3):
+                captured.solve(x)
+            assert len(captured._captures) == number + 1
+    finally:
+        torch.set_float32_matmul_precision(before)
+    torch.use_deterministic_algorithms(True)
+    try:
+        for _ in range(3):
+            captured.solve(x)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert len(captured._captures) == 3
+
+
+def test_another_object_at_the_same_address():
+    eager, captured = layers()
+    (x,) = inputs(1)
+    for factor in (0.2, 0.5, 0.9):
+        captured.cell.functions[0] = None
+        gc.collect()
+        captured.cell.functions[0] = lambda h, factor=factor: factor * torch.tanh(h)
+        for _ in range(4):
+            alike(lambda layer: layer(x), eager, captured)
+
+
+def test_two_names_of_one_submodule():
+    class Named(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one, self.two = nn.Linear(DIM, DIM), nn.Linear(DIM, DIM)
+            self.last = self.one
+
+        def forward(self, z, x):
+            return 0.3 * torch.tanh(self.one(z) - self.two(z) + self.last(z)) + x
+
+    cell, (x,) = Named(), inputs(1)
+    eager, captured = (Equilibrium(cell, loop=loop, compact=False, rtol=1e-6) for loop in (Eager(4), Captured(4)))
+    for last in (cell.one, cell.two, cell.one):
+        cell.last = last
+        for _ in range(4):
+            alike(lambda layer: layer(x), eager, captured)

@@ -11,20 +11,20 @@ from solvers.loops.captures import Source
 from solvers.problem import Problem
 from solvers.state import Layout, flattened, tree_leaves, unhooked
 
-from .keys import module_key, modules_key, settings_key, value_key
-from .pure import Known, own_modules, own_tensors
+from .keys import module_key, modules_key, order_key, settings_key, value_key
+from .pure import Known, class_of, is_open, own_modules, own_tensors
 from .pure_problem import PureProblem
 
 
 def forward_source(problem: Problem) -> Source | None:
-    """The source of a forward solve; None unless f is a module, since a function may read tensors unknown to us."""
+    """The source of a forward solve; None where f may read tensors unknown to us: a function, or a hidden part."""
     f = problem.f
-    if not isinstance(f, nn.Module):
+    parts = own_modules(f) if isinstance(f, nn.Module) else []
+    if not parts or not all(map(is_open, parts)):
         return None
-    parts = own_modules(f)
     given = {id(leaf): leaf for leaf in tree_leaves(problem.args) if Known.has_place(leaf)}
     known = [*given.values(), *(tensor for tensor in own_tensors(parts) if id(tensor) not in given)]
-    key = tuple(module_key(part, part.__dict__) for part in parts)
+    key = tuple(module_key(part, class_of(part), part.__dict__) for part in parts)
     return _source(problem, "forward", parts, key, known, (), lambda: PureProblem.of(problem)[0], _at)
 
 
@@ -32,11 +32,14 @@ def _at(at: PureProblem, filled: Sequence[Tensor], own: Sequence[Tensor]) -> Pro
     return at.at(*filled)
 
 
-def backward_source(pure: PureProblem, known: Sequence[Tensor], point: Tensor, shift: Tensor) -> Source | None:
+def backward_source(
+    pure: PureProblem, known: Sequence[Tensor], point: Tensor, shift: Tensor, autocast: torch.dtype | None = None
+) -> Source | None:
     """The source of the solve of `u = Jᵀu + shift`, with J the Jacobian of the pure function at the point.
 
     The recording holds one evaluation of f with a graph, and the products with its Jacobian. None if what f relied on
-    in the forward pass has changed since: the graph of that pass alone can tell how it was.
+    in the forward pass has changed since: the graph of that pass alone can tell how it was. The autocast is that of the
+    backward pass, under which it takes products.
     """
 
     def build(at: PureProblem, filled: Sequence[Tensor], own: Sequence[Tensor]) -> Problem:
@@ -47,13 +50,17 @@ def backward_source(pure: PureProblem, known: Sequence[Tensor], point: Tensor, s
             image = at(z, *(tensor.detach() for tensor in filled))
 
         def adjoint(u: Tensor) -> Tensor:
+            if not image.requires_grad:
+                return shift
             (product,) = torch.autograd.grad(image, z, u, retain_graph=True, allow_unused=True)
             return shift if product is None else product + shift
 
-        return Problem(adjoint, (), Layout(shift))
+        problem = Problem(adjoint, (), Layout(shift))
+        problem.autocast = autocast
+        return problem
 
     module = pure.module
-    if module is None or point.dtype != shift.dtype or not pure.unchanged:
+    if module is None or not module.is_open or point.dtype != shift.dtype or not pure.unchanged:
         return None
     own = point.detach(), shift
     parts = [part.module for part in module.parts]
@@ -79,21 +86,27 @@ def _source(
         known: the tensors of the pure function that `pure` makes of f, whose parts and arguments they belong to.
         build: makes the problem from this function with other arguments, tensors in place of `known`, and of `own`.
     """
-    if any(isinstance(part, torch.jit.ScriptModule) for part in parts):
-        return None  # it hides its tensors
+    leaves, structure = flattened(problem.args)
+    whole = [place for place, leaf in enumerate(leaves) if isinstance(leaf, Tensor) and not Known.has_place(leaf)]
     # an optimiser updates parameters in place; tensors that are computed or passed in have new addresses each time
     stay = {id(tensor) for part in parts for tensor in (*part._parameters.values(), *part._buffers.values())}
     changing = [place for place, tensor in enumerate(known) if id(tensor) not in stay]
-    addresses = tuple(tensor.data_ptr() if id(tensor) in stay else None for tensor in known)
-    leaves, structure = flattened(problem.args)
-    whole = [place for place, leaf in enumerate(leaves) if isinstance(leaf, Tensor) and not Known.has_place(leaf)]
+    copied = *(known[place].detach() for place in changing), *(leaves[place] for place in whole)
+    if any(tensor.layout != torch.strided for tensor in copied):
+        return None
     places = {id(tensor): place for place, tensor in enumerate(known)}
-    inputs = tuple(
-        value_key(leaf) if not isinstance(leaf, Tensor) else (Tensor, places.get(id(leaf))) for leaf in leaves
+    inputs = (
+        structure,
+        order_key(problem.args),
+        *((Tensor, places.get(id(leaf))) if isinstance(leaf, Tensor) else value_key(leaf) for leaf in leaves),
+        *((type(tensor), tensor.stride()) for tensor in copied),
+        *(value_key(tensor) for tensor in known if id(tensor) in stay),
+        *changing,
     )
 
     def made() -> Callable[..., Problem]:
         function, kept = pure().without_captures(), [tensor.detach() for tensor in known]
+        function = function.with_args(lambda place, leaf: None if place in whole else leaf)
         for place in changing:
             kept[place] = kept[place].new_empty(0)  # keeps neither the tensor nor its graph
 
@@ -106,6 +119,6 @@ def _source(
 
         return built
 
-    tensors = (*own, *(known[place].detach() for place in changing), *(leaves[place] for place in whole))
-    signature = way, key, addresses, structure, inputs, problem.layout.key, problem.autocast, settings_key()
-    return Source(f"{type(problem.f).__name__}, {way}", signature, tensors, made)
+    layout = problem.layout
+    signature = way, key, inputs, layout.key, order_key(layout.example), problem.autocast, settings_key()
+    return Source(f"{type(problem.f).__name__}, {way}", signature, (*own, *copied), made)

@@ -4,38 +4,47 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Hashable, Mapping
+from dataclasses import fields, is_dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.overrides import _get_current_function_mode_stack as _modes
+from torch.utils._device import DeviceContext
 
 from .pure import Known, PureModule
 
 _PLAIN = {bool, int, complex, str, bytes, torch.dtype, torch.device, type(None)}
+MANY = 1000
+"""Largest number of items in a container or array that are looked at."""
 _OWN = "_parameters", "_buffers", "_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"
+_GLOBAL_HOOKS = [
+    value for name, value in vars(nn.modules.module).items() if name.startswith("_global_") and name.endswith("hooks")
+]
 
 
 def modules_key(module: PureModule, versions: bool = False) -> Hashable:
     """What the module relied on, besides known tensors, when this was built."""
-    return tuple(module_key(part.module, part.own, versions) for part in module.parts if part.own)
+    return tuple(module_key(part.module, part.kind, part.own, versions) for part in module.parts if part.own)
 
 
-def module_key(module: nn.Module, own: Mapping[str, Any], versions: bool = False) -> Hashable:
+def module_key(module: nn.Module, kind: type, own: Mapping[str, Any], versions: bool = False) -> Hashable:
     """A module's tensors, submodules, hooks and public attributes, its mode among them.
 
     Args:
         module: the module.
-        own: its `__dict__`, now or earlier.
+        kind, own: its class and its `__dict__`, now or earlier.
         versions: as in `value_key`.
     """
     named = [item for name in _OWN for item in own[name].items()]
     named += [(name, value) for name, value in own.items() if name[:1] != "_"]
     children = ((name, id(child)) for name, child in own["_modules"].items())
-    return id(module), *children, *((name, value_key(value, versions)) for name, value in named)
+    return id(module), kind, *children, *((name, value_key(value, versions)) for name, value in named)
 
 
 def value_key(value: Any, versions: bool = False) -> Hashable:
-    """Equal for values that mean the same to f: objects of other classes by identity, tensors by their memory.
+    """Equal for values that mean the same to f: tensors by their memory, objects of other classes by identity.
 
     Args:
         value: anything.
@@ -47,21 +56,47 @@ def value_key(value: Any, versions: bool = False) -> Hashable:
     if kind is float:
         return repr(value)  # 0.0 and −0.0 differ, and NaN is itself
     if isinstance(value, Tensor):
-        version = value._version if versions and not value.is_inference() else 0
-        return value.data_ptr(), value.shape, value.dtype, value.stride(), version
+        return _tensor_key(value, versions)
     if Known.places(value):
         return kind, value
-    if isinstance(value, (tuple, list)):
-        return kind, *(value_key(item, versions) for item in value)
-    if isinstance(value, dict):
-        return kind, *((value_key(name, versions), value_key(item, versions)) for name, item in value.items())
-    if isinstance(value, (set, frozenset)):
-        return kind, frozenset(value_key(item, versions) for item in value)
+    if isinstance(value, np.generic) or (
+        isinstance(value, np.ndarray) and value.size <= MANY and not value.dtype.hasobject
+    ):
+        return kind, value.dtype, value.shape, value.tobytes()
+    if isinstance(value, slice):
+        return kind, value_key((value.start, value.stop, value.step))
+    if isinstance(value, (tuple, list, dict, set, frozenset)):
+        if len(value) > MANY:
+            return kind, len(value), _Same(value)
+        if isinstance(value, dict):
+            return kind, *((value_key(name), value_key(item, versions)) for name, item in value.items())
+        items = (value_key(item, versions) for item in value)
+        return (kind, *items) if isinstance(value, (tuple, list)) else (kind, frozenset(items))
+    if is_dataclass(value) and kind is not value:
+        return kind, *(value_key(getattr(value, field.name, None), versions) for field in fields(value))
     return _Same(value)
 
 
+def _tensor_key(tensor: Tensor, versions: bool) -> Hashable:
+    version = tensor._version if versions and not tensor.is_inference() else 0
+    try:
+        address: Hashable = tensor.data_ptr()
+    except RuntimeError:  # sparse, or a wrapper
+        return _Same(tensor), version
+    # a view may have the address of another tensor
+    shape = tensor.shape, tensor.stride(), tensor.dtype, tensor.is_conj(), tensor.is_neg()
+    return type(tensor), address, *shape, version
+
+
+def order_key(values: Any) -> Hashable:
+    """The order of the keys of nested dicts, which f may follow, though their structures are equal in any order."""
+    if isinstance(values, dict):
+        return tuple(values), *map(order_key, values.values())
+    return tuple(map(order_key, values)) if isinstance(values, (tuple, list)) else None
+
+
 def settings_key() -> Hashable:
-    """The settings of PyTorch that choose kernels, whether graphs are made, and the default dtype."""
+    """What applies to all of PyTorch: the settings that choose kernels, dtypes and devices, hooks, and modes."""
     backends: Any = torch.backends  # some of these attributes have no types
     cuda, cudnn = backends.cuda, backends.cudnn
     return (
@@ -79,10 +114,16 @@ def settings_key() -> Hashable:
         cudnn.deterministic,
         cuda.matmul.allow_fp16_reduced_precision_reduction,
         cuda.matmul.allow_bf16_reduced_precision_reduction,
+        cuda.matmul.allow_fp16_accumulation,
         cuda.flash_sdp_enabled(),
         cuda.mem_efficient_sdp_enabled(),
         cuda.math_sdp_enabled(),
         cuda.cudnn_sdp_enabled(),
+        cuda.preferred_blas_library(),
+        cuda.preferred_linalg_library(),
+        backends.mha.get_fastpath_enabled(),
+        *(value_key(dict(hooks)) for hooks in _GLOBAL_HOOKS if hooks),
+        *(value_key(mode.device) if isinstance(mode, DeviceContext) else _Same(mode) for mode in _modes()),
     )
 
 

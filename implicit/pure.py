@@ -62,6 +62,8 @@ class Part:
     """A module as it was, with places for its tensors."""
 
     module: nn.Module
+    kind: type
+    """Its class, without parametrizations."""
     own: dict[str, Any]
     """Its `__dict__`."""
     parametrized: dict[str, Any]
@@ -81,6 +83,11 @@ class PureModule:
         self.parts = [_part(part, known.placed) for part in own_modules(module)]
         self.module = module
 
+    @property
+    def is_open(self) -> bool:
+        """Whether every tensor that is computed, or may have gradients, is passed in."""
+        return all(part.own and all(map(Known.places, part.parametrized.values())) for part in self.parts)
+
     def twin(self, tensors: Sequence[Tensor]) -> nn.Module:
         """A shallow copy of the module with these tensors in the known ones' places."""
         filled = Known.filling(tensors)
@@ -89,8 +96,8 @@ class PureModule:
             if isinstance(part.module, ScriptModule):
                 twins[id(part.module)] = part.module
                 continue
-            kind: Any = parametrize.type_before_parametrizations(part.module)
-            twin = twins[id(part.module)] = kind.__new__(kind)
+            twin: nn.Module = object.__new__(part.kind)
+            twins[id(part.module)] = twin
             twin.__dict__.update(part.own)
             twin.__dict__.update(
                 {name: {key: filled(value) for key, value in part.own[name].items()} for name in _TENSORS},
@@ -161,13 +168,27 @@ def _plain(module: nn.Module) -> nn.Module:
 
 def _part(module: nn.Module, placed: Callable[[Any], Any]) -> Part:
     if isinstance(module, ScriptModule):
-        return Part(module, {}, {})
+        return Part(module, type(module), {}, {})
     own = module.__dict__ | {name: module.__dict__[name].copy() for name in _KEPT_IN}
     return Part(
         module,
+        class_of(module),
         own | {name: {key: placed(value) for key, value in own[name].items()} for name in _TENSORS},
         {name: placed(getattr(module, name)) for name in _parametrized(module)},
     )
+
+
+def class_of(module: nn.Module) -> type:
+    """The module's class, which parametrizations replace by another one."""
+    kind: type = parametrize.type_before_parametrizations(module)
+    return kind
+
+
+def is_open(part: nn.Module) -> bool:
+    """Whether every tensor of this one of `own_modules` that is computed, or may have gradients, can be passed in."""
+    if isinstance(part, ScriptModule):
+        return False
+    return all(Known.has_place(getattr(part, name)) for name in _parametrized(part))
 
 
 def _parametrized(module: nn.Module) -> Any:

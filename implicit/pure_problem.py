@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 from collections.abc import Callable, Hashable
+from contextlib import suppress
 from typing import Any
 
 from torch import Tensor, nn
@@ -41,7 +42,8 @@ class PureProblem:
 
     def note(self) -> None:
         """Note what the function relies on, so that `unchanged` can tell."""
-        self.relied_on = self._relied_on()
+        with suppress(RecursionError):  # a container that holds itself
+            self.relied_on = self._relied_on()
 
     @property
     def unchanged(self) -> bool:

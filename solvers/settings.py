@@ -90,6 +90,11 @@ class Settings:
                 f"loop={self.loop!r} needs a solver with a fixed cost per step, which {type(self.solver).__name__} "
                 "does not have: use Picard, Anderson or Broyden"
             )
+        if self.loop.fixed_shapes and type(self.solver).__hash__ is None:
+            raise TypeError(
+                f"loop={self.loop!r} keeps recordings by solver, but a {type(self.solver).__name__} has no hash: make "
+                "it a dataclass(frozen=True)"
+            )
 
     def _steps_fit(self) -> bool:
         steps = self.max_steps

@@ -57,6 +57,11 @@ class Layout:
         """Equal for states of the same containers, shapes and dtypes."""
         return self.structure, tuple(self.shapes), self.dtype, self.working_dtype
 
+    @property
+    def example(self) -> Any:
+        """A state with the number of each part in its place."""
+        return self.of_parts(list(range(len(self.shapes))))
+
     def widened(self) -> Layout:
         """The same, with flat matrices in double precision."""
         wide = copy.copy(self)
@@ -82,8 +87,8 @@ class Layout:
         parts = [piece.reshape(len(piece), *shape) for piece, shape in zip(pieces, self.shapes, strict=True)]
         return self.of_parts(parts)
 
-    def of_parts(self, parts: list[Tensor]) -> State:
-        """The state made of these tensors, whatever their dtype."""
+    def of_parts(self, parts: list[Any]) -> State:
+        """The state made of these parts, such as tensors of any dtype."""
         return parts[0] if self.structure is None else optree.tree_unflatten(self.structure, parts)
 
     def representable(self, flat: Tensor) -> Tensor:

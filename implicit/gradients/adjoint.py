@@ -107,9 +107,9 @@ class Products:
             image = self.pure(self.point, *(tensor.detach() for tensor in self.tensors))
         self.image = image if image.requires_grad else image + 0 * self.point
 
-    def source(self, shift: Tensor) -> Source | None:
-        """What `solvers.Captured` records of the solve of `u = Jᵀu + shift`."""
-        return backward_source(self.pure, self.tensors, self.point, shift)
+    def source(self, shift: Tensor, autocast: torch.dtype | None) -> Source | None:
+        """What `solvers.Captured` records of the solve of `u = Jᵀu + shift`, with products under this autocast."""
+        return backward_source(self.pure, self.tensors, self.point, shift, autocast)
 
 
 class _Implicit(torch.autograd.Function):

@@ -57,11 +57,11 @@ class Captured(Loop):
 
     @contextmanager
     def open(self, problem: Problem) -> Iterator[Loop]:
-        source, captures = problem.source(problem) if problem.source is not None else None, problem.captures
+        source, captures = None, problem.captures
+        if problem.source is not None and captures is not None:
+            source = captures.source(problem, problem.source)
         if problem.recordable:
             source, captures = Source.of_one_solve(problem), Captures()
-        elif source is not None and captures is not None and captures.refuses(source.name):
-            source = None
         loop = _Replayed(self, source, captures)
         try:
             yield loop
@@ -91,19 +91,22 @@ class _Replayed(Loop):
         if source is None or captures is None or pair is not None or problem.recordable:
             return begin(problem, solver, measure, z, pair)
         like = _like(z, *source.tensors)
-        self.tape = captures.borrow(
-            source.name,
-            (source.signature, like, problem.autocast, solver, measure, self.check_every),
-            lambda: Tape(source.build(), source.tensors, z, solver, measure, self.check_every),
-        )
-        if self.tape is None:
-            return begin(problem, solver, measure, z, pair)
         try:
-            return self.tape.begin(z, source.tensors)
-        except RecordingError as error:
-            captures.refuse(source.name, error.__cause__)
+            self.tape = captures.borrow(
+                source.name,
+                (source.signature, like, problem.autocast, solver, measure, self.check_every),
+                lambda: Tape(source.build(), source.tensors, z, solver, measure, self.check_every),
+            )
+            if self.tape is not None:
+                return self.tape.begin(z, source.tensors)
+            refusal = None
+        except Exception as error:
+            refusal = error
             self.close()
-            return begin(problem, solver, measure, z, pair)
+        start = begin(problem, solver, measure, z, pair)  # raises f's own errors
+        if refusal is not None:
+            captures.refuse(source.name, refusal)
+        return start
 
     def run(self, problem: Problem, solver: Solver, measure: Measure, start: Stretch, room: int, hold: Hold) -> Stretch:
         if problem.recordable and self._taken == AFTER and hold.restart is None:
@@ -134,7 +137,7 @@ class _Replayed(Loop):
         try:
             return call()
         except RecordingError as error:
-            self.captures.refuse(self.source.name, error.__cause__)
+            self.captures.refuse(self.source.name, error)
             self.tape.leave()
             return otherwise()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import warnings
+from collections import Counter
 from collections.abc import Callable, Hashable
 from typing import Any, NamedTuple
 
@@ -11,10 +12,13 @@ from torch import Tensor
 
 from ..caller import level_of_caller
 from ..problem import Problem
+from .recording import RecordingError
 from .tape import Tape
 
 LIMIT = 8
 """Tapes that a layer keeps for forward and backward solves together: one for each shape, dtype and mode."""
+IN_A_ROW = 2 * LIMIT
+"""Number of solves in a row, each of a kind not among the last ones, of which the user is told."""
 _NEW: Any = object()
 
 
@@ -44,6 +48,7 @@ class Captures:
         self._lock = threading.Lock()
         self._tapes: dict[tuple[str, Hashable], Tape | None] = {}  # None: met once
         self._refused: set[str] = set()
+        self._new: Counter[str] = Counter()  # solves in a row of kinds that were not known
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Captures)  # layers are equal whatever has been recorded of them
@@ -59,6 +64,15 @@ class Captures:
 
     def __len__(self) -> int:
         return sum(tape is not None for tape in self._tapes.values())
+
+    def source(self, problem: Problem, make: Callable[[Problem], Source | None]) -> Source | None:
+        """The source of the problem, which is to be captured."""
+        try:
+            source = make(problem)
+        except Exception as error:
+            self.refuse(getattr(problem.f, "__name__", type(problem.f).__name__), error)
+            return None
+        return None if source is None or source.name in self._refused else source
 
     def borrow(self, name: str, kind: Hashable, make: Callable[[], Tape]) -> Tape | None:
         """The tape; None in the first solve, which warms up and may not recur, and while the tape is in use.
@@ -76,6 +90,16 @@ class Captures:
             while len(self._tapes) >= LIMIT:
                 del self._tapes[next(iter(self._tapes))]
             self._tapes[key] = None if tape is _NEW else tape  # most recent last
+            self._new[name] = self._new[name] + 1 if tape is _NEW else 0
+            if self._new[name] == IN_A_ROW:
+                warnings.warn(
+                    f"loop=Captured(): the last {IN_A_ROW} solves of {name} were each of a new kind, so nothing is "
+                    "recorded. Either inputs have ever new shapes: pad them to few. Or something that f may read is "
+                    "new each time: pass it as an input or, if it is an attribute of no effect, such as one that f "
+                    "itself sets, begin its name with an underscore",
+                    RuntimeWarning,
+                    stacklevel=level_of_caller(),
+                )
             if tape is _NEW or tape.lent:
                 return None
             tape.lent = True
@@ -86,20 +110,18 @@ class Captures:
         with self._lock:
             tape.lent = False
 
-    def refuse(self, name: str, error: BaseException | None) -> None:
+    def refuse(self, name: str, error: Exception) -> None:
         """Stop capturing solves of this name, drop their tapes, and warn at the first refusal."""
+        cause = error.__cause__ if isinstance(error, RecordingError) else error
         with self._lock:
             told, self._refused = self._refused, self._refused | {name}
             for key in [key for key in self._tapes if key[0] == name]:
                 del self._tapes[key]
         if not told:
             warnings.warn(
-                f"loop=Captured(): {name} cannot be captured ({type(error).__name__}: {error}). Its steps run one by "
+                f"loop=Captured(): {name} cannot be captured ({type(cause).__name__}: {cause}). Its steps run one by "
                 "one, as with Eager. Inside f, nothing may wait for the host (.item(), .cpu(), a branch on a value), "
                 "create tensors on the host, or draw from a CPU generator",
                 RuntimeWarning,
                 stacklevel=level_of_caller(),
             )
-
-    def refuses(self, name: str) -> bool:
-        return name in self._refused

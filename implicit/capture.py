@@ -12,7 +12,7 @@ from solvers.problem import Problem
 from solvers.state import Layout, flattened, tree_leaves, unhooked
 
 from .keys import module_key, modules_key, order_key, settings_key, value_key
-from .pure import Known, class_of, is_open, own_modules, own_tensors
+from .pure import Known, is_open, own_modules, own_tensors
 from .pure_problem import PureProblem
 
 
@@ -24,7 +24,7 @@ def forward_source(problem: Problem) -> Source | None:
         return None
     given = {id(leaf): leaf for leaf in tree_leaves(problem.args) if Known.has_place(leaf)}
     known = [*given.values(), *(tensor for tensor in own_tensors(parts) if id(tensor) not in given)]
-    key = tuple(module_key(part, class_of(part), part.__dict__) for part in parts)
+    key = tuple(module_key(part, type(part), part.__dict__) for part in parts)
     return _source(problem, "forward", parts, key, known, (), lambda: PureProblem.of(problem)[0], _at)
 
 
@@ -98,9 +98,9 @@ def _source(
     inputs = (
         structure,
         order_key(problem.args),
-        *((Tensor, places.get(id(leaf))) if isinstance(leaf, Tensor) else value_key(leaf) for leaf in leaves),
-        *((type(tensor), tensor.stride()) for tensor in copied),
-        *(value_key(tensor) for tensor in known if id(tensor) in stay),
+        *[(Tensor, places.get(id(leaf))) if isinstance(leaf, Tensor) else value_key(leaf) for leaf in leaves],
+        *[(type(tensor), tensor.stride()) for tensor in copied],
+        *[value_key(tensor) for tensor in known if id(tensor) in stay],
         *changing,
     )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import fields, is_dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,42 @@ MANY = 1000
 """Largest number of items in a container or array that are looked at."""
 _OWN = "_parameters", "_buffers", "_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"
 _GLOBAL_HOOKS = [
-    value for name, value in vars(nn.modules.module).items() if name.startswith("_global_") and name.endswith("hooks")
+    hooks for name, hooks in vars(nn.modules.module).items() if name.startswith("_global_") and name.endswith("hooks")
+]
+_SETTINGS: list[Callable[[], Hashable]] = [
+    torch.is_grad_enabled,
+    torch.is_inference_mode_enabled,  # tensors made in inference mode cannot serve elsewhere
+    torch.get_default_dtype,
+    torch.backends.mha.get_fastpath_enabled,
+]
+# the getters behind `torch.backends` and others, which take a tenth of their time; versions of PyTorch differ in these
+_SETTINGS += [
+    getattr(torch._C, f"_get_{name}")
+    for name in (
+        "deterministic_algorithms",
+        "cudnn_enabled",
+        "cudnn_benchmark",
+        "cudnn_deterministic",
+        "cublas_allow_fp16_reduced_precision_reduction",
+        "cublas_allow_bf16_reduced_precision_reduction",
+        "cublas_allow_fp16_accumulation",
+        "flash_sdp_enabled",
+        "mem_efficient_sdp_enabled",
+        "math_sdp_enabled",
+        "cudnn_sdp_enabled",
+        "overrideable_sdp_enabled",
+    )
+    if hasattr(torch._C, f"_get_{name}")
+]
+_SETTINGS += [
+    partial(torch._C._get_fp32_precision_getter, backend, operation)
+    for backend, operation in (
+        ("generic", "all"),
+        ("cuda", "all"),
+        ("cuda", "matmul"),
+        ("cuda", "conv"),
+        ("cuda", "rnn"),
+    )
 ]
 
 
@@ -39,8 +75,8 @@ def module_key(module: nn.Module, kind: type, own: Mapping[str, Any], versions: 
     """
     named = [item for name in _OWN for item in own[name].items()]
     named += [(name, value) for name, value in own.items() if name[:1] != "_"]
-    children = ((name, id(child)) for name, child in own["_modules"].items())
-    return id(module), kind, *children, *((name, value_key(value, versions)) for name, value in named)
+    children = [(name, id(child)) for name, child in own["_modules"].items()]
+    return id(module), kind, *children, *[(name, value_key(value, versions)) for name, value in named]
 
 
 def value_key(value: Any, versions: bool = False) -> Hashable:
@@ -97,34 +133,12 @@ def order_key(values: Any) -> Hashable:
 
 def settings_key() -> Hashable:
     """What applies to all of PyTorch: the settings that choose kernels, dtypes and devices, hooks, and modes."""
-    backends: Any = torch.backends  # some of these attributes have no types
-    cuda, cudnn = backends.cuda, backends.cudnn
-    return (
-        torch.is_grad_enabled(),
-        torch.is_inference_mode_enabled(),  # tensors made in inference mode cannot serve elsewhere
-        torch.get_default_dtype(),
-        torch.are_deterministic_algorithms_enabled(),
-        backends.fp32_precision,
-        cuda.matmul.fp32_precision,
-        cudnn.fp32_precision,
-        cudnn.conv.fp32_precision,
-        cudnn.rnn.fp32_precision,
-        cudnn.enabled,
-        cudnn.benchmark,
-        cudnn.deterministic,
-        cuda.matmul.allow_fp16_reduced_precision_reduction,
-        cuda.matmul.allow_bf16_reduced_precision_reduction,
-        cuda.matmul.allow_fp16_accumulation,
-        cuda.flash_sdp_enabled(),
-        cuda.mem_efficient_sdp_enabled(),
-        cuda.math_sdp_enabled(),
-        cuda.cudnn_sdp_enabled(),
-        cuda.preferred_blas_library(),
-        cuda.preferred_linalg_library(),
-        backends.mha.get_fastpath_enabled(),
-        *(value_key(dict(hooks)) for hooks in _GLOBAL_HOOKS if hooks),
-        *(value_key(mode.device) if isinstance(mode, DeviceContext) else _Same(mode) for mode in _modes()),
-    )
+    key: tuple[Hashable, ...] = tuple([setting() for setting in _SETTINGS])
+    if modes := _modes():
+        key += (*(value_key(mode.device) if isinstance(mode, DeviceContext) else _Same(mode) for mode in modes),)
+    if any(_GLOBAL_HOOKS):
+        key += (*(value_key(dict(hooks)) for hooks in _GLOBAL_HOOKS),)
+    return key
 
 
 class _Same:

@@ -172,16 +172,10 @@ def _part(module: nn.Module, placed: Callable[[Any], Any]) -> Part:
     own = module.__dict__ | {name: module.__dict__[name].copy() for name in _KEPT_IN}
     return Part(
         module,
-        class_of(module),
+        parametrize.type_before_parametrizations(module),
         own | {name: {key: placed(value) for key, value in own[name].items()} for name in _TENSORS},
         {name: placed(getattr(module, name)) for name in _parametrized(module)},
     )
-
-
-def class_of(module: nn.Module) -> type:
-    """The module's class, which parametrizations replace by another one."""
-    kind: type = parametrize.type_before_parametrizations(module)
-    return kind
 
 
 def is_open(part: nn.Module) -> bool:

@@ -11,7 +11,7 @@ from solvers.loops.captures import Source
 from solvers.problem import Problem
 from solvers.state import Layout, flattened, tree_leaves, unhooked
 
-from .keys import module_key, modules_key, order_key, settings_key, value_key
+from .keys import TensorKey, host_key, memory_key, module_key, modules_key, order_key, settings_key, value_key
 from .pure import Known, is_open, own_modules, own_tensors
 from .pure_problem import PureProblem
 
@@ -24,7 +24,8 @@ def forward_source(problem: Problem) -> Source | None:
         return None
     given = {id(leaf): leaf for leaf in tree_leaves(problem.args) if Known.has_place(leaf)}
     known = [*given.values(), *(tensor for tensor in own_tensors(parts) if id(tensor) not in given)]
-    key = tuple(module_key(part, type(part), part.__dict__) for part in parts)
+    tensor_key = _tensor_key(problem)
+    key = tuple([module_key(part, type(part), part.__dict__, tensor_key) for part in parts])
     return _source(problem, "forward", parts, key, known, (), lambda: PureProblem.of(problem)[0], _at)
 
 
@@ -64,7 +65,12 @@ def backward_source(
         return None
     own = point.detach(), shift
     parts = [part.module for part in module.parts]
-    return _source(pure.problem, "backward", parts, modules_key(module), known, own, lambda: pure, build)
+    key = modules_key(module, _tensor_key(pure.problem))
+    return _source(pure.problem, "backward", parts, key, known, own, lambda: pure, build)
+
+
+def _tensor_key(problem: Problem) -> TensorKey:
+    return memory_key if problem.layout.device.type == "cpu" else host_key
 
 
 def _source(
@@ -95,12 +101,14 @@ def _source(
     if any(tensor.layout != torch.strided for tensor in copied):
         return None
     places = {id(tensor): place for place, tensor in enumerate(known)}
+    device, tensor_key = problem.layout.device, _tensor_key(problem)
     inputs = (
         structure,
         order_key(problem.args),
         *[(Tensor, places.get(id(leaf))) if isinstance(leaf, Tensor) else value_key(leaf) for leaf in leaves],
         *[(type(tensor), tensor.stride()) for tensor in copied],
-        *[value_key(tensor) for tensor in known if id(tensor) in stay],
+        *[tensor_key(tensor) for tensor in copied if tensor.device != device],
+        *[tensor_key(tensor) for tensor in known if id(tensor) in stay],
         *changing,
     )
 

@@ -17,6 +17,7 @@ from torch.utils._device import DeviceContext
 from .pure import Known, PureModule
 
 _PLAIN = {bool, int, complex, str, bytes, torch.dtype, torch.device, type(None)}
+TensorKey = Callable[[Tensor], Hashable]
 MANY = 1000
 """Largest number of items in a container or array that are looked at."""
 _OWN = "_parameters", "_buffers", "_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"
@@ -60,31 +61,55 @@ _SETTINGS += [
 ]
 
 
-def modules_key(module: PureModule, versions: bool = False) -> Hashable:
+def memory_key(tensor: Tensor) -> Hashable:
+    """Equal for tensors that are the same memory in the same form."""
+    try:
+        address: Hashable = tensor.data_ptr()
+    except RuntimeError:  # sparse, or a wrapper
+        return _Same(tensor)
+    # a view may have the address of another tensor
+    return type(tensor), address, tensor.shape, tensor.stride(), tensor.dtype, tensor.is_conj(), tensor.is_neg()
+
+
+def version_key(tensor: Tensor) -> Hashable:
+    """`memory_key`, which differs once the tensor has been written to."""
+    return memory_key(tensor), 0 if tensor.is_inference() else tensor._version
+
+
+def host_key(tensor: Tensor) -> Hashable:
+    """`memory_key`, but for tensors of a processor their values, which are constants of a CUDA graph."""
+    if tensor.device.type != "cpu" or tensor.layout != torch.strided:
+        return memory_key(tensor)
+    if tensor.numel() > MANY:
+        return version_key(tensor)
+    return type(tensor), tensor.shape, tensor.dtype, value_key(tensor.detach().flatten().tolist())
+
+
+def modules_key(module: PureModule, tensor_key: TensorKey = memory_key) -> Hashable:
     """What the module relied on, besides known tensors, when this was built."""
-    return tuple(module_key(part.module, part.kind, part.own, versions) for part in module.parts if part.own)
+    return tuple(module_key(part.module, part.kind, part.own, tensor_key) for part in module.parts if part.own)
 
 
-def module_key(module: nn.Module, kind: type, own: Mapping[str, Any], versions: bool = False) -> Hashable:
+def module_key(module: nn.Module, kind: type, own: Mapping[str, Any], tensor_key: TensorKey = memory_key) -> Hashable:
     """A module's tensors, submodules, hooks and public attributes, its mode among them.
 
     Args:
         module: the module.
         kind, own: its class and its `__dict__`, now or earlier.
-        versions: as in `value_key`.
+        tensor_key: as in `value_key`.
     """
     named = [item for name in _OWN for item in own[name].items()]
     named += [(name, value) for name, value in own.items() if name[:1] != "_"]
     children = [(name, id(child)) for name, child in own["_modules"].items()]
-    return id(module), kind, *children, *[(name, value_key(value, versions)) for name, value in named]
+    return id(module), kind, *children, *[(name, value_key(value, tensor_key)) for name, value in named]
 
 
-def value_key(value: Any, versions: bool = False) -> Hashable:
-    """Equal for values that mean the same to f: tensors by their memory, objects of other classes by identity.
+def value_key(value: Any, tensor_key: TensorKey = memory_key) -> Hashable:
+    """Equal for values that mean the same to f, objects of other classes by identity.
 
     Args:
         value: anything.
-        versions: whether tensors that have been written to differ from what they were.
+        tensor_key: the key of a tensor.
     """
     kind = type(value)
     if kind in _PLAIN:
@@ -92,7 +117,7 @@ def value_key(value: Any, versions: bool = False) -> Hashable:
     if kind is float:
         return repr(value)  # 0.0 and −0.0 differ, and NaN is itself
     if isinstance(value, Tensor):
-        return _tensor_key(value, versions)
+        return tensor_key(value)
     if Known.places(value):
         return kind, value
     if isinstance(value, np.generic) or (
@@ -105,23 +130,12 @@ def value_key(value: Any, versions: bool = False) -> Hashable:
         if len(value) > MANY:
             return kind, len(value), _Same(value)
         if isinstance(value, dict):
-            return kind, *((value_key(name), value_key(item, versions)) for name, item in value.items())
-        items = (value_key(item, versions) for item in value)
+            return kind, *((value_key(name), value_key(item, tensor_key)) for name, item in value.items())
+        items = (value_key(item, tensor_key) for item in value)
         return (kind, *items) if isinstance(value, (tuple, list)) else (kind, frozenset(items))
     if is_dataclass(value) and kind is not value:
-        return kind, *(value_key(getattr(value, field.name, None), versions) for field in fields(value))
+        return kind, *(value_key(getattr(value, field.name, None), tensor_key) for field in fields(value))
     return _Same(value)
-
-
-def _tensor_key(tensor: Tensor, versions: bool) -> Hashable:
-    version = tensor._version if versions and not tensor.is_inference() else 0
-    try:
-        address: Hashable = tensor.data_ptr()
-    except RuntimeError:  # sparse, or a wrapper
-        return _Same(tensor), version
-    # a view may have the address of another tensor
-    shape = tensor.shape, tensor.stride(), tensor.dtype, tensor.is_conj(), tensor.is_neg()
-    return type(tensor), address, *shape, version
 
 
 def order_key(values: Any) -> Hashable:

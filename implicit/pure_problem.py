@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from solvers.problem import Problem
 from solvers.state import tree_leaves, tree_map
 
-from .keys import modules_key, value_key
+from .keys import modules_key, value_key, version_key
 from .pure import Known, PureModule
 
 
@@ -51,8 +51,8 @@ class PureProblem:
         return self.relied_on is not None and self.relied_on == self._relied_on()
 
     def _relied_on(self) -> Hashable:
-        modules = () if self.module is None else modules_key(self.module, versions=True)
-        return modules, value_key(tree_leaves(self.problem.args), versions=True)
+        modules = () if self.module is None else modules_key(self.module, version_key)
+        return modules, value_key(tree_leaves(self.problem.args), version_key)
 
     def without_captures(self) -> PureProblem:
         """The same, for a recording, which must not reference the layer's recordings."""

@@ -18,9 +18,11 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from implicit import Equilibrium, ImplicitGradient
+from implicit.capture import forward_source
 from implicit.keys import value_key
 from solvers import Captured, Eager, Picard
 from solvers.loops import tape
+from solvers.problem import prepare
 from tests.replays import Replayed
 
 pytestmark = pytest.mark.usefixtures("recording", "default_device")
@@ -504,6 +506,29 @@ def test_long_containers_are_not_walked_through():
     assert key[:2] == (list, 10**6)
     assert len(key) == 3
     assert value_key([1, [2, 3]]) == value_key([1, [2, 3]]) != value_key([1, [2, 4]])
+
+
+@pytest.mark.parametrize("where", ["input", "integer input", "attribute", "in a list", "buffer", "parameter"])
+def test_values_on_a_processor_beside_a_gpu(where):
+    """They become numbers of the CUDA graph."""
+    cell, x = Cell().cpu(), torch.randn(ROWS, DIM, device="cpu")
+    value = torch.tensor(2 if where == "integer input" else 0.5, device="cpu")
+    if where == "attribute":
+        cell.factor = value
+    elif where == "in a list":
+        cell.factors = [value]
+    elif where == "buffer":
+        cell.register_buffer("factor", value)
+    elif where == "parameter":
+        cell.factor = nn.Parameter(value)
+        value = cell.factor.data
+    problem = prepare(cell, torch.zeros(ROWS, DIM, device="cpu"), (x, value) if "input" in where else (x,))
+    signatures = []
+    problem.layout.device = torch.device("cuda", 0)
+    for change in (0, 0, 1):
+        value += change
+        signatures.append(forward_source(problem).signature)
+    assert signatures[0] == signatures[1] != signatures[2]
 
 
 def test_a_solver_without_a_hash_is_refused():

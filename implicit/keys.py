@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.overrides import _get_current_function_mode_stack as _modes
-from torch.utils._device import DeviceContext
 
 from .pure import Known, PureModule
 
@@ -149,10 +148,15 @@ def settings_key() -> Hashable:
     """What applies to all of PyTorch: the settings that choose kernels, dtypes and devices, hooks, and modes."""
     key: tuple[Hashable, ...] = tuple([setting() for setting in _SETTINGS])
     if modes := _modes():
-        key += (*(value_key(mode.device) if isinstance(mode, DeviceContext) else _Same(mode) for mode in modes),)
+        key += (*map(_mode_key, modes),)
     if any(_GLOBAL_HOOKS):
         key += (*(value_key(dict(hooks)) for hooks in _GLOBAL_HOOKS),)
     return key
+
+
+def _mode_key(mode: Any) -> Hashable:
+    # each block `with torch.device(…)` makes another
+    return value_key(mode.device) if type(mode).__name__ == "DeviceContext" else _Same(mode)
 
 
 class _Same:

@@ -154,9 +154,18 @@ def settings_key() -> Hashable:
     return key
 
 
+def within_modes() -> bool:
+    """Whether functions of torch are overridden here, which a backward pass does not see."""
+    return any(not _sets_device(mode) for mode in _modes())
+
+
 def _mode_key(mode: Any) -> Hashable:
-    # each block `with torch.device(…)` makes another
-    return value_key(mode.device) if type(mode).__name__ == "DeviceContext" else _Same(mode)
+    return value_key(mode.device) if _sets_device(mode) else _Same(mode)
+
+
+def _sets_device(mode: Any) -> bool:
+    """Whether it is a `with torch.device(…)`, of which each makes another mode."""
+    return type(mode).__name__ == "DeviceContext"
 
 
 class _Same:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from solvers.problem import Problem
 from solvers.state import tree_leaves, tree_map
 
-from .keys import modules_key, value_key, version_key
+from .keys import modules_key, value_key, version_key, within_modes
 from .pure import Known, PureModule
 
 
@@ -43,7 +43,7 @@ class PureProblem:
     def note(self) -> None:
         """Note what the function relies on, so that `unchanged` can tell."""
         with suppress(RecursionError):  # a container that holds itself
-            self.relied_on = self._relied_on()
+            self.relied_on = None if within_modes() else self._relied_on()
 
     @property
     def unchanged(self) -> bool:

@@ -16,6 +16,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn.utils import parametrize
+from torch.overrides import TorchFunctionMode
 
 from implicit import Equilibrium, ImplicitGradient
 from implicit.capture import forward_source
@@ -322,6 +323,25 @@ def test_settings_that_choose_kernels():
     finally:
         torch.use_deterministic_algorithms(False)
     assert len(captured._captures) == 3
+
+
+class Halving(TorchFunctionMode):
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        return 0.5 * result if function is torch.tanh else result
+
+
+def test_modes_of_functions():
+    eager, captured = layers()
+    (x,) = inputs(1)
+    for _ in range(4):
+        with torch.device(x.device):  # another mode each time, to the same effect
+            alike(lambda layer: layer(x), eager, captured)
+    assert len(captured._captures) == 2, "forward and backward"
+    with Halving():
+        for _ in range(4):
+            alike(lambda layer: layer(x), eager, captured)
+    alike(lambda layer: layer(x), eager, captured)
 
 
 def test_another_object_at_the_same_address():

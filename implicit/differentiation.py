@@ -19,7 +19,7 @@ from itertools import compress
 import torch
 from torch import Tensor, nn
 
-from solvers import State
+from solvers import Captured, State
 from solvers.iterate import iterate
 from solvers.kept import Keep
 from solvers.problem import Problem
@@ -37,7 +37,7 @@ from .pure import own_modules
 from .pure_problem import PureProblem
 from .recording import current_logs
 from .reports import Reports
-from .suitability import warn_of_chance, warn_of_coupling, warn_of_unsuitable
+from .suitability import warn_of_chance, warn_of_coupling, warn_of_stale_recording, warn_of_unsuitable
 
 
 def differentiable_solve(
@@ -136,13 +136,17 @@ def _holds(problem: Problem, outcome: Outcome, image: Tensor, settings: Settings
 def _solved_again(
     problem: Problem, start: Tensor, settings: Settings, keep: Keep, outcome: Outcome, image: Tensor
 ) -> Outcome:
-    """If the solution fails when evaluated again: warn why, and solve the whole batch if rows are coupled."""
+    """If the solution fails when evaluated again: warn why, and solve again if rows are coupled or f has changed."""
     with torch.no_grad():
         if not torch.equal(problem(outcome.value).nan_to_num(), image.nan_to_num()):
             if not problem.told:
                 warn_of_chance()
                 problem.told = True
             return outcome
+        if isinstance(settings.loop, Captured) and problem.captures:
+            warn_of_stale_recording()
+            problem.captures.clear()
+            return iterate(problem, start.detach(), settings, keep=keep)
         if not problem.told:
             warn_of_coupling()
             problem.told = True

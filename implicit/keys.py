@@ -13,9 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import _get_current_function_mode_stack as _modes
 
-from .pure import Known, PureModule
+from .pure import PLAIN, Known, PureModule
 
-_PLAIN = {bool, int, complex, str, bytes, torch.dtype, torch.device, type(None)}
 TensorKey = Callable[[Tensor], Hashable]
 MANY = 1000
 """Largest number of items in a container or array that are looked at."""
@@ -86,7 +85,7 @@ def host_key(tensor: Tensor) -> Hashable:
 
 def modules_key(module: PureModule, tensor_key: TensorKey = memory_key) -> Hashable:
     """What the module relied on, besides known tensors, when this was built."""
-    return tuple(module_key(part.module, part.kind, part.own, tensor_key) for part in module.parts if part.own)
+    return tuple(module_key(part.module, part.kind, part.own, tensor_key) for part in module.parts if part.kept)
 
 
 def module_key(module: nn.Module, kind: type, own: Mapping[str, Any], tensor_key: TensorKey = memory_key) -> Hashable:
@@ -97,10 +96,14 @@ def module_key(module: nn.Module, kind: type, own: Mapping[str, Any], tensor_key
         kind, own: its class and its `__dict__`, now or earlier.
         tensor_key: as in `value_key`.
     """
-    named = [item for name in _OWN for item in own[name].items()]
-    named += [(name, value) for name, value in own.items() if name[:1] != "_"]
+
+    def same(tensor: Tensor) -> Hashable:  # one that f sets has an old one's address by chance
+        return _Same(tensor), tensor_key(tensor)
+
     children = [(name, id(child)) for name, child in own["_modules"].items()]
-    return id(module), kind, *children, *[(name, value_key(value, tensor_key)) for name, value in named]
+    owned = [(name, value_key(value, tensor_key)) for owner in _OWN for name, value in own[owner].items()]
+    public = [(name, value_key(value, same)) for name, value in own.items() if name[:1] != "_"]
+    return id(module), kind, *children, *owned, *public
 
 
 def value_key(value: Any, tensor_key: TensorKey = memory_key) -> Hashable:
@@ -111,10 +114,8 @@ def value_key(value: Any, tensor_key: TensorKey = memory_key) -> Hashable:
         tensor_key: the key of a tensor.
     """
     kind = type(value)
-    if kind in _PLAIN:
-        return kind, value
-    if kind is float:
-        return repr(value)  # 0.0 and −0.0 differ, and NaN is itself
+    if kind in PLAIN:
+        return kind, repr(value) if kind is float else value  # 0.0 and −0.0 differ, and NaN is itself
     if isinstance(value, Tensor):
         return tensor_key(value)
     if Known.places(value):

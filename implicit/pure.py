@@ -8,13 +8,17 @@ from functools import partial
 from types import MethodType
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.jit import ScriptModule
+from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
 _TENSORS = "_parameters", "_buffers"
-_KEPT_IN = [name for name, value in vars(nn.Module()).items() if isinstance(value, (dict, set))]
+_KEPT_IN = {name: type(value) for name, value in vars(nn.Module()).items() if isinstance(value, (dict, set))}
 """Where every module keeps its tensors, submodules and hooks."""
+PLAIN = {bool, int, float, complex, str, bytes, torch.dtype, torch.device, type(None)}
+"""Classes of values that cannot change, and are compared by value."""
 
 
 @dataclass(frozen=True)
@@ -64,19 +68,24 @@ class Part:
     module: nn.Module
     kind: type
     """Its class, without parametrizations."""
-    own: dict[str, Any]
-    """Its `__dict__`."""
+    kept: dict[str, Any]
+    """Its attributes that are plain values, hooks, submodules, and tensors or their places."""
     parametrized: dict[str, Any]
     """Its parametrized weights, by name."""
+
+    @property
+    def own(self) -> dict[str, Any]:
+        """Its `__dict__` as it was, but for objects, containers and other tensors, which would be kept alive."""
+        return self.module.__dict__ | self.kept
 
 
 class PureModule:
     """A module whose tensors are passed in: parameters, buffers, and the current values of parametrized weights.
 
-    Their places are kept in `known`. Later changes to the module have no effect, except within its lists, dicts and
-    other objects. Code of torch.compile is replaced by the original module, and parametrizations by their results.
-    Methods that were replaced by others bound to the module are bound to its twin. Parts compiled by TorchScript stay
-    as they are, with the tensors they have.
+    Their places are kept in `known`. Later changes to its mode, hooks, submodules, numbers and words have no effect.
+    Code of torch.compile is replaced by the original module, and parametrizations by their results. Methods that were
+    replaced by others bound to the module are bound to its twin. Parts compiled by TorchScript stay as they are, with
+    the tensors they have.
     """
 
     def __init__(self, module: nn.Module, known: Known) -> None:
@@ -86,7 +95,7 @@ class PureModule:
     @property
     def is_open(self) -> bool:
         """Whether every tensor that is computed, or may have gradients, is passed in."""
-        return all(part.own and all(map(Known.places, part.parametrized.values())) for part in self.parts)
+        return all(part.kept and all(map(Known.places, part.parametrized.values())) for part in self.parts)
 
     def twin(self, tensors: Sequence[Tensor]) -> nn.Module:
         """A shallow copy of the module with these tensors in the known ones' places."""
@@ -98,19 +107,18 @@ class PureModule:
                 continue
             twin: nn.Module = object.__new__(part.kind)
             twins[id(part.module)] = twin
-            twin.__dict__.update(part.own)
             twin.__dict__.update(
-                {name: {key: filled(value) for key, value in part.own[name].items()} for name in _TENSORS},
+                part.own | {name: {key: filled(value) for key, value in part.kept[name].items()} for name in _TENSORS},
                 **{name: filled(value) for name, value in part.parametrized.items()},
             )
         for part in self.parts:
             twin = twins[id(part.module)]
             if twin is part.module:
                 continue
-            children = part.own["_modules"].items()
-            own = {name: _moved(value, twins) for name, value in part.own.items() if callable(value)}
+            children = part.kept["_modules"].items()
+            functions = {name: _moved(value, twins) for name, value in part.module.__dict__.items() if callable(value)}
             twin.__dict__.update(
-                own,
+                functions,
                 _modules={
                     name: child if child is None else twins.get(id(_plain(child)), child) for name, child in children
                 },
@@ -168,19 +176,21 @@ def _plain(module: nn.Module) -> nn.Module:
 
 def _part(module: nn.Module, placed: Callable[[Any], Any]) -> Part:
     if isinstance(module, ScriptModule):
-        return Part(module, type(module), {}, {})
-    own = module.__dict__ | {name: module.__dict__[name].copy() for name in _KEPT_IN}
+        return Part(module, type(module), {}, {})  # it hides its tensors
+    own = module.__dict__
+    kept = {name: value for name, value in own.items() if type(value) in PLAIN}
+    kept |= {name: kind(own[name]) for name, kind in _KEPT_IN.items()}
     return Part(
         module,
         parametrize.type_before_parametrizations(module),
-        own | {name: {key: placed(value) for key, value in own[name].items()} for name in _TENSORS},
+        kept | {name: {key: placed(value) for key, value in own[name].items()} for name in _TENSORS},
         {name: placed(getattr(module, name)) for name in _parametrized(module)},
     )
 
 
 def is_open(part: nn.Module) -> bool:
     """Whether every tensor of this one of `own_modules` that is computed, or may have gradients, can be passed in."""
-    if isinstance(part, ScriptModule):
+    if isinstance(part, ScriptModule) or any(map(is_lazy, (*part._parameters.values(), *part._buffers.values()))):
         return False
     return all(Known.has_place(getattr(part, name)) for name in _parametrized(part))
 

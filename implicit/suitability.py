@@ -48,6 +48,18 @@ def warn_of_chance() -> None:
     )
 
 
+def warn_of_stale_recording() -> None:
+    """A `RuntimeWarning` for a cell that now computes something else than what was recorded of it."""
+    warnings.warn(
+        "loop=Captured(): the cell, evaluated at the solution, gave another value than its recorded steps, so "
+        "something that it reads has changed unnoticed: an attribute whose name begins with an underscore, an object's "
+        "inside, an attribute of a class, or a global variable. Make it a public attribute or an input. The recordings "
+        "are dropped, and this solve is repeated without",
+        RuntimeWarning,
+        stacklevel=level_of_caller(),
+    )
+
+
 def warn_of_coupling() -> None:
     """A `RuntimeWarning` for a cell whose rows depend on each other, as evaluating all solutions together showed."""
     warnings.warn(

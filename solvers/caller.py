@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 
 import torch
 
 _HOME = os.path.dirname(os.path.dirname(__file__))
-_INTERNAL = tuple(
+_INTERNAL: tuple[str, ...] = tuple(
     os.path.join(folder, "")
     for folder in (
         *(os.path.join(_HOME, name) for name in ("solvers", "implicit", "models")),
         os.path.dirname(torch.__file__),
     )
 )
+_INTERNAL += (contextlib.__file__,)
 
 
 def level_of_caller() -> int:

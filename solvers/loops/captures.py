@@ -49,6 +49,7 @@ class Captures:
         self._tapes: dict[tuple[str, Hashable], Tape | None] = {}  # None: met once
         self._refused: set[str] = set()
         self._new: Counter[str] = Counter()  # solves in a row of kinds that were not known
+        self._told_of_new = False
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Captures)  # layers are equal whatever has been recorded of them
@@ -67,10 +68,13 @@ class Captures:
 
     def source(self, problem: Problem, make: Callable[[Problem], Source | None]) -> Source | None:
         """The source of the problem, which is to be captured."""
+        name = getattr(problem.f, "__name__", type(problem.f).__name__)
+        if name in self._refused:
+            return None
         try:
             source = make(problem)
         except Exception as error:
-            self.refuse(getattr(problem.f, "__name__", type(problem.f).__name__), error)
+            self.refuse(name, error)
             return None
         return None if source is None or source.name in self._refused else source
 
@@ -91,12 +95,14 @@ class Captures:
                 del self._tapes[next(iter(self._tapes))]
             self._tapes[key] = None if tape is _NEW else tape  # most recent last
             self._new[name] = self._new[name] + 1 if tape is _NEW else 0
-            if self._new[name] == IN_A_ROW:
+            if self._new[name] == IN_A_ROW and not self._told_of_new:
+                self._told_of_new = True
                 warnings.warn(
-                    f"loop=Captured(): the last {IN_A_ROW} solves of {name} were each of a new kind, so nothing is "
-                    "recorded. Either inputs have ever new shapes: pad them to few. Or something that f may read is "
-                    "new each time: pass it as an input or, if it is an attribute of no effect, such as one that f "
-                    "itself sets, begin its name with an underscore",
+                    f"loop=Captured(): the last {IN_A_ROW} solves of {name} were each of another kind than the "
+                    f"{LIMIT} before, forward and backward, so none was recorded. Either inputs have many shapes: pad "
+                    "them to few. Or something that f may read is new each time: pass it as an input or, if it is an "
+                    "attribute that f itself sets for others, begin its name with an underscore. (The old weight_norm "
+                    "and spectral_norm set a new weight each time, those of torch.nn.utils.parametrizations do not.)",
                     RuntimeWarning,
                     stacklevel=level_of_caller(),
                 )
@@ -109,6 +115,11 @@ class Captures:
         """The end of the use of a borrowed tape."""
         with self._lock:
             tape.lent = False
+
+    def clear(self) -> None:
+        """Drop all tapes."""
+        with self._lock:
+            self._tapes.clear()
 
     def refuse(self, name: str, error: Exception) -> None:
         """Stop capturing solves of this name, drop their tapes, and warn at the first refusal."""

@@ -1,6 +1,9 @@
 """Cells of every kind that autograd takes: first and second derivatives against a converged unrolling."""
 
 import functools
+import gc
+import weakref
+from collections import OrderedDict
 from types import MethodType
 
 import pytest
@@ -9,7 +12,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint, checkpoint_sequential
 
 from implicit import ConvergenceWarning, Equilibrium, ImplicitGradient, NeumannGradient, fixed_point
-from solvers import GMRES, Anderson, NewtonKrylov
+from solvers import GMRES, Anderson, Captured, Eager, NewtonKrylov
 
 from .cells import DIM, TIGHT, exact, inputs, tight_layer, unrolled
 
@@ -447,3 +450,43 @@ def test_attention_has_second_derivatives():
         expected = second(unrolled(cell, x))
     for one, other in zip(second(tight_layer(cell)(x)), expected, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-7, atol=1e-9)
+
+
+class Partitioned(OrderedDict):
+    """A dict that cannot be copied, as some libraries keep parameters in."""
+
+    def __init__(self, owner, *args):
+        super().__init__(*args)
+        self.owner = owner
+
+
+def test_a_module_that_keeps_its_parameters_in_a_dict_of_its_own():
+    inner, x = nn.Linear(3, 3), torch.randn(2, 3)
+    inner.weight.data *= 0.3
+    inner._parameters = Partitioned(inner, inner._parameters)
+    Equilibrium(Injected(inner))(x).sum().backward()
+    assert inner.weight.grad.norm() > 0
+
+
+class Injected(nn.Module):
+    def __init__(self, inner):
+        super().__init__()
+        self.inner, self.last = inner, None
+
+    def forward(self, z, x):
+        return torch.tanh(self.inner(z) + x)
+
+
+@pytest.mark.parametrize("loop", [Eager(), Captured(4)], ids=["eager", "captured"])
+def test_an_output_kept_in_the_cell_keeps_none_of_those_before(loop):
+    """Nor does a list of them: warm starts and displays keep the last one."""
+    layer, x, kept = Equilibrium(Injected(nn.Linear(3, 3)), compact=False, loop=loop), torch.randn(2, 3), []
+    layer.cell.inner.weight.data *= 0.3
+    for _ in range(6):
+        value = layer(x, z0=None if layer.cell.last is None else layer.cell.last.detach())
+        value.sum().backward()
+        layer.cell.last, layer.cell._lasts = value, [value]
+        kept.append(weakref.ref(value))
+        del value
+    gc.collect()
+    assert [each() is None for each in kept] == [True] * 5 + [False]

@@ -517,8 +517,64 @@ def test_what_makes_every_solve_a_new_kind_is_told():
             captured.cell.scale = 0.5 + 0.001 * step
             captured.solve(*inputs(1))
     (only,) = told
-    assert "solves of Cell, forward were each of a new kind, so nothing is recorded" in str(only.message)
+    assert "solves of Cell, forward were each of another kind" in str(only.message)
     assert len(captured._captures) == 0
+
+
+def test_what_changed_unnoticed_is_told_and_solved_again():
+    class Shifted(Cell):
+        def forward(self, z, x):
+            return super().forward(z, x) + self._shift
+
+    cell, (x,) = Shifted(), inputs(1)
+    cell._shift = 0.0
+    eager, captured = (Equilibrium(cell, loop=loop, compact=False, rtol=1e-6) for loop in (Eager(4), Captured(4)))
+    for _ in range(4):
+        alike(lambda layer: layer(x), eager, captured)
+    cell._shift = 1.0
+    with pytest.warns(RuntimeWarning, match="name begins with an underscore"):
+        alike(lambda layer: layer(x), eager, captured)
+    for _ in range(4):
+        alike(lambda layer: layer(x), eager, captured)
+    assert len(captured._captures) == 2
+
+
+@pytest.mark.filterwarnings("error")
+def test_parameters_that_are_not_there_yet():
+    class Lazy(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner, self.inject = nn.LazyLinear(DIM), nn.LazyLinear(DIM)
+
+        def forward(self, z, x):
+            return 0.3 * torch.tanh(self.inner(z) + self.inject(x))
+
+    layer, (x,) = Equilibrium(Lazy(), compact=False, loop=Captured(4)), inputs(1)
+    for _ in range(4):
+        layer(x).sum().backward()
+    assert len(layer._captures) == 2
+
+
+@pytest.mark.filterwarnings("ignore:loop=Captured")
+def test_what_f_sets_is_recorded_under_another_name_alone():
+    class Keeping(Cell):
+        def __init__(self, name):
+            super().__init__()
+            self.name = name
+
+        def forward(self, z, x):
+            value = super().forward(z, x)
+            setattr(self, self.name, value)
+            return value
+
+    recorded = []
+    for name in ("attention", "_attention"):
+        layer, (x,) = Equilibrium(Keeping(name), compact=False, loop=Captured(4)), inputs(1)
+        for _ in range(20):
+            layer(x).sum().backward()
+        recorded.append(len(layer._captures))
+    assert recorded[1] == 2
+    assert recorded[0] <= 1  # the backward pass, if f is not evaluated between the passes
 
 
 def test_long_containers_are_not_walked_through():

@@ -190,7 +190,11 @@ def _part(module: nn.Module, placed: Callable[[Any], Any]) -> Part:
 
 def is_open(part: nn.Module) -> bool:
     """Whether every tensor of this one of `own_modules` that is computed, or may have gradients, can be passed in."""
-    if isinstance(part, ScriptModule) or any(map(is_lazy, (*part._parameters.values(), *part._buffers.values()))):
+    if isinstance(part, ScriptModule):
+        return False
+    if any(
+        tensor is not None and is_lazy(tensor) for own in (part._parameters, part._buffers) for tensor in own.values()
+    ):
         return False
     return all(Known.has_place(getattr(part, name)) for name in _parametrized(part))
 

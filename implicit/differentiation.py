@@ -19,7 +19,7 @@ from itertools import compress
 import torch
 from torch import Tensor, nn
 
-from solvers import Captured, State
+from solvers import Captured, Eager, State
 from solvers.iterate import iterate
 from solvers.kept import Keep
 from solvers.problem import Problem
@@ -144,9 +144,12 @@ def _solved_again(
                 problem.told = True
             return outcome
         if isinstance(settings.loop, Captured) and problem.captures:
-            warn_of_stale_recording()
-            problem.captures.clear()
-            return iterate(problem, start.detach(), settings, keep=keep)
+            plain = replace(settings, loop=Eager(settings.loop.check_every))
+            again = iterate(problem, start.detach(), plain, keep=keep)
+            if _holds(problem, again, problem(again.value), settings):
+                warn_of_stale_recording()
+                problem.captures.clear()
+                return again
         if not problem.told:
             warn_of_coupling()
             problem.told = True

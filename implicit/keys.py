@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from collections import deque
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import fields, is_dataclass
 from functools import partial
@@ -13,11 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import _get_current_function_mode_stack as _modes
 
-from .pure import PLAIN, Known, PureModule
+from .pure import MANY, PLAIN, Known, PureModule
 
 TensorKey = Callable[[Tensor], Hashable]
-MANY = 1000
-"""Largest number of items in a container or array that are looked at."""
 _OWN = "_parameters", "_buffers", "_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"
 _GLOBAL_HOOKS = [
     hooks for name, hooks in vars(nn.modules.module).items() if name.startswith("_global_") and name.endswith("hooks")
@@ -126,13 +125,13 @@ def value_key(value: Any, tensor_key: TensorKey = memory_key) -> Hashable:
         return kind, value.dtype, value.shape, value.tobytes()
     if isinstance(value, slice):
         return kind, value_key((value.start, value.stop, value.step))
-    if isinstance(value, (tuple, list, dict, set, frozenset)):
+    if isinstance(value, (tuple, list, deque, dict, set, frozenset)):
         if len(value) > MANY:
             return kind, len(value), _Same(value)
         if isinstance(value, dict):
             return kind, *((value_key(name), value_key(item, tensor_key)) for name, item in value.items())
         items = (value_key(item, tensor_key) for item in value)
-        return (kind, *items) if isinstance(value, (tuple, list)) else (kind, frozenset(items))
+        return (kind, *items) if isinstance(value, (tuple, list, deque)) else (kind, frozenset(items))
     if is_dataclass(value) and kind is not value:
         return kind, *(value_key(getattr(value, field.name, None), tensor_key) for field in fields(value))
     return _Same(value)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from types import MethodType
+from itertools import islice
+from types import CellType, FunctionType, MethodType
 from typing import Any
 
 import torch
@@ -17,6 +19,8 @@ from torch.nn.utils import parametrize
 _TENSORS = "_parameters", "_buffers"
 _KEPT_IN = {name: type(value) for name, value in vars(nn.Module()).items() if isinstance(value, (dict, set))}
 """Where every module keeps its tensors, submodules and hooks."""
+MANY = 1000
+"""Largest number of items in a container or array that are looked at."""
 PLAIN = {bool, int, float, complex, str, bytes, torch.dtype, torch.device, type(None)}
 """Classes of values that cannot change, and are compared by value."""
 
@@ -95,7 +99,12 @@ class PureModule:
     @property
     def is_open(self) -> bool:
         """Whether every tensor that is computed, or may have gradients, is passed in."""
-        return all(part.kept and all(map(Known.places, part.parametrized.values())) for part in self.parts)
+        return all(
+            part.kept
+            and all(map(Known.places, part.parametrized.values()))
+            and not any(_holds_module(value) for name, value in part.own.items() if name != "_modules")
+            for part in self.parts
+        )
 
     def twin(self, tensors: Sequence[Tensor]) -> nn.Module:
         """A shallow copy of the module with these tensors in the known ones' places."""
@@ -192,11 +201,32 @@ def is_open(part: nn.Module) -> bool:
     """Whether every tensor of this one of `own_modules` that is computed, or may have gradients, can be passed in."""
     if isinstance(part, ScriptModule):
         return False
-    if any(
-        tensor is not None and is_lazy(tensor) for own in (part._parameters, part._buffers) for tensor in own.values()
-    ):
+    owners = part._parameters, part._buffers
+    if any(tensor is not None and is_lazy(tensor) for owner in owners for tensor in owner.values()):
+        return False
+    if any(name != "_modules" and _holds_module(value) for name, value in part.__dict__.items()):
         return False
     return all(Known.has_place(getattr(part, name)) for name in _parametrized(part))
+
+
+def _holds_module(value: Any) -> bool:
+    """Whether a container or function refers to modules, which are then not those of a twin."""
+    if isinstance(value, (list, tuple, set, deque)):
+        return any(isinstance(item, nn.Module) or _refers(item) for item in islice(value, MANY))
+    if isinstance(value, dict):
+        return any(isinstance(item, nn.Module) or _refers(item) for item in islice(value.values(), MANY))
+    return isinstance(value, FunctionType) and _refers(value)
+
+
+def _refers(value: Any) -> bool:
+    if isinstance(value, MethodType):
+        return isinstance(value.__self__, nn.Module)
+    if isinstance(value, partial):
+        return any(isinstance(each, nn.Module) or _refers(each) for each in (value.func, *value.args))
+    if isinstance(value, FunctionType):
+        cells = (cell.cell_contents for cell in value.__closure__ or () if cell != CellType())
+        return any(isinstance(each, nn.Module) or (isinstance(each, MethodType) and _refers(each)) for each in cells)
+    return isinstance(value, (list, tuple, dict)) and _holds_module(value)
 
 
 def _parametrized(module: nn.Module) -> Any:

@@ -7,6 +7,7 @@ replayed as a CUDA graph would be.
 import gc
 import warnings
 import weakref
+from collections import deque
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -54,10 +55,11 @@ class Cell(nn.Module):
         with torch.no_grad():
             self.linear.weight.mul_(0.4)
         self.scale, self.table, self.functions = 1.0, {"scale": 1.0}, [torch.tanh]
+        self.recent = deque([1.0], maxlen=2)
         self.register_buffer("mask", torch.ones(DIM, dtype=torch.bool))
 
     def forward(self, z, x, a=None, b=None):
-        h = self.linear(z * self.mask.to(z.dtype)) * (self.scale * self.table["scale"])
+        h = self.linear(z * self.mask.to(z.dtype)) * (self.scale * self.table["scale"] * self.recent[-1])
         if not self.training:
             h = 0.5 * h
         h = h + self.values(x)
@@ -233,7 +235,14 @@ def function(cell):
     cell.functions[0] = torch.tanh
 
 
-CHANGES = [attribute, entry, mode, hook, buffer, other_buffer, function]
+@contextmanager
+def queue(cell):
+    cell.recent.append(0.3)
+    yield
+    cell.recent.append(1.0)
+
+
+CHANGES = [attribute, entry, mode, hook, buffer, other_buffer, function, queue]
 
 
 @pytest.mark.parametrize("change", CHANGES)
@@ -575,6 +584,61 @@ def test_what_f_sets_is_recorded_under_another_name_alone():
         recorded.append(len(layer._captures))
     assert recorded[1] == 2
     assert recorded[0] <= 1  # the backward pass, if f is not evaluated between the passes
+
+
+def listed(cell):
+    cell.blocks = [cell.linear, cell.other]
+    return lambda self: self.blocks
+
+
+def named(cell):
+    cell.blocks = {"one": cell.linear.forward, "two": cell.other.forward}
+    return lambda self: self.blocks.values()
+
+
+def closed_over(cell):
+    cell.block = lambda z: cell.other(cell.linear(z))
+    return lambda self: [self.block]
+
+
+@pytest.mark.parametrize("reach", [listed, named, closed_over])
+def test_submodules_that_are_reached_otherwise(reach):
+    """A recording would read the weights that lie in the modules, whatever is passed in for them."""
+
+    class Reaching(Cell):
+        def forward(self, z, x):
+            for block in blocks(self):
+                z = torch.tanh(0.5 * block(z))
+            return z + x
+
+    cell, (x,) = Reaching(), inputs(1)
+    blocks = reach(cell)
+    eager, captured = (Equilibrium(cell, loop=loop, compact=False, rtol=1e-6) for loop in (Eager(4), Captured(4)))
+
+    def called(layer):
+        fast = {name: 1.5 * parameter for name, parameter in layer.named_parameters()}
+        return torch.func.functional_call(layer, fast, (x,))
+
+    for call in (called, lambda layer: layer(x)):
+        for _ in range(4):
+            alike(call, eager, captured)
+
+
+def test_rows_that_depend_on_each_other_are_told_as_with_eager():
+    class Mixing(Cell):
+        def forward(self, z, x):
+            return super().forward(z, x) + 0.2 * z.mean(0, keepdim=True)
+
+    said = []
+    for loop in (Eager(4), Captured(4)):
+        torch.manual_seed(2)
+        layer = Equilibrium(Mixing(), loop=loop, compact=False, rtol=1e-3)
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            for _ in range(12):
+                layer(torch.randn(ROWS, DIM)).square().sum().backward()
+        said.append({str(each.message)[:40] for each in told})
+    assert not any("loop=Captured" in text for text in said[1])
 
 
 def test_long_containers_are_not_walked_through():

@@ -19,6 +19,8 @@ from torch.nn.utils import parametrize
 _TENSORS = "_parameters", "_buffers"
 _KEPT_IN = {name: type(value) for name, value in vars(nn.Module()).items() if isinstance(value, (dict, set))}
 """Where every module keeps its tensors, submodules and hooks."""
+_REGISTERED = {*_TENSORS, "_modules", "_non_persistent_buffers_set"}
+_HOLDERS = list, tuple, set, deque, dict, FunctionType
 MANY = 1000
 """Largest number of items in a container or array that are looked at."""
 PLAIN = {bool, int, float, complex, str, bytes, torch.dtype, torch.device, type(None)}
@@ -100,9 +102,7 @@ class PureModule:
     def is_open(self) -> bool:
         """Whether every tensor that is computed, or may have gradients, is passed in."""
         return all(
-            part.kept
-            and all(map(Known.places, part.parametrized.values()))
-            and not any(_holds_module(value) for name, value in part.own.items() if name != "_modules")
+            part.kept and all(map(Known.places, part.parametrized.values())) and not reaches_modules(part.own)
             for part in self.parts
         )
 
@@ -201,12 +201,20 @@ def is_open(part: nn.Module) -> bool:
     """Whether every tensor of this one of `own_modules` that is computed, or may have gradients, can be passed in."""
     if isinstance(part, ScriptModule):
         return False
-    owners = part._parameters, part._buffers
-    if any(tensor is not None and is_lazy(tensor) for owner in owners for tensor in owner.values()):
+    own = part.__dict__
+    if any(is_lazy(tensor) for name in _TENSORS for tensor in own[name].values() if tensor is not None):
         return False
-    if any(name != "_modules" and _holds_module(value) for name, value in part.__dict__.items()):
+    if reaches_modules(own):
         return False
     return all(Known.has_place(getattr(part, name)) for name in _parametrized(part))
+
+
+def reaches_modules(own: dict[str, Any]) -> bool:
+    """Whether a module with these attributes reaches others through lists, dicts or functions of its own."""
+    for name, value in own.items():
+        if isinstance(value, _HOLDERS) and value and name not in _REGISTERED and _holds_module(value):
+            return True
+    return False
 
 
 def _holds_module(value: Any) -> bool:

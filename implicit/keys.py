@@ -47,14 +47,8 @@ _SETTINGS += [
     if hasattr(torch._C, f"_get_{name}")
 ]
 _SETTINGS += [
-    partial(torch._C._get_fp32_precision_getter, backend, operation)
-    for backend, operation in (
-        ("generic", "all"),
-        ("cuda", "all"),
-        ("cuda", "matmul"),
-        ("cuda", "conv"),
-        ("cuda", "rnn"),
-    )
+    partial(torch._C._get_fp32_precision_getter, *place)
+    for place in (("generic", "all"), ("cuda", "all"), ("cuda", "matmul"), ("cuda", "conv"), ("cuda", "rnn"))
 ]
 
 

@@ -313,6 +313,7 @@ def test_the_autocast_of_the_forward_pass(order):
             alike(partial(call, on=on), eager, captured)
 
 
+@pytest.mark.filterwarnings("ignore:Please use the new API")
 def test_settings_that_choose_kernels():
     _, captured = layers()
     (x,) = inputs(1)

@@ -212,29 +212,26 @@ def is_open(part: nn.Module) -> bool:
 def reaches_modules(own: dict[str, Any]) -> bool:
     """Whether a module with these attributes reaches others through lists, dicts or functions of its own."""
     for name, value in own.items():
-        if isinstance(value, _HOLDERS) and value and name not in _REGISTERED and _holds_module(value):
+        if isinstance(value, _HOLDERS) and value and name not in _REGISTERED and _refers(value):
             return True
     return False
 
 
-def _holds_module(value: Any) -> bool:
-    """Whether a container or function refers to modules, which are then not those of a twin."""
-    if isinstance(value, (list, tuple, set, deque)):
-        return any(isinstance(item, nn.Module) or _refers(item) for item in islice(value, MANY))
-    if isinstance(value, dict):
-        return any(isinstance(item, nn.Module) or _refers(item) for item in islice(value.values(), MANY))
-    return isinstance(value, FunctionType) and _refers(value)
-
-
 def _refers(value: Any) -> bool:
+    """Whether the value is, or refers to, a module, which is then not that of a twin."""
+    if isinstance(value, nn.Module):
+        return True
     if isinstance(value, MethodType):
-        return isinstance(value.__self__, nn.Module)
+        return _refers(value.__self__)
     if isinstance(value, partial):
-        return any(isinstance(each, nn.Module) or _refers(each) for each in (value.func, *value.args))
+        return any(map(_refers, (value.func, *value.args, *value.keywords.values())))
     if isinstance(value, FunctionType):
-        cells = (cell.cell_contents for cell in value.__closure__ or () if cell != CellType())
-        return any(isinstance(each, nn.Module) or (isinstance(each, MethodType) and _refers(each)) for each in cells)
-    return isinstance(value, (list, tuple, dict)) and _holds_module(value)
+        held = [cell.cell_contents for cell in value.__closure__ or () if cell != CellType()]
+        held += [*(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).values()]
+        return any(isinstance(each, (nn.Module, MethodType)) and _refers(each) for each in held)
+    if isinstance(value, (list, tuple, set, deque, dict)):
+        return any(map(_refers, islice(value.values() if isinstance(value, dict) else value, MANY)))
+    return False
 
 
 def _parametrized(module: nn.Module) -> Any:

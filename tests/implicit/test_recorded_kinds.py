@@ -602,7 +602,17 @@ def closed_over(cell):
     return lambda self: [self.block]
 
 
-@pytest.mark.parametrize("reach", [listed, named, closed_over])
+def by_default(cell):
+    cell.block = lambda z, linear=cell.linear: linear(z)
+    return lambda self: [self.block]
+
+
+def partly(cell):
+    cell.blocks = [partial(lambda z, layer: layer(z), layer=cell.linear)]
+    return lambda self: self.blocks
+
+
+@pytest.mark.parametrize("reach", [listed, named, closed_over, by_default, partly])
 def test_submodules_that_are_reached_otherwise(reach):
     """A recording would read the weights that lie in the modules, whatever is passed in for them."""
 

@@ -97,6 +97,8 @@ class Products:
             return self._product(u)
 
     def _product(self, u: Tensor) -> Tensor:
+        if not self.image.requires_grad:
+            return torch.zeros_like(u)
         (product,) = torch.autograd.grad(self.image, self.point, u, retain_graph=True, allow_unused=True)
         return torch.zeros_like(u) if product is None else product
 
@@ -104,8 +106,7 @@ class Products:
         """Replace the evaluation by a new one with its own graph."""
         self.point = self.point.detach().requires_grad_()
         with torch.enable_grad(), uncompiled_cells():
-            image = self.pure(self.point, *(tensor.detach() for tensor in self.tensors))
-        self.image = image if image.requires_grad else image + 0 * self.point
+            self.image = self.pure(self.point, *(tensor.detach() for tensor in self.tensors))
 
     def source(self, shift: Tensor, autocast: torch.dtype | None) -> Source | None:
         """What `solvers.Captured` records of the solve of `u = Jᵀu + shift`, with products under this autocast."""

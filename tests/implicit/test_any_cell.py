@@ -477,6 +477,24 @@ class Injected(nn.Module):
         return torch.tanh(self.inner(z) + x)
 
 
+@pytest.mark.parametrize("gradient", [ImplicitGradient(), NeumannGradient(3)], ids=repr)
+@pytest.mark.parametrize("f", [torch.ones_like, lambda z: 0.5 * z.detach() + 1], ids=["constant", "detached"])
+def test_a_value_without_a_graph_has_no_gradient(f, gradient):
+    class Cut(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(DIM))
+
+        def forward(self, z, x):
+            return f(z)
+
+    layer, x, other = Equilibrium(Cut(), gradient=gradient), torch.randn(2, DIM), torch.ones(2, DIM, requires_grad=True)
+    (layer(x.requires_grad_()) * other).sum().backward()
+    assert x.grad is None
+    assert layer.cell.weight.grad is None
+    torch.testing.assert_close(other.grad, layer(x).detach())
+
+
 @pytest.mark.parametrize("loop", [Eager(), Captured(4)], ids=["eager", "captured"])
 def test_an_output_kept_in_the_cell_keeps_none_of_those_before(loop):
     """Nor does a list of them: warm starts and displays keep the last one."""

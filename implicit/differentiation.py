@@ -36,6 +36,7 @@ from .graph import computed_from, leaves, radius_from_graph, saved_through_hooks
 from .pure import own_modules
 from .pure_problem import PureProblem
 from .recording import current_logs
+from .references import remedy
 from .reports import Reports
 from .suitability import warn_of_chance, warn_of_coupling, warn_of_stale_recording, warn_of_unsuitable
 
@@ -169,15 +170,9 @@ def _transformed_solve(problem: Problem, z0: State, gradient: Gradient, settings
             image = pure(*blank)
         if followed(image):
             parts = own_modules(problem.f) if isinstance(problem.f, nn.Module) else []
-            replaced = any("forward" in vars(part) for part in parts)
             raise RuntimeError(
                 "f captures a tensor that a transform of torch.func, or autograd around it, tracks: "
-                + (
-                    "its forward, or that of a submodule, was replaced by a function that holds the module. Bind it "
-                    "with types.MethodType or functools.partial instead"
-                    if replaced
-                    else "pass it through args, or make f an nn.Module that has it as a parameter"
-                )
+                + (remedy(parts) or "pass it through args, or make f an nn.Module that has it as a parameter")
             )
 
     def find(start: Tensor, *tensors: Tensor) -> Tensor:

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import _get_current_function_mode_stack as _modes
 
-from .pure import MANY, PLAIN, Known, PureModule
+from .pure import PLAIN, Known, PureModule
+from .references import MANY
 
 TensorKey = Callable[[Tensor], Hashable]
 _OWN = "_parameters", "_buffers", "_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"

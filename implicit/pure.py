@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice
-from types import CellType, FunctionType, MethodType
+from types import MethodType
 from typing import Any
 
 import torch
@@ -16,13 +14,11 @@ from torch.jit import ScriptModule
 from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
+from .references import reaches_modules
+
 _TENSORS = "_parameters", "_buffers"
 _KEPT_IN = {name: type(value) for name, value in vars(nn.Module()).items() if isinstance(value, (dict, set))}
 """Where every module keeps its tensors, submodules and hooks."""
-_REGISTERED = {*_TENSORS, "_modules", "_non_persistent_buffers_set"}
-_HOLDERS = list, tuple, set, deque, dict, FunctionType
-MANY = 1000
-"""Largest number of items in a container or array that are looked at."""
 PLAIN = {bool, int, float, complex, str, bytes, torch.dtype, torch.device, type(None)}
 """Classes of values that cannot change, and are compared by value."""
 
@@ -207,31 +203,6 @@ def is_open(part: nn.Module) -> bool:
     if reaches_modules(own):
         return False
     return all(Known.has_place(getattr(part, name)) for name in _parametrized(part))
-
-
-def reaches_modules(own: dict[str, Any]) -> bool:
-    """Whether a module with these attributes reaches others through lists, dicts or functions of its own."""
-    for name, value in own.items():
-        if isinstance(value, _HOLDERS) and value and name not in _REGISTERED and _refers(value):
-            return True
-    return False
-
-
-def _refers(value: Any) -> bool:
-    """Whether the value is, or refers to, a module, which is then not that of a twin."""
-    if isinstance(value, nn.Module):
-        return True
-    if isinstance(value, MethodType):
-        return _refers(value.__self__)
-    if isinstance(value, partial):
-        return any(map(_refers, (value.func, *value.args, *value.keywords.values())))
-    if isinstance(value, FunctionType):
-        held = [cell.cell_contents for cell in value.__closure__ or () if cell != CellType()]
-        held += [*(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).values()]
-        return any(isinstance(each, (nn.Module, MethodType)) and _refers(each) for each in held)
-    if isinstance(value, (list, tuple, set, deque, dict)):
-        return any(map(_refers, islice(value.values() if isinstance(value, dict) else value, MANY)))
-    return False
 
 
 def _parametrized(module: nn.Module) -> Any:

@@ -17,7 +17,9 @@ from torch import Tensor, nn
 from ..compiled import twice_differentiable
 from ..functorch import transformed
 from ..graph import computed_from, leaves
+from ..pure import own_modules
 from ..pure_problem import PureProblem
+from ..references import remedy
 from .root import Linear, pullback
 
 SMALL = 2**14
@@ -143,16 +145,12 @@ def differentiable(
 def refuse_captured(pure: PureProblem, captured: Sequence[Tensor], what: str) -> None:
     """Raise, naming the tensors that f captures."""
     f = pure.problem.f
-    own = (
-        [name for name, parameter in f.named_parameters() for leaf in captured if parameter is leaf]
-        if isinstance(f, nn.Module)
-        else []
-    )
+    module = f if isinstance(f, nn.Module) else nn.Module()
+    own = [name for name, parameter in module.named_parameters() for leaf in captured if parameter is leaf]
     if own:
         raise RuntimeError(
-            f"{what} would miss {', '.join(own)}: f uses these parameters whatever is passed in for them, because its "
-            "forward, or that of a submodule, was replaced by a function that holds the module. Bind it with "
-            "types.MethodType or functools.partial instead"
+            f"{what} would miss {', '.join(own)}: f uses these parameters whatever is passed in for them, because "
+            f"{remedy(own_modules(module)) or 'it refers to the module that has them in some other way'}"
         )
     names = "; ".join(_described(f, leaf) for leaf in captured)
     raise RuntimeError(

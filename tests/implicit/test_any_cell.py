@@ -124,6 +124,17 @@ class InATuple(nn.Module):
         return [*self.parts[0].parameters(), *self.parts[1]["second"].parameters()]
 
 
+class AlsoInAList(Plain):
+    """Its parameters are registered, and reached otherwise."""
+
+    def __init__(self):
+        super().__init__()
+        self.parts = [self.inner]
+
+    def forward(self, z, x):
+        return torch.tanh(0.5 * self.parts[0](z) + x)
+
+
 class Attribute(Plain):
     def __init__(self):
         super().__init__()
@@ -213,6 +224,7 @@ KINDS = {
     "CSR buffer": Sparse,
     "complex weights": Fourier,
     "modules in a tuple": InATuple,
+    "submodules in a list": AlsoInAList,
     "tensor attribute": Attribute,
     "patched by a partial": lambda: patched("partial"),
     "patched by a method": lambda: patched("bound"),
@@ -281,11 +293,18 @@ def test_third_derivatives_of_a_cell_with_a_checkpoint_and_a_captured_tensor():
         torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-8)
 
 
-def test_what_was_replaced_before_the_backward_pass_is_noticed():
-    cell, x = patched("lambda"), inputs()
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("patched by a function", r"weight.*replaced.*MethodType"),
+        ("submodules in a list", r"weight.*through a list.*ModuleList"),
+    ],
+)
+def test_what_was_replaced_before_the_backward_pass_is_noticed(kind, message):
+    cell, x = KINDS[kind](), inputs()
     own = {f"cell.{name}": parameter.detach().clone().requires_grad_() for name, parameter in cell.named_parameters()}
     z = torch.func.functional_call(tight_layer(cell), own, (x,))
-    with pytest.raises(RuntimeError, match=r"weight.*replaced.*MethodType"):
+    with pytest.raises(RuntimeError, match=message):
         torch.autograd.grad(z.square().sum(), x, create_graph=True)
 
 
@@ -303,6 +322,7 @@ def test_a_sparse_weight_trains():
         ("function of old", "autograd.Function without setup_context"),
         ("checkpoint", "cannot follow a checkpoint"),
         ("patched by a function", "its forward, or that of a submodule, was replaced.*MethodType"),
+        ("submodules in a list", "it reaches modules through a list.*ModuleList"),
         ("scripted part", "captures a tensor"),
         ("looks", r"a conversion by \.numpy"),
     ],

@@ -35,7 +35,7 @@ def fusible(tensor: Tensor) -> bool:
     """Whether kernels work on the tensor and pay: single or double precision, on a GPU that Triton compiles for."""
     return (
         tensor.is_cuda
-        and (getattr(_replayed, "now", False) or tensor.numel() >= LARGE)
+        and tensor.numel() >= (1 if getattr(_replayed, "now", False) else LARGE)
         and tensor.dtype in (torch.float32, torch.float64)
         and not torch.compiler.is_compiling()  # the compiler fuses by itself
         and type(tensor) is Tensor  # a tracer's tensor has no values, hence no address

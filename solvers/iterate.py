@@ -79,7 +79,7 @@ def _run(
         nobody = Progress.begin(problem, settings, z)
         return Outcome(z, *nobody.close(), nobody.rule, False, [], [z for _ in keep.iterates])
     refuse_solve()
-    with settings.loop.open(problem) as loop:
+    with settings.loop.open(problem, settings.most) as loop:
         run = Run(problem, z if start else z.clone(), settings, Pipeline(loop, not keep.histories), start, keep)
         while True:
             run.look()

@@ -152,7 +152,7 @@ class Problem:
     def take(self, rows: Tensor) -> Problem:
         """The problem of the rows at these positions, which are also selected in arguments with the batch in dim 0."""
         taken = copy.copy(self)
-        taken.dropped, taken.spent = True, None
+        taken.dropped = True
         if taken._by_row is None:  # decided once: a smaller batch may be as long as a shared tensor
             taken._by_row = [_by_row(leaf, self.layout.batch) for leaf in tree_leaves(self.args)]
         chosen = iter(taken._by_row)

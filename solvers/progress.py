@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import inf
 from typing import NamedTuple
 
@@ -224,11 +225,17 @@ class Progress:
         self._least, self._all_run = self._rows.best, bool(self._rows.running.all())
         self._patience.look(self._rows)
 
-    def spend(self, evaluations: Integers) -> None:
-        """Count evaluations beyond one per step."""
-        rows = self._rows  # no row has stopped in the collected steps
-        more = evaluations if self._all_run else np.where(rows.running, evaluations, 0)
-        self._rows = rows._replace(spent=rows.spent + more)
+    def spend(self, first: int, spent: Sequence[tuple[int, Integers]]) -> None:
+        """Count evaluations within steps.
+
+        Args:
+            first: number of steps before the last ones.
+            spent: as in `Stretch`, for the last steps, of which each row counts those until it stopped.
+        """
+        for place, evaluations in spent:
+            rows = self._rows  # no row has stopped in the collected steps
+            counted = rows.running | (rows.steps > first + place)
+            self._rows = rows._replace(spent=rows.spent + np.where(counted, evaluations, 0))
 
     def drop(self) -> Integers:
         """Continue without the rows that have stopped; returns the positions of those that remain."""

@@ -42,18 +42,15 @@ class Run:
         problem.compact = bool(settings.compact)
         self.problem = problem
         self._bind()
-        self._begin(z, start)
+        at_first = self._begin(z, start)
         norms = self.stretch.exact_norms(self.norms, self.measure)[:2]
         told = norms[np.isfinite(norms) & (norms != 0)]
         if z.dtype == torch.float32 and told.size and extreme(told, z.dtype):
             # squares leave the range of single precision: from here on the solver works in double
             z, self.problem = z.double(), problem.widened()
             self._bind()
-            if len(self.stretch.points) == 1:
-                pair = self.stretch.image.double(), self.stretch.residual.double()
-            else:  # these are of a later point
-                pair = self.problem.evaluate(z, z)
-            self._begin(z, pair)
+            known = self.stretch.image.double(), self.stretch.residual.double()
+            self._begin(z, known if at_first else self.problem.evaluate(z, z))
         self.best = z  # the kept iterates of the current rows
         self.last: Floats | None = None  # norms of the last steps, if the rule has been applied to them
         self.value = z  # likewise of all rows; known once rows have been dropped
@@ -69,8 +66,11 @@ class Run:
         tolerances = (0.0 if self.problem.relative_to_start else self.measure.rtol), self.measure.atol
         self.solver = self.template.bind(self.problem, *tolerances)
 
-    def _begin(self, z: Tensor, pair: tuple[Tensor, Tensor] | None) -> None:
-        """Run the first stretch, from an iterate whose image and residual may be known."""
+    def _begin(self, z: Tensor, pair: tuple[Tensor, Tensor] | None) -> bool:
+        """Run the first stretch, from an iterate whose image and residual may be known.
+
+        Returns whether those of the stretch are this iterate's, and not those of a later one.
+        """
         self.pipeline.stop()
         stretch = self.loop.begin(self.problem, self.solver, self.measure, z, pair)
         self.progress = Progress.begin(self.problem, self.settings, z)  # while a GPU runs the stretch
@@ -81,13 +81,11 @@ class Run:
             self.norms = self.pipeline.norms.wait()
         else:
             self.norms = self.stretch.norms.cpu()
+        return len(stretch.points) == 1
 
     def look(self) -> None:
         """Process the last steps."""
         points, first = self.stretch.points, self.progress.step
-        if self.problem.spent is not None:
-            self.progress.spend(self.problem.spent)
-            self.problem.spent = None
         if (
             len(points) == 1
             and self.pipeline.loose is None
@@ -112,8 +110,13 @@ class Run:
         self._keep(first)
 
     def _keep(self, first: int) -> None:
-        """Keep what is requested beyond the solution from the last steps, the first of which has this number."""
+        """Count evaluations within the last steps, and keep what is requested beyond the solution.
+
+        Args:
+            first: number of steps before them.
+        """
         points, kept = self.stretch.points, self.kept
+        self.progress.spend(first, self.stretch.spent)
         kept.add(first, points, lambda point: self._all(self.loop.kept(point)))
         if kept.keep.histories:
             rows = self.progress.rows
@@ -131,8 +134,8 @@ class Run:
     @cached_property
     def repeatable(self) -> bool:
         """Whether f returns the same when evaluated again; if not, changes do not show that rows are coupled."""
-        image, last = self.problem(self.stretch.points[-1]), self.stretch.image
-        return torch.equal(image.nan_to_num(), last.nan_to_num())
+        one, other = (self.problem(self.stretch.points[-1]) for _ in range(2))
+        return torch.equal(one.nan_to_num(), other.nan_to_num())
 
     def finished(self, checked: bool) -> bool:
         """Whether no row runs, and no final evaluation of all rows together is due, to see whether f couples them."""

@@ -76,9 +76,8 @@ class Settings:
             raise ValueError(
                 f"max_steps={self.max_steps!r} must be an integer of at least 1, or a (batch,) tensor of such integers"
             )
-        budgets = self.max_steps.tolist() if isinstance(self.max_steps, Tensor) else [self.max_steps]
-        if budgets and self.min_steps > max(budgets):
-            raise ValueError(f"min_steps={self.min_steps} exceeds max_steps={max(budgets)}: no row could converge")
+        if self.min_steps > self.most > 0:
+            raise ValueError(f"min_steps={self.min_steps} exceeds max_steps={self.most}: no row could converge")
         if self.compact not in (None, True, False) or (
             isinstance(self.compact, int) and self.compact is not bool(self.compact)
         ):
@@ -111,6 +110,11 @@ class Settings:
         if unknown:
             raise TypeError(f"{title}() got an unexpected keyword argument {unknown[0]!r}: it takes {', '.join(known)}")
         return cls(**{**defaults, **options})
+
+    @property
+    def most(self) -> int:
+        """The largest number of steps of any row."""
+        return max(self.max_steps.tolist(), default=0) if isinstance(self.max_steps, Tensor) else int(self.max_steps)
 
     @property
     def absolute_tolerance(self) -> float:

@@ -56,13 +56,14 @@ class Captured(Loop):
         check_positive_integer(self, "check_every")
 
     @contextmanager
-    def open(self, problem: Problem) -> Iterator[Loop]:
+    def open(self, problem: Problem, most: int) -> Iterator[Loop]:
         source, captures = None, problem.captures
         if problem.source is not None and captures is not None:
             source = captures.source(problem, problem.source)
         if problem.recordable:
             source, captures = Source.of_one_solve(problem), Captures()
-        loop = _Replayed(self, source, captures)
+        every = min(self.check_every, max(most - 1, 1))  # the evaluation before them counts as a step
+        loop = _Replayed(self, every, source, captures)
         try:
             yield loop
         finally:
@@ -77,8 +78,8 @@ class _Replayed(Loop):
 
     pipelined: ClassVar[bool] = True
 
-    def __init__(self, loop: Captured, source: Source | None, captures: Captures | None) -> None:
-        self.check_every, self.loop, self.source, self.captures = loop.check_every, loop, source, captures
+    def __init__(self, loop: Captured, every: int, source: Source | None, captures: Captures | None) -> None:
+        self.check_every, self.loop, self.source, self.captures = every, loop, source, captures
         self.tape: Tape | None = None
         self._taken, self._transfer = 0, Transfer()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
@@ -23,6 +23,7 @@ from ..state import select, tree_leaves
 from .transfer import Transfer
 
 Floats = NDArray[np.float64]
+Integers = NDArray[np.int64]
 
 
 class Stretch(NamedTuple):
@@ -35,6 +36,7 @@ class Stretch(NamedTuple):
     memory: Any
     fresh: bool = False  # no step has been taken yet
     exact: bool = False  # the norms are free of over- and underflow
+    spent: Sequence[tuple[int, Integers]] = ()  # by position, (rows,) evaluations within steps, beyond one per step
 
     def first(self, count: int) -> Stretch:
         """The stretch cut to its first `count` points, which can then be read but no longer continued from."""
@@ -76,8 +78,8 @@ class Loop(ABC):
     """Whether it may begin steps before the last ones have been checked."""
 
     @contextmanager
-    def open(self, problem: Problem) -> Iterator[Loop]:
-        """The loop for one solve."""
+    def open(self, problem: Problem, most: int) -> Iterator[Loop]:
+        """The loop for one solve of at most this many steps."""
         yield self
 
     def begin(
@@ -89,7 +91,7 @@ class Loop(ABC):
     def evaluate(self, problem: Problem, measure: Measure, z: Tensor, last: Stretch) -> Stretch:
         """One more evaluation, at z, without a step."""
         image, residual, norms = problem.measured(z, last.image, measure, robust=False)
-        return last._replace(points=[z], norms=norms, image=image, residual=residual, exact=False)
+        return last._replace(points=[z], norms=norms, image=image, residual=residual, exact=False, spent=())
 
     @property
     def expected(self) -> int:
@@ -174,13 +176,16 @@ def advance(
         robust: as in `Norm.measure`; always True for several steps, as only the last residual is kept.
     """
     robust |= steps > 1
-    points, norms = [], []
+    points, norms, spent = [], [], []
     z, image, residual, memory = start.points[-1], start.image, start.residual, start.memory
     for count in range(steps):
         if start.fresh and count == 0 and not (torch.compiler.is_compiling() or recorded()):
             proposal, memory = _checked_step(solver, memory, z, image, residual)
         else:
             proposal, memory = solver.step(memory, z, image, residual)
+        if problem.spent is not None:
+            spent.append((count, problem.spent))
+            problem.spent = None
         if count == 0 and hold.restart is not None and isinstance(solver, RestartingSolver):
             memory = solver.forget(memory, hold.restart)
             proposal = torch.where(hold.restart[:, None], image, proposal)
@@ -191,7 +196,7 @@ def advance(
         points.append(z)
         norms.append(found)
     norms_of_all = norms[0] if steps == 1 else torch.cat(norms)
-    return Stretch(points, norms_of_all, image, residual, memory, exact=robust)
+    return Stretch(points, norms_of_all, image, residual, memory, exact=robust, spent=spent)
 
 
 def _checked_step(solver: Solver, memory: Any, z: Tensor, image: Tensor, residual: Tensor) -> tuple[Tensor, Any]:

@@ -21,7 +21,7 @@ def plain_steps(problem: Problem, loop: Loop, z: Tensor, most: int) -> tuple[Ten
     every = loop.check_every
     if most <= every or recorded():  # the caller's steps become part of that recording
         return z, 0
-    with loop.open(problem) as opened:
+    with loop.open(problem, most) as opened:
         stretch = opened.begin(problem, Picard(), _UNREAD, z, None)
         taken = len(stretch.points)
         while taken + every <= most:

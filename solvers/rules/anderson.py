@@ -65,7 +65,7 @@ class Anderson(QuasiNewtonSolver):
 
     def init(self, z: Tensor) -> AndersonMemory:
         rows, dim = z.shape
-        size = min(self.memory, dim)  # more differences than dimensions are dependent
+        size = min(self.memory, max(dim, 1))  # more differences than dimensions are dependent
         eye = torch.eye(size, dtype=torch.float64, device=z.device).expand(rows, -1, -1)
         ridge = 10 * torch.finfo(z.dtype).eps if self.ridge is None else self.ridge
         return AndersonMemory(

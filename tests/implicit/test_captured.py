@@ -21,7 +21,20 @@ import implicit
 from implicit import Equilibrium, ImplicitGradient, Looped, fixed_point, record
 from implicit.capture import backward_source
 from implicit.pure_problem import PureProblem
-from solvers import GMRES, Anderson, Broyden, Captured, Eager, Monotone, NewtonKrylov, Picard, Reversible, root, solve
+from solvers import (
+    GMRES,
+    Anderson,
+    Broyden,
+    Captured,
+    Eager,
+    Monotone,
+    NewtonKrylov,
+    Picard,
+    Reversible,
+    Status,
+    root,
+    solve,
+)
 from solvers.loops import eager as loops
 from solvers.loops.captures import LIMIT
 from solvers.loops.recording import Called, RecordingError
@@ -360,6 +373,34 @@ def test_norms_out_of_the_range_of_single_precision_in_recordings(solver, scale)
         assert found.converged.all()
         assert found.steps.tolist() == expected.steps.tolist()
         torch.testing.assert_close(found.value / scale, x / scale / 0.7, rtol=2e-4, atol=0)
+
+
+@pytest.mark.parametrize("every", [1, 8])
+@pytest.mark.parametrize("scale", [1e-25, 1.0, 1e25])
+@pytest.mark.parametrize("most", [1, 2, 3])
+def test_a_budget_shorter_than_a_stretch(every, scale, most):
+    calls = []
+
+    class Counted(nn.Module):
+        def forward(self, z, x):
+            calls.append(1)
+            return 0.01 * z + x
+
+    x = scale * torch.tensor([[1.0, 2.0, 3.0], [1.0, 1.0, 1.0]])
+    options = {"solver": Picard(), "atol": 0.0, "rtol": 1e-12, "compact": False, "max_steps": most}
+    plain, recorded = (Equilibrium(Counted(), loop=loop, **options) for loop in (Eager(every), Captured(every)))
+    for _ in range(4):
+        expected, found = plain.solve(x), recorded.solve(x)
+        assert found.status.tolist() == expected.status.tolist() == [Status.MAX_STEPS] * 2
+        assert found.steps.tolist() == expected.steps.tolist()
+        torch.testing.assert_close(found.value, expected.value)
+        torch.testing.assert_close(found.residual, expected.residual)
+    calls.clear()
+    Equilibrium(Counted(), loop=Captured(1000), **options).solve(x)
+    recorded.loop = Captured(1000)
+    for _ in range(3):
+        recorded.solve(x)
+    assert len(calls) < 12 * most + 12
 
 
 def test_a_tolerance_of_nothing():

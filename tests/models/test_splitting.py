@@ -8,7 +8,7 @@ from torch import nn
 
 from implicit import Equilibrium, ImplicitGradient, SplitCell, SplittingGradient, UnrolledGradient, record
 from models.mondeq import MonotoneCell, mondeq
-from solvers import Anderson, Monotone, PeacemanRachford, Status, solve
+from solvers import Anderson, Eager, Monotone, PeacemanRachford, Status, solve
 
 GAINS = (1.0, 3.0, 10.0)
 
@@ -147,6 +147,20 @@ def test_a_warm_start_costs_a_look_and_rows_do_not_see_each_other():
     assert (solution.evaluations == 1 + 9 * (solution.steps - 1)).all()
     alone = torch.cat([layer(row[None]) for row in x])
     torch.testing.assert_close(alone, solution.value, rtol=1e-9, atol=1e-10)
+
+
+@pytest.mark.parametrize("compact", [False, True])
+@pytest.mark.parametrize("check_every", [2, 5, 300])
+def test_looking_less_often_counts_the_same_evaluations(check_every, compact):
+    cell, x = monotone_cell(8, 3.0), torch.randn(6, 5, dtype=torch.float64) * 10.0 ** torch.arange(-4.0, 2.0)[:, None]
+    expected, found = (
+        layer_of(cell, solver=PeacemanRachford(inner_steps=3), loop=loop, compact=compact, max_steps=300).solve(x)
+        for loop in (Eager(), Eager(check_every))
+    )
+    assert len(set(expected.check().steps.tolist())) > 1
+    assert torch.equal(expected.evaluations, 1 + 4 * (expected.steps - 1))
+    assert torch.equal(found.steps, expected.steps)
+    assert torch.equal(found.evaluations, expected.evaluations)
 
 
 def test_a_cell_runs_under_solve_with_rows_dropped_and_under_other_solvers():

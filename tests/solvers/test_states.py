@@ -9,7 +9,22 @@ from typing import NamedTuple
 import pytest
 import torch
 
-from solvers import Anderson, Entrywise, NewtonKrylov, Picard, Shared, root, solve
+from solvers import (
+    GMRES,
+    Anderson,
+    Broyden,
+    Eager,
+    Entrywise,
+    Monotone,
+    NewtonKrylov,
+    Picard,
+    Reversible,
+    Shared,
+    root,
+    solve,
+)
+
+EVERY = [Picard(), Anderson(), Broyden(), GMRES(), Monotone(3), NewtonKrylov(), Reversible()]
 
 
 class Pair(NamedTuple):
@@ -33,6 +48,14 @@ def mapped(change, value):
         return type(value)((key, mapped(change, part)) for key, part in value.items())
     parts = [mapped(change, part) for part in value]
     return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
+
+
+@pytest.mark.parametrize("min_steps", [0, 5])
+@pytest.mark.parametrize("check_every", [1, 4])
+@pytest.mark.parametrize("solver", EVERY, ids=repr)
+def test_a_state_without_entries_converges_at_once(solver, check_every, min_steps):
+    loop, options = Eager(check_every), {"solver": solver, "min_steps": min_steps}
+    assert solve(lambda z: z / 2, torch.zeros(2, 0), loop=loop, **options).converged.all()
 
 
 @pytest.mark.parametrize("compact", [False, True])

@@ -33,7 +33,7 @@ def same(found, expected):
 
 @pytest.mark.parametrize("compact", [False, True])
 @pytest.mark.parametrize("check_every", [2, 3, 7, 200])
-@pytest.mark.parametrize("solver", [Picard(), Anderson(memory=3), Broyden(memory=4)], ids=repr)
+@pytest.mark.parametrize("solver", [Picard(), Anderson(memory=3), Broyden(memory=4), NewtonKrylov()], ids=repr)
 def test_looking_less_often_finds_the_same(solver, check_every, compact):
     options = {"solver": solver, "rtol": 1e-9, "atol": 0.0, "compact": compact}
     expected = solve(f, torch.zeros(6, 16, dtype=torch.float64), arguments(), **options).check()

@@ -412,6 +412,7 @@ def test_kernels_are_chosen_on_cards_alone(device):
                 device == "cuda" and fits
             )
         assert not fusible(z.half())
+        assert not fusible(z[:, :0])
         assert anderson._operations(z, 17, 4) is anderson._operations(z, 16, 5) is anderson.PYTORCH
         with FakeTensorMode():  # has the shapes of a card's, and no values
             assert not fusible(torch.zeros(2, 3, device="cuda"))

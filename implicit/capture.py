@@ -8,20 +8,27 @@ import torch
 from torch import Tensor, nn
 
 from solvers.loops.captures import Source
+from solvers.loops.recording import RecordingError
 from solvers.problem import Problem
 from solvers.state import Layout, flattened, tree_leaves, unhooked
 
-from .keys import TensorKey, host_key, memory_key, module_key, modules_key, order_key, settings_key, value_key
-from .pure import Known, is_open, own_modules, own_tensors
+from .keys import TensorKey, host_key, input_key, memory_key, module_key, modules_key, order_key
+from .pure import Known, is_ready, obstacle, own_modules, own_tensors
 from .pure_problem import PureProblem
+from .torch_state import settings_key
 
 
 def forward_source(problem: Problem) -> Source | None:
-    """The source of a forward solve; None where f may read tensors unknown to us: a function, or a hidden part."""
+    """The source of a forward solve; None for a function, which may read unknown tensors, and for lazy parameters.
+
+    Raises RecordingError for other modules that may.
+    """
     f = problem.f
     parts = own_modules(f) if isinstance(f, nn.Module) else []
-    if not parts or not all(map(is_open, parts)):
+    if not parts or not is_ready(parts):
         return None
+    if reason := obstacle(parts):
+        raise RecordingError(reason)
     given = {id(leaf): leaf for leaf in tree_leaves(problem.args) if Known.has_place(leaf)}
     known = [*given.values(), *(tensor for tensor in own_tensors(parts) if id(tensor) not in given)]
     tensor_key = _tensor_key(problem)
@@ -82,8 +89,8 @@ def _source(
     own: tuple[Tensor, ...],
     pure: Callable[[], PureProblem],
     build: Callable[[PureProblem, Sequence[Tensor], Sequence[Tensor]], Problem],
-) -> Source | None:
-    """The source of a solve of a problem whose f is a module.
+) -> Source:
+    """The source of a solve of a problem whose f is a module; raises RecordingError for inputs that prevent it.
 
     Args:
         problem: the forward problem.
@@ -98,14 +105,14 @@ def _source(
     stay = {id(tensor) for part in parts for tensor in (*part._parameters.values(), *part._buffers.values())}
     changing = [place for place, tensor in enumerate(known) if id(tensor) not in stay]
     copied = *(known[place].detach() for place in changing), *(leaves[place] for place in whole)
-    if any(tensor.layout != torch.strided for tensor in copied):
-        return None
+    if sparse := [tensor for tensor in copied if tensor.layout != torch.strided]:
+        raise RecordingError(f"an input, or a weight that is computed, is sparse ({sparse[0].layout})")
     places = {id(tensor): place for place, tensor in enumerate(known)}
     device, tensor_key = problem.layout.device, _tensor_key(problem)
     inputs = (
         structure,
         order_key(problem.args),
-        *[(Tensor, places.get(id(leaf))) if isinstance(leaf, Tensor) else value_key(leaf) for leaf in leaves],
+        *[(Tensor, places.get(id(leaf))) if isinstance(leaf, Tensor) else input_key(leaf) for leaf in leaves],
         *[(type(tensor), tensor.stride()) for tensor in copied],
         *[tensor_key(tensor) for tensor in copied if tensor.device != device],
         *[tensor_key(tensor) for tensor in known if id(tensor) in stay],

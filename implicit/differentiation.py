@@ -134,6 +134,13 @@ def _holds(problem: Problem, outcome: Outcome, image: Tensor, settings: Settings
     return bool(outcome.rule.holds(outcome.rows, *norms.double().cpu().numpy()).all())
 
 
+def _couples(problem: Problem, value: Tensor, image: Tensor) -> bool:
+    """Whether moving half of the rows changes the image of the others."""
+    half, moved = len(value) // 2, value.clone()
+    moved[:half] += 1 + value.abs().nan_to_num().amax()
+    return not torch.equal(problem(moved)[half:].nan_to_num(), image[half:].nan_to_num())
+
+
 def _solved_again(
     problem: Problem, start: Tensor, settings: Settings, keep: Keep, outcome: Outcome, image: Tensor
 ) -> Outcome:
@@ -148,9 +155,11 @@ def _solved_again(
             plain = replace(settings, loop=Eager(settings.loop.check_every))
             again = iterate(problem, start.detach(), plain, keep=keep)
             if _holds(problem, again, problem(again.value), settings):
-                warn_of_stale_recording()
-                problem.captures.clear()
-                return again
+                if not _couples(problem, outcome.value, image):
+                    warn_of_stale_recording()
+                    problem.captures.clear()
+                    return again
+                outcome = again
         if not problem.told:
             warn_of_coupling()
             problem.told = True

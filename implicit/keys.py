@@ -6,51 +6,23 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import fields, is_dataclass
+from enum import Enum
 from functools import partial
+from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.overrides import _get_current_function_mode_stack as _modes
+
+from solvers.loops.recording import RecordingError
 
 from .pure import PLAIN, Known, PureModule
 from .references import MANY
 
+_FIXED = type, nn.Module, Tensor, Enum, FunctionType, MethodType, BuiltinFunctionType, ModuleType, partial
 TensorKey = Callable[[Tensor], Hashable]
 _OWN = "_parameters", "_buffers", "_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"
-_GLOBAL_HOOKS = [
-    hooks for name, hooks in vars(nn.modules.module).items() if name.startswith("_global_") and name.endswith("hooks")
-]
-_SETTINGS: list[Callable[[], Hashable]] = [
-    torch.is_grad_enabled,
-    torch.is_inference_mode_enabled,  # tensors made in inference mode cannot serve elsewhere
-    torch.get_default_dtype,
-    torch.backends.mha.get_fastpath_enabled,
-]
-# the getters behind `torch.backends` and others, which take a tenth of their time; versions of PyTorch differ in these
-_SETTINGS += [
-    getattr(torch._C, f"_get_{name}")
-    for name in (
-        "deterministic_algorithms",
-        "cudnn_enabled",
-        "cudnn_benchmark",
-        "cudnn_deterministic",
-        "cublas_allow_fp16_reduced_precision_reduction",
-        "cublas_allow_bf16_reduced_precision_reduction",
-        "cublas_allow_fp16_accumulation",
-        "flash_sdp_enabled",
-        "mem_efficient_sdp_enabled",
-        "math_sdp_enabled",
-        "cudnn_sdp_enabled",
-        "overrideable_sdp_enabled",
-    )
-    if hasattr(torch._C, f"_get_{name}")
-]
-_SETTINGS += [
-    partial(torch._C._get_fp32_precision_getter, *place)
-    for place in (("generic", "all"), ("cuda", "all"), ("cuda", "matmul"), ("cuda", "conv"), ("cuda", "rnn"))
-]
 
 
 def memory_key(tensor: Tensor) -> Hashable:
@@ -100,12 +72,15 @@ def module_key(module: nn.Module, kind: type, own: Mapping[str, Any], tensor_key
     return id(module), kind, *children, *owned, *public
 
 
-def value_key(value: Any, tensor_key: TensorKey = memory_key) -> Hashable:
-    """Equal for values that mean the same to f, objects of other classes by identity.
+def value_key(value: Any, tensor_key: TensorKey = memory_key, within: bool = False) -> Hashable:
+    """Equal for values that mean the same to f.
+
+    Objects of other classes are equal if they are the same one, with the same public attributes.
 
     Args:
         value: anything.
         tensor_key: the key of a tensor.
+        within: whether the value belongs to an object; if it is one itself, its own attributes do not count.
     """
     kind = type(value)
     if kind in PLAIN:
@@ -120,16 +95,39 @@ def value_key(value: Any, tensor_key: TensorKey = memory_key) -> Hashable:
         return kind, value.dtype, value.shape, value.tobytes()
     if isinstance(value, slice):
         return kind, value_key((value.start, value.stop, value.step))
-    if isinstance(value, (tuple, list, deque, dict, set, frozenset)):
+    if isinstance(value, (tuple, list, deque, Mapping, set, frozenset)):
         if len(value) > MANY:
             return kind, len(value), _Same(value)
-        if isinstance(value, dict):
-            return kind, *((value_key(name), value_key(item, tensor_key)) for name, item in value.items())
-        items = (value_key(item, tensor_key) for item in value)
+        if isinstance(value, Mapping):
+            return kind, *((value_key(name), value_key(item, tensor_key, within)) for name, item in value.items())
+        items = (value_key(item, tensor_key, within) for item in value)
         return (kind, *items) if isinstance(value, (tuple, list, deque)) else (kind, frozenset(items))
     if is_dataclass(value) and kind is not value:
-        return kind, *(value_key(getattr(value, field.name, None), tensor_key) for field in fields(value))
-    return _Same(value)
+        return kind, *(value_key(getattr(value, field.name, None), tensor_key, within) for field in fields(value))
+    if within or not has_attributes(value):
+        return _Same(value)
+    inside = ((name, value_key(item, tensor_key, within=True)) for name, item in vars(value).items() if name[:1] != "_")
+    return kind, _Same(value), *inside
+
+
+def has_attributes(value: Any) -> bool:
+    """Whether the value is an object that has attributes of its own, and is no module, class or function."""
+    return hasattr(value, "__dict__") and not isinstance(value, _FIXED)
+
+
+def input_key(value: Any, tensor_key: TensorKey = memory_key) -> Hashable:
+    """`value_key`, with all attributes of an object; raises RecordingError if one of them is another object."""
+    if isinstance(value, nn.Module):
+        raise RecordingError(f"an input is a module ({type(value).__name__}): make it a submodule")
+    if not has_attributes(value) or isinstance(value, Mapping) or is_dataclass(value):
+        return value_key(value, tensor_key)
+    inside = vars(value)
+    if any(has_attributes(item) for item in inside.values()):
+        raise RecordingError(
+            f"an input is a {type(value).__name__}, which contains other objects, where changes would go unnoticed: "
+            "pass what f needs as tensors"
+        )
+    return type(value), _Same(value), value_key(inside, tensor_key, within=True)
 
 
 def order_key(values: Any) -> Hashable:
@@ -137,30 +135,6 @@ def order_key(values: Any) -> Hashable:
     if isinstance(values, dict):
         return tuple(values), *map(order_key, values.values())
     return tuple(map(order_key, values)) if isinstance(values, (tuple, list)) else None
-
-
-def settings_key() -> Hashable:
-    """What applies to all of PyTorch: the settings that choose kernels, dtypes and devices, hooks, and modes."""
-    key: tuple[Hashable, ...] = tuple([setting() for setting in _SETTINGS])
-    if modes := _modes():
-        key += (*map(_mode_key, modes),)
-    if any(_GLOBAL_HOOKS):
-        key += (*(value_key(dict(hooks)) for hooks in _GLOBAL_HOOKS),)
-    return key
-
-
-def within_modes() -> bool:
-    """Whether functions of torch are overridden here, which a backward pass does not see."""
-    return any(not _sets_device(mode) for mode in _modes())
-
-
-def _mode_key(mode: Any) -> Hashable:
-    return value_key(mode.device) if _sets_device(mode) else _Same(mode)
-
-
-def _sets_device(mode: Any) -> bool:
-    """Whether it is a `with torch.device(…)`, of which each makes another mode."""
-    return type(mode).__name__ == "DeviceContext"
 
 
 class _Same:

@@ -14,7 +14,7 @@ from torch.jit import ScriptModule
 from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
-from .references import reaches_modules
+from .references import reaches_modules, remedy
 
 _TENSORS = "_parameters", "_buffers"
 _KEPT_IN = {name: type(value) for name, value in vars(nn.Module()).items() if isinstance(value, (dict, set))}
@@ -97,8 +97,9 @@ class PureModule:
     @property
     def is_open(self) -> bool:
         """Whether every tensor that is computed, or may have gradients, is passed in."""
+        parts = {id(part.module) for part in self.parts}
         return all(
-            part.kept and all(map(Known.places, part.parametrized.values())) and not reaches_modules(part.own)
+            part.kept and all(map(Known.places, part.parametrized.values())) and not reaches_modules(part.own, parts)
             for part in self.parts
         )
 
@@ -193,16 +194,22 @@ def _part(module: nn.Module, placed: Callable[[Any], Any]) -> Part:
     )
 
 
-def is_open(part: nn.Module) -> bool:
-    """Whether every tensor of this one of `own_modules` that is computed, or may have gradients, can be passed in."""
-    if isinstance(part, ScriptModule):
-        return False
-    own = part.__dict__
-    if any(is_lazy(tensor) for name in _TENSORS for tensor in own[name].values() if tensor is not None):
-        return False
-    if reaches_modules(own):
-        return False
-    return all(Known.has_place(getattr(part, name)) for name in _parametrized(part))
+def is_ready(parts: Sequence[nn.Module]) -> bool:
+    """Whether all parameters and buffers of these modules have been made."""
+    return not any(
+        is_lazy(tensor) for part in parts for name in _TENSORS for tensor in vars(part).get(name, {}).values()
+    )
+
+
+def obstacle(parts: Sequence[nn.Module]) -> str | None:
+    """Why not every tensor of these `own_modules` that is computed, or may have gradients, can be passed in."""
+    for part in parts:
+        if isinstance(part, ScriptModule):
+            return f"its part {part.original_name} is compiled by TorchScript, which hides its tensors"
+        for name in _parametrized(part):
+            if not Known.has_place(getattr(part, name)):
+                return f"its parametrized {name} is not of floating point"
+    return remedy(parts)
 
 
 def _parametrized(module: nn.Module) -> Any:

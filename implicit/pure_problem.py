@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from solvers.problem import Problem
 from solvers.state import tree_leaves, tree_map
 
-from .keys import modules_key, value_key, version_key, within_modes
+from .keys import modules_key, value_key, version_key
 from .pure import Known, PureModule
+from .torch_state import within_modes
 
 
 class PureProblem:

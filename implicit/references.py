@@ -2,56 +2,83 @@
 
 from __future__ import annotations
 
+import weakref
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from functools import partial
 from itertools import islice
-from types import CellType, FunctionType, MethodType
+from types import CellType, FunctionType, MethodType, ModuleType
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 MANY = 1000
 """Largest number of items in a container or array that are looked at."""
-_REGISTERED = {"_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"}
-_HOLDERS = list, tuple, set, deque, dict, FunctionType
+_IGNORED = {"_parameters", "_buffers", "_modules", "_non_persistent_buffers_set", "_compiled_call_impl"}
+_CONTAINERS = list, tuple, set, deque, dict
+_NOTHING = bool, int, float, str, type(None), Tensor, type, ModuleType
 
 
-def reaches_modules(own: dict[str, Any]) -> bool:
-    """Whether a module with these attributes reaches others through lists, dicts or functions of its own."""
+def reaches_modules(own: dict[str, Any], parts: Container[int]) -> str | None:
+    """The name of an attribute by which a module reaches others than as its submodules: a twin would share these.
+
+    Args:
+        own: its attributes.
+        parts: the `id` of each module of its cell, to whose twins a twin's methods and partial functions are bound.
+    """
     for name, value in own.items():
-        if isinstance(value, _HOLDERS) and value and name not in _REGISTERED and _refers(value):
-            return True
-    return False
+        if name in _IGNORED or isinstance(value, _NOTHING) or (isinstance(value, _CONTAINERS) and not value):
+            continue
+        if _holds(value, parts):
+            return name
+    return None
 
 
-def _refers(value: Any) -> bool:
-    """Whether the value is, or refers to, a module, which is then not that of a twin."""
+def _holds(value: Any, parts: Container[int]) -> bool:
+    """`_refers`, except for what is bound to the cell's own modules."""
+    if isinstance(value, MethodType):
+        return id(value.__self__) not in parts and _refers(value.__self__)
+    if isinstance(value, partial):
+        given = *value.args, *value.keywords.values()
+        return _holds(value.func, parts) or any(id(each) not in parts and _refers(each) for each in given)
+    return _refers(value)
+
+
+def _refers(value: Any, within: bool = False) -> bool:
+    """Whether the value is, or refers to, a module; objects within another object are not searched."""
     if isinstance(value, nn.Module):
         return True
+    if isinstance(value, _NOTHING):
+        return False
     if isinstance(value, MethodType):
-        return _refers(value.__self__)
+        return _refers(value.__self__, within)
     if isinstance(value, partial):
-        return any(map(_refers, (value.func, *value.args, *value.keywords.values())))
+        return any(_refers(each, within) for each in (value.func, *value.args, *value.keywords.values()))
     if isinstance(value, FunctionType):
         held = [cell.cell_contents for cell in value.__closure__ or () if cell != CellType()]
         held += [*(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).values()]
-        return any(isinstance(each, (nn.Module, MethodType)) and _refers(each) for each in held)
-    if isinstance(value, (list, tuple, set, deque, dict)):
-        return any(map(_refers, islice(value.values() if isinstance(value, dict) else value, MANY)))
-    return False
+        return any(isinstance(each, (nn.Module, MethodType)) and _refers(each, within) for each in held)
+    if isinstance(value, _CONTAINERS):
+        items = value.values() if isinstance(value, dict) else value
+        return any(_refers(each, within) for each in islice(items, MANY))
+    if isinstance(value, weakref.ref):
+        return isinstance(value(), nn.Module)
+    inside = {} if within else getattr(value, "__dict__", {})
+    return any(_refers(each, within=True) for each in islice(inside.values(), MANY))
 
 
 def remedy(parts: Sequence[nn.Module]) -> str | None:
-    """What a user can do if the module with these `own_modules` uses its parameters whatever is passed in for them."""
-    if any("forward" in vars(part) for part in parts):
+    """What a user can do where `reaches_modules` is true of one of these modules, all those of a cell; else None."""
+    ids = {id(part) for part in parts}
+    name = next(filter(None, (reaches_modules(vars(part), ids) for part in parts)), None)
+    if name == "forward":
         return (
             "its forward, or that of a submodule, was replaced by a function that holds the module. Bind it with "
             "types.MethodType or functools.partial instead"
         )
-    if any(reaches_modules(vars(part)) for part in parts):
+    if name:
         return (
-            "it reaches modules through a list, a dict or a function of its own. Use nn.ModuleList or nn.ModuleDict, "
-            "or the names under which they are registered"
+            f"it reaches a module through its attribute {name}, where it is not registered as a submodule. Assign "
+            "the module itself, or use nn.ModuleList or nn.ModuleDict"
         )
     return None

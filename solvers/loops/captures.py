@@ -20,6 +20,10 @@ LIMIT = 8
 IN_A_ROW = 2 * LIMIT
 """Number of solves in a row, each of a kind not among the last ones, of which the user is told."""
 _NEW: Any = object()
+_ADVICE = (
+    ". Inside f, nothing may wait for the host (.item(), .cpu(), a branch on a value), create tensors on the host, or "
+    "draw from a CPU generator"
+)
 
 
 class Source(NamedTuple):
@@ -124,15 +128,14 @@ class Captures:
     def refuse(self, name: str, error: Exception) -> None:
         """Stop capturing solves of this name, drop their tapes, and warn at the first refusal."""
         cause = error.__cause__ if isinstance(error, RecordingError) else error
+        why, advice = (f": {error}", "") if cause is None else (f" ({type(cause).__name__}: {cause})", _ADVICE)
         with self._lock:
             told, self._refused = self._refused, self._refused | {name}
             for key in [key for key in self._tapes if key[0] == name]:
                 del self._tapes[key]
         if not told:
             warnings.warn(
-                f"loop=Captured(): {name} cannot be captured ({type(cause).__name__}: {cause}). Its steps run one by "
-                "one, as with Eager. Inside f, nothing may wait for the host (.item(), .cpu(), a branch on a value), "
-                "create tensors on the host, or draw from a CPU generator",
+                f"loop=Captured(): {name} cannot be captured{why}. Its steps run one by one, as with Eager{advice}",
                 RuntimeWarning,
                 stacklevel=level_of_caller(),
             )

@@ -18,7 +18,7 @@ from .eager import Stretch
 
 
 class RecordingError(Exception):
-    """A function cannot be recorded, because of the exception from which this one is raised."""
+    """A function cannot be recorded, because of the exception from which this one is raised, or as the message says."""
 
 
 class Recording(ABC):

@@ -66,3 +66,17 @@ def agree(found, expected):
     """To rounding in float64."""
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-14)
+
+
+def alike(call, eager, captured):
+    """Compare values and gradients of a call of both layers."""
+    found = []
+    for layer in (eager, captured):
+        layer.zero_grad()
+        value = call(layer)
+        value.float().square().sum().backward()
+        found.append([value.detach(), *(parameter.grad for parameter in layer.parameters())])
+    for one, other in zip(*found, strict=True):
+        assert (one is None) == (other is None)
+        if one is not None:
+            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4 * float(one.abs().max()))

@@ -297,7 +297,7 @@ def test_third_derivatives_of_a_cell_with_a_checkpoint_and_a_captured_tensor():
     ("kind", "message"),
     [
         ("patched by a function", r"weight.*replaced.*MethodType"),
-        ("submodules in a list", r"weight.*through a list.*ModuleList"),
+        ("submodules in a list", r"weight.*through its attribute parts.*ModuleList"),
     ],
 )
 def test_what_was_replaced_before_the_backward_pass_is_noticed(kind, message):
@@ -322,7 +322,7 @@ def test_a_sparse_weight_trains():
         ("function of old", "autograd.Function without setup_context"),
         ("checkpoint", "cannot follow a checkpoint"),
         ("patched by a function", "its forward, or that of a submodule, was replaced.*MethodType"),
-        ("submodules in a list", "it reaches modules through a list.*ModuleList"),
+        ("submodules in a list", "it reaches a module through its attribute parts.*ModuleList"),
         ("scripted part", "captures a tensor"),
         ("looks", r"a conversion by \.numpy"),
     ],

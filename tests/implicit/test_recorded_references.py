@@ -1,0 +1,215 @@
+"""What a recorded cell reaches besides its own tensors: other modules, objects, and other rows."""
+
+import warnings
+import weakref
+from argparse import Namespace
+from collections import UserDict
+from functools import partial
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+
+from implicit import Equilibrium
+from solvers import Captured, Eager
+
+from .cells import alike
+
+pytestmark = pytest.mark.usefixtures("recording", "default_device")
+ROWS, DIM = 4, 6
+
+
+class Reaching(nn.Module):
+    """Applies a module that it holds in some way."""
+
+    def __init__(self, hold, use, module=None):
+        super().__init__()
+        self.linear = nn.Linear(DIM, DIM)
+        object.__setattr__(self, "held", hold(module or self.linear))
+        self._use = use
+
+    def forward(self, z, x):
+        return torch.tanh(0.5 * self._use(self.held)(z) + self.linear(x))
+
+
+class Configured(nn.Module):
+    """Scaled by an object's attribute."""
+
+    def __init__(self, held):
+        super().__init__()
+        self.linear, self.held = nn.Linear(DIM, DIM), held
+
+    def forward(self, z, x, held=None):
+        held = self.held if held is None else held
+        scale = held["scale"] if isinstance(held, UserDict) else held.scale
+        return torch.tanh(scale * self.linear(z) + x)
+
+
+class Net(nn.Module):
+    def __init__(self, layer, shared):
+        super().__init__()
+        self.layer, self.shared = layer, shared
+
+    def forward(self, x):
+        return self.layer(self.shared(x))
+
+
+class Settings:
+    def __init__(self, scale, parent=None):
+        self.scale, self.parent = scale, parent
+
+
+class Private:
+    def __init__(self, scale):
+        self._scale = scale
+
+    @property
+    def scale(self):
+        return self._scale
+
+
+def layers(cell):
+    return [Equilibrium(cell, loop=loop, compact=False, rtol=1e-6) for loop in (Eager(4), Captured(4))]
+
+
+def itself(held):
+    return held
+
+
+@pytest.fixture
+def x():
+    torch.manual_seed(0)
+    return torch.randn(ROWS, DIM)
+
+
+BOUND = {
+    "method": (lambda module: module.forward, itself),
+    "partial": (lambda module: partial(lambda module, z: module(z), module), itself),
+    "partial of a method": (lambda module: partial(module.forward), itself),
+}
+OTHERWISE = {
+    "list": (lambda module: [module], lambda held: held[0]),
+    "method in a dict": (lambda module: {"one": module.forward}, lambda held: held["one"]),
+    "partial in a list": (lambda module: [partial(lambda z, module: module(z), module=module)], lambda held: held[0]),
+    "closure": (lambda module: lambda z: module(z), itself),
+    "default": (lambda module: lambda z, module=module: module(z), itself),
+    "weak reference": (weakref.ref, lambda held: held()),
+    "object": (lambda module: SimpleNamespace(module=module), lambda held: held.module),
+    "list in an object": (lambda module: SimpleNamespace(modules=[module]), lambda held: held.modules[0]),
+    "another name": (itself, itself),
+}
+
+
+def both_calls_are_alike(x, eager, captured):
+    def called(net):
+        fast = {name: 1.5 * parameter for name, parameter in net.named_parameters()}
+        return torch.func.functional_call(net, fast, (x,))
+
+    for call in (called, lambda net: net(x)):
+        for _ in range(4):
+            alike(call, eager, captured)
+
+
+@pytest.mark.parametrize("place", ["in the cell", "elsewhere"])
+@pytest.mark.parametrize("way", [*OTHERWISE, *BOUND])
+def test_modules_that_are_reached_otherwise_than_as_submodules(way, place, x):
+    """A recording would read the weights that lie in the modules, whatever is passed in for them."""
+    shared = nn.Linear(DIM, DIM)
+    cell = Reaching(*(OTHERWISE | BOUND)[way], shared if place == "elsewhere" else None)
+    eager, captured = (Net(layer, shared) for layer in layers(cell))
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        both_calls_are_alike(x, eager, captured)
+    if way in BOUND and place == "in the cell":
+        assert not told
+        assert len(captured.layer._captures) > 0
+    else:
+        (only,) = told
+        assert "Reaching cannot be captured: it reaches a module through its attribute held" in str(only.message)
+
+
+@pytest.mark.parametrize("hold", [Namespace, SimpleNamespace, Settings, lambda scale: UserDict(scale=scale)])
+@pytest.mark.parametrize("passed", [False, True])
+def test_the_inside_of_objects(hold, passed, x):
+    held = hold(scale=0.2)
+    eager, captured = layers(Configured(None if passed else held))
+    given = (x, held) if passed else (x,)
+    for scale in (0.2, 0.5, 0.8):
+        vars(held).update(scale=scale)
+        if isinstance(held, UserDict):
+            held["scale"] = scale
+        for _ in range(4):
+            with torch.no_grad():
+                torch.testing.assert_close(captured(*given), eager(*given))
+            alike(lambda layer: layer(*given), eager, captured)
+    assert len(captured._captures) > 0
+
+
+def test_private_attributes_count_in_inputs(x):
+    held = Private(0.2)
+    eager, captured = layers(Configured(None))
+    for held._scale in (0.2, 0.5, 0.8):
+        for _ in range(4):
+            with torch.no_grad():
+                torch.testing.assert_close(captured(x, held), eager(x, held))
+    assert len(captured._captures) > 0
+
+
+@pytest.mark.parametrize("held", [Settings(0.2, Settings(0.2)), nn.Identity()], ids=["nested", "module"])
+def test_inputs_that_cannot_be_seen_into_are_refused_with_one_warning(held, x):
+    held.scale = 0.2
+    eager, captured = layers(Configured(None))
+    with pytest.warns(RuntimeWarning, match="Configured cannot be captured: an input is a"):
+        captured.solve(x, held)
+    for held.scale in (0.2, 0.5, 0.8):
+        for _ in range(4):
+            with torch.no_grad():
+                torch.testing.assert_close(captured(x, held), eager(x, held))
+
+
+def test_an_object_that_leads_to_itself_is_no_hindrance(x):
+    held = Settings(0.2)
+    held.parent = held
+    eager, captured = layers(Configured(held))
+    for _ in range(4):
+        alike(lambda layer: layer(x), eager, captured)
+    assert len(captured._captures) > 0
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")  # PyTorch's own, while it compiles
+def test_a_cell_compiled_in_place_is_recorded(x):
+    cell = Configured(Settings(0.2))
+    cell.compile(backend="eager")
+    _, captured = layers(cell)
+    for _ in range(4):
+        captured(x).sum().backward()
+    assert len(captured._captures) == 2
+
+
+class Mixing(Reaching):
+    def forward(self, z, x):
+        return super().forward(z, x) + 0.2 * z.mean(0, keepdim=True)
+
+
+class Normalised(Reaching):
+    def __init__(self, hold, use):
+        super().__init__(hold, use)
+        self.norm = nn.BatchNorm1d(DIM)
+
+    def forward(self, z, x):
+        return torch.tanh(0.2 * self.norm(self.linear(z)) + x)
+
+
+@pytest.mark.parametrize(("make", "rtol", "rows"), [(Mixing, 1e-3, ROWS), (Normalised, 1e-4, 64)])
+def test_rows_that_depend_on_each_other_are_told_as_with_eager(make, rtol, rows):
+    said = []
+    for loop in (Eager(4), Captured(4)):
+        torch.manual_seed(2)
+        layer = Equilibrium(make(*BOUND["method"]), loop=loop, compact=False, rtol=rtol)
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            for _ in range(30):
+                layer(torch.randn(rows, DIM)).square().sum().backward()
+        said.append({str(each.message)[:40] for each in told})
+    assert not any("loop=Captured" in text for text in said[1])

@@ -54,6 +54,11 @@ def copy_bandwidth(device: torch.device, entries: int, repeats: int) -> float:
     return 2 * 4 * entries / statistics.median(found)
 
 
+def out_of_memory(error: RuntimeError) -> bool:
+    """Whether PyTorch or JAX says so."""
+    return any(words in str(error) for words in ("out of memory", "RESOURCE_EXHAUSTED"))
+
+
 def described(device: torch.device, peers: tuple[str, ...]) -> str:
     """The card, and the versions of what ran on it."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "a processor"

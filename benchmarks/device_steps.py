@@ -13,7 +13,7 @@ from implicit import Equilibrium
 from solvers import Anderson, Broyden, Captured, Eager, Loop, Picard, Solver
 
 from .counting import Counted
-from .device_clock import copy_bandwidth, graphed, seconds, spread
+from .device_clock import copy_bandwidth, graphed, out_of_memory, seconds, spread
 from .jax_steps import Jitted, jitted_solves, left_out
 from .peers import installed, torchdeq_solver
 from .report import Cell, Progress, Table
@@ -89,8 +89,14 @@ def step_times(
             alone = graphed(lambda cell=cell, x=x: _chain(cell, x, steps), device)  # type: ignore[misc]
             taken, runs = {}, {}
             for side, run in _runs(name, cell, x, steps).items():
-                run.solve()
-                taken[side] = run.taken()
+                try:
+                    run.solve()
+                    taken[side] = run.taken()
+                except RuntimeError as error:
+                    if not out_of_memory(error):
+                        raise
+                    short.append(f"{side}, {name} at ({batch}, {dim}): out of memory")
+                    continue
                 if steps <= taken[side] <= steps + 1:  # torchdeq's Broyden evaluates f at the start as well
                     runs[side] = run.solve
                 else:
@@ -109,7 +115,7 @@ def step_times(
         *left_out(device),
     ]
     if short:
-        notes.append(f"left out, for other numbers of steps than {steps}: {'; '.join(short)}.")
+        notes.append(f"left out, as {steps} steps were asked for: {'; '.join(short)}.")
     return Table("Steps on a device: µs a step", rows, notes)
 
 

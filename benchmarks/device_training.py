@@ -15,7 +15,7 @@ from experiments.measuring.timing import Runs
 from implicit import ConvergenceWarning, Equilibrium, ImplicitGradient, record
 from solvers import GMRES, Anderson, Loop, Solver
 
-from .device_clock import WARM, seconds, spread
+from .device_clock import WARM, out_of_memory, seconds, spread
 from .device_steps import LOOPS, SOLVERS
 from .peers import installed, torchdeq_layer
 from .report import Cell, Progress, Table
@@ -49,12 +49,9 @@ def training_times(
         cell, x = make()
         cell, x = cell.to(device), x.to(device)
         every = _forwards(cell)
-        forwards = {
-            key: forward
-            for key, forward in every.items()
-            if all(reaches(forward, cell, x) for _ in range(WARM))  # also once recorded
-        }
-        short += [f"{side}, {solver} on {name}" for solver, side in every if (solver, side) not in forwards]
+        lacks = {key: _lack(forward, cell, x) for key, forward in every.items()}
+        forwards = {key: forward for key, forward in every.items() if not lacks[key]}
+        short += [f"{side}, {solver} on {name}: {lack}" for (solver, side), lack in lacks.items() if lack]
         exact = tight_gradient(cell, x)
         if exact is None:
             unknown.append(name)
@@ -78,10 +75,23 @@ def training_times(
         f"gradient error: relative, against solves to {TIGHT:g} in float64.",
     ]
     if short:
-        notes.append(f"left out, since not every row meets the tolerance: {'; '.join(short)}.")
+        notes.append(f"left out: {'; '.join(short)}.")
     if unknown:
         notes.append(f"no gradient error, since the tight solve does not converge: {', '.join(unknown)}.")
     return Table("Training step on a device: ms of one forward and backward", rows, notes)
+
+
+def _lack(forward: Forward, cell: nn.Module, x: Tensor) -> str:
+    """Why a side is not measured; empty if it is."""
+    try:
+        if not all(reaches(forward, cell, x) for _ in range(WARM)):  # also once recorded
+            return "not every row meets the tolerance"
+        found = one_step(forward, cell, x)
+    except RuntimeError as error:
+        if not out_of_memory(error):
+            raise
+        return "out of memory"
+    return "" if all(bool(part.isfinite().all()) for part in found) else "the gradient is not finite"
 
 
 def _forwards(cell: nn.Module) -> dict[tuple[str, str], Forward]:

@@ -18,6 +18,7 @@ from benchmarks.report import Progress, Table
 from benchmarks.training_step import RTOL, convolutional, dense
 
 SHAPES = ((1, 64), (4, 16))
+FEW = {"dense": partial(dense, 4, 12)}
 
 
 def sides(solver, device):
@@ -65,6 +66,30 @@ def test_a_solve_of_other_steps_is_left_out_aloud(monkeypatch):
     assert "early, Picard at (1, 64): 3 steps" in table.notes[-1]
 
 
+@pytest.mark.parametrize("words", ["CUDA out of memory. Tried to allocate", "RESOURCE_EXHAUSTED: Out of memory"])
+def test_what_does_not_fit_is_left_out_aloud(monkeypatch, words):
+    def full(*arguments):
+        raise RuntimeError(words)
+
+    honest = device_steps._runs
+    monkeypatch.setattr(device_steps, "_runs", lambda *arguments: honest(*arguments) | {"large": Run(full, lambda: 24)})
+    table = steps_of("cpu", SHAPES[:1])
+    assert "large" not in [row["by"] for row in table.rows]
+    assert "large, Picard at (1, 64): out of memory" in table.notes[-1]
+
+    monkeypatch.setattr(device_training, "one_step", full)
+    table = training_times(torch.device("cpu"), Progress(), where="here", cells=FEW, repeats=1)
+    assert table.rows == []
+    assert "captured, Anderson on dense: out of memory" in table.notes[-1]
+
+
+def test_a_gradient_that_is_not_finite_is_left_out_aloud(monkeypatch):
+    monkeypatch.setattr(device_training, "one_step", lambda forward, cell, x: (torch.tensor([1.0, torch.nan]),))
+    table = training_times(torch.device("cpu"), Progress(), where="here", cells=FEW, repeats=1)
+    assert table.rows == []
+    assert "captured, Anderson on dense: the gradient is not finite" in table.notes[-1]
+
+
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_jax_solves_the_same_problem(solver):
     pytest.importorskip("jaxopt", reason="needs jaxopt, which the extra bench has")
@@ -95,11 +120,9 @@ def test_a_training_step_of_each_solver_beside_torchdeqs(device):
 
 def test_what_misses_the_tolerance_has_no_row_and_is_named(monkeypatch):
     monkeypatch.setattr(device_training, "reaches", lambda forward, cell, x: False)
-    table = training_times(
-        torch.device("cpu"), Progress(), where="here", cells={"dense": partial(dense, 4, 12)}, repeats=1
-    )
+    table = training_times(torch.device("cpu"), Progress(), where="here", cells=FEW, repeats=1)
     assert table.rows == []
-    assert "captured, Anderson on dense" in table.notes[-1]
+    assert "captured, Anderson on dense: not every row meets the tolerance" in table.notes[-1]
 
 
 def test_a_gradient_that_no_tight_solve_finds_is_none():

@@ -80,8 +80,8 @@ def solved_jointly(
     first = run.outcome(verified=False)  # each row is measured again at the end
     rows, done = first.rows, run.progress.step
     point, residual = run.stretch.points[-1].to(z.dtype), run.stretch.residual
-    start = point if row_norms(residual).max() < rows.first.max() else z
     left = run.progress.limit - done
+    start = z if left > 0 and row_norms(residual).max() >= rows.first.max() else point
     joint, norms = start, first.norms
     if left > 0:
         joint_settings = replace(
@@ -114,15 +114,15 @@ def _padded(norms: Floats, steps: int) -> Floats:
     return np.concatenate((norms, np.full((2 * steps - len(norms), norms.shape[1]), np.nan)))
 
 
-def withdrawn(outcome: Outcome, problem: Problem, measure: Measure) -> Outcome:
-    """Withdraw convergence from rows that no longer hold beside those that failed.
+def withdrawn(outcome: Outcome, problem: Problem, measure: Measure, checked: bool) -> Outcome:
+    """Withdraw convergence from rows that no longer hold beside the others.
 
-    If f couples the rows, rows that failed may have moved after others converged. Costs one evaluation if some rows
-    failed and others did not.
+    If f couples the rows, others may have moved after a row converged. Costs one evaluation, unless no row converged,
+    or all did and the caller checks them.
     """
     rows = outcome.rows
     converged = rows.status == Status.CONVERGED
-    if not converged.any() or converged.all():
+    if not converged.any() or (checked and converged.all()):
         return outcome
     image, residual = problem.evaluate(outcome.value, outcome.value)
     norms = measure.on_host(residual, image)

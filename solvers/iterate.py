@@ -90,7 +90,7 @@ def _run(
             if problem.coupled and not isinstance(problem, JointProblem) and run.repeatable:
                 return solved_jointly(problem, z, run, _run)
             if run.finished(checked):
-                return run.outcome()
+                return run.outcome(checked)
             run.pass_on()
             run.drop()
             run.go_on()

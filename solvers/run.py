@@ -222,8 +222,13 @@ class Run:
             return current
         return self.value.index_copy(0, on_device(self.progress.rows.positions, self.value), current)
 
-    def outcome(self, verified: bool = True) -> Outcome:
-        """The outcome so far; `verified`: check that converged rows still hold beside those that failed."""
+    def outcome(self, checked: bool = False, verified: bool = True) -> Outcome:
+        """The outcome so far.
+
+        Args:
+            checked: as in `iterate`.
+            verified: whether to check that converged rows still hold beside the others.
+        """
         dropped, value = self.problem.dropped, self._all(self.best).to(self.original_dtype)
         rows, norms = self.progress.close()
         self.loop.took(len(norms) // 2, self.steady)
@@ -236,6 +241,6 @@ class Run:
             self.kept.histories,
             self.kept.iterates(value, self.original_dtype),
         )
-        return (
-            withdrawn(outcome, self.problem, self.measure) if verified and not (dropped or self.together) else outcome
-        )
+        if not verified or dropped or self.together or len(value) == 1:
+            return outcome
+        return withdrawn(outcome, self.problem, self.measure, checked)

@@ -15,6 +15,7 @@ from solvers import Picard, Solution, Solver
 
 from ..methods.base import scaled
 from ..optdnn import OptDNN
+from .gather import unread
 from .likeness import UnlikeError
 from .newton import Newton
 from .sweeps import NewtonSweep, PlainSweeps, Sweep, finite
@@ -106,7 +107,7 @@ def parallel_evaluate(
                 if newton:
                     found = _batched(net, z0, inputs, sweeps, newton, False)
         output, astray = found or _one_by_one(net, z0, inputs, sweeps)
-        if sweeps == len(net.transforms) and output.requires_grad and not _unread(z0) and astray:
+        if sweeps == len(net.transforms) and output.requires_grad and not unread(z0) and astray:
             return net(z0, *inputs)  # values recover from guesses that went astray, but gradients through these do not
         return output
 
@@ -129,7 +130,7 @@ def _batching_pays(z0: Tensor, depth: int) -> bool:
 
 def _batched(
     net: OptDNN, z0: Tensor, inputs: tuple[Tensor, ...], sweeps: int, newton: Newton | None, batched: bool = True
-) -> tuple[Tensor, Tensor] | None:
+) -> tuple[Tensor, Tensor | bool] | None:
     """The output, and whether guesses went astray; None if one overflowed and spoilt layers before it.
 
     Nothing is read from the device before the end. Where nothing can be read at all, NaN replaces spoilt outputs.
@@ -140,13 +141,14 @@ def _batched(
         outputs = sweep(outputs)
         sizes.append(_size(parts(outputs)))
     last = sweep.trajectory.last(z0, outputs)
-    if not newton:  # a Newton sweep discards what overflowed
-        finite = torch.stack(sizes).isfinite().all()
-        if _unread(z0):
-            last = torch.where(finite, last, torch.nan)
-        elif not finite:
-            return None
-    return last, _astray(sizes)
+    astray = _astray(sizes)
+    if newton:  # such a sweep discards what overflowed
+        return last, astray
+    finite = torch.stack(sizes).isfinite().all()
+    if unread(z0):
+        return torch.where(finite, last, torch.nan), astray
+    whole, gone = torch.stack((finite, astray)).tolist()
+    return (last, gone) if whole else None
 
 
 def _one_by_one(net: OptDNN, z0: Tensor, inputs: tuple[Tensor, ...], sweeps: int) -> tuple[Tensor, Tensor]:
@@ -174,11 +176,6 @@ def _size(tensors: list[Tensor]) -> Tensor:
 def _astray(sizes: list[Tensor]) -> Tensor:
     """Whether guesses have left the region where the network works."""
     return ~(torch.stack(sizes).amax() <= ASTRAY * sizes[-1]) if sizes else torch.tensor(False, device="cpu")
-
-
-def _unread(z0: Tensor) -> bool:
-    """Whether no value can be read: of a meta tensor, or during a CUDA capture."""
-    return z0.is_meta or (z0.is_cuda and torch.cuda.is_current_stream_capturing())
 
 
 def _solved(

@@ -11,6 +11,11 @@ from torch import Tensor, nn
 from implicit.functorch import transformed
 
 
+def unread(tensor: Tensor) -> bool:
+    """Whether no value can be read now: of a meta tensor, or during a CUDA capture, which runs nothing."""
+    return tensor.is_meta or (tensor.is_cuda and torch.cuda.is_current_stream_capturing())
+
+
 def gathered(tensors: Sequence[Tensor]) -> Tensor:
     """The tensors stacked along a new dim 0, with the graph of each.
 
@@ -20,6 +25,8 @@ def gathered(tensors: Sequence[Tensor]) -> Tensor:
     if not _movable(tensors):
         return torch.stack(list(tensors))
     block = _block(tensors)
+    if block is None and unread(tensors[0]):  # moved parameters would lie in memory that nothing has been copied to
+        return torch.stack(list(tensors))
     if block is None:
         with torch.inference_mode(False), torch.no_grad():
             block = torch.stack([tensor.detach() for tensor in tensors])

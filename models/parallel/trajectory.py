@@ -14,6 +14,7 @@ from solvers.state import without_autocast
 from ..methods import Method
 from ..methods.base import Point
 from ..methods.coefficients import Coefficients, Values
+from .gather import unread
 from .newton import scan
 
 
@@ -136,7 +137,9 @@ def trajectory(method: Method, coefficients: Coefficients, like: Tensor) -> Traj
         return Trajectory(method, coefficients, like)
     known = _trajectories.get(coefficients)
     if known is None or not known.fits(like):
-        known = _trajectories[coefficients] = Trajectory(method, coefficients, like)
+        known = Trajectory(method, coefficients, like)
+        if not unread(like):  # a capture has computed none of it yet
+            _trajectories[coefficients] = known
     return known
 
 

@@ -42,6 +42,12 @@ def proposal_and_memory(memory: GMRESMemory, filled: int, z: Tensor, residual: T
 
 
 @triton.jit
+def _root(square):
+    """The root of the sum, in double precision: that of single precision takes subnormal numbers for 0."""
+    return tl.sqrt(tl.sum(square, axis=0).to(tl.float64)).to(square.dtype)
+
+
+@triton.jit
 def _against(pairs, own, x, kept, dim, SIZE: tl.constexpr, BLOCK: tl.constexpr):
     """The products of x, (dim,), with the second halves of the pairs, and with that of the new pair, `own`."""
     tl.debug_barrier()
@@ -80,7 +86,7 @@ def _without(pairs, own, products, with_own, one, other, to, to_other, kept, dim
         tl.store(to + column, left_of_one, mask=inside)
         tl.store(to_other + column, left, mask=inside)
         square += left * left
-    return tl.sqrt(tl.sum(square, axis=0))
+    return _root(square)
 
 
 @triton.jit(do_not_specialize=["filled"])
@@ -107,7 +113,7 @@ def _gmres_step(history, last, least, z, z_stride, residual, stride, found, lowe
         tl.store(ours + column, change, mask=inside)
         square += change * change
         here_square += now * now
-    length, here_size = tl.sqrt(tl.sum(square, axis=0)), tl.sqrt(tl.sum(here_square, axis=0))
+    length, here_size = _root(square), _root(here_square)
 
     kept = index < filled
     lost = here_size * ROUNDING**0.5 > before
@@ -140,7 +146,7 @@ def _gmres_step(history, last, least, z, z_stride, residual, stride, found, lowe
         tl.store(own + column, direction, mask=inside)
         tl.store(ours + column, change, mask=inside)
         square += direction * direction
-    stretch = tl.where(known, tl.sqrt(tl.sum(square, axis=0)), 1.0)
+    stretch = tl.where(known, _root(square), 1.0)
 
     # the least residual, computed from this point
     products, with_own = _against(history, own, residual, kept, dim, SIZE, BLOCK)

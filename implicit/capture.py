@@ -125,12 +125,17 @@ def _source(
         for place in changing:
             kept[place] = kept[place].new_empty(0)  # keeps neither the tensor nor its graph
 
+        first = True
+
         def built(*tensors: Tensor) -> Problem:
+            nonlocal first
             mine, rest, filled = tensors[: len(own)], tensors[len(own) :], list(kept)
             for place, tensor in zip(changing, rest[: len(changing)], strict=True):
                 filled[place] = tensor
             replaced = dict(zip(whole, rest[len(changing) :], strict=True))
-            return build(function.with_args(lambda place, leaf: replaced.get(place, leaf)), filled, mine)
+            at = function.with_args(lambda place, leaf: replaced.get(place, leaf))
+            at.watched, first = first, False  # the first one warms up
+            return build(at, filled, mine)
 
         return built
 

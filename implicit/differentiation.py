@@ -135,10 +135,14 @@ def _holds(problem: Problem, outcome: Outcome, image: Tensor, settings: Settings
 
 
 def _couples(problem: Problem, value: Tensor, image: Tensor) -> bool:
-    """Whether moving half of the rows changes the image of the others."""
-    half, moved = len(value) // 2, value.clone()
-    moved[:half] += 1 + value.abs().nan_to_num().amax()
-    return not torch.equal(problem(moved)[half:].nan_to_num(), image[half:].nan_to_num())
+    """Whether moving half of the rows, a little or far, changes the image of the others."""
+    first, largest = torch.arange(len(value), device=value.device) < len(value) // 2, value.abs().nan_to_num().amax()
+    for half in (first, ~first):
+        for step in (0.01 * largest, 0.3 * largest, 1 + largest):
+            moved = torch.where(half[:, None], value + step, value)
+            if not torch.equal(problem(moved)[~half].nan_to_num(), image[~half].nan_to_num()):
+                return True
+    return False
 
 
 def _solved_again(

@@ -17,9 +17,10 @@ from torch import Tensor, nn
 
 from solvers.loops.recording import RecordingError
 
-from .pure import PLAIN, Known, PureModule
+from .pure import PLAIN, Known, PureModule, own_modules
 from .references import MANY
 
+_BUILT_IN = {tuple, list, deque, dict, set, frozenset}
 _FIXED = type, nn.Module, Tensor, Enum, FunctionType, MethodType, BuiltinFunctionType, ModuleType, partial
 TensorKey = Callable[[Tensor], Hashable]
 _OWN = "_parameters", "_buffers", "_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"
@@ -54,13 +55,15 @@ def modules_key(module: PureModule, tensor_key: TensorKey = memory_key) -> Hasha
     return tuple(module_key(part.module, part.kind, part.own, tensor_key) for part in module.parts if part.kept)
 
 
-def module_key(module: nn.Module, kind: type, own: Mapping[str, Any], tensor_key: TensorKey = memory_key) -> Hashable:
+def module_key(
+    module: nn.Module, kind: type, own: Mapping[str, Any], tensor_key: TensorKey = memory_key, within: bool = False
+) -> Hashable:
     """A module's tensors, submodules, hooks and public attributes, its mode among them.
 
     Args:
         module: the module.
         kind, own: its class and its `__dict__`, now or earlier.
-        tensor_key: as in `value_key`.
+        tensor_key, within: as in `value_key`.
     """
 
     def same(tensor: Tensor) -> Hashable:  # one that f sets has an old one's address by chance
@@ -68,11 +71,13 @@ def module_key(module: nn.Module, kind: type, own: Mapping[str, Any], tensor_key
 
     children = [(name, id(child)) for name, child in own["_modules"].items()]
     owned = [(name, value_key(value, tensor_key)) for owner in _OWN for name, value in own[owner].items()]
-    public = [(name, value_key(value, same)) for name, value in own.items() if name[:1] != "_"]
+    public = [(name, value_key(value, same, within)) for name, value in own.items() if name[:1] != "_"]
     return id(module), kind, *children, *owned, *public
 
 
-def value_key(value: Any, tensor_key: TensorKey = memory_key, within: bool = False) -> Hashable:
+def value_key(
+    value: Any, tensor_key: TensorKey = memory_key, within: bool = False, left: list[int] | None = None
+) -> Hashable:
     """Equal for values that mean the same to f.
 
     Objects of other classes are equal if they are the same one, with the same public attributes.
@@ -81,6 +86,7 @@ def value_key(value: Any, tensor_key: TensorKey = memory_key, within: bool = Fal
         value: anything.
         tensor_key: the key of a tensor.
         within: whether the value belongs to an object; if it is one itself, its own attributes do not count.
+        left: the number of items of containers that are still to be looked at.
     """
     kind = type(value)
     if kind in PLAIN:
@@ -93,41 +99,60 @@ def value_key(value: Any, tensor_key: TensorKey = memory_key, within: bool = Fal
         isinstance(value, np.ndarray) and value.size <= MANY and not value.dtype.hasobject
     ):
         return kind, value.dtype, value.shape, value.tobytes()
+    left = [MANY] if left is None else left
+
+    def key(item: Any, within: bool = within) -> Hashable:
+        return value_key(item, tensor_key, within, left)
+
     if isinstance(value, slice):
-        return kind, value_key((value.start, value.stop, value.step))
+        return kind, key((value.start, value.stop, value.step))
     if isinstance(value, (tuple, list, deque, Mapping, set, frozenset)):
-        if len(value) > MANY:
+        left[0] -= len(value)
+        if left[0] < 0:
             return kind, len(value), _Same(value)
         if isinstance(value, Mapping):
-            return kind, *((value_key(name), value_key(item, tensor_key, within)) for name, item in value.items())
-        items = (value_key(item, tensor_key, within) for item in value)
-        return (kind, *items) if isinstance(value, (tuple, list, deque)) else (kind, frozenset(items))
+            items: Hashable = tuple([(key(name), key(item)) for name, item in value.items()])
+        else:
+            items = (tuple if isinstance(value, (tuple, list, deque)) else frozenset)(map(key, value))
+        more = () if kind in _BUILT_IN else [(name, key(item, True)) for name, item in _public(value)]
+        return kind, items, *more
+    if isinstance(value, nn.Module):
+        parts = [] if within else own_modules(value)
+        return _Same(value), *(module_key(part, type(part), vars(part), tensor_key, within=True) for part in parts)
     if is_dataclass(value) and kind is not value:
-        return kind, *(value_key(getattr(value, field.name, None), tensor_key, within) for field in fields(value))
-    if within or not has_attributes(value):
-        return _Same(value)
-    inside = ((name, value_key(item, tensor_key, within=True)) for name, item in vars(value).items() if name[:1] != "_")
-    return kind, _Same(value), *inside
+        named = [(field.name, getattr(value, field.name, None)) for field in fields(value)]
+        return kind, *((name, key(item)) for name, item in (*named, *_public(value)))
+    return _Same(value), *([] if within else [(name, key(item, True)) for name, item in _public(value)])
 
 
-def has_attributes(value: Any) -> bool:
-    """Whether the value is an object that has attributes of its own, and is no module, class or function."""
-    return hasattr(value, "__dict__") and not isinstance(value, _FIXED)
+def attributes(value: Any) -> dict[str, Any]:
+    """An object's own attributes, those in slots among them; none of modules, classes and functions."""
+    if isinstance(value, _FIXED):
+        return {}
+    found = dict(getattr(value, "__dict__", {}))
+    for kind in type(value).__mro__:
+        slots = vars(kind).get("__slots__", ())
+        for name in (slots,) if isinstance(slots, str) else slots:
+            if name not in ("__dict__", "__weakref__") and hasattr(value, name):
+                found[name] = getattr(value, name)
+    return found
+
+
+def _public(value: Any) -> list[tuple[str, Any]]:
+    return [(name, item) for name, item in attributes(value).items() if name[:1] != "_"]
 
 
 def input_key(value: Any, tensor_key: TensorKey = memory_key) -> Hashable:
     """`value_key`, with all attributes of an object; raises RecordingError if one of them is another object."""
     if isinstance(value, nn.Module):
         raise RecordingError(f"an input is a module ({type(value).__name__}): make it a submodule")
-    if not has_attributes(value) or isinstance(value, Mapping) or is_dataclass(value):
-        return value_key(value, tensor_key)
-    inside = vars(value)
-    if any(has_attributes(item) for item in inside.values()):
+    inside = {} if is_dataclass(value) or isinstance(value, (tuple, list, Mapping)) else attributes(value)
+    if any(map(attributes, inside.values())):
         raise RecordingError(
             f"an input is a {type(value).__name__}, which contains other objects, where changes would go unnoticed: "
             "pass what f needs as tensors"
         )
-    return type(value), _Same(value), value_key(inside, tensor_key, within=True)
+    return value_key(value, tensor_key), value_key(inside, tensor_key, within=True)
 
 
 def order_key(values: Any) -> Hashable:

@@ -14,8 +14,6 @@ from torch.jit import ScriptModule
 from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
-from .references import reaches_modules, remedy
-
 _TENSORS = "_parameters", "_buffers"
 _KEPT_IN = {name: type(value) for name, value in vars(nn.Module()).items() if isinstance(value, (dict, set))}
 """Where every module keeps its tensors, submodules and hooks."""
@@ -97,11 +95,7 @@ class PureModule:
     @property
     def is_open(self) -> bool:
         """Whether every tensor that is computed, or may have gradients, is passed in."""
-        parts = {id(part.module) for part in self.parts}
-        return all(
-            part.kept and all(map(Known.places, part.parametrized.values())) and not reaches_modules(part.own, parts)
-            for part in self.parts
-        )
+        return all(part.kept and all(map(Known.places, part.parametrized.values())) for part in self.parts)
 
     def twin(self, tensors: Sequence[Tensor]) -> nn.Module:
         """A shallow copy of the module with these tensors in the known ones' places."""
@@ -209,7 +203,7 @@ def obstacle(parts: Sequence[nn.Module]) -> str | None:
         for name in _parametrized(part):
             if not Known.has_place(getattr(part, name)):
                 return f"its parametrized {name} is not of floating point"
-    return remedy(parts)
+    return None
 
 
 def _parametrized(module: nn.Module) -> Any:

@@ -15,6 +15,7 @@ from solvers.state import tree_leaves, tree_map
 
 from .keys import modules_key, value_key, version_key
 from .pure import Known, PureModule
+from .reads import Watched
 from .torch_state import within_modes
 
 
@@ -38,12 +39,14 @@ class PureProblem:
         self.problem.advice = None
         self.problem.args = tree_map(known.placed, problem.args)
         self.module = PureModule(problem.f, known) if isinstance(problem.f, nn.Module) else None
+        self.watched = False
+        """Whether evaluations raise RecordingError where f reads other tensors than these."""
         self.relied_on: Hashable = None
         """What the function relied on besides its tensors when this was built, for recordings; None: not noted."""
 
     def note(self) -> None:
         """Note what the function relies on, so that `unchanged` can tell."""
-        with suppress(RecursionError):  # a container that holds itself
+        with suppress(Exception):  # of a container that holds itself, or of a user's object
             self.relied_on = None if within_modes() else self._relied_on()
 
     @property
@@ -80,5 +83,6 @@ class PureProblem:
         problem = copy.copy(self.problem)
         problem.args = tree_map(Known.filling(tensors), problem.args)
         if self.module is not None:
-            problem.f = self.module.twin(tensors)
+            twin = self.module.twin(tensors)
+            problem.f = Watched(twin) if self.watched else twin
         return problem

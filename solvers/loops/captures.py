@@ -77,8 +77,12 @@ class Captures:
             return None
         try:
             source = make(problem)
-        except Exception as error:
+        except RecordingError as error:
             self.refuse(name, error)
+            return None
+        except Exception as error:  # of a container that holds itself, or of a user's object
+            why = f"what it depends on cannot be told ({type(error).__name__}: {error})"
+            self.refuse(name, RecordingError(why))
             return None
         return None if source is None or source.name in self._refused else source
 
@@ -104,9 +108,10 @@ class Captures:
                 warnings.warn(
                     f"loop=Captured(): the last {IN_A_ROW} solves of {name} were each of another kind than the "
                     f"{LIMIT} before, forward and backward, so none was recorded. Either inputs have many shapes: pad "
-                    "them to few. Or something that f may read is new each time: pass it as an input or, if it is an "
-                    "attribute that f itself sets for others, begin its name with an underscore. (The old weight_norm "
-                    "and spectral_norm set a new weight each time, those of torch.nn.utils.parametrizations do not.)",
+                    "them to few. Or the tolerances or settings of the solver change: keep them for a while. Or "
+                    "something that f may read is new each time: pass it as an input or, if it is an attribute that f "
+                    "itself sets for others, begin its name with an underscore. (The old weight_norm and spectral_norm "
+                    "and torch.nn.utils.prune set a new weight each time, torch.nn.utils.parametrizations do not.)",
                     RuntimeWarning,
                     stacklevel=level_of_caller(),
                 )

@@ -36,6 +36,18 @@ def forward_source(problem: Problem) -> Source | None:
     return _source(problem, "forward", parts, key, known, (), lambda: PureProblem.of(problem)[0], _at)
 
 
+def hindrance(problem: Problem, z: Tensor) -> str | None:
+    """Why the problem cannot be recorded, as far as one evaluation at z shows; None if nothing speaks against it."""
+    try:
+        source = forward_source(problem)
+        if source is not None:
+            with torch.no_grad():
+                source.build()(*source.tensors)(z)
+    except RecordingError as error:
+        return str(error)
+    return None
+
+
 def _at(at: PureProblem, filled: Sequence[Tensor], own: Sequence[Tensor]) -> Problem:
     return at.at(*filled)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -13,6 +14,7 @@ from solvers import Captured, Loop
 from solvers.loops.eager import recording
 from solvers.loops.recording import Graph, one_at_a_time
 
+from ..capture import hindrance
 from ..parametrized import one_weight
 from .findings import Finding, Look
 
@@ -22,6 +24,9 @@ REPEATS = 5
 """Repeats of each measurement; the median counts."""
 EVALUATIONS = 20
 """Largest number of evaluations of the cell in its CUDA graph."""
+
+
+_LATER = "loop=Captured() would record the steps as CUDA graphs, but cannot record this cell: {}"
 
 
 class StepTimes(NamedTuple):
@@ -39,7 +44,9 @@ def waiting(look: Look) -> Finding | None:
     if device.type != "cuda" or not len(look.value) or not layer.solver.fixed_cost or isinstance(layer.loop, Captured):
         return None
     times = step_times(look)
-    return None if times is None else waits_for_host(times, layer.loop)
+    found = None if times is None else waits_for_host(times, layer.loop)
+    reason = None if found is None else hindrance(look.problem, look.value.clone())
+    return found if found is None or reason is None else replace(found, remedy=_LATER.format(reason))
 
 
 def waits_for_host(times: StepTimes, loop: Loop) -> Finding | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import Any, overload
@@ -99,17 +101,31 @@ def parallel_evaluate(
         assert sweeps is not None
         found = None
         if batched or newton or (batched is None and _batching_pays(z0, len(net.transforms))):
-            try:
-                found = _batched(net, z0, inputs, sweeps, newton, batched is not False)
-            except (UnlikeError, RuntimeError) as error:
-                if batched or not _needs_one_by_one(error):
-                    raise
-                if newton:
-                    found = _batched(net, z0, inputs, sweeps, newton, False)
+            with _writing_told(newton):
+                try:
+                    found = _batched(net, z0, inputs, sweeps, newton, batched is not False)
+                except (UnlikeError, RuntimeError) as error:
+                    if batched or not _needs_one_by_one(error):
+                        raise
+                    if newton:
+                        found = _batched(net, z0, inputs, sweeps, newton, False)
         output, astray = found or _one_by_one(net, z0, inputs, sweeps)
         if sweeps == len(net.transforms) and output.requires_grad and not unread(z0) and astray:
             return net(z0, *inputs)  # values recover from guesses that went astray, but gradients through these do not
         return output
+
+
+@contextmanager
+def _writing_told(newton: Newton | None) -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        if newton is None or "in-place operation" not in str(error):
+            raise
+        raise TypeError(
+            "Newton's sweeps differentiate each transform, but one writes into its buffers, as batch normalisation "
+            "does in training: call eval() on the network"
+        ) from error
 
 
 def _needs_one_by_one(error: Exception) -> bool:

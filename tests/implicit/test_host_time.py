@@ -10,6 +10,7 @@ from implicit import Equilibrium
 from implicit.diagnostics import diagnose, host_time
 from implicit.diagnostics.host_time import StepTimes, waiting, waits_for_host
 from solvers import Anderson, Captured, Compiled, Eager, NewtonKrylov, PeacemanRachford, Picard
+from solvers.problem import prepare
 
 NAME = "the solve waits for the host"
 
@@ -39,10 +40,14 @@ def clock(monkeypatch):
     return asked
 
 
-def on_a_gpu(rows=4, solver=Anderson(), loop=Eager()):
+def on_a_gpu(rows=4, solver=Anderson(), loop=Eager(), cell=None):
     """What `waiting` reads of a look, as if it were on a CUDA device."""
-    value = type("Value", (), {"device": SimpleNamespace(type="cuda"), "__len__": lambda self: rows})()
-    return SimpleNamespace(layer=SimpleNamespace(solver=solver, loop=loop), value=value)
+    z = torch.zeros(rows, 8)
+    there = {"device": SimpleNamespace(type="cuda"), "__len__": lambda self: rows, "clone": lambda self: z.clone()}
+    problem = prepare(cell or Cell(), z, (torch.randn(rows, 8),))
+    return SimpleNamespace(
+        layer=SimpleNamespace(solver=solver, loop=loop), value=type("", (), there)(), problem=problem
+    )
 
 
 @pytest.mark.parametrize(
@@ -81,6 +86,22 @@ def test_it_is_measured_where_the_remedy_would_help(clock):
     assert clock.count == 1
     clock.times = None  # the cell cannot be captured
     assert waiting(on_a_gpu()) is None
+
+
+def test_the_remedy_is_one_that_the_cell_allows(clock):
+    class Listed(Cell):
+        def __init__(self):
+            super().__init__()
+            self.blocks = [self.inner]
+            self.outside = [nn.Linear(8, 8)]
+
+        def forward(self, z, x):
+            return super().forward(z, x) + self.outside[0](x)
+
+    assert "fixed shapes" in waiting(on_a_gpu()).remedy
+    remedy = waiting(on_a_gpu(cell=Listed())).remedy
+    assert "cannot record this cell: it reads a tensor (8×8)" in remedy
+    assert "nn.ModuleList" in remedy
 
 
 def test_a_diagnosis_measures_on_a_gpu_alone(clock, device):

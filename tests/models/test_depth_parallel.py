@@ -6,6 +6,7 @@ from itertools import pairwise
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from implicit import ImplicitGradient, record
 from models import (
@@ -24,8 +25,9 @@ from models.blocks import attention, convnext, convolutional, dense
 from models.parallel.likeness import UnlikeError
 from models.parallel.newton import scan
 from models.parallel.stack import Stack
-from models.parallel.trajectory import Trajectory
+from models.parallel.trajectory import Trajectory, starts_alike
 from solvers import Anderson, Status
+from solvers.state import tree_leaves
 from tests.legacy import Sine
 
 WIDTH, DEPTH = 5, 6
@@ -668,3 +670,79 @@ def test_newton_sweeps_over_transforms_that_are_not_alike(newton, batched):
     torch.testing.assert_close(parallel_evaluate(net, z, sweeps=3, newton=newton, batched=batched), net(z))
     with pytest.raises(UnlikeError):
         parallel_evaluate(net, z, sweeps=3, newton=newton, batched=True)
+
+
+@pytest.mark.parametrize("batched", [None, False])
+def test_newton_sweeps_over_what_writes_into_its_buffers_are_refused_in_words(batched):
+    net = OptDNN("gd", [nn.Sequential(nn.Linear(6, 6), nn.BatchNorm1d(6)) for _ in range(DEPTH)]).train()
+    with pytest.raises(TypeError, match=r"writes into its buffers.*eval"):
+        parallel_evaluate(net, torch.randn(2, 6), sweeps=2, newton=Newton(), batched=batched)
+
+
+class Reads(TorchDispatchMode):
+    """Counts what would make a GPU wait."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.count += function.overloadpacket.__name__ in ("equal", "_local_scalar_dense")
+        return function(*args, **(kwargs or {}))
+
+
+class Masked(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear, self.norm = nn.Linear(WIDTH, WIDTH), nn.BatchNorm1d(WIDTH)
+        self.register_buffer("mask", torch.arange(WIDTH) < 2)
+
+    def forward(self, y):
+        return self.norm(self.linear(y)) * self.mask
+
+
+def test_buffers_of_integers_are_compared_once():
+    net, z = OptDNN("gd", [Masked() for _ in range(DEPTH)]).eval(), torch.randn(3, WIDTH)
+    expected = parallel_evaluate(net, z, sweeps=DEPTH, batched=True)
+    torch.testing.assert_close(expected, net(z))
+    with Reads() as reads:
+        parallel_evaluate(net, z, sweeps=DEPTH, batched=True)
+    assert reads.count == 0  # but one .tolist(), which tells whether guesses overflowed or went astray
+    net.transforms[2].mask[0] = False
+    with pytest.raises(UnlikeError, match="mask"):
+        parallel_evaluate(net, z, sweeps=DEPTH, batched=True)
+    moved = copy.deepcopy(net).to("meta")
+    assert parallel_evaluate(moved, z.to("meta"), sweeps=DEPTH, batched=True).shape == z.shape
+
+
+class NothingRuns(TorchDispatchMode):
+    """As in a CUDA capture: operations are noted, and fresh memory holds anything."""
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        known = {place(leaf) for leaf in tree_leaves((args, kwargs or {})) if isinstance(leaf, torch.Tensor)}
+        result = function(*args, **(kwargs or {}))
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, torch.Tensor) and leaf.is_floating_point() and place(leaf) not in known:
+                leaf.detach().fill_(torch.nan)
+        return result
+
+
+def place(tensor):
+    return tensor.untyped_storage().data_ptr()
+
+
+@pytest.mark.parametrize("learned", [True, False])
+def test_a_capture_leaves_parameters_where_they_are_and_keeps_nothing_that_it_has_not_computed(monkeypatch, learned):
+    method = GradientDescent()
+    net = OptDNN(method.learned() if learned else method, [nn.Linear(WIDTH, WIDTH) for _ in range(4)])
+    before, z = [parameter.data_ptr() for parameter in net.parameters()], torch.randn(3, WIDTH)
+    starts_alike(net.method, net.coefficients)  # is found on the processor, whatever is captured
+    with torch.no_grad():
+        expected = parallel_evaluate(copy.deepcopy(net), z, sweeps=2, batched=True)
+        for module in ("evaluate", "gather", "trajectory"):
+            monkeypatch.setattr(f"models.parallel.{module}.unread", lambda tensor: True)
+        with NothingRuns():
+            parallel_evaluate(net, z, sweeps=2, batched=True)
+        monkeypatch.undo()
+        assert [parameter.data_ptr() for parameter in net.parameters()] == before
+        torch.testing.assert_close(parallel_evaluate(net, z, sweeps=2, batched=True), expected)

@@ -137,6 +137,7 @@ def fake_cuda(monkeypatch):
     for method in METHODS.values():  # they are checked by numbers, on the processor
         monkeypatch.setattr(type(method), "_check", lambda self, c: None)
     monkeypatch.setattr("models.parallel.trajectory.starts_alike", lambda method, coefficients: True)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     with FakeTensorMode(), torch.device("cuda"):
         yield
 

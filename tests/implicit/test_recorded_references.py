@@ -4,14 +4,18 @@ import warnings
 import weakref
 from argparse import Namespace
 from collections import UserDict
+from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import partial
-from types import SimpleNamespace
+from types import MappingProxyType, MethodType, SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
 
 from implicit import Equilibrium
+from implicit.keys import value_key
+from implicit.references import MANY
 from solvers import Captured, Eager
 
 from .cells import alike
@@ -44,6 +48,27 @@ class Configured(nn.Module):
         held = self.held if held is None else held
         scale = held["scale"] if isinstance(held, UserDict) else held.scale
         return torch.tanh(scale * self.linear(z) + x)
+
+
+class Slots:
+    __slots__ = ("module", "scale")
+
+    def __init__(self, module=None, scale=1.0):
+        self.module, self.scale = module, scale
+
+
+@dataclass
+class Later:
+    start: float
+
+    def __post_init__(self):
+        self.scale = self.start
+
+
+class Listed(list):
+    def __init__(self, scale):
+        super().__init__()
+        self.scale = scale
 
 
 class Net(nn.Module):
@@ -98,7 +123,36 @@ OTHERWISE = {
     "object": (lambda module: SimpleNamespace(module=module), lambda held: held.module),
     "list in an object": (lambda module: SimpleNamespace(modules=[module]), lambda held: held.modules[0]),
     "another name": (itself, itself),
+    "closure over a list": (lambda module: listed(module), itself),
+    "slots": (lambda module: Slots(module), lambda held: held.module),
+    "read-only mapping": (lambda module: MappingProxyType({"m": module}), lambda held: held["m"]),
+    "weak method": (lambda module: weakref.WeakMethod(module.forward), lambda held: held()),
+    "key of a dict": (lambda module: {module: 1.0}, lambda held: next(iter(held))),
+    "attribute of a function": (lambda module: attached(module), lambda held: held.module),
 }
+
+
+def listed(module):
+    modules = [module]
+    return lambda z: modules[0](z)
+
+
+def attached(module):
+    def function():
+        pass
+
+    function.module = module
+    return function
+
+
+def bound(cell):
+    """As an adapter does that wraps a forward."""
+    old = cell.linear.forward
+    cell.linear.forward = MethodType(lambda self, z: 1.2 * old(z), cell.linear)
+
+
+def hooked(cell):
+    cell.linear.register_forward_hook(cell.damp)
 
 
 def both_calls_are_alike(x, eager, captured):
@@ -126,16 +180,72 @@ def test_modules_that_are_reached_otherwise_than_as_submodules(way, place, x):
     assert len(captured.layer._captures) > 0 or told
 
 
-@pytest.mark.parametrize("hold", [Namespace, SimpleNamespace, Settings, lambda scale: UserDict(scale=scale)])
+@pytest.mark.parametrize("change", [bound, hooked])
+def test_forwards_and_hooks_bound_to_the_cells_own_modules(change, x):
+    class Cell(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear, self.other, self.factor = (
+                nn.Linear(DIM, DIM),
+                nn.Linear(DIM, DIM),
+                nn.Parameter(torch.ones(DIM)),
+            )
+
+        def damp(self, module, args, output):
+            return 0.8 * self.factor * output
+
+        def forward(self, z, x):
+            return torch.tanh(0.5 * self.linear(z) + self.other(x))
+
+    cell = Cell()
+    change(cell)
+    eager, captured = layers(cell)
+    for _ in range(4):
+        alike(lambda layer: layer(x), eager, captured)
+    assert len(captured._captures) == 2
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        both_calls_are_alike(x, eager, captured)
+    assert all("cannot be captured: it reads a tensor" in str(each.message) for each in told)
+
+
+def test_constants_from_elsewhere_are_refused_with_the_remedy(x):
+    constant = torch.linspace(0, 1, DIM)
+
+    class Cell(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear, self._own = nn.Linear(DIM, DIM), torch.linspace(0, 1, DIM)
+
+        def forward(self, z, x):
+            made = torch.tensor([0.1]).to(z) + torch.full((DIM,), 0.2) + torch.arange(DIM) / DIM
+            return torch.tanh(0.5 * self.linear(z) + x + made + self._own + (constant if self.training else 0))
+
+    eager, captured = layers(Cell())
+    captured.eval()
+    for _ in range(3):
+        alike(lambda layer: layer(x), eager, captured)
+    assert len(captured._captures) == 2
+    captured.train()
+    captured.solve(x)
+    with pytest.warns(RuntimeWarning, match=r"it reads a tensor \(6\).*Make it an input or a buffer"):
+        captured.solve(x)
+    torch.testing.assert_close(captured(x), eager(x))
+
+
+@pytest.mark.parametrize(
+    "hold", [Namespace, SimpleNamespace, Settings, Slots, Later, Listed, lambda scale: UserDict(scale=scale)]
+)
 @pytest.mark.parametrize("passed", [False, True])
 def test_the_inside_of_objects(hold, passed, x):
-    held = hold(scale=0.2)
+    held = hold(**{"start" if hold is Later else "scale": 0.2})
     eager, captured = layers(Configured(None if passed else held))
     given = (x, held) if passed else (x,)
     for scale in (0.2, 0.5, 0.8):
-        vars(held).update(scale=scale)
         if isinstance(held, UserDict):
             held["scale"] = scale
+        else:
+            held.scale = scale
         for _ in range(4):
             with torch.no_grad():
                 torch.testing.assert_close(captured(*given), eager(*given))
@@ -163,6 +273,37 @@ def test_inputs_that_cannot_be_seen_into_are_refused_with_one_warning(held, x):
         for _ in range(4):
             with torch.no_grad():
                 torch.testing.assert_close(captured(x, held), eager(x, held))
+
+
+def test_objects_whose_inside_cannot_be_read_are_refused_with_their_error(x):
+    class Closed(Mapping):
+        def __len__(self):
+            return 1
+
+        def __iter__(self):
+            return iter("a")
+
+        def __getitem__(self, key):
+            raise OSError("file is closed")
+
+    cell = Configured(Settings(0.2))
+    cell.data = Closed()
+    eager, captured = layers(cell)
+    with pytest.warns(RuntimeWarning, match="what it depends on cannot be told .OSError: file is closed"):
+        captured.solve(x)
+    alike(lambda layer: layer(x), eager, captured)
+
+
+def test_containers_are_looked_at_up_to_a_number_of_items_in_all():
+    def size(key):
+        return sum(map(size, key)) if isinstance(key, tuple) else 1
+
+    assert size(value_key([[0.5] * 1000 for _ in range(1000)])) < 10 * MANY
+    nested = [0.5]
+    for _ in range(18):
+        nested = [nested, nested]
+    assert size(value_key(nested)) < 10 * MANY
+    assert value_key([[1.0], [2.0]]) != value_key([[1.0], [3.0]])
 
 
 def test_an_object_that_leads_to_itself_is_no_hindrance(x):

@@ -139,6 +139,42 @@ def test_rows_that_see_each_other_converge_together_or_not_at_all(solver, check_
     assert solution.converged.all(), solution.summary()
 
 
+@pytest.mark.filterwarnings("ignore:the rows depend on each other:RuntimeWarning")
+@pytest.mark.parametrize("check_every", [1, 8, 16])
+@pytest.mark.parametrize("solver", [Picard(), Anderson()], ids=repr)
+def test_nor_are_they_told_to_have_at_the_end_of_their_budget(solver, check_every):
+    linear = torch.nn.Linear(9, 9, dtype=torch.float64).requires_grad_(False)
+    linear.weight.mul_(0.7 / torch.linalg.matrix_norm(linear.weight, 2))
+    x = torch.randn(9, 9, dtype=torch.float64) * torch.logspace(-3, 1, 9, dtype=torch.float64)[:, None]
+
+    def coupled(z, x):
+        return torch.tanh(linear(z) + x) + 0.25 * z.mean(0, keepdim=True)
+
+    options = {"solver": solver, "rtol": 1e-8, "atol": 0.0, "compact": False, "loop": Eager(check_every)}
+    for most in range(20, 56, 3):
+        solution = solve(coupled, torch.zeros_like(x), (x,), max_steps=most, **options)
+        image = coupled(solution.value, x)
+        relative = (image - solution.value).norm(dim=1) / image.norm(dim=1)
+        assert (relative[solution.converged] <= 1.02e-8).all()
+
+
+@pytest.mark.filterwarnings("ignore:the rows depend on each other:RuntimeWarning")
+@pytest.mark.parametrize("check_every", [8, 40])
+def test_without_steps_left_rows_that_see_each_other_keep_what_they_have_reached(check_every):
+    x, weight = torch.tensor([[1.0], [0.0], [0.0]]), torch.tensor([[0.0], [0.9], [0.9]])
+    solution = solve(
+        lambda z, x: weight * z.roll(1, 0) + 0.5 * z + x,
+        torch.zeros(3, 1),
+        (x,),
+        solver=Picard(),
+        rtol=1e-2,
+        max_steps=16,
+        loop=Eager(check_every),
+    )
+    assert solution.converged[0]
+    assert solution.value[0].item() == pytest.approx(2, rel=0.02)
+
+
 @pytest.mark.parametrize("solver", [Anderson(), Broyden(memory=4)], ids=repr)
 def test_a_neighbour_that_forgets_its_history_changes_no_other_row(solver):
     generator = torch.Generator().manual_seed(30)

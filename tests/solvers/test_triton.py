@@ -366,6 +366,7 @@ class Compiled:
         source, target = ASTSource(self.kernel, signature, constants, known), GPUTarget("cuda", self.capability, 32)
         compiled = triton.compile(source, target=target, options={"num_warps": num_warps})
         assert compiled.asm["cubin"]
+        assert "sqrt.approx.ftz" not in compiled.asm["ptx"], "subnormal numbers have roots"
         self.met.add(self.kernel.__name__)
 
 

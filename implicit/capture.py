@@ -43,7 +43,7 @@ def hindrance(problem: Problem, z: Tensor) -> str | None:
         if source is not None:
             with torch.no_grad():
                 source.build()(*source.tensors)(z)
-    except RecordingError as error:
+    except Exception as error:  # whatever a user's objects raise
         return str(error)
     return None
 

@@ -70,7 +70,8 @@ def _refers(value: Any, within: bool = False) -> bool:
 def remedy(parts: Sequence[nn.Module]) -> str | None:
     """What a user can do where `reaches_modules` is true of one of these modules, all those of a cell; else None."""
     ids = {id(part) for part in parts}
-    name = next(filter(None, (reaches_modules(vars(part), ids) for part in parts)), None)
+    names = (reaches_modules(vars(part), ids) for part in parts)
+    name = next((name for name in names if name and not name.endswith("_hooks")), None)
     if name == "forward":
         return (
             "its forward, or that of a submodule, was replaced by a function that holds the module. Bind it with "

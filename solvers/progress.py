@@ -226,12 +226,7 @@ class Progress:
         self._patience.look(self._rows)
 
     def spend(self, first: int, spent: Sequence[tuple[int, Integers]]) -> None:
-        """Count evaluations within steps.
-
-        Args:
-            first: number of steps before the last ones.
-            spent: as in `Stretch`, for the last steps, of which each row counts those until it stopped.
-        """
+        """Count evaluations within the steps after the `first`, as in `Stretch`; each row those until it stopped."""
         for place, evaluations in spent:
             rows = self._rows  # no row has stopped in the collected steps
             counted = rows.running | (rows.steps > first + place)

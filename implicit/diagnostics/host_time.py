@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 
 from solvers import Captured, Loop
-from solvers.loops.eager import recording
+from solvers.loops.recorded import recording
 from solvers.loops.recording import Graph, one_at_a_time
 
 from ..capture import hindrance

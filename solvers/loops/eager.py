@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import gc
-import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -20,6 +18,7 @@ from ..norms import Measure, extreme, out_of_range
 from ..problem import Problem
 from ..rules.rule import RestartingSolver, Solver
 from ..state import select, tree_leaves
+from .recorded import recorded
 from .transfer import Transfer
 
 Floats = NDArray[np.float64]
@@ -226,29 +225,3 @@ def _checked_step(solver: Solver, memory: Any, z: Tensor, image: Tensor, residua
                 "the memory must have the rows in dim 0; keep single numbers as Python numbers"
             )
     return proposal, memory
-
-
-_recorded = threading.local()
-
-
-@contextmanager
-def recording() -> Iterator[None]:
-    """A context in which nothing is solved and no unused recording is freed, as a capture cannot contain either."""
-    collects, before, _recorded.now = gc.isenabled(), recorded(), True
-    gc.disable()
-    try:
-        yield
-    finally:
-        _recorded.now = before
-        (gc.enable if collects else gc.disable)()
-
-
-def recorded() -> bool:
-    """Whether steps are being recorded in this thread."""
-    return getattr(_recorded, "now", False)
-
-
-def refuse_solve() -> None:
-    """Raise where steps are being recorded."""
-    if recorded():
-        raise RuntimeError("f contains a solve, whose number of steps depends on its data")

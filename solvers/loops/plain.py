@@ -7,7 +7,8 @@ from torch import Tensor
 from ..norms import Euclidean, Measure
 from ..problem import Problem
 from ..rules.picard import Picard
-from .eager import Hold, Loop, recorded
+from .eager import Hold, Loop
+from .recorded import recorded
 
 _UNREAD = Measure(Euclidean(), 0.0, 0.0)
 

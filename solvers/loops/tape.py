@@ -14,7 +14,8 @@ from ..norms import Measure
 from ..problem import Problem
 from ..rules.rule import Solver
 from .buffers import buffer_like, numbers_of, share, tensors_of
-from .eager import Hold, Stretch, advance, begin, recording
+from .eager import Hold, Stretch, advance, begin
+from .recorded import recording
 from .recording import Called, Graph, Recording, RecordingError, one_at_a_time, own_stream
 from .transfer import Transfer
 

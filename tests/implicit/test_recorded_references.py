@@ -17,6 +17,9 @@ from implicit import Equilibrium
 from implicit.keys import value_key
 from implicit.references import MANY
 from solvers import Captured, Eager
+from solvers.loops import tape
+from solvers.loops.recording import Called
+from tests.replays import Replayed
 
 from .cells import alike
 
@@ -231,6 +234,90 @@ def test_constants_from_elsewhere_are_refused_with_the_remedy(x):
     with pytest.warns(RuntimeWarning, match=r"it reads a tensor \(6\).*Make it an input or a buffer"):
         captured.solve(x)
     torch.testing.assert_close(captured(x), eager(x))
+
+
+class Scaled(torch.autograd.Function):
+    """A hyperbolic tangent whose derivative reads a tensor of its own."""
+
+    factor = torch.ones(DIM)
+
+    @staticmethod
+    def forward(ctx, z):
+        ctx.save_for_backward(z)
+        return z.tanh()
+
+    @staticmethod
+    def backward(ctx, grad):
+        (z,) = ctx.saved_tensors
+        return grad * (1 - z.tanh() ** 2) * Scaled.factor.to(z)
+
+
+def test_tensors_that_only_the_backward_pass_reads(x, monkeypatch):
+    class Cell(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(DIM, DIM)
+
+        def forward(self, z, x):
+            return Scaled.apply(0.5 * self.linear(z) + x)
+
+    eager, captured = layers(Cell())
+    alike(lambda layer: layer(x), eager, captured)
+    with pytest.warns(RuntimeWarning, match=r"Cell, backward cannot be captured: it reads a tensor \(6\)"):
+        captured(x).sum().backward()
+    for factor in (0.8, 0.5):
+        monkeypatch.setattr(Scaled, "factor", torch.full((DIM,), factor))
+        alike(lambda layer: layer(x), eager, captured)
+
+
+def compiled(cell, z, x):
+    return cell.fast(0.5 * cell.linear(z), x)
+
+
+def private(cell, z, x):
+    return torch.tanh(0.3 * z @ cell._weights[0] + cell._nested["a"][0]["b"][0] + x)
+
+
+def exchanged(cell, z, x):
+    return torch.tanh(0.5 * cell.linear(z) + torch.from_dlpack(x.detach()))
+
+
+def differentiated(cell, z, x):
+    with torch.enable_grad():
+        y = z if z.requires_grad else z.detach().requires_grad_()
+        energy = cell.linear(y).tanh().square().sum() + 0.5 * (y - x).square().sum()
+        (slope,) = torch.autograd.grad(energy, y, create_graph=z.requires_grad)
+    return z - 0.3 * slope
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")  # PyTorch's own, while it compiles
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("f", [compiled, private, exchanged, differentiated])
+def test_tensors_that_a_cell_makes_or_keeps_are_no_hindrance(f, autocast, x, monkeypatch):
+    if f is compiled and tape.Called is Replayed:  # which sees no operations of compiled code
+        monkeypatch.setattr(tape, "Called", Called)
+
+    class Cell(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear, self._weights = nn.Linear(DIM, DIM), [nn.Parameter(torch.eye(DIM))]
+            self._nested = {"a": [{"b": (torch.ones(DIM),)}]}
+            self.fast = torch.compile(lambda a, b: torch.tanh(a + b), fullgraph=True, backend="eager")
+
+        def forward(self, z, x, inputs):
+            return f(self, z, x + inputs["a"]["b"]["c"][0]["d"])
+
+    cell = Cell()
+    eager, captured = (
+        Equilibrium(cell, loop=loop, compact=False, rtol=1e-3, initial=lambda x, inputs: torch.zeros_like(x))
+        for loop in (Eager(4), Captured(4))
+    )
+    inputs = {"a": {"b": {"c": [{"d": torch.randn(ROWS, DIM)}]}}}
+    with torch.autocast(x.device.type, torch.bfloat16, enabled=autocast):
+        for _ in range(3):
+            torch.testing.assert_close(captured(x, inputs), eager(x, inputs), rtol=2e-2, atol=2e-2)
+            captured(x, inputs).float().sum().backward()
+    assert len(captured._captures) == 2
 
 
 @pytest.mark.parametrize(

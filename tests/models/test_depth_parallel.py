@@ -701,7 +701,8 @@ class Masked(nn.Module):
         return self.norm(self.linear(y)) * self.mask
 
 
-def test_buffers_of_integers_are_compared_once():
+def test_buffers_of_integers_are_compared_once(monkeypatch):
+    monkeypatch.setattr("models.parallel.likeness._waits", lambda tensor: True)
     net, z = OptDNN("gd", [Masked() for _ in range(DEPTH)]).eval(), torch.randn(3, WIDTH)
     expected = parallel_evaluate(net, z, sweeps=DEPTH, batched=True)
     torch.testing.assert_close(expected, net(z))
@@ -713,6 +714,16 @@ def test_buffers_of_integers_are_compared_once():
         parallel_evaluate(net, z, sweeps=DEPTH, batched=True)
     moved = copy.deepcopy(net).to("meta")
     assert parallel_evaluate(moved, z.to("meta"), sweeps=DEPTH, batched=True).shape == z.shape
+
+
+def test_integer_buffers_that_are_replaced_or_written_to_are_compared_again():
+    net, z = OptDNN("gd", [Masked() for _ in range(DEPTH)]).eval(), torch.randn(3, WIDTH)
+    parallel_evaluate(net, z, sweeps=DEPTH, batched=True)
+    for change in (lambda mask: mask.data.zero_(), lambda mask: setattr(mask, "data", torch.arange(WIDTH) < 4)):
+        change(net.transforms[2].mask)
+        torch.testing.assert_close(parallel_evaluate(net, z, sweeps=DEPTH), net(z))
+        with pytest.raises(UnlikeError, match="mask"):
+            parallel_evaluate(net, z, sweeps=DEPTH, batched=True)
 
 
 class NothingRuns(TorchDispatchMode):

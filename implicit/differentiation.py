@@ -28,6 +28,7 @@ from solvers.solution import Outcome
 from solvers.state import tree_leaves, usable
 
 from .compiled import twice_differentiable
+from .coupling import coupling
 from .functorch import followed, transformed
 from .gradients import Gradient
 from .gradients.base import Evaluation, check_gradient, with_value
@@ -134,17 +135,6 @@ def _holds(problem: Problem, outcome: Outcome, image: Tensor, settings: Settings
     return bool(outcome.rule.holds(outcome.rows, *norms.double().cpu().numpy()).all())
 
 
-def _couples(problem: Problem, value: Tensor, image: Tensor) -> bool:
-    """Whether moving half of the rows, a little or far, changes the image of the others."""
-    first, largest = torch.arange(len(value), device=value.device) < len(value) // 2, value.abs().nan_to_num().amax()
-    for half in (first, ~first):
-        for step in (0.01 * largest, 0.3 * largest, 1 + largest):
-            moved = torch.where(half[:, None], value + step, value)
-            if not torch.equal(problem(moved)[~half].nan_to_num(), image[~half].nan_to_num()):
-                return True
-    return False
-
-
 def _solved_again(
     problem: Problem, start: Tensor, settings: Settings, keep: Keep, outcome: Outcome, image: Tensor
 ) -> Outcome:
@@ -159,7 +149,7 @@ def _solved_again(
             plain = replace(settings, loop=Eager(settings.loop.check_every))
             again = iterate(problem, start.detach(), plain, keep=keep)
             if _holds(problem, again, problem(again.value), settings):
-                if not _couples(problem, outcome.value, image):
+                if not coupling(problem, outcome.value).any():
                     warn_of_stale_recording()
                     problem.captures.clear()
                     return again

@@ -12,8 +12,8 @@ from solvers import Solution, Status
 from solvers.problem import DroppedRowsError, prepare
 
 from ..calls import Call
+from ..coupling import coupling
 from ..parametrized import one_weight
-from .coupling import coupling
 from .rates import Tail, tails
 from .tables import Line, Table
 

@@ -13,13 +13,13 @@ from solvers.rules.jacobian_products import ALIKE, HIDDEN, finite_differences
 from solvers.state import tree_leaves
 
 from ..copies import copied
+from ..coupling import as_one_row
 from ..draws import normal
 from ..gradients import ImplicitGradient
 from ..graph import refuse_hidden
 from ..parametrized import one_weight
 from ..recording import Log, record
 from .audit import compare_gradients, differentiable
-from .coupling import as_one_row
 from .findings import Finding, LeftOutError, Look, first_line, name_rows
 from .reference import as_double, exact_layer
 

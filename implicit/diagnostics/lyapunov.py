@@ -13,9 +13,9 @@ from solvers.problem import prepare
 from solvers.rules.jacobian_products import WAYS, first_way
 
 from ..calls import detached
+from ..coupling import refuse_coupled
 from ..draws import normal
 from ..parametrized import one_weight
-from .coupling import refuse_coupled
 
 
 def lyapunov_exponents(

@@ -13,12 +13,12 @@ from solvers.problem import prepare
 from solvers.state import tree_map
 
 from ..copies import copied
+from ..coupling import coupling
 from ..draws import normal
 from ..equilibrium import Equilibrium
 from ..gradients import ImplicitGradient
 from ..graph import refuse_hidden
 from ..parametrized import one_weight
-from .coupling import coupling
 from .joint import JointEquilibrium
 
 EXACT = 1e-12

@@ -9,11 +9,11 @@ import torch
 
 from solvers import Monotone, Status, solve
 
+from ..coupling import REMEDY, as_one_row, causes
 from ..equilibrium import Equilibrium
 from ..few_rows import few_rows
 from ..gradients import ImplicitGradient
 from ..parametrized import one_weight
-from .coupling import REMEDY, as_one_row, causes
 from .findings import Finding, LeftOutError, Look, name_rows
 from .spectrum import spectral_radius
 from .weights import blamed, smaller

@@ -16,10 +16,10 @@ from solvers.problem import Problem, prepare
 
 from ..calls import detached
 from ..compiled import uncompiled_cells
+from ..coupling import refuse_coupled
 from ..few_rows import few_rows
 from ..graph import refuse_hidden
 from ..parametrized import one_weight
-from .coupling import refuse_coupled
 from .jacobians import NotFiniteError, Transposed, dense_jacobians, tracked
 
 DENSE = 128

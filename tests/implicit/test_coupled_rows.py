@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from implicit import Equilibrium, PhantomGradient
+from implicit.coupling import as_one_row, coupling
 from implicit.diagnostics import diagnose, gradient_audit, jacobian_penalty, lyapunov_exponents, spectral_radius
-from implicit.diagnostics.coupling import as_one_row, coupling
 from implicit.draws import normal
 from implicit.monitoring import Monitor, MonitorWarning
 from solvers import Picard

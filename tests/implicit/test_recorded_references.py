@@ -19,6 +19,7 @@ from implicit.references import MANY
 from solvers import Captured, Eager
 from solvers.loops import tape
 from solvers.loops.recording import Called
+from tests.legacy import Sine
 from tests.replays import Replayed
 
 from .cells import alike
@@ -236,20 +237,14 @@ def test_constants_from_elsewhere_are_refused_with_the_remedy(x):
     torch.testing.assert_close(captured(x), eager(x))
 
 
-class Scaled(torch.autograd.Function):
-    """A hyperbolic tangent whose derivative reads a tensor of its own."""
+class Scaled(Sine):
+    """Its derivative reads a tensor of its own."""
 
     factor = torch.ones(DIM)
 
     @staticmethod
-    def forward(ctx, z):
-        ctx.save_for_backward(z)
-        return z.tanh()
-
-    @staticmethod
-    def backward(ctx, grad):
-        (z,) = ctx.saved_tensors
-        return grad * (1 - z.tanh() ** 2) * Scaled.factor.to(z)
+    def backward(ctx, g):
+        return Sine.backward(ctx, g) * Scaled.factor.to(g)
 
 
 def test_tensors_that_only_the_backward_pass_reads(x, monkeypatch):
@@ -426,7 +421,16 @@ class Normalised(Reaching):
         return torch.tanh(0.2 * self.norm(self.linear(z)) + x)
 
 
-@pytest.mark.parametrize(("make", "rtol", "rows"), [(Mixing, 1e-3, ROWS), (Normalised, 1e-4, 64)])
+class Attending(Reaching):
+    """Attention over the rows, which saturates: large rows see themselves alone."""
+
+    def forward(self, z, x):
+        return 0.6 * torch.softmax(z @ z.t(), -1) @ torch.tanh(self.linear(z)) + 3 * x
+
+
+@pytest.mark.parametrize(
+    ("make", "rtol", "rows"), [(Mixing, 1e-3, ROWS), (Normalised, 1e-4, 64), (Attending, 1e-3, ROWS)]
+)
 def test_rows_that_depend_on_each_other_are_told_as_with_eager(make, rtol, rows):
     said = []
     for loop in (Eager(4), Captured(4)):

@@ -12,7 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from solvers.problem import Problem, prepare
 from solvers.state import tree_leaves
 
-from ..draws import normal
+from .draws import normal
 
 ALIKE = 4
 """Rounding units by which an image may change with other rows, since libraries may sum in another order."""

@@ -33,9 +33,12 @@ class Verdict(NamedTuple):
     restart: Bools  # rows whose history is to be forgotten
     coupled: bool  # rows that were held have changed
     redirected: bool  # some row, perhaps stopped since, should have continued differently
+    astray: Bools  # such rows
 
 
-def judge(rule: Rule, rows: Rows, step: int, norms: Floats, held: Bools | None = None) -> Verdict:
+def judge(
+    rule: Rule, rows: Rows, step: int, norms: Floats, held: Bools | None = None, astray: Bools | None = None
+) -> Verdict:
     """Apply the rule to some more steps.
 
     | event | what becomes of the row; later lines win |
@@ -50,13 +53,19 @@ def judge(rule: Rule, rows: Rows, step: int, norms: Floats, held: Bools | None =
     provided that f was finite at first. A row that has stopped is held at its value from the next check on. If its
     residual still changes, f couples the rows.
 
+    A row that has leapt, or is passed on, is put back at its best iterate in the next stretch, and begins anew in the
+    step after that; until then it is astray, and a point where f is not finite says nothing about it.
+
     Args:
         rule, rows: what is known before.
         step: number of the first of these steps.
         norms: (2·steps, rows), `‖f(z) − z‖` and `‖f(z)‖` of each step.
         held: rows that do not move; None: those that have already stopped.
+        astray: rows that should have continued differently since an earlier step of the same stretch; None: none.
     """
     held = ~rows.running if held is None else held
+    astray = np.zeros_like(held) if astray is None else astray
+    back = rows.recovering & ~astray  # put back in the first of these steps
     count = len(norms) // 2
     keep = np.where(held, count - 1, -1)
     restart, coupled, watched, redirected = np.zeros_like(held), False, bool(held.any()), False
@@ -66,14 +75,20 @@ def judge(rule: Rule, rows: Rows, step: int, norms: Floats, held: Bools | None =
                 break
             residual, scale = norms[2 * number : 2 * number + 2]
             coupled |= watched and bool((held & np.isfinite(residual) & ~rule.holds(rows, residual, scale)).any())
-            rows, kept, again = _judge(rule, rows, step + number, residual, scale)
+            rows, kept, again = _judge(rule, rows, step + number, residual, scale, astray)
+            if number == 0 and count > 1:
+                again &= ~back  # they have begun anew in the second step
             keep[kept] = number
             restart |= again
-            redirected |= bool((again & rows.running | rows.recovering).any())
-    return Verdict(rows, keep, restart & rows.running, coupled, redirected)
+            otherwise = again & rows.running | rows.recovering
+            redirected |= bool(otherwise.any())
+            astray = astray | otherwise
+    return Verdict(rows, keep, restart & rows.running, coupled, redirected, astray)
 
 
-def _judge(rule: Rule, rows: Rows, step: int, residual: Floats, scale: Floats) -> tuple[Rows, Bools, Bools]:
+def _judge(
+    rule: Rule, rows: Rows, step: int, residual: Floats, scale: Floats, astray: Bools
+) -> tuple[Rows, Bools, Bools]:
     if step == 1:
         rows = rows._replace(first=residual, first_scale=scale)
     tolerance = rule.tolerance(rule.reference(rows, scale))
@@ -96,10 +111,10 @@ def _judge(rule: Rule, rows: Rows, step: int, residual: Floats, scale: Floats) -
         size = np.where(finite, scale, np.inf)[:, None]
         peaks = np.where(third & (running & ~calm)[:, None], np.maximum(peaks, size), peaks)
 
-    # a recovering row is held at its best iterate, where f was finite: if f no longer is, the solver did not leap
+    # a row that was put back is at its best iterate, where f was finite: if f no longer is, the solver did not leap
     leapt = broken = none = np.zeros_like(running)
     if not finite.all():
-        leapt = running & ~finite & np.isfinite(best) & ~rows.recovering & (turn < 2) & rule.may_leap
+        leapt = running & ~finite & np.isfinite(best) & (astray | ~rows.recovering & (turn < 2)) & rule.may_leap
         broken = running & ~finite & ~leapt
         if step <= rule.exact_after < np.inf:
             broken &= ~np.isfinite(rows.first) | (step >= rows.limit)  # until then f corrects the iterate, step by step
@@ -141,7 +156,7 @@ def _judge(rule: Rule, rows: Rows, step: int, residual: Floats, scale: Floats) -
             mark_at=np.where(progressed | passed_on, step, rows.mark_at),
             peaks=np.where(passed_on[:, None], 0, peaks),
             turn=turn,
-            recovering=on & (passed_on | (leapt & ~(rule.backtracks & (turn == 0)))),
+            recovering=on & (passed_on | (leapt & (astray | ~(rule.backtracks & (turn == 0))))),
         ),
         keep,
         restart,

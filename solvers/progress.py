@@ -145,19 +145,21 @@ class Progress:
             if not self._hold(norms, held):
                 verdict = self._judged(norms, held)
                 return Look(verdict.keep, verdict.restart, verdict.coupled, verdict.redirected)
-        done, keep, restart, redirected = 0, None, None, False
+        done, keep, restart, redirected, astray = 0, None, None, False, None
         while done < count and (self._pending or self._rows.running.any()):
-            steps = self._ordinary(norms[2 * done :])
-            if steps.number:
+            steps = self._ordinary(norms[2 * done :]) if astray is None else None
+            if steps is not None and steps.number:
                 self._take(steps, norms[2 * done : 2 * (done + steps.number)])
                 keep = steps.keep if keep is None else np.where(steps.keep < 0, keep, steps.keep + done)
                 done += steps.number
-            else:
-                verdict = self._judged(norms[2 * done : 2 * done + 2], np.zeros_like(self._rows.running))
-                keep = np.where(verdict.keep < 0, -1 if keep is None else keep, done)
-                restart = verdict.restart if restart is None else restart | verdict.restart
-                redirected |= verdict.redirected
-                done += 1
+                continue
+            alone = astray is None and not self._rows.recovering.any()
+            until = done + 1 if alone else count
+            verdict = self._judged(norms[2 * done : 2 * until], np.zeros_like(self._rows.running), astray)
+            keep = np.where(verdict.keep < 0, -1 if keep is None else keep, verdict.keep + done)
+            restart = verdict.restart if restart is None else restart | verdict.restart
+            redirected |= verdict.redirected
+            astray, done = verdict.astray if verdict.astray.any() else None, until
         if done < count:  # no row runs any more
             self.quiet = False
             self._note(np.full((2 * (count - done), norms.shape[1]), np.nan), self._rows.running)
@@ -206,10 +208,10 @@ class Progress:
         """Whether the held rows still have the residuals that were found."""
         return bool((~held | self.rule.holds(self._rows, norms[::2], norms[1::2])).all())
 
-    def _judged(self, norms: Floats, held: Bools) -> Verdict:
+    def _judged(self, norms: Floats, held: Bools, astray: Bools | None = None) -> Verdict:
         """Apply the rule to the next steps."""
         self.quiet, before, step = False, self.marked_rows, self._step + 1
-        verdict = judge(self.rule, before, step, norms, held)
+        verdict = judge(self.rule, before, step, norms, held, astray)
         self._rows = verdict.rows
         self._patience.know(self._rows)
         if len(norms) > 2:  # norms of a row after it has stopped are not reported

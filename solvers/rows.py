@@ -115,7 +115,7 @@ class Rows(NamedTuple):
     mark_at: Integers  # step of the last progress
     peaks: Floats  # (rows, 3): largest ‖f(z)‖, or Inf, in each third of the patience, since the last lower residual
     turn: Integers  # whose turn it is: 0 the solver, 1 Broyden's method, 2 plain steps
-    recovering: Bools  # held at its best iterate for the next steps, then continued from there without history
+    recovering: Bools  # to be put back at its best iterate in the next step, and to begin anew in the step after that
 
     @classmethod
     def fresh(cls, limit: Integers, patience: int) -> Rows:

@@ -55,6 +55,7 @@ class Run:
         self.last: Floats | None = None  # norms of the last steps, if the rule has been applied to them
         self.value = z  # likewise of all rows; known once rows have been dropped
         self.held: Tensor | None = None  # rows that do not move
+        self.back: Tensor | None = None  # those that are put back, and begin anew
         self.restart: Bools | None = None
         self.redirected = False
         self.steady = True  # no row has begun anew
@@ -104,8 +105,8 @@ class Run:
         self.steady &= self.restart is None and not self.redirected
         if not self.progress.quiet:
             rows = self.progress.rows
-            held = ~rows.running | rows.recovering
-            self.held = on_device(held, self.best) if held.any() else None
+            self.held = None if rows.running.all() else on_device(~rows.running, self.best)
+            self.back = on_device(rows.recovering, self.best) if rows.recovering.any() else None
             self.problem.coupled |= look.coupled and not self.problem.dropped
         self._keep(first)
 
@@ -127,7 +128,7 @@ class Run:
         """Whether steps have been taken, or begun ahead, that differ from those the rule requires."""
         if self.progress.quiet or not self.pipeline.foresight:
             return False
-        turned = self.restart is not None or bool(self.progress.rows.recovering.any())
+        turned = self.restart is not None or self.back is not None
         ahead, long = self.pipeline.ahead is not None, self.pipeline.long
         return self.problem.coupled or (turned and ahead) or (self.redirected and long)
 
@@ -179,7 +180,7 @@ class Run:
         stay = self.progress.drop()
         self.restart = None if self.restart is None else self.restart[stay]
         self.problem, self.stretch, self.best = fewer, stretch, self.best.index_select(0, positions)
-        self.held = None if self.held is None or not self.progress.rows.recovering.any() else self.held[positions]
+        self.held, self.back = None, None if self.back is None else self.back[positions]
         self._bind()
 
     def go_on(self) -> None:
@@ -191,7 +192,7 @@ class Run:
             return
         restart = None if self.restart is None else on_device(self.restart, self.best)
         room = max(self.progress.limit - self.progress.step, 1)
-        start, last, hold = self.stretch, self.last, Hold(self.held, self.best, restart)
+        start, last, hold = self.stretch, self.last, Hold(self.held, self.best, restart, self.back)
         if not self.pipeline.foresight:
             steps = min(self.loop.check_every, room)
             self.stretch = self.loop.run(self.problem, self.solver, self.measure, start, steps, hold)

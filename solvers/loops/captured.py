@@ -110,7 +110,7 @@ class _Replayed(Loop):
         return start
 
     def run(self, problem: Problem, solver: Solver, measure: Measure, start: Stretch, room: int, hold: Hold) -> Stretch:
-        if problem.recordable and self._taken == AFTER and hold.restart is None:
+        if problem.recordable and self._taken == AFTER and not hold.redirects:
             self.tape = Tape(lambda: problem, (), start.points[-1], solver, measure, self.check_every)
             start = self.tape.adopt(problem, start)
         self._taken += 1

@@ -34,7 +34,7 @@ class Compiled(Loop):
         check_positive_integer(self, "check_every")
 
     def run(self, problem: Problem, solver: Solver, measure: Measure, start: Stretch, room: int, hold: Hold) -> Stretch:
-        if hold.restart is not None or room == 1 or not solver.fixed_cost:
+        if hold.redirects or room == 1 or not solver.fixed_cost:
             # as many steps as otherwise, so that the other rows are checked at the same steps
             return advance(problem, solver, measure, start, min(self.check_every, room), hold)
         if hold.rows is None:

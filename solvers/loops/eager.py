@@ -62,6 +62,12 @@ class Hold(NamedTuple):
     rows: Tensor | None  # (rows,) bool: those that do not move
     best: Tensor  # (rows, dim): where they are held
     restart: Tensor | None  # (rows,) bool: those whose history is dropped in the first step
+    back: Tensor | None = None  # (rows,) bool: those put back there in the first step, to begin anew in the second
+
+    @property
+    def redirects(self) -> bool:
+        """Whether a row continues otherwise than by the solver."""
+        return self.restart is not None or self.back is not None
 
 
 class Loop(ABC):
@@ -185,11 +191,13 @@ def advance(
         if problem.spent is not None:
             spent.append((count, problem.spent))
             problem.spent = None
-        if count == 0 and hold.restart is not None and isinstance(solver, RestartingSolver):
-            memory = solver.forget(memory, hold.restart)
-            proposal = torch.where(hold.restart[:, None], image, proposal)
-        if hold.rows is not None:
-            proposal = torch.where(hold.rows[:, None], hold.best, proposal)
+        anew = hold.restart if count == 0 else hold.back if count == 1 else None
+        if anew is not None and isinstance(solver, RestartingSolver):
+            memory = solver.forget(memory, anew)
+            proposal = torch.where(anew[:, None], image, proposal)
+        for held in (hold.rows, hold.back if count == 0 else None):
+            if held is not None:
+                proposal = torch.where(held[:, None], hold.best, proposal)
         z = problem.layout.representable(proposal)
         image, residual, found = problem.measured(z, image, measure, robust)
         points.append(z)

@@ -136,7 +136,7 @@ class Tape:
 
     def knows(self, hold: Hold, span: int) -> bool:
         """Whether the next steps are recorded."""
-        return hold.restart is None and (self._current, hold.rows is not None, span) in self._following
+        return not hold.redirects and (self._current, hold.rows is not None, span) in self._following
 
     def run(self, hold: Hold, span: int) -> Stretch:
         """Run the next `span` steps; the points of the stretch before them stay valid until the stretch after them."""
@@ -151,10 +151,11 @@ class Tape:
         start, fresh = numbers_of(self.last.memory), self.last.fresh
         self._turn = not self._turn  # so that no recording follows itself
         name = (start, fresh, held, span, self._turn)
-        ours = Hold(self.held if held else None, self.best, hold.restart)
+        ours = hold if hold.redirects else Hold(None, self.best, None)
+        ours = ours._replace(rows=self.held if held else None)
         met = name, threading.get_ident()  # a library makes its workspaces once per thread
-        if hold.restart is not None or met not in self._met:
-            if hold.restart is None:
+        if hold.redirects or met not in self._met:
+            if not hold.redirects:
                 self._met.add(met)
             return self._run(self._steps(start, fresh, ours, span))
         if name not in self._recordings:

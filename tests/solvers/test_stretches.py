@@ -5,7 +5,7 @@ import shutil
 import pytest
 import torch
 
-from solvers import Anderson, Broyden, Compiled, Eager, NewtonKrylov, Picard, solve
+from solvers import Anderson, Broyden, Captured, Compiled, Eager, NewtonKrylov, Picard, solve
 from solvers.run import Run
 
 MATRIX = 0.2 * torch.randn(16, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
@@ -193,3 +193,21 @@ def test_a_neighbour_that_forgets_its_history_changes_no_other_row(solver):
         assert alone.evaluations[0] == together.evaluations[row]
         if alone.converged[0]:
             torch.testing.assert_close(alone.value[0], together.value[row], rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("loop", [Eager(2), Eager(8), Captured(8), Eager(30)], ids=repr)
+@pytest.mark.parametrize("solver", [Anderson(), Broyden()], ids=repr)
+def test_rows_whose_solver_leaps_recover_however_seldom_they_are_looked_at(solver, loop):
+    draw = torch.Generator().manual_seed(0)
+    weight = (0.5 * torch.randn(4, 4, generator=draw, dtype=torch.float64)).abs()
+    shift = 0.6 * torch.rand(16, 4, generator=draw, dtype=torch.float64)
+
+    def logarithm(z):  # which has no value where a long step leads
+        return 0.9 * torch.log(z @ weight.to(z) + 1) + shift.to(z)
+
+    start = torch.full((16, 4), 1e-2, dtype=torch.float64)
+    options = {"solver": solver, "rtol": 1e-9, "max_steps": 200}
+    assert solve(logarithm, start, **options).converged.all()
+    found = solve(logarithm, start, loop=loop, **options).check()
+    torch.testing.assert_close(logarithm(found.value), found.value, rtol=1e-7, atol=1e-7)  # one of two fixed points
+    assert (found.trace.isnan().any(0) & (found.steps > 1)).any()  # some did leap

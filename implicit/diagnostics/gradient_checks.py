@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from solvers import ConvergenceError, Status
-from solvers.rules.jacobian_products import ALIKE, HIDDEN, finite_differences
+from solvers.rules.jacobian_products import ALIKE, HIDDEN, finite_differences, suited
 from solvers.state import tree_leaves
 
 from ..copies import copied
@@ -109,7 +109,8 @@ def hidden(look: Look) -> Finding | None:
     v = normal(z.shape, z)
     with torch.no_grad(), one_weight(look.layer.cell):
         image = problem(z)
-        change, half = (finite_differences(problem, z, image, problem.spread / part)(v) for part in (1, 2))
+        spread = problem.spread * suited(z, image)
+        change, half = (finite_differences(problem, z, image, spread / part)(v) for part in (1, 2))
         try:
             product = _product(problem, z, v)
         except RuntimeError:  # it cannot be differentiated twice, or not at all, which another check reports

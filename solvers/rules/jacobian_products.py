@@ -63,19 +63,19 @@ def first_way(f: Map, z: Tensor, image: Tensor, spread: float, v: Tensor) -> tup
     """The position in `WAYS` of the first way that works for f, and the evaluations of f spent on finding it.
 
     A way that finite differences contradict is skipped: a cell may detach z, or the backward of an `autograd.Function`
-    may compute something that autograd does not see. If finite differences of two sizes contradict each other, f is
-    rough, and forward mode is right.
+    may compute something that autograd does not see. Rows where those of two sizes contradict each other do not count:
+    there f is rough, or the state is small and the larger one leaves its surroundings.
     """
     change = finite_differences(f, z, image, spread)(v)
     threshold = max(HIDDEN, spread) * torch.linalg.vector_norm(v, dim=1)
     size = torch.linalg.vector_norm(change, dim=1)
     telling = size.isfinite() & (size > threshold)
 
-    def contradicted(product: Tensor) -> bool:
+    def contradicted(product: Tensor) -> Tensor:
         difference = torch.linalg.vector_norm(product - change, dim=1)
-        return bool((telling & ~(difference <= ALIKE * size + threshold)).any())  # NaN is no derivative
+        return telling & ~(difference <= ALIKE * size + threshold)  # NaN is no derivative
 
-    tried, forward = 1, None
+    tried, checked = 1, False
     for position, way in enumerate(WAYS[:-1]):
         tried += 1
         try:
@@ -87,13 +87,19 @@ def first_way(f: Map, z: Tensor, image: Tensor, spread: float, v: Tensor) -> tup
             raise
         except Exception:  # whatever an operation or a cell without that derivative raises
             continue
-        if not contradicted(product):
+        if not checked and contradicted(product).any():
+            tried, checked = tried + 1, True
+            telling &= ~contradicted(finite_differences(f, z, image, spread * suited(z, image) / 2)(v))
+        if not contradicted(product).any():
             return position, tried
-        forward = position if way is forward_mode and bool(product.any()) else None
-    last = len(WAYS) - 1
-    if forward is None:
-        return last, tried
-    return forward if contradicted(finite_differences(f, z, image, spread / 2)(v)) else last, tried + 1
+    return len(WAYS) - 1, tried
+
+
+def suited(z: Tensor, image: Tensor) -> Tensor:
+    """(rows, 1), by what to shorten the steps of finite differences so that they suit a state that is small."""
+    own = torch.linalg.vector_norm(z, dim=1, keepdim=True)
+    both = own + torch.linalg.vector_norm(image, dim=1, keepdim=True)
+    return torch.where((both > 0) & both.isfinite(), both / (1 + own), 1).clamp(max=1)
 
 
 class NewtonEquation(Problem):

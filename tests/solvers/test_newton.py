@@ -286,3 +286,24 @@ def test_products_leave_no_graphs_behind(device):
     assert root(F, torch.zeros_like(shift)).converged.all()
     gc.collect()
     assert [output() for output in outputs] == [None] * len(outputs)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "unit"), [(torch.float32, 2.0**-20), (torch.float32, 2.0**-40), (torch.float64, 2.0**-40)]
+)
+def test_a_root_takes_as_many_steps_in_any_unit(dtype, unit):
+    draw = torch.Generator().manual_seed(0)
+    matrix = 3 * torch.randn(8, 8, generator=draw, dtype=torch.float64)
+    image = (torch.rand(6, 8, generator=draw, dtype=torch.float64) + 0.5) @ matrix.T
+
+    def found(unit):
+        def bent(z):
+            u = z / unit
+            return unit * ((u + torch.sqrt(u**2 + 1)) @ matrix.to(z).T - image.to(z))
+
+        return root(bent, torch.zeros(6, 8, dtype=dtype), solver=NewtonKrylov(), atol=0.0, rtol=1e-5).check()
+
+    one, other = found(1.0), found(unit)
+    assert torch.equal(other.steps, one.steps)
+    assert (other.evaluations <= one.evaluations + 1).all()  # one shorter finite difference
+    torch.testing.assert_close(other.value / unit, one.value, rtol=1e-4, atol=1e-4)

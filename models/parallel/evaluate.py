@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import Any, overload
@@ -19,7 +17,7 @@ from ..methods.base import scaled
 from ..optdnn import OptDNN
 from .gather import unread
 from .likeness import UnlikeError
-from .newton import Newton
+from .newton import Newton, explained
 from .sweeps import NewtonSweep, PlainSweeps, Sweep, finite
 from .trajectory import parts, recursion
 
@@ -89,7 +87,7 @@ def parallel_evaluate(
         raise TypeError(f"newton={newton!r}: pass Newton(), Newton(diagonal=True, damping=0.1), or None")
     if sweeps is not None and rtol is not None:
         raise TypeError(f"sweeps={sweeps} and rtol={rtol} exclude each other: pass one of them")
-    with one_weight(net):
+    with one_weight(net), explained(newton):
         if rtol is not None:
             try:
                 return _solved(net, z0, inputs, rtol, solver, max_sweeps, newton, batched)
@@ -101,31 +99,17 @@ def parallel_evaluate(
         assert sweeps is not None
         found = None
         if batched or newton or (batched is None and _batching_pays(z0, len(net.transforms))):
-            with _writing_told(newton):
-                try:
-                    found = _batched(net, z0, inputs, sweeps, newton, batched is not False)
-                except (UnlikeError, RuntimeError) as error:
-                    if batched or not _needs_one_by_one(error):
-                        raise
-                    if newton:
-                        found = _batched(net, z0, inputs, sweeps, newton, False)
+            try:
+                found = _swept(net, z0, inputs, sweeps, newton, batched is not False)
+            except (UnlikeError, RuntimeError) as error:
+                if batched or not _needs_one_by_one(error):
+                    raise
+                if newton:
+                    found = _swept(net, z0, inputs, sweeps, newton, False)
         output, astray = found or _one_by_one(net, z0, inputs, sweeps)
         if sweeps == len(net.transforms) and output.requires_grad and not unread(z0) and astray:
             return net(z0, *inputs)  # values recover from guesses that went astray, but gradients through these do not
         return output
-
-
-@contextmanager
-def _writing_told(newton: Newton | None) -> Iterator[None]:
-    try:
-        yield
-    except RuntimeError as error:
-        if newton is None or "in-place operation" not in str(error):
-            raise
-        raise TypeError(
-            "Newton's sweeps differentiate each transform, but one writes into its buffers, as batch normalisation "
-            "does in training: call eval() on the network"
-        ) from error
 
 
 def _needs_one_by_one(error: Exception) -> bool:
@@ -144,14 +128,14 @@ def _batching_pays(z0: Tensor, depth: int) -> bool:
     return z0.device.type != "cpu" or (depth >= 16 and z0.numel() <= 8192)
 
 
-def _batched(
-    net: OptDNN, z0: Tensor, inputs: tuple[Tensor, ...], sweeps: int, newton: Newton | None, batched: bool = True
+def _swept(
+    net: OptDNN, z0: Tensor, inputs: tuple[Tensor, ...], sweeps: int, newton: Newton | None, batched: bool
 ) -> tuple[Tensor, Tensor | bool] | None:
     """The output, and whether guesses went astray; None if one overflowed and spoilt layers before it.
 
     Nothing is read from the device before the end. Where nothing can be read at all, NaN replaces spoilt outputs.
     """
-    sweep = NewtonSweep(net, z0, inputs, newton, batched=batched) if newton else Sweep(net, z0, inputs)
+    sweep = _sweep(net, z0, inputs, newton, batched)
     outputs, sizes = None, []
     for _ in range(sweeps):
         outputs = sweep(outputs)
@@ -160,11 +144,17 @@ def _batched(
     astray = _astray(sizes)
     if newton:  # such a sweep discards what overflowed
         return last, astray
-    finite = torch.stack(sizes).isfinite().all()
+    kept = torch.stack(sizes).isfinite().all()
     if unread(z0):
-        return torch.where(finite, last, torch.nan), astray
-    whole, gone = torch.stack((finite, astray)).tolist()
+        return torch.where(kept, last, torch.nan), astray
+    whole, gone = torch.stack((kept, astray)).tolist()
     return (last, gone) if whole else None
+
+
+def _sweep(net: OptDNN, z0: Tensor, inputs: tuple[Tensor, ...], newton: Newton | None, batched: bool) -> Sweep:
+    if newton is None:
+        return Sweep(net, z0, inputs, batched=batched)
+    return NewtonSweep(net, z0, inputs, newton, batched=batched)
 
 
 def _one_by_one(net: OptDNN, z0: Tensor, inputs: tuple[Tensor, ...], sweeps: int) -> tuple[Tensor, Tensor]:
@@ -212,17 +202,12 @@ def _solved(
         )
     depth = len(net.transforms)
 
-    def made(batched: bool) -> Sweep:
-        if newton is None:
-            return Sweep(net, z0, inputs, batched=batched)
-        return NewtonSweep(net, z0, inputs, newton, batched=batched)
-
     try:
-        sweep = made(batched is not False)
+        sweep = _sweep(net, z0, inputs, newton, batched is not False)
     except UnlikeError:
         if batched:
             raise
-        sweep = made(False)
+        sweep = _sweep(net, z0, inputs, newton, False)
 
     def swap(outputs: Any) -> Any:
         swapped = tuple(part.movedim(0, 1) for part in parts(outputs))

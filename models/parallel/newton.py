@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from numbers import Real
 
@@ -74,6 +75,24 @@ class Newton:
             places = chunk.view(-1, *[1] * points.ndim).expand(*rows.shape[:-1], 1)
             found.append(rows.gather(-1, places)[..., 0].movedim(0, -1))
         return values, (1 - self.damping) * torch.cat(found, dim=-1)
+
+
+_NOT_DIFFERENTIATED = {
+    "in-place operation": "writes into its buffers, as batch normalisation does in training: call eval() on the net",
+    "saved tensor hooks": "holds a checkpoint, or other hooks on saved tensors: remove it, or pass newton=None",
+}
+
+
+@contextmanager
+def explained(newton: Newton | None) -> Iterator[None]:
+    """Explain the errors of transforms that `torch.func`, and therefore Newton's sweeps, cannot differentiate."""
+    try:
+        yield
+    except RuntimeError as error:
+        for sign, reason in _NOT_DIFFERENTIATED.items():
+            if newton is not None and sign in str(error):
+                raise TypeError(f"Newton's sweeps differentiate each transform, but one {reason}") from error
+        raise
 
 
 def _signs(count: int, width: int, like: Tensor) -> Tensor:

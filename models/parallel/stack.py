@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.graph import disable_saved_tensors_hooks
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
 from implicit import fixed_point
+from implicit.graph import saved_through_hooks
 from implicit.pure import Known, PureModule, own_modules, own_tensors
+from solvers import Shared
 
 from ..proximal import ProximalStep
 from .gather import gathered
@@ -32,29 +35,41 @@ class Stack:
     def __init__(self, modules: Sequence[nn.Module]) -> None:
         self.count = len(modules)
         self._tied = modules[0] if all(module is modules[0] for module in modules) else None
-        self.tensors: tuple[Tensor, ...] = ()
-        if self._tied is None:
+        self._pure = PureModule(modules[0], Known())
+        if self._tied is not None:
+            self.tensors = tuple(own_tensors(own_modules(self._tied)))
+        else:
             layers = [own_modules(module) for module in modules]
             check_alike(layers)
-            self._pure = PureModule(modules[0], Known())
             self.tensors = tuple(gathered(column) for column in zip(*map(own_tensors, layers), strict=True))
 
     def __call__(self, points: Any, inputs: tuple[Tensor, ...], tensors: Sequence[Tensor] | None = None) -> Any:
         """(count, batch, …), one point per module, or a tuple of such; each module gets all inputs, (batch, …).
 
-        `tensors` replace the stacked ones.
+        `tensors` replace its own.
         """
         if self._tied is not None:
             repeated = (x.expand(self.count, *x.shape).flatten(0, 1) for x in inputs)
-            output = self._tied(_each(points, lambda y: y.flatten(0, 1)), *repeated)
+            module = self._tied if tensors is None else self._pure.twin(tensors)
+            output = module(_each(points, lambda y: y.flatten(0, 1)), *repeated)
             return _each(output, lambda t: t.unflatten(0, parts(points)[0].shape[:2]))
 
         def one(tensors: Sequence[Tensor], point: Any) -> Any:
-            with _LinearByRows():
+            with _LinearByRows(), _hooks_refused():
                 return self._pure.twin(tensors)(point, *inputs)
 
         with _kernels_for_vmap():
             return torch.vmap(one, randomness="different")(tuple(tensors or self.tensors), points)
+
+
+def _hooks_refused() -> AbstractContextManager[Any]:
+    """Raise where a transform has hooks on saved tensors, as in a checkpoint, which would unpack them after vmap."""
+    if not torch.is_grad_enabled() or saved_through_hooks():  # hooks around all transforms are no obstacle
+        return nullcontext()
+    return disable_saved_tensors_hooks(
+        "torch.vmap, which evaluates all transforms as one, has no checkpoints or other hooks on saved tensors within "
+        "a transform: pass batched=False"
+    )
 
 
 @contextmanager
@@ -73,7 +88,7 @@ class ProximalStack:
     """Proximal steps of one structure: all their resolvents in one solve, each row of each layer on its own."""
 
     def __init__(self, steps: Sequence[ProximalStep]) -> None:
-        self.count, self.step = len(steps), steps[0]
+        self.step = steps[0]
         if any(step is not self.step for step in steps):
             check_alike([own_modules(step) for step in steps])
         smooth = [step.smooth for step in steps if step.smooth is not None]
@@ -97,14 +112,14 @@ class ProximalStack:
         z = fixed_point(
             cell,
             rows.detach(),
-            (rows, points.flatten(0, 1), *tensors, *inputs),
+            (rows, points.flatten(0, 1), *map(Shared, tensors), *inputs),
             gradient=resolvent.gradient,
             **resolvent.settings.options(),
         )
         return z.view_as(points) - points
 
 
-class Loop:
+class OneByOne:
     """Modules of any kind, one after the other, called like a `Stack`."""
 
     def __init__(self, modules: Sequence[nn.Module]) -> None:

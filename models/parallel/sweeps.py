@@ -13,7 +13,7 @@ from solvers import Picard
 from ..methods.base import scaled
 from ..optdnn import OptDNN
 from .newton import Newton, scan
-from .stack import Loop, stacked
+from .stack import OneByOne, stacked
 from .trajectory import parts, trajectory
 
 
@@ -26,7 +26,7 @@ class Sweep:
     def __init__(self, net: OptDNN, z0: Tensor, inputs: tuple[Tensor, ...], *, batched: bool = True) -> None:
         self.net, self.z0, self.inputs = net, z0, inputs
         self.trajectory = trajectory(net.method, net.coefficients, z0)
-        self.transforms = stacked(list(net.transforms)) if batched else Loop(list(net.transforms))
+        self.transforms = stacked(list(net.transforms)) if batched else OneByOne(list(net.transforms))
         unscaled = net.coefficients.always("step", 1.0)
         self._steps = None if unscaled else net.coefficients.column("step").to(z0)
 

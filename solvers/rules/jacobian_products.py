@@ -39,8 +39,11 @@ def forward_mode(f: Map, z: Tensor, image: Tensor, spread: float) -> Map:
     return lambda v: torch.func.jvp(f, (z,), (v,))[1]
 
 
-def finite_differences(f: Map, z: Tensor, image: Tensor, spread: float) -> Map:
-    """Use `(f(z + εv) − f(z)) / ε`: half the digits, for any f; one evaluation of f per product."""
+def finite_differences(f: Map, z: Tensor, image: Tensor, spread: float | Tensor) -> Map:
+    """Use `(f(z + εv) − f(z)) / ε`: half the digits, for any f; one evaluation of f per product.
+
+    The spread may differ by row, (rows, 1).
+    """
     size = 1 + torch.linalg.vector_norm(z, dim=1, keepdim=True)
 
     def product(v: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.checkpoint import checkpoint
 
 from implicit import ImplicitGradient, record
 from models import (
@@ -650,10 +651,20 @@ class Legacy(nn.Module):
         return 0.5 * Sine.apply(self.linear(z))
 
 
-@pytest.mark.parametrize("options", [{"sweeps": 5}, {"rtol": 1e-6}], ids=str)
-def test_transforms_that_vmap_does_not_support_are_evaluated_one_by_one(options):
+class Checkpointed(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(6, 6)
+
+    def forward(self, z):
+        return checkpoint(lambda z: 0.3 * torch.tanh(self.linear(z)), z, use_reentrant=False)
+
+
+@pytest.mark.parametrize("options", [{"sweeps": 17}, {"rtol": 1e-6}], ids=str)
+@pytest.mark.parametrize("transform", [Legacy, Checkpointed])
+def test_transforms_that_vmap_does_not_support_are_evaluated_one_by_one(transform, options):
     torch.manual_seed(0)
-    net, z = OptDNN("gd", [Legacy() for _ in range(5)]), torch.randn(3, 6)
+    net, z = OptDNN("gd", [transform() for _ in range(17)]), torch.randn(3, 6)
     found = parallel_evaluate(net, z, **options)
     found = found.value if "rtol" in options else found
     torch.testing.assert_close(found, net(z), rtol=1e-4, atol=1e-5)
@@ -672,11 +683,42 @@ def test_newton_sweeps_over_transforms_that_are_not_alike(newton, batched):
         parallel_evaluate(net, z, sweeps=3, newton=newton, batched=True)
 
 
+@pytest.mark.parametrize("options", [{"sweeps": 2}, {"rtol": 1e-3}], ids=str)
 @pytest.mark.parametrize("batched", [None, False])
-def test_newton_sweeps_over_what_writes_into_its_buffers_are_refused_in_words(batched):
+def test_newton_sweeps_over_what_cannot_be_differentiated_are_refused_in_words(batched, options):
     net = OptDNN("gd", [nn.Sequential(nn.Linear(6, 6), nn.BatchNorm1d(6)) for _ in range(DEPTH)]).train()
     with pytest.raises(TypeError, match=r"writes into its buffers.*eval"):
-        parallel_evaluate(net, torch.randn(2, 6), sweeps=2, newton=Newton(), batched=batched)
+        parallel_evaluate(net, torch.randn(2, 6), newton=Newton(), batched=batched, **options)
+    net = OptDNN("gd", [Checkpointed() for _ in range(DEPTH)])
+    with pytest.raises(TypeError, match=r"holds a checkpoint.*newton=None"):
+        parallel_evaluate(net, torch.randn(2, 6), newton=Newton(), batched=batched, **options)
+
+
+@pytest.mark.parametrize("options", [{"sweeps": 2}, {"rtol": 1e-3}], ids=str)
+def test_a_checkpoint_in_a_transform_refuses_the_batch_and_one_around_all_does_not(options):
+    net, z = OptDNN("gd", [Checkpointed() for _ in range(DEPTH)]), torch.randn(2, 6)
+    with pytest.raises(RuntimeError, match="pass batched=False"):
+        parallel_evaluate(net, z, batched=True, **options)
+    net = OptDNN("gd", [Dense(6, 9) for _ in range(DEPTH)])
+    wanted = list(net.parameters())
+    value = checkpoint(lambda z: parallel_evaluate(net, z, sweeps=DEPTH, batched=True), z, use_reentrant=False)
+    found = torch.autograd.grad(value.sin().sum(), wanted)
+    expected = torch.autograd.grad(net(z).sin().sum(), wanted)
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("options", [{"sweeps": 4}, {"rtol": 1e-9}], ids=str)
+@pytest.mark.parametrize("alpha", [0.0, 0.5])
+@pytest.mark.parametrize("depth", [1, 4])
+def test_newtons_sweeps_over_tied_proximal_steps(depth, alpha, options):
+    options = options if "rtol" in options else {"sweeps": depth}
+    settings = {"rtol": 1e-11, "max_steps": 500, "gradient": EXACT}
+    net = OptDNN("ppa", [MonotoneDense(6, 9)] * depth, alpha=alpha, **settings).double().eval()
+    z = torch.randn(3, 6, dtype=torch.float64, requires_grad=True)
+    found = parallel_evaluate(net, z, newton=Newton(), **options)
+    found = found.value if "rtol" in options else found
+    torch.testing.assert_close(found, net(z), rtol=1e-8, atol=1e-8)
+    torch.testing.assert_close(gradients(found, net, z), gradients(net(z), net, z), rtol=1e-5, atol=1e-6)
 
 
 class Reads(TorchDispatchMode):

@@ -22,10 +22,10 @@ from .gradients import (
     UnrolledGradient,
     with_value,
 )
+from .logs import ConvergenceWarning, record
 from .looped import Looped
 from .multistart import MultistartSolution, multistart
 from .parametrized import one_weight
-from .recording import ConvergenceWarning, record
 from .split_cell import SplitCell
 
 __all__ = [

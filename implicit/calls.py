@@ -22,8 +22,8 @@ from .copies import copied, untouched
 from .draws import normal
 from .few_rows import AmongOthers, few_rows
 from .layer import Layer
+from .logs import unrecorded
 from .parametrized import one_weight
-from .recording import unrecorded
 
 
 class Call(NamedTuple):

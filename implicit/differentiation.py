@@ -34,9 +34,9 @@ from .gradients import Gradient
 from .gradients.base import Evaluation, check_gradient, with_value
 from .gradients.contract import attached, report_of
 from .graph import computed_from, leaves, radius_from_graph, saved_through_hooks
+from .logs import current_logs
 from .pure import own_modules
 from .pure_problem import PureProblem
-from .recording import current_logs
 from .references import remedy
 from .reports import Reports
 from .suitability import warn_of_chance, warn_of_coupling, warn_of_stale_recording, warn_of_unsuitable

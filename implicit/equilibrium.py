@@ -18,14 +18,14 @@ from solvers.solve import root_settings, solve_prepared, uncompiled
 from solvers.state import S
 
 from .calls import note_call
-from .capture import forward_source
 from .differentiation import differentiable_solve
 from .exported import FixedSteps, fixed_steps
 from .gradients import Gradient, ImplicitGradient
 from .gradients.base import check_gradient
 from .layer import Layer, Z
+from .logs import layer_name
 from .parametrized import one_weight
-from .recording import layer_name
+from .sources import forward_source
 from .split_cell import SplitCell, SplitMap
 from .suitability import warn_of_unsuitable
 

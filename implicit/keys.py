@@ -119,6 +119,10 @@ def value_key(
     if isinstance(value, nn.Module):
         parts = [] if within else own_modules(value)
         return _Same(value), *(module_key(part, type(part), vars(part), tensor_key, within=True) for part in parts)
+    if isinstance(value, MethodType):  # a new object each time it is looked up
+        return kind, value.__func__, key(value.__self__, within or isinstance(value.__self__, nn.Module))
+    if isinstance(value, partial):
+        return kind, key((value.func, value.args, value.keywords))
     if is_dataclass(value) and kind is not value:
         named = [(field.name, getattr(value, field.name, None)) for field in fields(value)]
         return kind, *((name, key(item)) for name, item in (*named, *_public(value)))
@@ -146,6 +150,11 @@ def input_key(value: Any, tensor_key: TensorKey = memory_key) -> Hashable:
     """`value_key`, with all attributes of an object; raises RecordingError if one of them is another object."""
     if isinstance(value, nn.Module):
         raise RecordingError(f"an input is a module ({type(value).__name__}): make it a submodule")
+    if isinstance(value, MethodType):
+        return value.__func__, input_key(value.__self__, tensor_key)
+    if isinstance(value, partial):
+        given = value.func, *value.args, *value.keywords.values()
+        return tuple(value.keywords), *(input_key(each, tensor_key) for each in given)
     inside = {} if is_dataclass(value) or isinstance(value, (tuple, list, Mapping)) else attributes(value)
     if any(map(attributes, inside.values())):
         raise RecordingError(

@@ -15,14 +15,14 @@ from solvers.problem import IN_PLACE, prepare, unshared
 from solvers.state import Layout, autocast_dtype, tree_leaves, tree_map, usable, without_autocast
 
 from .calls import note_call
-from .capture import forward_source
 from .depths import depths, is_count
 from .functorch import transformed
 from .layer import Layer, Z
+from .logs import current_logs, layer_name
 from .loop_trace import LoopTrace
 from .parametrized import one_weight
-from .recording import current_logs, layer_name
 from .reports import Reports
+from .sources import forward_source
 from .suitability import unsuitable
 
 

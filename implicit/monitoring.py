@@ -13,7 +13,7 @@ from torch import nn
 
 from .calls import Call, first_of_each, layer_calls
 from .diagnostics import Table
-from .recording import Log, record
+from .logs import Log, record
 from .samples import COLUMNS, Sample, read_samples, sampled, scalars
 
 __all__ = ["Monitor", "MonitorWarning", "Sample", "read_samples"]

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode, is_traceable_wrapper_subclass
 
-from solvers.loops.recorded import recording
-from solvers.loops.recording import RecordingError
+from solvers.loops.recording import RecordingError, recording
 from solvers.state import tree_leaves
 
 from .keys import attributes

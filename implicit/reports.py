@@ -15,7 +15,7 @@ from torch import nn
 from solvers import Solution
 from solvers.caller import level_of_caller
 
-from .recording import ConvergenceWarning, LayerName, Log, Record
+from .logs import ConvergenceWarning, LayerName, Log, Record
 
 
 class Reports(NamedTuple):

@@ -15,8 +15,8 @@ from solvers.state import Layout
 from .calls import Call, aside
 from .diagnostics import Line, Table, gradient_audit, spectral_radius
 from .equilibrium import Equilibrium
+from .logs import Log
 from .parametrized import one_weight
-from .recording import Log
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from solvers import GMRES, Anderson, Broyden, Monotone, NewtonKrylov, Picard, Solution, Solver, solve
 
-from .recording import current_logs
+from .logs import current_logs
 from .reports import Reports
 
 try:

@@ -11,7 +11,7 @@ from torch import Tensor
 from .coupled import JointProblem, solved_jointly
 from .dropping import warn_of_dropping
 from .kept import Keep
-from .loops.recorded import refuse_solve
+from .loops.recording import refuse_solve
 from .pipeline import Pipeline
 from .problem import DroppedRowsError, Problem
 from .progress import Progress

@@ -51,8 +51,8 @@ class Problem:
 
     def __init__(self, f: Callable[..., State], args: tuple[Any, ...], layout: Layout) -> None:
         self.f, self.layout, self.dropped = f, layout, False
-        self.compact = False
-        """Whether rows that have stopped may be dropped."""
+        self.name: str = getattr(f, "__name__", type(f).__name__)
+        self.compact = False  # whether rows that have stopped may be dropped
         self.independent = False
         """Whether f has been seen to return the same for some rows alone."""
         self.told = False

@@ -5,7 +5,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from solvers.loops.buffers import share
-from solvers.loops.recording import Recording
+from solvers.loops.graphs import Recording
 from solvers.state import tree_leaves
 
 
@@ -30,10 +30,15 @@ class Replayed(Recording):
 
     @torch.no_grad()
     def replay(self):
+        # as the replay of a graph, this counts no changes of what it writes to
+        with torch._C._ExcludeDispatchKeyGuard(torch._C.DispatchKeySet(torch._C.DispatchKey.ADInplaceOrView)):
+            return self._replay()
+
+    def _replay(self):
         if not self._fresh:
             for function, args, kwargs, result in self._operations:
                 for old, new in zip(tree_leaves(result), tree_leaves(function(*args, **kwargs)), strict=True):
-                    if isinstance(old, Tensor) and not share(old, new):
-                        old.detach().copy_(new)
+                    if isinstance(old, Tensor) and (old.layout != torch.strided or not share(old, new)):
+                        old.data.copy_(new)
         self._fresh = False
         return self._result

@@ -13,7 +13,7 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from implicit import record
-from implicit.recording import Log
+from implicit.logs import Log
 
 from ..contestants.steps import Step, Stepwise
 from ..tasks.goals import Classification, Goal

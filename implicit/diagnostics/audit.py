@@ -22,7 +22,7 @@ from ..draws import normal
 from ..equilibrium import Equilibrium
 from ..gradients import Gradient
 from ..gradients.base import check_gradient
-from ..recording import record
+from ..logs import record
 from .reference import EXACT, doubled, exact_layer, is_real
 from .tables import Line, Table
 

@@ -17,8 +17,8 @@ from ..coupling import as_one_row
 from ..draws import normal
 from ..gradients import ImplicitGradient
 from ..graph import refuse_hidden
+from ..logs import Log, record
 from ..parametrized import one_weight
-from ..recording import Log, record
 from .audit import compare_gradients, differentiable
 from .findings import Finding, LeftOutError, Look, first_line, name_rows
 from .reference import as_double, exact_layer

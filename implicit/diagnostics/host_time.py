@@ -11,11 +11,11 @@ from typing import NamedTuple
 import torch
 
 from solvers import Captured, Loop
-from solvers.loops.recorded import recording
-from solvers.loops.recording import Graph, one_at_a_time
+from solvers.loops.graphs import Graph, one_at_a_time
+from solvers.loops.recording import recording
 
-from ..capture import hindrance
 from ..parametrized import one_weight
+from ..sources import hindrance
 from .findings import Finding, Look
 
 SHARE = 0.5

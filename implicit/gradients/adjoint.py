@@ -15,10 +15,10 @@ from torch import Tensor
 from solvers import QuasiNewtonSolver
 from solvers.loops.captures import Source
 
-from ..capture import backward_source
 from ..compiled import uncompiled_cells
 from ..graph import anchored
 from ..pure_problem import PureProblem
+from ..sources import backward_source
 from .base import Evaluation, Gradient, Map, Report, refuse_second_derivatives
 from .batched import one_by_one, refuse_batch
 from .contract import checked_linear

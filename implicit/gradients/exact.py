@@ -117,6 +117,7 @@ class ImplicitGradient(AdjointGradient):
         if isinstance(product, Products) and product.pure is not None:
             products, forward = product, product.pure.problem
             problem.captures, problem.told = forward.captures, forward.told
+            problem.name = f"{forward.name}, backward"
             problem.source = lambda adjoint: products.source(unit, adjoint.autocast)
         with torch.no_grad():
             outcome = iterate(problem, start, settings)

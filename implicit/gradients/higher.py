@@ -47,17 +47,17 @@ class Sources:
         small = {
             place: tensor.detach().clone()
             for place, (tensor, uses) in enumerate(zip(tensors, origin.used, strict=True))
-            if not uses and tensor.numel() <= SMALL
+            if not uses and tensor.numel() <= SMALL and tensor.layout == torch.strided
         }
         return cls(pure, origin.used, tuple(origin.others), origin.compiled, small)
 
     def visited(self, tensors: Sequence[Tensor]) -> list[Tensor]:
-        """The tensors except for the constants; those that were not used are detached.
+        """The tensors except for the constants; those that were not used are detached, if they have a graph.
 
         A backward pass visits everything upstream of a node, even where it passes no gradient on.
         """
         return [
-            tensor if uses else tensor.detach()
+            tensor if uses or not tensor.requires_grad else tensor.detach()
             for place, (tensor, uses) in enumerate(zip(tensors, self.uses, strict=True))
             if place not in self.constants
         ]

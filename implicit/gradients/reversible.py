@@ -13,8 +13,8 @@ from solvers import Reversible, Solver
 from solvers.caller import level_of_caller
 from solvers.solution import History
 
+from ..logs import ConvergenceWarning
 from ..pure_problem import PureProblem
-from ..recording import ConvergenceWarning
 from .base import Evaluation, Gradient, refuse_second_derivatives
 from .higher import Sources, refuse_captured
 

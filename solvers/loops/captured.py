@@ -119,7 +119,7 @@ class _Replayed(Loop):
                 self.tape.leave()
             return self.loop.run(problem, solver, measure, start, room, hold)
         tape, span = self.tape, self._whole(room)
-        return self._recorded(
+        return self._from_tape(
             lambda: tape.run(hold, span).first(room),
             lambda: self.loop.run(problem, solver, measure, start, room, hold),
         )
@@ -128,9 +128,9 @@ class _Replayed(Loop):
         tape, otherwise = self.tape, super().evaluate
         if tape is None or not tape.evaluates:
             return otherwise(problem, measure, z, last)
-        return self._recorded(lambda: tape.evaluate(z, last), lambda: otherwise(problem, measure, z, last))
+        return self._from_tape(lambda: tape.evaluate(z, last), lambda: otherwise(problem, measure, z, last))
 
-    def _recorded(self, call: Callable[[], Stretch], otherwise: Callable[[], Stretch]) -> Stretch:
+    def _from_tape(self, call: Callable[[], Stretch], otherwise: Callable[[], Stretch]) -> Stretch:
         """The result of `call`, which uses the tape, or of `otherwise` if the tape cannot make a recording."""
         assert self.tape is not None
         assert self.captures is not None

@@ -41,8 +41,7 @@ class Source(NamedTuple):
     @classmethod
     def of_one_solve(cls, problem: Problem) -> Source:
         """That of a function, in which nothing changes during a solve."""
-        name = getattr(problem.f, "__name__", type(problem.f).__name__)
-        return cls(name, (), (), lambda: lambda: problem)
+        return cls(problem.name, (), (), lambda: lambda: problem)
 
 
 class Captures:
@@ -51,7 +50,8 @@ class Captures:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._tapes: dict[tuple[str, Hashable], Tape | None] = {}  # None: met once
-        self._refused: set[str] = set()
+        self._refused: set[str] = set()  # names of problems and of sources
+        self._told = False
         self._new: Counter[str] = Counter()  # solves in a row of kinds that were not known
         self._told_of_new = False
 
@@ -71,18 +71,17 @@ class Captures:
         return sum(tape is not None for tape in self._tapes.values())
 
     def source(self, problem: Problem, make: Callable[[Problem], Source | None]) -> Source | None:
-        """The source of the problem, which is to be captured."""
-        name = getattr(problem.f, "__name__", type(problem.f).__name__)
-        if name in self._refused:
+        """The source of the problem, which is to be captured; None, with a warning, where it has none."""
+        if problem.name in self._refused:
             return None
         try:
             source = make(problem)
-        except RecordingError as error:
-            self.refuse(name, error)
+        except RecordingError as error:  # it may have one with the next inputs
+            self._warn(problem.name, error)
             return None
         except Exception as error:  # of a container that holds itself, or of a user's object
             why = f"what it depends on cannot be told ({type(error).__name__}: {error})"
-            self.refuse(name, RecordingError(why))
+            self.refuse(problem.name, RecordingError(why))
             return None
         return None if source is None or source.name in self._refused else source
 
@@ -131,16 +130,23 @@ class Captures:
             self._tapes.clear()
 
     def refuse(self, name: str, error: Exception) -> None:
-        """Stop capturing solves of this name, drop their tapes, and warn at the first refusal."""
-        cause = error.__cause__ if isinstance(error, RecordingError) else error
-        why, advice = (f": {error}", "") if cause is None else (f" ({type(cause).__name__}: {cause})", _ADVICE)
+        """Stop capturing solves of this name, and drop their tapes."""
         with self._lock:
-            told, self._refused = self._refused, self._refused | {name}
+            self._refused.add(name)
             for key in [key for key in self._tapes if key[0] == name]:
                 del self._tapes[key]
-        if not told:
-            warnings.warn(
-                f"loop=Captured(): {name} cannot be captured{why}. Its steps run one by one, as with Eager{advice}",
-                RuntimeWarning,
-                stacklevel=level_of_caller(),
-            )
+        self._warn(name, error)
+
+    def _warn(self, name: str, error: Exception) -> None:
+        """Give the reason, once for all solves of the layer."""
+        with self._lock:
+            told, self._told = self._told, True
+        if told:
+            return
+        cause = error.__cause__ if isinstance(error, RecordingError) else error
+        why, advice = (f": {error}", "") if cause is None else (f" ({type(cause).__name__}: {cause})", _ADVICE)
+        warnings.warn(
+            f"loop=Captured(): {name} cannot be captured{why}. Its steps run one by one, as with Eager{advice}",
+            RuntimeWarning,
+            stacklevel=level_of_caller(),
+        )

@@ -18,7 +18,7 @@ from ..norms import Measure, extreme, out_of_range
 from ..problem import Problem
 from ..rules.rule import RestartingSolver, Solver
 from ..state import select, tree_leaves
-from .recorded import recorded
+from .recording import recorded
 from .transfer import Transfer
 
 Floats = NDArray[np.float64]

@@ -8,7 +8,7 @@ from ..norms import Euclidean, Measure
 from ..problem import Problem
 from ..rules.picard import Picard
 from .eager import Hold, Loop
-from .recorded import recorded
+from .recording import recorded
 
 _UNREAD = Measure(Euclidean(), 0.0, 0.0)
 

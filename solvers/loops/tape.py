@@ -15,8 +15,8 @@ from ..problem import Problem
 from ..rules.rule import Solver
 from .buffers import buffer_like, numbers_of, share, tensors_of
 from .eager import Hold, Stretch, advance, begin
-from .recorded import recording
-from .recording import Called, Graph, Recording, RecordingError, one_at_a_time, own_stream
+from .graphs import Called, Graph, Recording, one_at_a_time, own_stream
+from .recording import RecordingError, recording
 from .transfer import Transfer
 
 
@@ -225,11 +225,11 @@ class Tape:
         if not one_at_a_time.acquire(blocking=False):
             return None
         try:
-            return self._recorded(function)
+            return self._made(function)
         finally:
             one_at_a_time.release()
 
-    def _recorded(self, function: Callable[[], Stretch]) -> Recording:
+    def _made(self, function: Callable[[], Stretch]) -> Recording:
         try:
             with recording():
                 if self._side is None:
@@ -237,5 +237,7 @@ class Tape:
                 if self._turn not in self._pools:
                     self._pools[self._turn] = torch.cuda.graph_pool_handle()
                 return Graph(function, self._pools[self._turn], self._side)
+        except RecordingError:
+            raise
         except Exception as error:
             raise RecordingError from error

@@ -19,8 +19,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import implicit
 from implicit import Equilibrium, ImplicitGradient, Looped, fixed_point, record
-from implicit.capture import backward_source
 from implicit.pure_problem import PureProblem
+from implicit.sources import backward_source
 from solvers import (
     GMRES,
     Anderson,
@@ -37,7 +37,8 @@ from solvers import (
 )
 from solvers.loops import eager as loops
 from solvers.loops.captures import LIMIT
-from solvers.loops.recording import Called, RecordingError
+from solvers.loops.graphs import Called
+from solvers.loops.recording import RecordingError
 from solvers.loops.tape import Tape
 from solvers.pipeline import Pipeline
 from solvers.problem import Problem
@@ -647,7 +648,7 @@ def test_two_layers_one_within_the_other():
             for one, other in zip(*found, strict=True):
                 torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-8)
     (only,) = told
-    assert "Outer, forward cannot be captured (RuntimeError: f contains a solve" in str(only.message)
+    assert "Outer, forward cannot be captured: it contains a solve" in str(only.message)
     assert len(captured.cell.inner._captures) >= 1, "the one within is recorded all the same"
 
 

@@ -11,7 +11,7 @@ from torch.nn.utils.parametrizations import spectral_norm
 
 from implicit import Looped, record
 from solvers import Captured, Compiled, Eager
-from solvers.loops.recording import Called
+from solvers.loops.graphs import Called
 
 from .cells import DIM, Cell, Residual, inputs, textbook
 

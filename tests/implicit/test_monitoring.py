@@ -15,8 +15,8 @@ from implicit import Equilibrium, ImplicitGradient, NeumannGradient, record
 from implicit.calls import _listeners
 from implicit.diagnostics import diagnose, gradient_audit, spectral_radius
 from implicit.lightning_monitor import MonitorCallback
+from implicit.logs import current_logs
 from implicit.monitoring import Monitor, MonitorWarning, read_samples
-from implicit.recording import current_logs
 
 
 class Cell(nn.Module):

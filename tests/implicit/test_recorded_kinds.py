@@ -20,8 +20,8 @@ from torch.nn.utils import parametrize
 from torch.overrides import TorchFunctionMode
 
 from implicit import Equilibrium, ImplicitGradient
-from implicit.capture import forward_source
 from implicit.keys import value_key
+from implicit.sources import forward_source
 from solvers import Captured, Eager, Picard
 from solvers.problem import prepare
 
@@ -491,7 +491,7 @@ def test_cells_for_which_eager_has_no_error(make):
     cell, (x,) = make(), inputs(1)
     cell.itself = [cell.scale]
     if make is Sparse:
-        x = x.to_sparse()
+        x = x.to_sparse()  # which cannot be recorded
     eager, captured = (
         Equilibrium(cell, loop=loop, compact=False, rtol=1e-6, initial=lambda x: torch.zeros(ROWS, DIM))
         for loop in (Eager(4), Captured(4))
@@ -500,6 +500,93 @@ def test_cells_for_which_eager_has_no_error(make):
         if step == 4:
             cell.itself.append(cell.itself)
         alike(lambda layer: layer(x), eager, captured)
+
+
+def trained_alike(cell, x, steps=5, **options):
+    """Train by both loops; returns the layer that records."""
+    eager, captured = (
+        Equilibrium(cell, loop=loop, compact=False, rtol=1e-6, **options) for loop in (Eager(4), Captured(4))
+    )
+    wanted = [parameter for parameter in cell.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.SGD(wanted, lr=0.05)
+    for _ in range(steps):
+        alike(lambda layer: layer(x), eager, captured)
+        optimizer.step()
+    return captured
+
+
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta")
+@pytest.mark.parametrize("form", [torch.Tensor.to_sparse, torch.Tensor.to_sparse_csr])
+@pytest.mark.parametrize("size", [DIM, 200])
+def test_a_graph_that_is_a_sparse_buffer_is_recorded_both_ways(form, size):
+    class Graph(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(DIM, DIM)
+            self.register_buffer("adjacency", form(0.5 * torch.eye(size) + 0.1 / size))
+
+        def forward(self, z, x):
+            return torch.tanh(0.3 * self.linear(self.adjacency @ z[0])[None] + x)
+
+    captured = trained_alike(Graph(), torch.randn(1, size, DIM))
+    assert len(captured._captures) == 2
+
+
+class Energy(nn.Module):
+    """A gradient step of an energy, by `torch.func.grad`."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner, self.inject = nn.Linear(DIM, DIM), nn.Linear(DIM, DIM)
+
+    def forward(self, z, x):
+        def energy(z):
+            return 0.5 * z.square().sum() - 0.3 * nn.functional.softplus(self.inner(z) + self.inject(x)).sum()
+
+        return z - 0.4 * torch.func.grad(energy)(z)
+
+
+def test_a_cell_that_takes_gradients_by_torch_func_is_recorded_both_ways():
+    captured = trained_alike(Energy(), *inputs(1))
+    assert len(captured._captures) == 2
+
+
+def test_a_sparse_input_prevents_its_own_solves_only():
+    captured, (x,) = Equilibrium(Sparse(), loop=Captured(4), initial=lambda x: torch.zeros(ROWS, DIM)), inputs(1)
+    with pytest.warns(RuntimeWarning, match=r"Sparse cannot be captured: an input.* is sparse"):
+        captured(x.to_sparse())
+    for _ in range(3):
+        captured(x).sum().backward()
+    assert len(captured._captures) == 2
+
+
+def test_anomaly_mode_prevents_only_the_products_that_it_checks(recwarn):
+    captured, (x,) = Equilibrium(Cell(), loop=Captured(4)), inputs(1)
+    with torch.autograd.set_detect_anomaly(True):
+        for _ in range(3):
+            captured(x).sum().backward()
+    assert len(captured._captures) == 1
+    for _ in range(3):
+        captured(x).sum().backward()
+    assert len(captured._captures) == 2
+    assert not [told for told in recwarn if "Captured" in str(told.message)]
+
+
+def test_recordings_of_backward_passes_read_frozen_weights_in_place():
+    class Wide(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner, self.inject = nn.Linear(200, 200), nn.Linear(200, 200)
+            self.inner.weight.requires_grad_(False).mul_(0.3)
+
+        def forward(self, z, x):
+            return torch.tanh(self.inner(z) + self.inject(x))
+
+    captured = trained_alike(Wide(), torch.randn(ROWS, 200))
+    tapes = [tape for tape in captured._captures._tapes.values() if tape is not None]
+    assert len(tapes) == 2
+    for tape in tapes:
+        assert all(tensor.numel() <= ROWS * 200 for tensor in tape.tensors)
 
 
 def test_what_makes_every_solve_a_new_kind_is_told():

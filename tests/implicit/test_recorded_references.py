@@ -18,7 +18,7 @@ from implicit.keys import value_key
 from implicit.references import MANY
 from solvers import Captured, Eager
 from solvers.loops import tape
-from solvers.loops.recording import Called
+from solvers.loops.graphs import Called
 from tests.legacy import Sine
 from tests.replays import Replayed
 
@@ -96,6 +96,13 @@ class Private:
     @property
     def scale(self):
         return self._scale
+
+
+class Amplifier:
+    scale = 0.2
+
+    def times(self, z):
+        return self.scale * z
 
 
 def layers(cell):
@@ -332,6 +339,28 @@ def test_the_inside_of_objects(hold, passed, x):
             with torch.no_grad():
                 torch.testing.assert_close(captured(*given), eager(*given))
             alike(lambda layer: layer(*given), eager, captured)
+    assert len(captured._captures) > 0
+
+
+@pytest.mark.parametrize("passed", [True, False])
+@pytest.mark.parametrize("bind", [lambda held: held.times, lambda held: partial(Amplifier.times, held)])
+def test_objects_behind_methods_and_partial_functions_count(bind, passed, x):
+    class Applying(nn.Module):
+        def __init__(self, times):
+            super().__init__()
+            self.linear, self.times = nn.Linear(DIM, DIM), times
+
+        def forward(self, z, x, times=None):
+            return torch.tanh(self.linear((times or self.times)(z)) + x)
+
+    held = Amplifier()
+    eager, captured = layers(Applying(bind(held)))
+    for held.scale in (0.2, 0.5, 0.8):
+        for _ in range(4):
+            given = (x, bind(held)) if passed else (x,)
+            with torch.no_grad():
+                torch.testing.assert_close(captured(*given), eager(*given))
+            alike(lambda layer, given=given: layer(*given), eager, captured)
     assert len(captured._captures) > 0
 
 

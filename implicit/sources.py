@@ -65,9 +65,17 @@ def backward_source(
     def build(at: PureProblem, filled: Sequence[Tensor], own: Sequence[Tensor]) -> Problem:
         point, shift = own
         z = point.detach().requires_grad_()
-        # saving through hooks skips the check for in-place changes: each solve replays the evaluation first
-        with torch.enable_grad(), unhooked():
-            image = at(z, *(tensor.detach() for tensor in filled))
+        try:
+            # saving through hooks skips the check for in-place changes: each solve replays the evaluation first
+            with torch.enable_grad(), unhooked():
+                image = at(z, *(tensor.detach() for tensor in filled))
+        except RuntimeError as error:
+            if "saved tensor hooks" not in str(error):
+                raise
+            # torch.func.grad in f takes no hooks: such tensors do not count changes of the original ones
+            z = z.data.requires_grad_()
+            with torch.enable_grad():
+                image = at(z, *(tensor.data for tensor in filled))
 
         def adjoint(u: Tensor) -> Tensor:
             if not image.requires_grad:
@@ -80,6 +88,10 @@ def backward_source(
         return problem
 
     module = pure.module
+    if (
+        torch.is_anomaly_enabled() and torch.is_anomaly_check_nan_enabled()
+    ):  # each product would wait for a check on the host
+        return None
     if module is None or not module.is_open or point.dtype != shift.dtype or not pure.unchanged:
         return None
     own = point.detach(), shift
@@ -153,4 +165,4 @@ def _source(
 
     layout = problem.layout
     signature = way, key, inputs, layout.key, order_key(layout.example), problem.autocast, settings_key()
-    return Source(f"{type(problem.f).__name__}, {way}", signature, (*own, *copied), made)
+    return Source(f"{problem.name}, {way}", signature, (*own, *copied), made)

@@ -16,8 +16,8 @@ from torch._subclasses import FakeTensorMode
 from implicit import Equilibrium
 from implicit.diagnostics import host_time
 from solvers import Captured, Picard
-from solvers.loops import recording
-from solvers.loops.recording import Graph, one_at_a_time, own_stream
+from solvers.loops import graphs
+from solvers.loops.graphs import Graph, one_at_a_time, own_stream
 from solvers.loops.tape import Tape
 
 
@@ -114,7 +114,7 @@ def test_streams_for_captures_are_used_again_and_by_one_at_a_time(monkeypatch):
     """PyTorch's pool has 32 streams, which it hands out in turn: two tapes must not be given the same."""
     made = []
     monkeypatch.setattr(torch.cuda, "Stream", lambda device: made.append((device, len(made))) or made[-1])
-    monkeypatch.setattr(recording, "_idle", defaultdict(list))
+    monkeypatch.setattr(graphs, "_idle", defaultdict(list))
     one, other = torch.device("cuda:0"), torch.device("cuda:1")
     living = [Owner() for _ in range(3)]
     streams = {own_stream(owner, one) for owner in living}
@@ -178,7 +178,7 @@ def test_a_launch_waits_for_a_capture_in_another_thread(card, monkeypatch):
         assert not launched
     thread.join()
     assert launched == [True]
-    monkeypatch.setattr(recording, "WAIT", 0.01)
+    monkeypatch.setattr(graphs, "WAIT", 0.01)
     with one_at_a_time:  # which may wait for this thread
         graph.replay()
     assert len(launched) == 2

@@ -72,13 +72,18 @@ def causes(cell: nn.Module, inputs: tuple[Any, ...], batch: int) -> Iterator[str
     """What in a cell may couple its rows, in words."""
     for name, module in cell.named_modules():
         title = f"{name or 'the cell itself'} ({type(module).__name__})"
-        if isinstance(module, _BatchNorm) and (module.training or module.running_mean is None):
+        if uses_batch_statistics(module):
             yield f"{title} uses batch statistics"
         elif getattr(module, "batch_first", True) is False:
             yield f"{title} takes dim 0 as the sequence: set batch_first=True"
         kept = dict(module.named_parameters(recurse=False)) | dict(module.named_buffers(recurse=False)) | vars(module)
         yield from (f"{name + '.' if name else ''}{key} {why}" for key, why in _square(kept, batch))
     yield from (f"{key} {why}" for key, why in _square({"an input": inputs}, batch))
+
+
+def uses_batch_statistics(module: nn.Module) -> bool:
+    """Whether it is a batch normalisation by the statistics of the batch itself."""
+    return isinstance(module, _BatchNorm) and (module.training or module.running_mean is None)
 
 
 def _square(values: dict[str, Any], batch: int) -> Iterator[tuple[str, str]]:

@@ -96,13 +96,14 @@ def _best(found: list[Solution[Z]], layout: Layout, agreement: float) -> Multist
         padded = [torch.cat((part, part.new_full((length - len(part), layout.batch), math.nan))) for part in parts]
         return torch.stack(padded)[start, :, rows].T
 
-    told = {name: of_chosen(name) for name in ("residual", "status", "steps", "trace", "absolute")}
+    told: dict[str, Any] = {name: of_chosen(name) for name in ("residual", "status", "steps", "trace", "absolute")}
     return MultistartSolution(
         value=layout.unflatten(chosen),
         evaluations=torch.stack([solution.evaluations for solution in found]).sum(dim=0),
         alternatives=found[0].alternatives,
         budget=found[0].budget,
         fixed=found[0].fixed,
+        rounding=found[0].rounding,
         start=start,
         agreed=same.sum(dim=0),
         residuals=residuals,

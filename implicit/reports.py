@@ -70,7 +70,8 @@ class Reports(NamedTuple):
             text += "; its policy reports that it did not converge"
         if self.settings and not self.told:
             text += f"\n{self.settings}"
-        measured = radius()
+        floored = solution.floored
+        measured = None if bool(floored.any() & (solution.converged | floored).all()) else radius()
         if measured is not None:
             text += f"\nThe spectral radius of the Jacobian there is about {measured:.3g}"
             text += (

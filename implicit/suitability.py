@@ -6,10 +6,11 @@ import warnings
 from collections.abc import Iterator
 
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
 from solvers.caller import level_of_caller
+
+from .coupling import REMEDY, uses_batch_statistics
 
 _COUPLES = (
     "couples the rows through batch statistics, and updates its running ones at every evaluation of a solve: use "
@@ -64,8 +65,7 @@ def warn_of_coupling() -> None:
     """A `RuntimeWarning` for a cell whose rows depend on each other, as evaluating all solutions together showed."""
     warnings.warn(
         "the rows of the cell depend on each other: the solutions found row by row do not hold when all rows are "
-        "evaluated together. Each problem must be one row: pass a graph, whose nodes are not rows, as x[None] (and "
-        "z0[None]). Use LayerNorm or GroupNorm in place of batch statistics",
+        f"evaluated together. {REMEDY}",
         RuntimeWarning,
         stacklevel=level_of_caller(),
     )
@@ -74,7 +74,7 @@ def warn_of_coupling() -> None:
 def unsuitable(cell: nn.Module) -> Iterator[tuple[str, nn.Module, str]]:
     """The modules of the cell whose evaluations differ, or mix the batch's rows: their names, and what they do."""
     for name, module in cell.named_modules():
-        if isinstance(module, _BatchNorm) and (module.training or module.running_mean is None):
+        if uses_batch_statistics(module):
             yield name, module, _ALWAYS if module.running_mean is None else _COUPLES
         elif module.training and _drops(module):
             yield name, module, _DROPS

@@ -110,7 +110,7 @@ class OptDEQ(nn.Module):
         within = options.copy()
         within.setdefault("solver", Anderson())  # whatever solver the transform names
         proximal_step = partial(ProximalStep, alpha=alpha, gradient=gradient, **within)
-        cell = _TiedStep(method, method.transform(transform, alpha, proximal_step))
+        cell = TiedStep(method, method.transform(transform, alpha, proximal_step))
         self.equilibrium: Equilibrium[State] = Equilibrium(cell, gradient=gradient, **options)
         self.initial = initial
 
@@ -132,7 +132,7 @@ class OptDEQ(nn.Module):
         return _as_state(method.start(x.new_zeros(x.shape) if self.initial is None else self.initial(x)))
 
 
-class _TiedStep(nn.Module):
+class TiedStep(nn.Module):
     """One step of a method as a cell: streams to streams."""
 
     def __init__(self, method: Method, transform: nn.Module) -> None:

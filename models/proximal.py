@@ -49,7 +49,7 @@ class ProximalStep(nn.Module):
         self.alpha, self.smooth = alpha, smooth
         options.setdefault("solver", getattr(proximal, "solver", Anderson()))
         self.resolvent = Equilibrium(
-            _Resolvent(proximal, alpha),
+            Resolvent(proximal, alpha),
             gradient=gradient,
             initial=_from_v,
             **options,
@@ -68,14 +68,14 @@ class ProximalStep(nn.Module):
     @property
     def proximal(self) -> nn.Module:
         """P, held by the cell of the resolvent whatever alpha is, so that state_dicts are interchangeable."""
-        cell: _Resolvent = self.resolvent.cell  # type: ignore[assignment]
+        cell: Resolvent = self.resolvent.cell  # type: ignore[assignment]
         return cell.proximal
 
     def extra_repr(self) -> str:
         return f"alpha={self.alpha}"
 
 
-class _Resolvent(nn.Module):
+class Resolvent(nn.Module):
     """The cell `z ↦ v + P(alpha·y + (1 − alpha)·z)`, alpha < 1."""
 
     def __init__(self, proximal: nn.Module, alpha: float) -> None:

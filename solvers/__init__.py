@@ -16,9 +16,10 @@ from .rules.picard import Picard
 from .rules.reversible import Reversible
 from .rules.rule import QuasiNewtonSolver, RestartingSolver, Solver
 from .settings import Settings, SolveOptions
-from .solution import ConvergenceError, Solution, Status
+from .solution import ConvergenceError, Solution
 from .solve import root, solve
 from .state import State
+from .status import Status
 
 __version__ = "0.2.0"
 """The version of the distribution; setup.cfg reads it from here."""

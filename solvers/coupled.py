@@ -17,8 +17,9 @@ from .norms import Measure, Norm, row_norms
 from .problem import Problem
 from .rows import SLACK, Floats
 from .settings import Settings
-from .solution import Outcome, Status
+from .solution import Outcome
 from .state import Layout
+from .status import Status
 
 if TYPE_CHECKING:
     from .run import Run

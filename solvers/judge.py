@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from .rows import RUNNING, Bools, Floats, Integers, Rows, Rule
-from .solution import Status
+from .status import Status
 
 PROMISING = 0.5
 """Factor of the first residual below which a row must have come for Broyden's method to take over."""

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .judge import RUNAWAY
 from .rows import Bools, Floats, Integers, Rows, Rule
-from .solution import Status
+from .status import Status
 
 FEW = 64
 """Number of norms up to which comparing them one by one in Python is faster than calling NumPy."""

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from .solution import Status
+from .status import Status
 
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]

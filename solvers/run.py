@@ -21,7 +21,8 @@ from .progress import Progress
 from .rows import Bools, Floats, Integers
 from .second_try import SecondTry
 from .settings import Settings
-from .solution import Outcome, Status
+from .solution import Outcome
+from .status import Status
 
 DROP_SHARE = 1 / 8
 """Share of the current rows that must have stopped before they are dropped: dropping copies the solver's history."""

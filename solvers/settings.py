@@ -68,7 +68,9 @@ class Settings:
         if not isinstance(self.loop, Loop):
             raise TypeError(f"loop={self.loop!r} is not a Loop: pass Eager(), Compiled() or Captured()")
         for name, value in (("rtol", self.rtol), ("atol", 0.0 if self.atol is None else self.atol)):
-            if not isinstance(value, Real) or isinstance(value, bool) or not 0 <= float(value) < math.inf:
+            if not isinstance(value, Real) or isinstance(value, bool):
+                raise ValueError(f"{name}={value!r} is a {type(value).__name__}: pass a number, such as 1e-4")
+            if not 0 <= float(value) < math.inf:
                 raise ValueError(f"{name}={value!r} must be a finite number of at least 0")
         if not isinstance(self.min_steps, Integral) or isinstance(self.min_steps, bool) or self.min_steps < 0:
             raise ValueError(f"min_steps={self.min_steps!r} must be an integer of at least 0")
@@ -87,7 +89,7 @@ class Settings:
         if self.loop.fixed_shapes and not self.solver.fixed_cost:
             raise ValueError(
                 f"loop={self.loop!r} needs a solver with a fixed cost per step, which {type(self.solver).__name__} "
-                "does not have: use Picard, Anderson or Broyden"
+                "does not have: use a solver such as Anderson, Broyden, GMRES or Picard"
             )
         if self.loop.fixed_shapes and type(self.solver).__hash__ is None:
             raise TypeError(
@@ -108,7 +110,13 @@ class Settings:
         known = [field.name for field in fields(cls)]
         unknown = [name for name in options if name not in known]
         if unknown:
-            raise TypeError(f"{title}() got an unexpected keyword argument {unknown[0]!r}: it takes {', '.join(known)}")
+            name, solver = unknown[0], options.get("solver", defaults.get("solver", Anderson()))
+            hint = (
+                f". It may belong to the solver: solver={type(solver).__name__}({name}=…)"
+                if hasattr(solver, name)
+                else ""
+            )
+            raise TypeError(f"{title}() got an unexpected keyword argument {name!r}: it takes {', '.join(known)}{hint}")
         return cls(**{**defaults, **options})
 
     @property

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
-from enum import IntEnum
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple
 
 import numpy as np
@@ -13,44 +12,12 @@ from torch import Tensor
 
 from .pages import sparkline, table
 from .state import S
+from .status import Status, at_floor
 
 if TYPE_CHECKING:
     from .problem import Problem
     from .rows import Floats, Rows, Rule
     from .rules.rule import Solver
-
-
-class Status(IntEnum):
-    """How the solve of one row ended; `message` gives the cause and the remedy."""
-
-    CONVERGED = 0
-    MAX_STEPS = 1
-    STALLED = 2
-    DIVERGED = 3
-    NON_FINITE = 4
-
-    @property
-    def message(self) -> str:
-        """What happened, and what to try."""
-        return _MESSAGES[self]
-
-
-_MESSAGES = {
-    Status.CONVERGED: "the residual met the tolerance",
-    Status.MAX_STEPS: "the steps ran out: raise max_steps, loosen rtol, or try another solver",
-    Status.STALLED: (
-        "the residual stopped falling: rtol may lie below what the dtype can resolve (loosen it or use float64), "
-        "or f cycles, wanders or has no fixed point (make it contract, or take shorter steps, as with damping=0.5), or "
-        "the solver is at a local minimum of the residual (try another solver)"
-    ),
-    Status.DIVERGED: (
-        "the iterates grew out of bounds: f may expand or have no fixed point (make it contract, by smaller weights)"
-    ),
-    Status.NON_FINITE: (
-        "f returned NaN or Inf: check the inputs of these rows and the weights, or use a wider dtype. In a backward "
-        "pass such a row can make the gradient of every weight NaN, even if the loss leaves it out"
-    ),
-}
 
 
 class ConvergenceError(RuntimeError):
@@ -84,11 +51,21 @@ class Solution(Generic[S]):
     """The argument to raise where the steps ran out."""
     fixed: bool = field(default=False, repr=False, kw_only=True)
     """Whether the number of steps was fixed, without a tolerance, so that no row converged or failed to."""
+    rounding: float = field(default=0.0, repr=False, kw_only=True)
+    """Relative rounding unit of f's output; 0: unknown."""
+    linear: bool = field(default=False, repr=False, kw_only=True)
+    """Whether the equation is the linear one of a backward pass."""
 
     @property
     def converged(self) -> Tensor:
         """(batch,) bool: the row met its tolerance."""
         return self.status == Status.CONVERGED
+
+    @property
+    def floored(self) -> Tensor:
+        """(batch,) bool: the row missed its tolerance at a residual that is as small as the dtype allows."""
+        units = sum(status.units * (self.status == status) for status in Status)
+        return ~self.converged & (self.residual <= units * self.rounding)
 
     def check(self) -> Solution[S]:
         """Return self, or raise `ConvergenceError` naming how many rows failed, which, why, and what to try."""
@@ -98,7 +75,8 @@ class Solution(Generic[S]):
 
     def summary(self) -> str:
         """One line for each status that occurs: how many rows, which ones, how far off, and the remedy."""
-        statuses = self.status.tolist()
+        statuses, floored = self.status.tolist(), self.floored
+        floor = self.residual[floored].max().item() if bool(floored.any()) else 0.0
         failed = Counter(statuses)
         converged = failed.pop(Status.CONVERGED, 0)
         lines = [f"{converged} of {len(statuses)} rows converged"]
@@ -109,14 +87,16 @@ class Solution(Generic[S]):
             status = Status(code)
             lines.append(
                 f"{count} {status.name} ({'row' if count == 1 else 'rows'} {shown}; "
-                f"largest relative residual {worst:.1e}): {self._advice(status)}"
+                f"largest relative residual {worst:.1e}): "
+                + (at_floor(floor) if bool(floored[rows].all()) else self._advice(status))
             )
         return "\n".join(lines)
 
     def _advice(self, status: Status) -> str:
         if self.fixed and status == Status.MAX_STEPS:
             return "the number of steps was fixed, without a tolerance"
-        return status.message.replace("another solver", self.alternatives).replace("max_steps", self.budget)
+        message = status.message_of_backward if self.linear else status.message
+        return message.replace("another solver", self.alternatives).replace("max_steps", self.budget)
 
     def to_dict(self) -> dict[str, list[Any]]:
         """What happened to each row, in plain numbers and words, without the value and the trace.
@@ -220,6 +200,7 @@ class Outcome:
             floats[1 + len(trace) :],
             alternatives=solver.alternatives,
             budget=solver.budget,
+            rounding=0.0 if self.rule.relative_to_start else self.rule.rounding,
         )
 
 

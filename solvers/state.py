@@ -41,7 +41,8 @@ class Layout:
                     f"dim; pass {scalars}{name}[None] for one vector"
                 )
             if not part.dtype.is_floating_point:
-                raise TypeError(f"{name} has dtype {part.dtype}: a state must have a real floating-point dtype")
+                hint = ", such as torch.view_as_real of a complex one" if part.dtype.is_complex else ""
+                raise TypeError(f"{name} has dtype {part.dtype}: a state must have a real floating-point dtype{hint}")
             if (part.shape[0], part.dtype, part.device) != (parts[0].shape[0], parts[0].dtype, parts[0].device):
                 raise ValueError(
                     f"the parts of {name} differ in batch, dtype or device: "

@@ -70,24 +70,28 @@ def backward(look: Look) -> Finding | None:
             f"{where}, though the solution is finite",
             "Look for Inf in the inputs, and for roots, norms and quotients at 0 in the cell: add a small number there",
         )
-    floor = 4 * look.problem.rounding  # the dtype allows no smaller residual
     failures = [
-        (entry.solution, bad)
-        for entry in log.backward
-        for bad in [~entry.solution.converged & good & ~(entry.solution.residual <= floor)]
-        if bool(bad.any())
+        (entry.solution, bad) for entry in log.backward for bad in [~entry.solution.converged & good] if bool(bad.any())
     ]
     if not failures:
         if of_inputs is not None:
             raise LeftOutError(f"that of the inputs cannot be computed, those of the parameters can: {of_inputs}")
         return None
     solution, bad = failures[0]
+    largest, floored = solution.residual[bad].max(), not bool((bad & ~solution.floored).any())
+    advice = (
+        "Raise max_steps of ImplicitGradient, give it another solver, such as GMRES(), or choose how to treat such "
+    )
+    advice += "rows by unconverged="
+    if own_policy(look):
+        advice = f"Give the solve of {policy(look)} more steps, or another solver"
+    elif floored:
+        advice = f"That is the floor of {look.problem.autocast or look.problem.layout.dtype}: pass "
+        advice += f"gradient=ImplicitGradient(rtol={2 * largest:.0e}), or use a wider dtype"
     return Finding(
         "backward solve not converged",
-        f"the adjoint solve of {name_rows(bad)} stopped at a relative residual of {solution.residual[bad].max():.1e}",
-        "Raise max_steps of ImplicitGradient, give it another solver, or choose how to treat such rows by unconverged="
-        if not own_policy(look)
-        else f"Give the solve of {policy(look)} more steps, or another solver",
+        f"the adjoint solve of {name_rows(bad)} stopped at a relative residual of {largest:.1e}",
+        advice,
     )
 
 

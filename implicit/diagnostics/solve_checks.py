@@ -88,7 +88,7 @@ def floor(look: Look) -> Finding | None:
         "the dtype's floor",
         f"{name_rows(bad)} stopped at a relative residual of {solution.residual[bad].max():.1e}, "
         f"above rtol={look.layer.rtol:g}; {look.problem.autocast or look.problem.layout.dtype} resolves {rounding:.1e}",
-        f"Set rtol to {4 * rounding:.0e} or more, or use a wider dtype",
+        f"Set rtol to {2 * solution.residual[bad].max():.0e} or more, or use a wider dtype",
     )
 
 
@@ -103,8 +103,8 @@ def standing(look: Look) -> Finding | None:
         "stalled or cycling rows",
         f"{name_rows(bad)} stopped improving at a relative residual of up to {solution.residual[bad].max():.1e}{cycle}"
         + (f"; the spectral norms of the weights are {norms}" if norms else ""),
-        f"They may have no fixed point: {smaller(look.layer.cell)}. If the spectral radius there is below 1, try "
-        "another solver, damping or start",
+        "Try shorter steps, as with Anderson(damping=0.3), which suit eigenvalues left of -1, NewtonKrylov(), or "
+        f"another start. If none of them helps, there may be no fixed point: {smaller(look.layer.cell)}",
     )
 
 
@@ -166,7 +166,8 @@ def short(look: Look) -> Finding | None:
     with torch.no_grad(), one_weight(look.layer.cell):
         other = solve(look.layer.cell, look.layer.start(look.inputs, look.z0), look.inputs, **settings.options())
     both = [solution.evaluations.double().mean().item() for solution in (look.solution, other)]
-    more = other.converged.sum() > look.solution.converged.sum()
+    able = ~look.floored  # where rounding decides, it is luck
+    more = (other.converged & able).sum() > (look.solution.converged & able).sum()
     if not more and not both[1] < SAVED * both[0]:
         return None
     return Finding(

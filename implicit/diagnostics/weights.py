@@ -45,6 +45,8 @@ def smaller(cell: nn.Module) -> str:
     bounds = ["torch.nn.utils.parametrizations.spectral_norm and a factor below 1"]
     if any(weight.ndim > 2 for _, weight in _matrices(cell)):
         bounds.append("convolutions by models.ContractiveConv (spectral_norm bounds the kernel as a matrix only)")
+    if not any(True for _ in _matrices(cell)):
+        return "scale down what acts on z"
     words = f"scale down the largest weights that act on z, or bound them by {', '.join(bounds)}"
     if any(isinstance(part, NORMALISATIONS) for part in cell.modules()):
         words += (

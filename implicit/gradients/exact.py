@@ -117,15 +117,20 @@ class ImplicitGradient(AdjointGradient):
         if isinstance(product, Products) and product.pure is not None:
             products, forward = product, product.pure.problem
             problem.captures, problem.told = forward.captures, forward.told
-            problem.name = f"{forward.name}, backward"
+            problem.name, problem.rounding = f"{forward.name}, backward", max(problem.rounding, forward.rounding)
             problem.source = lambda adjoint: products.source(unit, adjoint.autocast)
         with torch.no_grad():
             outcome = iterate(problem, start, settings)
-        report(outcome.converged, lambda: outcome.solution(problem, settings.solver))
+
+        def solution() -> Solution[Tensor]:
+            other = "GMRES with a longer restart" if isinstance(settings.solver, GMRES) else "GMRES()"
+            return replace(outcome.solution(problem, settings.solver), linear=True, alternatives=other)
+
+        report(outcome.converged, solution)
         value = outcome.value
         if not outcome.converged and self.unconverged is not Unconverged.KEEP:
-            solution: Solution[Tensor] = outcome.solution(problem, settings.solver)
+            found = solution()
             if self.unconverged is Unconverged.RAISE:
-                solution.check()
-            value = torch.where(solution.converged[:, None], value, unit)
+                found.check()
+            value = torch.where(found.converged[:, None], value, unit)
         return (value * length).to(shift.dtype)

@@ -1,8 +1,8 @@
 """Networks evaluated in parallel over their depth."""
 
-from .contractivity import lyapunov_exponent
 from .evaluate import parallel_evaluate
 from .likeness import UnlikeError
+from .lyapunov import lyapunov_exponent
 from .module import Parallel
 from .newton import Newton
 from .sequence import Unrolled, unroll

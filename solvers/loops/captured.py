@@ -48,7 +48,7 @@ class Captured(Loop):
     check_every: int = 8
     """Steps between two checks of the residuals. The last stretch runs past the last step, by fewer than check_every
     evaluations, whose results are discarded. If the residuals fall faster than before, one more stretch is wasted.
-    States of up to 2**18 entries are checked less often while some row appears to be far from converged."""
+    Small states are checked less often while some row appears to be far from converged."""
 
     fixed_shapes: ClassVar[bool] = True
 

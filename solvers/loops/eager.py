@@ -73,7 +73,7 @@ class Hold(NamedTuple):
 class Loop(ABC):
     """How the steps between two checks of the residuals are run.
 
-    It changes when the host waits, not the result.
+    It changes when the host waits, and not the result of a row that converges without beginning anew.
     """
 
     check_every: int
@@ -137,9 +137,9 @@ class Eager(Loop):
     """The default: operations are launched one by one."""
 
     check_every: int = 1
-    """Steps between two checks of the residuals, each of which waits for a GPU. Larger values do not change the result
-    of a converged row, but waste up to check_every evaluations, and a solver that must forget its history does so
-    later."""
+    """Steps between two checks of the residuals, each of which waits for a GPU. Larger values waste up to check_every
+    evaluations. They do not change the result of a converged row, unless its solver had to forget its history, or had
+    to be put back where f is finite, which then happens later."""
 
     def __post_init__(self) -> None:
         check_positive_integer(self, "check_every")

@@ -17,8 +17,8 @@ _FLOOR = 1e-300
 
 
 class AndersonMemory(NamedTuple):
-    residual_differences: Tensor  # (rows, memory, dim), a ring, touched as it fills
-    image_differences: Tensor  # (rows, memory, dim), a ring: of f(z)
+    residual_differences: Tensor  # (rows, memory, dim), a ring buffer, uninitialised beyond `filled`
+    image_differences: Tensor  # (rows, memory, dim), likewise of f(z)
     gram: Tensor  # (rows, memory, memory) inner products of the first, float64
     raised: Tensor  # likewise: factors of its entries, 1 + ridge on the diagonal, else 1
     floor: Tensor  # likewise: added to keep the system regular if a difference vanished

@@ -1,5 +1,7 @@
 """A planted fault for each finding; a healthy layer has none."""
 
+import re
+
 import pytest
 import torch
 from torch import nn
@@ -357,9 +359,27 @@ def test_a_cell_that_hides_its_derivative_and_one_whose_gradient_breaks():
     assert "gradient that is not finite" in names(Equilibrium(Breaks()), x)
 
 
-def test_the_backward_solve_may_end_at_the_dtypes_floor():
-    layer = Equilibrium(Cell(), rtol=0.1).bfloat16()
-    assert "backward solve not converged" not in names(layer, torch.randn(8, 8).bfloat16())
+@pytest.mark.parametrize("autocast", [True, False])
+def test_a_backward_solve_that_ends_at_the_dtypes_floor_is_told_the_tolerance_that_it_can_meet(autocast):
+    cell, x, device = Cell(), torch.randn(32, 8), torch.get_default_device().type
+    if not autocast:
+        cell, x = cell.bfloat16(), x.bfloat16()
+
+    def found(gradient):
+        with torch.autocast(device, dtype=torch.bfloat16, enabled=autocast):
+            return diagnose(Equilibrium(cell, rtol=1e-2, gradient=gradient), x)
+
+    (finding,) = found(ImplicitGradient())
+    assert finding.name == "backward solve not converged"
+    rtol = re.search(r"floor of torch.bfloat16: pass gradient=ImplicitGradient\(rtol=([^)]+)\)", finding.remedy)[1]
+    assert found(ImplicitGradient(rtol=4 * float(rtol))) == []  # another random loss has another floor
+
+
+def test_a_longer_history_is_no_remedy_at_the_dtypes_floor():
+    with torch.autocast(torch.get_default_device().type, dtype=torch.bfloat16):
+        found = names(Equilibrium(Cell(), rtol=1e-4, max_steps=2000), torch.randn(64, 8))
+    assert "the dtype's floor" in found
+    assert "history too short" not in found
 
 
 def test_noise_at_some_evaluations_is_found():

@@ -4,6 +4,7 @@ import copy
 import gc
 import io
 import pickle
+import re
 
 import pytest
 import torch
@@ -173,9 +174,14 @@ def test_autocast_reaches_the_dtypes_floor_and_says_so(dtype):
     layer.rtol = 1e-7
     with (
         torch.autocast(torch.get_default_device().type, dtype=dtype),
-        pytest.warns(ConvergenceWarning, match="below what the dtype can resolve"),
+        pytest.warns(ConvergenceWarning, match="as small as the dtype of f, or autocast, allows: set rtol to") as told,
     ):
         layer(x)
+    (only,) = [str(warning.message) for warning in told if warning.category is ConvergenceWarning]
+    assert "may suffice" not in only
+    layer.rtol = float(re.search(r"set rtol to (\S+) or more", only)[1])
+    with torch.autocast(torch.get_default_device().type, dtype=dtype):
+        assert layer.solve(x).converged.all()
 
 
 def test_the_gradient_scaler_changes_nothing():

@@ -19,7 +19,7 @@ from implicit import (
     record,
 )
 from implicit.diagnostics import diagnose, gradient_audit, path_independence
-from solvers import Picard, Reversible
+from solvers import NewtonKrylov, Picard, Reversible
 
 
 class Cell(nn.Module):
@@ -429,3 +429,47 @@ def test_budgets_of_rows_and_of_calls():
 class Contracting(nn.Module):
     def forward(self, z, x):
         return 0.5 * z + x
+
+
+def test_backward_solves_are_told_what_helps_a_linear_equation():
+    layer = Equilibrium(Cell(gain=0.98), rtol=1e-5, gradient=ImplicitGradient(Picard(), max_steps=3))
+    value = layer(torch.randn(8, 16))
+    with pytest.warns(ConvergenceWarning, match=r"(?s)backward solve.*or try GMRES\(\)"):
+        value.square().sum().backward()
+
+    class Expanding(nn.Module):
+        def forward(self, z, x):
+            return 0.5 * (z + (2 * x - 3 * (z - x)))  # solved by z = x, where its derivative is -1
+
+    layer = Equilibrium(Expanding(), gradient=ImplicitGradient(Picard()))
+    x = torch.ones(3, 4, requires_grad=True)
+    with record() as log, pytest.warns(ConvergenceWarning) as told:
+        layer(x).sum().backward()
+    (text,) = [str(warning.message) for warning in told if "backward" in str(warning.message)]
+    assert "u = Jᵀu + g" in text
+    assert "GMRES()" in text
+    assert "fixed point" not in text
+    better = Equilibrium(Expanding(), gradient=ImplicitGradient())
+    with record() as log:
+        better(x).sum().backward()
+    assert log.backward[0].solution.converged.all()
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"damping": 0.5}, r"It may belong to the solver: solver=Anderson\(damping=…\)"),
+        ({"inner_steps": 3, "solver": NewtonKrylov()}, r"solver=NewtonKrylov\(inner_steps=…\)"),
+        ({"tolerance": 1e-3}, r"it takes solver, .*, loop$"),
+    ],
+)
+def test_settings_of_the_solver_are_told_where_they_belong(options, words):
+    with pytest.raises(TypeError, match=words):
+        Equilibrium(Cell(), **options)
+
+
+def test_a_tolerance_that_is_a_tensor_is_refused_in_words():
+    with pytest.raises(ValueError, match=r"rtol=tensor\(0.0010.*\) is a Tensor: pass a number, such as 1e-4"):
+        Equilibrium(Cell(), rtol=torch.tensor(1e-3))
+    with pytest.raises(TypeError, match=r"complex64: a state must have a real .*view_as_real"):
+        fixed_point(lambda z: 0.5 * z, torch.ones(2, 3, dtype=torch.complex64))

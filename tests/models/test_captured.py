@@ -45,7 +45,7 @@ def settings(**options):
 
 
 # an equilibrium of proximal steps that are solved themselves is not recorded, those steps are
-@pytest.mark.filterwarnings("ignore:loop=Captured.*_TiedStep.*it contains a solve:RuntimeWarning")
+@pytest.mark.filterwarnings("ignore:loop=Captured.*TiedStep.*it contains a solve:RuntimeWarning")
 @pytest.mark.parametrize("make", [implicit, infinite, explicit_infinite])
 def test_they_are_those_of_eager(make):
     networks = make(compact=False, rtol=1e-10, atol=0.0, max_steps=300)

@@ -36,8 +36,9 @@ def find_method(method: Method | str) -> Method:
     if isinstance(method, Method):
         return method
     if not isinstance(method, str) or method not in METHODS:
-        kind = isinstance(method, type) and issubclass(method, Method)
-        own = f"a Method, as {method.__name__}()" if kind else "a Method"
+        own = "a Method"
+        if isinstance(method, type) and issubclass(method, Method):
+            own += f", as {method.__name__}()"
         raise ValueError(f"unknown method {method!r}: pass {own}, or one of {', '.join(METHODS)}")
     return METHODS[method]
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache, partial
+from math import log
 
 import torch
 from torch import Tensor
@@ -59,6 +61,7 @@ def own_size(name: str, contestant: Contestant) -> int:
 def matched_size(name: str, build: Build, target: float, cost: Cost, inputs: Tensor, tolerance: float) -> int:
     """The size at which the network's cost comes closest to the target, within the tolerance."""
 
+    @cache
     def of(size: int) -> float:
         torch.manual_seed(0)  # the work of a solve depends on the weights
         return cost(build(size).eval(), inputs)
@@ -68,8 +71,9 @@ def matched_size(name: str, build: Build, target: float, cost: Cost, inputs: Ten
         if high >= LARGEST:
             raise InputError(f"{name} does not grow with its size: use the argument size, or leave it out")
         low, high = high, 2 * high
+    guessed = False
     while high - low > 1:
-        middle = (low + high) // 2
+        middle, guessed = (low + high) // 2 if guessed else _guess(of, low, high, target), not guessed
         low, high = (middle, high) if of(middle) < target else (low, middle)
     size = min((low, high), key=lambda size: abs(of(size) - target))
     found = of(size)
@@ -79,3 +83,11 @@ def matched_size(name: str, build: Build, target: float, cost: Cost, inputs: Ten
             f"{found:,.0f}. --match shape, or match='shape', takes each network as it is"
         )
     return size
+
+
+def _guess(of: Callable[[int], float], low: int, high: int, target: float) -> int:
+    """A size strictly between, where a cost that is a power of the size meets the target."""
+    if not 0 < of(low) < target < of(high):
+        return (low + high) // 2
+    power = log(of(high) / of(low)) / log(high / low)
+    return min(max(round(low * (target / of(low)) ** (1 / power)), low + 1), high - 1)

@@ -11,7 +11,7 @@ needed:
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from itertools import compress
@@ -25,7 +25,7 @@ from solvers.kept import Keep
 from solvers.problem import Problem
 from solvers.settings import Settings
 from solvers.solution import Outcome
-from solvers.state import tree_leaves, usable
+from solvers.state import tree_leaves, unhooked, usable
 
 from .compiled import twice_differentiable
 from .coupling import coupling
@@ -73,7 +73,8 @@ def differentiable_solve(
     measurable = tracked and not (hooked or problem.told) and settings.solver.exact_after is None
     keep = Keep(histories=tracked and gradient.remembers, iterates=at)
     start = usable(layout.flatten(z0))
-    with torch.no_grad():
+    # a cell that takes gradients inside saves tensors in every step: their number is no concern of a checkpoint
+    with torch.no_grad(), unhooked() if hooked else nullcontext():
         outcome = iterate(problem, start, settings, keep=keep, checked=tracked)
     if problem.autocast is not None:
         torch.clear_autocast_cache()  # tracked evaluations must not reuse weights that were cast without a graph

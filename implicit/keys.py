@@ -28,6 +28,14 @@ _OWN = "_parameters", "_buffers", "_forward_hooks", "_forward_pre_hooks", "_back
 
 def memory_key(tensor: Tensor) -> Hashable:
     """Equal for tensors that are the same memory in the same form."""
+    if tensor.layout == torch.sparse_coo:  # of which a write in place replaces the parts
+        return (
+            type(tensor),
+            tensor.shape,
+            tensor.is_coalesced(),
+            memory_key(tensor._indices()),
+            memory_key(tensor._values()),
+        )
     try:
         address: Hashable = tensor.data_ptr()
     except RuntimeError:  # sparse, or a wrapper

@@ -71,6 +71,11 @@ class _Reading(TorchDispatchMode):
             for tensor in tree_leaves((args, kwargs)):
                 if not isinstance(tensor, Tensor) or tensor.is_nested:  # PyTorch makes jagged ones from a global one
                     continue
+                if tensor._is_zerotensor():  # whose backward pass ends the process where operations are watched
+                    raise RecordingError(
+                        "it takes derivatives in forward mode that are zero. Take them in reverse mode: "
+                        "torch.func.jacrev(torch.func.grad(…)) in place of hessian"
+                    )
                 if not self._known.issuperset(_memory(tensor)):
                     shape = "×".join(map(str, tensor.shape)) or "one number"
                     raise RecordingError(

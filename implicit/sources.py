@@ -125,8 +125,12 @@ def _source(
     """
     leaves, structure = flattened(problem.args)
     whole = [place for place, leaf in enumerate(leaves) if isinstance(leaf, Tensor) and not Known.has_place(leaf)]
-    # an optimiser updates parameters in place; tensors that are computed or passed in have new addresses each time
-    stay = {id(tensor) for part in parts for tensor in (*part._parameters.values(), *part._buffers.values())}
+    # an optimiser updates parameters in place; tensors that are computed or passed in have new addresses each time. An
+    # evaluation may write to buffers, which a backward pass leaves alone; sparse ones cannot be copied into place
+    stay = {id(tensor) for part in parts for tensor in part._parameters.values()}
+    for part in parts:
+        owned = [tensor for tensor in part._buffers.values() if tensor is not None]
+        stay |= {id(tensor) for tensor in owned if way == "forward" or tensor.layout != torch.strided}
     changing = [place for place, tensor in enumerate(known) if id(tensor) not in stay]
     copied = *(known[place].detach() for place in changing), *(leaves[place] for place in whole)
     if sparse := [tensor for tensor in copied if tensor.layout != torch.strided]:

@@ -18,6 +18,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 from torch.overrides import TorchFunctionMode
+from torch.utils.checkpoint import checkpoint
 
 from implicit import Equilibrium, ImplicitGradient
 from implicit.keys import value_key
@@ -587,6 +588,93 @@ def test_recordings_of_backward_passes_read_frozen_weights_in_place():
     assert len(tapes) == 2
     for tape in tapes:
         assert all(tensor.numel() <= ROWS * 200 for tensor in tape.tensors)
+
+
+@pytest.mark.parametrize("write", [torch.Tensor.copy_, lambda old, new: old.mul_(0.1), torch.Tensor.add_])
+def test_writes_to_a_sparse_buffer_are_seen(write):
+    class Graph(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(DIM, DIM)
+            self.register_buffer("adjacency", (0.5 * torch.eye(20)).to_sparse())
+
+        def forward(self, z, x):
+            return torch.tanh(0.3 * self.linear(self.adjacency @ z[0])[None] + x)
+
+    cell, x = Graph(), torch.randn(1, 20, DIM)
+    eager, captured = (Equilibrium(cell, loop=loop, compact=False, rtol=1e-6) for loop in (Eager(4), Captured(4)))
+    for _ in range(3):
+        for _ in range(3):
+            with torch.no_grad():
+                torch.testing.assert_close(captured(x), eager(x))
+            alike(lambda layer: layer(x), eager, captured)
+        write(cell.adjacency, (0.05 * torch.ones(20, 20)).to_sparse())
+
+
+class Descent(nn.Module):
+    """A gradient step of an energy, by `torch.autograd.grad`."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner, self.inject = nn.Linear(DIM, DIM), nn.Linear(DIM, DIM)
+
+    def forward(self, z, x):
+        with torch.enable_grad():
+            z = z if z.requires_grad else z.detach().requires_grad_()
+            energy = 0.5 * z.square().sum() - 0.3 * nn.functional.softplus(self.inner(z) + self.inject(x)).sum()
+            return z - 0.4 * torch.autograd.grad(energy, z, create_graph=True)[0]
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_a_checkpoint_around_a_cell_that_takes_gradients(reentrant):
+    eager, captured = (Equilibrium(Descent(), loop=loop, compact=False) for loop in (Eager(4), Captured(4)))
+    captured.load_state_dict(eager.state_dict())
+    for _ in range(5):
+        (x,) = inputs(1)
+        alike(lambda layer, x=x.requires_grad_(): checkpoint(layer, x, use_reentrant=reentrant), eager, captured)
+    assert len(captured._captures) == 2
+
+
+@pytest.mark.parametrize("size", [100, 20000])
+def test_backward_passes_leave_buffers_alone_that_the_cell_writes_to(size):
+    class Averaging(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.narrow, self.wide = nn.Linear(size, 4), nn.Linear(4, size)
+            self.register_buffer("mean", torch.zeros(size))
+
+        def forward(self, z, x):
+            with torch.no_grad():
+                self.mean.lerp_(z.mean(0), 0.1)
+            return 0.5 * torch.tanh(self.wide(self.narrow(z)) + x)
+
+    layer, x = Equilibrium(Averaging(), loop=Captured(4)), torch.randn(ROWS, size)
+    for _ in range(4):
+        value, before = layer(x), layer.cell.mean.clone()
+        value.sum().backward()
+        assert torch.equal(layer.cell.mean, before)
+    assert len(layer._captures) == 2
+
+
+def test_derivatives_in_forward_mode_that_are_zero_are_refused_in_words():
+    class Hessian(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(DIM, DIM)
+
+        def forward(self, z, x):
+            def energy(z, x):
+                return nn.functional.softplus(self.linear(z) + x).sum() - 0.5 * z.square().sum()
+
+            return 0.1 * torch.tanh(torch.vmap(torch.func.hessian(energy))(z, x).sum(-1)) + 0.1 * z
+
+    eager, captured = (Equilibrium(Hessian(), loop=loop, compact=False) for loop in (Eager(4), Captured(4)))
+    captured.load_state_dict(eager.state_dict())
+    (x,) = inputs(1)
+    alike(lambda layer: layer(x), eager, captured)
+    with pytest.warns(RuntimeWarning, match=r"Hessian, .*forward mode that are zero.*jacrev"):
+        alike(lambda layer: layer(x), eager, captured)
+    alike(lambda layer: layer(x), eager, captured)
 
 
 def test_what_makes_every_solve_a_new_kind_is_told():

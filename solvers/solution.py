@@ -88,7 +88,7 @@ class Solution(Generic[S]):
             lines.append(
                 f"{count} {status.name} ({'row' if count == 1 else 'rows'} {shown}; "
                 f"largest relative residual {worst:.1e}): "
-                + (at_floor(floor) if bool(floored[rows].all()) else self._advice(status))
+                + (at_floor(floor, self.rounding) if bool(floored[rows].all()) else self._advice(status))
             )
         return "\n".join(lines)
 

@@ -59,9 +59,14 @@ _BACKWARD = {
 }
 
 
-def at_floor(residual: float) -> str:
-    """What to try where rows have come to this relative residual and the dtype allows no smaller one."""
+def rtol_at_floor(residual: float, rounding: float) -> float:
+    """A tolerance that rows can meet which have come to this relative residual, where f has this rounding unit."""
+    return max(2 * residual, rounding / 2)
+
+
+def at_floor(residual: float, rounding: float) -> str:
+    """What to try where the dtype allows no smaller relative residual than this."""
     return (
-        f"the residual is as small as the dtype of f, or autocast, allows: set rtol to {2 * residual:.0e} or more, or "
-        "use a wider dtype"
+        "the residual is as small as the dtype of f, or autocast, allows: set rtol to "
+        f"{rtol_at_floor(residual, rounding):.0e} or more, or use a wider dtype"
     )

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from solvers import GMRES, State, solve
 from solvers.problem import prepare
-from solvers.rules.jacobian_products import WAYS, first_way
+from solvers.rules.jacobian_products import WAYS, first_way, spread_at
 
 from ..calls import detached
 from ..parametrized import one_weight
@@ -71,8 +71,9 @@ def error_bound(
             length = torch.linalg.vector_norm(residual.double(), dim=1) + rounding
             return ErrorBound(length / monotonicity, True, f"z − f(z) is {monotonicity:g}-strongly monotone, as given")
 
-        way, _ = first_way(problem, flat, flat + residual, problem.spread, residual)
-        product = WAYS[way](problem, flat, flat + residual, problem.spread)
+        image = flat + residual
+        way, _ = first_way(problem, problem, flat, image, residual)
+        product = WAYS[way](problem, flat, image, spread_at(problem, flat, image))
         newton = solve(
             lambda step: product(step) + residual,
             torch.zeros_like(flat),

@@ -84,9 +84,7 @@ class Look:
     @property
     def floored(self) -> Tensor:
         """(batch,) bool: rows that reached the dtype's floor, and so missed a tolerance below it."""
-        solution, floor = self.solution, 100 * self.problem.rounding
-        missed = ~solution.converged & (solution.status != Status.DIVERGED)
-        return missed & (solution.residual <= floor) & (solution.residual > self.layer.rtol)
+        return self.solution.floored & (self.solution.residual > self.layer.rtol)
 
     @cached_property
     def tails(self) -> Table[Tail]:

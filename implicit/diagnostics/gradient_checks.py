@@ -11,6 +11,7 @@ from torch import Tensor
 from solvers import ConvergenceError, Status
 from solvers.rules.jacobian_products import ALIKE, HIDDEN, finite_differences, suited
 from solvers.state import tree_leaves
+from solvers.status import rtol_at_floor
 
 from ..copies import copied
 from ..coupling import as_one_row
@@ -86,8 +87,9 @@ def backward(look: Look) -> Finding | None:
     if own_policy(look):
         advice = f"Give the solve of {policy(look)} more steps, or another solver"
     elif floored:
+        rtol = rtol_at_floor(float(largest), solution.rounding)
         advice = f"That is the floor of {look.problem.autocast or look.problem.layout.dtype}: pass "
-        advice += f"gradient=ImplicitGradient(rtol={2 * largest:.0e}), or use a wider dtype"
+        advice += f"gradient=ImplicitGradient(rtol={rtol:.0e}), or use a wider dtype"
     return Finding(
         "backward solve not converged",
         f"the adjoint solve of {name_rows(bad)} stopped at a relative residual of {largest:.1e}",

@@ -12,7 +12,7 @@ from scipy.sparse.linalg import LinearOperator
 from torch import Tensor
 
 from solvers.problem import Problem
-from solvers.rules.jacobian_products import WAYS, first_way
+from solvers.rules.jacobian_products import WAYS, first_way, spread_at
 
 
 def tracked(problem: Problem, flat: Tensor) -> tuple[Tensor, Tensor]:
@@ -58,9 +58,9 @@ class Transposed(LinearOperator):  # type: ignore[misc]
         if not self._image.requires_grad:
             return np.zeros(self.shape[0])
         if self._forward is None:
-            at = self._problem, self._flat, self._image.detach(), self._problem.spread
-            way, _ = first_way(*at, self._tensor(v))
-            self._forward = WAYS[way](*at)
+            problem, at = self._problem, (self._flat, self._image.detach())
+            way, _ = first_way(problem, problem, *at, self._tensor(v))
+            self._forward = WAYS[way](problem, *at, spread_at(problem, *at))
         return self._array(self._forward(self._tensor(v)))
 
     def _tensor(self, v: NDArray[Any]) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from solvers import State
 from solvers.problem import prepare
-from solvers.rules.jacobian_products import WAYS, first_way
+from solvers.rules.jacobian_products import WAYS, first_way, spread_at
 
 from ..calls import detached
 from ..coupling import refuse_coupled
@@ -52,11 +52,11 @@ def lyapunov_exponents(
         refuse_coupled("lyapunov_exponents", problem, flat)
         directions = normal((len(flat), dim, k), flat)
         directions = torch.linalg.qr(directions).Q
-        way, _ = first_way(problem, flat, problem(flat), problem.spread, directions[:, :, 0])
+        way, _ = first_way(problem, problem, flat, problem(flat), directions[:, :, 0])
         total = torch.zeros(len(flat), k, dtype=torch.float64, device="cpu")
         for step in range(discard + steps):
             image = problem(flat)
-            product = WAYS[way](problem, flat, image, problem.spread)
+            product = WAYS[way](problem, flat, image, spread_at(problem, flat, image))
             columns = [product(directions[:, :, column]) for column in range(k)]
             directions, triangle = torch.linalg.qr(torch.stack(columns, dim=2))
             flat = image

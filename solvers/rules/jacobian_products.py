@@ -14,11 +14,11 @@ from ..state import Layout, unhooked
 
 Map = Callable[[Tensor], Tensor]
 """A map of (rows, dim) matrices."""
-Way = Callable[[Map, Tensor, Tensor, float], Map]
-"""Takes a map, a point, its image there and the spread of finite differences; returns the product `v ↦ J v`."""
+Way = Callable[[Map, Tensor, Tensor, Tensor], Map]
+"""Takes a map, a point, its image there and the `spread_at` of finite differences; returns the product `v ↦ J v`."""
 
 
-def double_reverse_mode(f: Map, z: Tensor, image: Tensor, spread: float) -> Map:
+def double_reverse_mode(f: Map, z: Tensor, image: Tensor, spread: Tensor) -> Map:
     """Differentiate uᵀJ in u: exact, where reverse mode works twice; one evaluation of f for all products."""
     # hooks of checkpointing or save_on_cpu would recompute or copy the tensors saved here at each product
     with torch.enable_grad(), unhooked():
@@ -34,16 +34,13 @@ def double_reverse_mode(f: Map, z: Tensor, image: Tensor, spread: float) -> Map:
     return product
 
 
-def forward_mode(f: Map, z: Tensor, image: Tensor, spread: float) -> Map:
+def forward_mode(f: Map, z: Tensor, image: Tensor, spread: Tensor) -> Map:
     """Use `torch.func.jvp`: exact; one evaluation of f per product."""
     return lambda v: torch.func.jvp(f, (z,), (v,))[1]
 
 
-def finite_differences(f: Map, z: Tensor, image: Tensor, spread: float | Tensor) -> Map:
-    """Use `(f(z + εv) − f(z)) / ε`: half the digits, for any f; one evaluation of f per product.
-
-    The spread may differ by row, (rows, 1).
-    """
+def finite_differences(f: Map, z: Tensor, image: Tensor, spread: Tensor) -> Map:
+    """Use `(f(z + εv) − f(z)) / ε`: half the digits, for any f; one evaluation of f per product."""
     size = 1 + torch.linalg.vector_norm(z, dim=1, keepdim=True)
 
     def product(v: Tensor) -> Tensor:
@@ -62,15 +59,24 @@ ALIKE = 0.1
 """Relative difference up to which a product and a finite difference count as the same derivative."""
 
 
-def first_way(f: Map, z: Tensor, image: Tensor, spread: float, v: Tensor) -> tuple[int, int]:
+def first_way(problem: Problem, f: Map, z: Tensor, image: Tensor, v: Tensor) -> tuple[int, int]:
     """The position in `WAYS` of the first way that works for f, and the evaluations of f spent on finding it.
 
     A way that finite differences contradict is skipped: a cell may detach z, or the backward of an `autograd.Function`
     may compute something that autograd does not see. Rows where those of two sizes contradict each other do not count:
-    there f is rough, or the state is small and the larger one leaves its surroundings.
+    there f is rough, or the state is small and the larger one leaves its surroundings. Nor do rows where f's rounding
+    may account for the difference.
+
+    Args:
+        problem: whose state z is.
+        f: the problem, or its residual.
+        z, image: a point, and its image under f.
+        v: the direction of the product that is compared, (rows, dim).
     """
+    spread, own = spread_at(problem, z, image), 1 + torch.linalg.vector_norm(z, dim=1, keepdim=True)
     change = finite_differences(f, z, image, spread)(v)
-    threshold = max(HIDDEN, spread) * torch.linalg.vector_norm(v, dim=1)
+    noise = problem.spread**2 * (own + torch.linalg.vector_norm(image, dim=1, keepdim=True)) / (spread * own)
+    threshold = (max(HIDDEN, problem.spread) + 4 * noise[:, 0]) * torch.linalg.vector_norm(v, dim=1)
     size = torch.linalg.vector_norm(change, dim=1)
     telling = size.isfinite() & (size > threshold)
 
@@ -92,17 +98,26 @@ def first_way(f: Map, z: Tensor, image: Tensor, spread: float, v: Tensor) -> tup
             continue
         if not checked and contradicted(product).any():
             tried, checked = tried + 1, True
-            telling &= ~contradicted(finite_differences(f, z, image, spread * suited(z, image) / 2)(v))
+            telling &= ~contradicted(finite_differences(f, z, image, spread * suited(z, image).clamp(max=1) / 2)(v))
         if not contradicted(product).any():
             return position, tried
     return len(WAYS) - 1, tried
 
 
 def suited(z: Tensor, image: Tensor) -> Tensor:
-    """(rows, 1), by what to shorten the steps of finite differences so that they suit a state that is small."""
+    """(rows, 1), the size of a state and its image relative to that for which finite differences step."""
     own = torch.linalg.vector_norm(z, dim=1, keepdim=True)
     both = own + torch.linalg.vector_norm(image, dim=1, keepdim=True)
-    return torch.where((both > 0) & both.isfinite(), both / (1 + own), 1).clamp(max=1)
+    return torch.where((both > 0) & both.isfinite(), both / (1 + own), 1)
+
+
+def spread_at(problem: Problem, z: Tensor, image: Tensor) -> Tensor:
+    """(rows, 1), the relative step length of finite differences; longer where z is small beside its image.
+
+    Not where F(z) = 0 is solved, since F may have any unit.
+    """
+    longer = torch.ones_like(z[:, :1]) if problem.relative_to_start else suited(z, image).clamp(min=1)
+    return problem.spread * longer
 
 
 class NewtonEquation(Problem):
@@ -113,7 +128,7 @@ class NewtonEquation(Problem):
         super().__init__(problem.f, (), Layout(shift))
         self.compact, self.told = problem.compact, True
         self.way, self.z, self.at_z, self.shift = way, z, residual, shift
-        self.product = WAYS[way](problem.apart().residual, z, residual, problem.spread)
+        self.product = WAYS[way](problem.apart().residual, z, residual, spread_at(problem, z, residual))
         if WAYS[way] is double_reverse_mode:
             self.spent = np.ones(len(z), dtype=np.int64)  # its one evaluation of f
 

@@ -118,7 +118,7 @@ class NewtonKrylov(Solver):
         if way < 0:
             apart = problem.apart()
             g, at_z = (apart.residual, residual) if problem.relative_to_start else (apart, fz)
-            way, tried = first_way(g, z, at_z, problem.spread, residual)
+            way, tried = first_way(problem, g, z, at_z, residual)
         # in units of its own tolerance, each row has the same tolerance, 1
         shift = torch.where(going & (size > 0), residual / tolerance, 0)
         equation = NewtonEquation(problem, way, z, residual, shift)

@@ -104,7 +104,7 @@ def test_an_explicit_layer_is_a_gradient_step(pictures):
 @pytest.mark.usefixtures("latency_of_one_row")
 def test_training_gains_on_the_blurred_pictures_and_the_report_shows_them(tmp_path, monkeypatch):
     whole = make_task("deblur")
-    parts = ((whole.train, 2), (whole.test, 10))
+    parts = ((whole.train, 4), (whole.test, 20))
     train, test = (TensorDataset(*(part[::step] for part in data.tensors)) for data, step in parts)
     few = replace(whole, train=train, test=test)
     monkeypatch.setattr("experiments.tasks.deblurring.deblur", lambda: few)

@@ -481,3 +481,22 @@ def test_a_shared_input_is_taken_to_float64_as_well():
     layer = Equilibrium(Graph(), initial=lambda x, a: torch.zeros_like(x))
     assert names(layer, x, SharedInput(a)) == names(layer, x, a) == []
     assert gradient_audit(layer, x, SharedInput(a), repeats=0).cosine > 0.999
+
+
+def test_the_dtypes_floor_is_where_the_solution_has_it():
+    class Normalised(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner, self.inject, self.norm = nn.Linear(16, 16), nn.Linear(16, 16), nn.LayerNorm(16)
+            with torch.no_grad():
+                self.inner.weight.div_(torch.linalg.matrix_norm(self.inner.weight, 2))
+
+        def forward(self, z, x):
+            return self.norm(0.9 * self.inner(z) + self.inject(x))
+
+    torch.manual_seed(1)
+    cell, x = Normalised().bfloat16(), (torch.randn(6, 16) * (10 ** torch.linspace(-3, 2, 6))[:, None]).bfloat16()
+    layer = Equilibrium(cell, solver=Picard(), rtol=1e-4)
+    found = {finding.name: finding for finding in diagnose(layer, x)}
+    assert {"the dtype's floor", "stalled or cycling rows"} <= set(found)  # rows of either kind
+    assert float(re.search(r"Set rtol to (\S+) or more", found["the dtype's floor"].remedy)[1]) < 0.02

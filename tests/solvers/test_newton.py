@@ -9,6 +9,7 @@ import scipy.optimize
 import torch
 
 from solvers import NewtonKrylov, Status, root, solve
+from solvers.problem import prepare
 from solvers.rules.jacobian_products import WAYS, double_reverse_mode, finite_differences, first_way, forward_mode
 
 
@@ -95,7 +96,7 @@ def test_each_f_is_differentiated_the_best_way_it_allows(activation, way):
     def f(z):
         return activation(z @ matrix.T + 1)
 
-    assert WAYS[first_way(f, z, f(z), 1e-8, z)[0]] is way
+    assert WAYS[first_way(prepare(f, z, ()), f, z, f(z), z)[0]] is way
     solution = solve(f, torch.zeros_like(z), solver=NewtonKrylov(), rtol=1e-11, atol=0.0).check()
     reference = scipy.optimize.root(lambda x: f(torch.tensor(x)[None])[0].cpu().numpy() - x, np.zeros(10), tol=1e-12)
     np.testing.assert_allclose(solution.value[0].cpu().numpy(), reference.x, rtol=1e-8, atol=1e-9)
@@ -307,3 +308,27 @@ def test_a_root_takes_as_many_steps_in_any_unit(dtype, unit):
     assert torch.equal(other.steps, one.steps)
     assert (other.evaluations <= one.evaluations + 1).all()  # one shorter finite difference
     torch.testing.assert_close(other.value / unit, one.value, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("opaque", [False, True])
+@pytest.mark.parametrize(
+    ("dtype", "rtol", "unit"),
+    [(torch.float32, 1e-4, unit) for unit in (1.0, 1e4, 3e4, 1e9)]
+    + [(torch.float64, 1e-9, unit) for unit in (1.0, 1e6, 1e9, 3e9, 1e12)],
+)
+def test_a_start_at_zero_below_a_large_image_takes_as_many_steps(dtype, rtol, unit, opaque):
+    draw = torch.Generator().manual_seed(0)
+    matrix = torch.randn(6, 6, generator=draw, dtype=torch.float64)
+    matrix = 3 * matrix / torch.linalg.matrix_norm(matrix, 2)
+    shift = torch.randn(5, 6, generator=draw, dtype=torch.float64)
+    activation = Opaque.apply if opaque else torch.tanh
+
+    def found(unit):
+        def f(z):
+            return unit * activation(z @ matrix.to(z).T / unit) + unit * shift.to(z)
+
+        return solve(f, torch.zeros(5, 6, dtype=dtype), solver=NewtonKrylov(), rtol=rtol, atol=0.0).check()
+
+    one, other = found(1.0), found(unit)
+    assert int((other.steps - one.steps).abs().max()) <= (4 if opaque else 1)
+    torch.testing.assert_close(other.value / unit, one.value, rtol=100 * rtol, atol=100 * rtol)

@@ -76,11 +76,12 @@ def unsuitable(cell: nn.Module) -> Iterator[tuple[str, nn.Module, str]]:
     for name, module in cell.named_modules():
         if uses_batch_statistics(module):
             yield name, module, _ALWAYS if module.running_mean is None else _COUPLES
-        elif module.training and _drops(module):
+        elif module.training and drops(module):
             yield name, module, _DROPS
 
 
-def _drops(module: nn.Module) -> bool:
+def drops(module: nn.Module) -> bool:
+    """Whether it is a module of PyTorch that drops random entries in training."""
     if isinstance(module, _DropoutNd):
         return module.p > 0
     return isinstance(module, nn.MultiheadAttention) and module.dropout > 0

@@ -15,6 +15,7 @@ from solvers import Picard, Solution, Solver
 
 from ..methods.base import scaled
 from ..optdnn import OptDNN
+from .draws import Draws
 from .gather import unread
 from .likeness import UnlikeError
 from .newton import Newton, explained
@@ -161,13 +162,14 @@ def _one_by_one(net: OptDNN, z0: Tensor, inputs: tuple[Tensor, ...], sweeps: int
     """The same, one transform after the other."""
     coefficients = [net.coefficients.at(k) for k in range(len(net.transforms))]
     nothing = scaled(net.method.query(net.method.start(z0), coefficients[0]), 0.0)
-    outputs, sizes = [nothing] * len(net.transforms), []
+    outputs, sizes, draws = [nothing] * len(net.transforms), [], Draws(net, z0)
     for _ in range(sweeps):
         points, _ = recursion(net.method, z0, outputs, coefficients)
-        outputs = [
-            scaled(transform(y, *inputs), c.step)
-            for transform, y, c in zip(net.transforms, points, coefficients, strict=True)
-        ]
+        with draws.same():
+            outputs = [
+                scaled(transform(y, *inputs), c.step)
+                for transform, y, c in zip(net.transforms, points, coefficients, strict=True)
+            ]
         if sweeps == len(outputs):  # needed only then
             sizes.append(_size([part for output in outputs for part in parts(output)]))
     return recursion(net.method, z0, outputs, coefficients)[1], _astray(sizes)

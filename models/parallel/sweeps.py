@@ -12,6 +12,7 @@ from solvers import Picard
 
 from ..methods.base import scaled
 from ..optdnn import OptDNN
+from .draws import Draws
 from .newton import Newton, scan
 from .stack import OneByOne, stacked
 from .trajectory import parts, trajectory
@@ -25,6 +26,7 @@ class Sweep:
 
     def __init__(self, net: OptDNN, z0: Tensor, inputs: tuple[Tensor, ...], *, batched: bool = True) -> None:
         self.net, self.z0, self.inputs = net, z0, inputs
+        self.draws = Draws(net, z0)
         self.trajectory = trajectory(net.method, net.coefficients, z0)
         self.transforms = stacked(list(net.transforms)) if batched else OneByOne(list(net.transforms))
         unscaled = net.coefficients.always("step", 1.0)
@@ -36,7 +38,8 @@ class Sweep:
 
     def evaluated(self, points: Any) -> Any:
         """The outputs at these points."""
-        found = self.transforms(points, self.inputs)
+        with self.draws.same():
+            found = self.transforms(points, self.inputs)
         return found if self._steps is None else scaled(found, self._steps.view(-1, *[1] * self.z0.ndim))
 
 

@@ -88,10 +88,8 @@ def backward_source(
         return problem
 
     module = pure.module
-    if (
-        torch.is_anomaly_enabled() and torch.is_anomaly_check_nan_enabled()
-    ):  # each product would wait for a check on the host
-        return None
+    if torch.is_anomaly_enabled() and torch.is_anomaly_check_nan_enabled():
+        return None  # each product would wait for a check on the host
     if module is None or not module.is_open or point.dtype != shift.dtype or not pure.unchanged:
         return None
     own = point.detach(), shift

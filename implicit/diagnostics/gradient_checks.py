@@ -80,21 +80,20 @@ def backward(look: Look) -> Finding | None:
         return None
     solution, bad = failures[0]
     largest, floored = solution.residual[bad].max(), not bool((bad & ~solution.floored).any())
-    advice = (
-        "Raise max_steps of ImplicitGradient, give it another solver, such as GMRES(), or choose how to treat such "
-    )
-    advice += "rows by unconverged="
     if own_policy(look):
-        advice = f"Give the solve of {policy(look)} more steps, or another solver"
+        remedy = f"Give the solve of {policy(look)} more steps, or another solver"
     elif floored:
-        rtol = rtol_at_floor(float(largest), solution.rounding)
-        advice = f"That is the floor of {look.problem.autocast or look.problem.layout.dtype}: pass "
-        advice += f"gradient=ImplicitGradient(rtol={rtol:.0e}), or use a wider dtype"
-    return Finding(
-        "backward solve not converged",
-        f"the adjoint solve of {name_rows(bad)} stopped at a relative residual of {largest:.1e}",
-        advice,
-    )
+        remedy = (
+            f"That is the floor of {look.problem.autocast or look.problem.layout.dtype}: pass gradient=ImplicitGradient("
+            f"rtol={rtol_at_floor(float(largest), solution.rounding):.0e}), or use a wider dtype"
+        )
+    else:
+        remedy = (
+            "Raise max_steps of ImplicitGradient, give it another solver, such as GMRES(), or choose how to treat such "
+            "rows by unconverged="
+        )
+    evidence = f"the adjoint solve of {name_rows(bad)} stopped at a relative residual of {largest:.1e}"
+    return Finding("backward solve not converged", evidence, remedy)
 
 
 def _gradients(look: Look, inputs: tuple[Any, ...], wanted: Sequence[Tensor]) -> tuple[Sequence[Tensor | None], Log]:

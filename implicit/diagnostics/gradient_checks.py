@@ -84,8 +84,8 @@ def backward(look: Look) -> Finding | None:
         remedy = f"Give the solve of {policy(look)} more steps, or another solver"
     elif floored:
         remedy = (
-            f"That is the floor of {look.problem.autocast or look.problem.layout.dtype}: pass gradient=ImplicitGradient("
-            f"rtol={rtol_at_floor(float(largest), solution.rounding):.0e}), or use a wider dtype"
+            f"That is the floor of {look.problem.autocast or look.problem.layout.dtype}: pass "
+            f"gradient=ImplicitGradient(rtol={rtol_at_floor(float(largest), solution.rounding):.0e}), or use a wider dtype"
         )
     else:
         remedy = (

@@ -83,9 +83,10 @@ def backward(look: Look) -> Finding | None:
     if own_policy(look):
         remedy = f"Give the solve of {policy(look)} more steps, or another solver"
     elif floored:
+        rtol = rtol_at_floor(float(largest), solution.rounding)
         remedy = (
             f"That is the floor of {look.problem.autocast or look.problem.layout.dtype}: pass "
-            f"gradient=ImplicitGradient(rtol={rtol_at_floor(float(largest), solution.rounding):.0e}), or use a wider dtype"
+            f"gradient=ImplicitGradient(rtol={rtol:.0e}), or use a wider dtype"
         )
     else:
         remedy = (

@@ -152,7 +152,7 @@ def _solved_again(
             if _holds(problem, again, problem(again.value), settings):
                 if not coupling(problem, outcome.value).any():
                     warn_of_stale_recording()
-                    problem.captures.clear()
+                    problem.captures.give_up()
                     return again
                 outcome = again
         if not problem.told:

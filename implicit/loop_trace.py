@@ -61,7 +61,9 @@ class LoopTrace:
         norms[steps, :, np.arange(layout.batch)] = np.nan  # a trace has one line per step
         lines = norms[:-1].reshape(2 * len(norms) - 2, layout.batch)
         outcome = Outcome(layout.flatten(value), rows, lines, rule, False)
-        return replace(outcome.solution(problem, Picard()), value=tree_map(Tensor.clone, value), fixed=True)
+        return replace(
+            outcome.solution(problem, Picard()), value=tree_map(Tensor.clone, value), fixed=True, at_floor=None
+        )
 
 
 def _shifted(norms: Floats, waits: Any) -> Floats:

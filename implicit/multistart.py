@@ -104,6 +104,7 @@ def _best(found: list[Solution[Z]], layout: Layout, agreement: float) -> Multist
         budget=found[0].budget,
         fixed=found[0].fixed,
         rounding=found[0].rounding,
+        at_floor=of_chosen("floored"),
         start=start,
         agreed=same.sum(dim=0),
         residuals=residuals,

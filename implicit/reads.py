@@ -101,7 +101,8 @@ def _memory(tensor: Tensor) -> list[int]:
     """Where its values lie; those of a wrapper are in the tensors within."""
     if is_traceable_wrapper_subclass(tensor):
         names, _ = tensor.__tensor_flatten__()
-        return [place for name in names for place in _memory(getattr(tensor, name))]
+        inside = (getattr(tensor, name) for name in names)
+        return [place for each in inside if isinstance(each, Tensor) for place in _memory(each)]
     if not tensor.numel():
         return []
     try:

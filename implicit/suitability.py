@@ -54,8 +54,8 @@ def warn_of_stale_recording() -> None:
     warnings.warn(
         "loop=Captured(): the cell, evaluated at the solution, gave another value than its recorded steps, so "
         "something that it reads has changed unnoticed: an attribute whose name begins with an underscore, an object's "
-        "inside, an attribute of a class, or a global variable. Make it a public attribute or an input. The recordings "
-        "are dropped, and this solve is repeated without",
+        "inside, an attribute of a class, or a global variable. Make it a public attribute or an input. This "
+        "solve is repeated, and later ones of the layer run, without recordings",
         RuntimeWarning,
         stacklevel=level_of_caller(),
     )

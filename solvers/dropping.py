@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import warnings
 
+import numpy as np
+
 from .caller import level_of_caller
 from .loops.eager import Stretch
 from .norms import Measure, row_norms
@@ -28,7 +30,9 @@ def can_follow(fewer: Problem, stretch: Stretch, measure: Measure) -> bool:
         return False
     change, scale = row_norms(image - stretch.image), row_norms(stretch.image)
     allowed = NEGLIGIBLE * (measure.atol + measure.rtol * scale)
-    if (change <= allowed + ALIKE * fewer.rounding * scale).all():
+    # the solver may have leapt to where a row of f is not finite
+    still = ~np.isfinite(scale) & ~np.isfinite(row_norms(image))
+    if ((change <= allowed + ALIKE * fewer.rounding * scale) | still).all():
         return True
     warn_of_dropping(fewer, "f then returned other values for the remaining rows")
     return False

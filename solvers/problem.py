@@ -83,7 +83,7 @@ class Problem:
     @property
     def spread(self) -> float:
         """Relative step length of finite differences."""
-        return float(torch.finfo(self.layout.dtype).eps) ** 0.5
+        return float(self.rounding) ** 0.5
 
     def __call__(self, flat: Tensor) -> Tensor:
         """`f(z)`."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, is_dataclass
 from numbers import Integral, Real
 from typing import Any, TypedDict, TypeVar
 
@@ -111,11 +111,10 @@ class Settings:
         unknown = [name for name in options if name not in known]
         if unknown:
             name, solver = unknown[0], options.get("solver", defaults.get("solver", Anderson()))
-            hint = (
-                f". It may belong to the solver: solver={type(solver).__name__}({name}=…)"
-                if hasattr(solver, name)
-                else ""
-            )
+            own: list[str] = []
+            if isinstance(solver, Solver) and is_dataclass(solver):
+                own = [field.name for field in fields(solver)]
+            hint = f". It may belong to the solver: solver={type(solver).__name__}({name}=…)" if name in own else ""
             raise TypeError(f"{title}() got an unexpected keyword argument {name!r}: it takes {', '.join(known)}{hint}")
         return cls(**{**defaults, **options})
 

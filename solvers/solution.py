@@ -16,7 +16,7 @@ from .status import Status, at_floor
 
 if TYPE_CHECKING:
     from .problem import Problem
-    from .rows import Floats, Rows, Rule
+    from .rows import Bools, Floats, Rows, Rule
     from .rules.rule import Solver
 
 
@@ -53,6 +53,8 @@ class Solution(Generic[S]):
     """Whether the number of steps was fixed, without a tolerance, so that no row converged or failed to."""
     rounding: float = field(default=0.0, repr=False, kw_only=True)
     """Relative rounding unit of f's output; 0: unknown."""
+    at_floor: Tensor | None = field(default=None, repr=False, kw_only=True)
+    """`floored`, where it is known."""
     linear: bool = field(default=False, repr=False, kw_only=True)
     """Whether the equation is the linear one of a backward pass."""
 
@@ -64,8 +66,7 @@ class Solution(Generic[S]):
     @property
     def floored(self) -> Tensor:
         """(batch,) bool: the row missed its tolerance at a residual that is as small as the dtype allows."""
-        units = sum(status.units * (self.status == status) for status in Status)
-        return ~self.converged & (self.residual <= units * self.rounding)
+        return torch.zeros_like(self.converged) if self.at_floor is None else self.at_floor
 
     def check(self) -> Solution[S]:
         """Return self, or raise `ConvergenceError` naming how many rows failed, which, why, and what to try."""
@@ -185,10 +186,10 @@ class Outcome:
             torch.from_numpy(array).to(problem.layout.device, non_blocking=True)  # does not wait for earlier launches
             for array in (
                 np.concatenate((relative[None], trace, absolute)),
-                np.stack((rows.status, rows.steps, rows.steps + rows.spent)),
+                np.stack((rows.status, rows.steps, rows.steps + rows.spent, self._floored(relative))),
             )
         )
-        status, steps, evaluations = whole
+        status, steps, evaluations, floored = whole
         value = problem.layout.unflatten(self.value.clone())
         return Solution(
             value,
@@ -200,8 +201,19 @@ class Outcome:
             floats[1 + len(trace) :],
             alternatives=solver.alternatives,
             budget=solver.budget,
-            rounding=0.0 if self.rule.relative_to_start else self.rule.rounding,
+            rounding=self.rule.rounding,
+            at_floor=floored.bool(),
         )
+
+    def _floored(self, relative: Floats) -> Bools:
+        """Rows with as small a relative residual as the dtype allows, which their tolerance does not."""
+        rule, rows = self.rule, self.rows
+        if rule.relative_to_start:
+            return np.zeros(len(relative), dtype=bool)
+        units = np.array([Status(status).units for status in rows.status.tolist()])
+        above = rows.best > rule.tolerance(rule.reference(rows, rows.best_scale))
+        with np.errstate(invalid="ignore"):
+            return (relative <= units * rule.rounding) & above & rule.genuine(rows, 2, rows.best, rows.best_scale)
 
 
 def _relative(residual: Floats, reference: Floats) -> Floats:

@@ -55,7 +55,7 @@ class ReversibleGradient(Gradient):
         captured = Sources.of(pure, tensors, at.image).captured
         if captured:
             refuse_captured(pure, captured, "the gradient of a reversible iteration")
-        steps = torch.from_numpy(at.outcome.rows.steps).to(at.point.device)
+        steps = torch.tensor(at.outcome.rows.steps, device=at.point.device)  # a copy: they may be read-only
         histories = at.outcome.histories
         attached: Tensor = _Undo.apply(at.point, at.solver, pure, histories, steps, at.start, *tensors)
         return attached
@@ -91,13 +91,15 @@ class _Undo(torch.autograd.Function):
             z[history.rows], before[history.rows] = history.point, history.memory.before
             last[history.rows] = history.step - 1
         adjoint, adjoint_before = torch.zeros_like(start), torch.zeros_like(start)
-        for position in range(int(last.max()), -1, -1):
+        for position in range(int(last.max()) if len(last) else 0, -1, -1):
             adjoint = torch.where((steps - 1 == position)[:, None], grads[0], adjoint)
             if position == 0:
                 break
             moves = (last >= position)[:, None]
+            # a row that failed and is not in the loss: its zeros times NaN would spoil the sums
+            idle = ~before.isfinite().all(dim=1, keepdim=True) & (adjoint == 0).all(dim=1, keepdim=True)
             with torch.enable_grad():
-                point = before.detach().requires_grad_()
+                point = torch.where(idle, start, before).requires_grad_()
                 image = ctx.pure(point, *known)
             found = torch.autograd.grad(image, [point, *known], damping * adjoint, allow_unused=True)
             for total, gradient in zip(sums, found[1:], strict=True):

@@ -14,28 +14,30 @@ from .gather import unread
 
 
 class Draws:
-    """Lets dropout draw the same masks whenever transforms are evaluated again, so that sweeps approach one network.
+    """Lets transforms in training draw the same whenever they are evaluated again, so that sweeps approach one network.
 
     Evaluations after the first one leave the generator of random numbers as it was.
 
     Args:
-        net: whose modules may drop entries now.
-        like: a tensor on the device of the masks.
+        net: whose modules may draw, as dropout does.
+        like: a tensor on the device of what they draw.
     """
 
     def __init__(self, net: nn.Module, like: Tensor) -> None:
         self._like = like
         self._first: Tensor | None = None
-        self._active = any(module.training and drops(module) for module in net.modules())
+        training = [module for module in net.modules() if module.training]
+        self._training, self._drops = bool(training), any(map(drops, training))
 
     @contextmanager
     def same(self) -> Iterator[None]:
         """Draw as in the first such block."""
-        if not self._active or self._like.is_meta:
+        if self._drops and unread(self._like) and not self._like.is_meta:
+            raise RuntimeError("sweeps over dropout cannot be captured, since each must draw the same: call eval()")
+        compiled = torch.compiler.is_compiling() and not self._drops
+        if not self._training or unread(self._like) or compiled:
             yield
             return
-        if unread(self._like):
-            raise RuntimeError("sweeps over dropout cannot be captured, since each must draw the same: call eval()")
         now = self._state()
         if self._first is None:
             self._first = now

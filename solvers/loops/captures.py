@@ -51,7 +51,7 @@ class Captures:
         self._lock = threading.Lock()
         self._tapes: dict[tuple[str, Hashable], Tape | None] = {}  # None: met once
         self._refused: set[str] = set()  # names of problems and of sources
-        self._told = False
+        self._told = self._given_up = False
         self._new: Counter[str] = Counter()  # solves in a row of kinds that were not known
         self._told_of_new = False
 
@@ -72,7 +72,7 @@ class Captures:
 
     def source(self, problem: Problem, make: Callable[[Problem], Source | None]) -> Source | None:
         """The source of the problem, which is to be captured; None, with a warning, where it has none."""
-        if problem.name in self._refused:
+        if self._given_up or problem.name in self._refused:
             return None
         try:
             source = make(problem)
@@ -108,9 +108,10 @@ class Captures:
                     f"loop=Captured(): the last {IN_A_ROW} solves of {name} were each of another kind than the "
                     f"{LIMIT} before, forward and backward, so none was recorded. Either inputs have many shapes: pad "
                     "them to few. Or the tolerances or settings of the solver change: keep them for a while. Or "
-                    "something that f may read is new each time: pass it as an input or, if it is an attribute that f "
-                    "itself sets for others, begin its name with an underscore. (The old weight_norm and spectral_norm "
-                    "and torch.nn.utils.prune set a new weight each time, torch.nn.utils.parametrizations do not.)",
+                    "something that f may read is new each time: pass it as a tensor, since other inputs tell kinds "
+                    "apart or, if it is an attribute that f itself sets for others, begin its name with an underscore. "
+                    "(The old weight_norm and spectral_norm and torch.nn.utils.prune set a new weight each time, "
+                    "torch.nn.utils.parametrizations do not.)",
                     RuntimeWarning,
                     stacklevel=level_of_caller(),
                 )
@@ -124,9 +125,10 @@ class Captures:
         with self._lock:
             tape.lent = False
 
-    def clear(self) -> None:
-        """Drop all tapes."""
+    def give_up(self) -> None:
+        """Drop all tapes, and make no others."""
         with self._lock:
+            self._given_up = True
             self._tapes.clear()
 
     def refuse(self, name: str, error: Exception) -> None:

@@ -63,9 +63,8 @@ def first_way(problem: Problem, f: Map, z: Tensor, image: Tensor, v: Tensor) -> 
     """The position in `WAYS` of the first way that works for f, and the evaluations of f spent on finding it.
 
     A way that finite differences contradict is skipped: a cell may detach z, or the backward of an `autograd.Function`
-    may compute something that autograd does not see. Rows where those of two sizes contradict each other do not count:
-    there f is rough, or the state is small and the larger one leaves its surroundings. Nor do rows where f's rounding
-    may account for the difference.
+    may compute something that autograd does not see. Where the state is small, shorter ones count if they are stable.
+    Rows where none is stable, since f is rough, do not count, nor do those where f's rounding may be the difference.
 
     Args:
         problem: whose state z is.
@@ -80,9 +79,9 @@ def first_way(problem: Problem, f: Map, z: Tensor, image: Tensor, v: Tensor) -> 
     size = torch.linalg.vector_norm(change, dim=1)
     telling = size.isfinite() & (size > threshold)
 
-    def contradicted(product: Tensor) -> Tensor:
+    def contradicted(product: Tensor, change: Tensor) -> Tensor:
         difference = torch.linalg.vector_norm(product - change, dim=1)
-        return telling & ~(difference <= ALIKE * size + threshold)  # NaN is no derivative
+        return ~(difference <= ALIKE * size + threshold)  # NaN is no derivative
 
     tried, checked = 1, False
     for position, way in enumerate(WAYS[:-1]):
@@ -96,10 +95,15 @@ def first_way(problem: Problem, f: Map, z: Tensor, image: Tensor, v: Tensor) -> 
             raise
         except Exception:  # whatever an operation or a cell without that derivative raises
             continue
-        if not checked and contradicted(product).any():
-            tried, checked = tried + 1, True
-            telling &= ~contradicted(finite_differences(f, z, image, spread * suited(z, image).clamp(max=1) / 2)(v))
-        if not contradicted(product).any():
+        if not checked and (telling & contradicted(product, change)).any():
+            tried, checked = tried + 3, True
+            short = spread * suited(z, image).clamp(max=1)
+            half, near, nearer = (finite_differences(f, z, image, step)(v) for step in (spread / 2, short, short / 2))
+            local = telling & ~contradicted(near, nearer)
+            telling &= local | ~contradicted(change, half)
+            change = torch.where(local[:, None], near, change)
+            size = torch.linalg.vector_norm(change, dim=1)
+        if not (telling & contradicted(product, change)).any():
             return position, tried
     return len(WAYS) - 1, tried
 

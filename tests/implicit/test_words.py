@@ -19,7 +19,7 @@ from implicit import (
     record,
 )
 from implicit.diagnostics import diagnose, gradient_audit, path_independence
-from solvers import NewtonKrylov, Picard, Reversible
+from solvers import Broyden, NewtonKrylov, Picard, Reversible, solve
 
 
 class Cell(nn.Module):
@@ -461,6 +461,8 @@ def test_backward_solves_are_told_what_helps_a_linear_equation():
         ({"damping": 0.5}, r"It may belong to the solver: solver=Anderson\(damping=…\)"),
         ({"inner_steps": 3, "solver": NewtonKrylov()}, r"solver=NewtonKrylov\(inner_steps=…\)"),
         ({"tolerance": 1e-3}, r"it takes solver, .*, loop$"),
+        ({"init": 3}, r"it takes solver, .*, loop$"),
+        ({"memory": 3, "solver": Picard}, r"it takes solver, .*, loop$"),
     ],
 )
 def test_settings_of_the_solver_are_told_where_they_belong(options, words):
@@ -473,3 +475,21 @@ def test_a_tolerance_that_is_a_tensor_is_refused_in_words():
         Equilibrium(Cell(), rtol=torch.tensor(1e-3))
     with pytest.raises(TypeError, match=r"complex64: a state must have a real .*view_as_real"):
         fixed_point(lambda z: 0.5 * z, torch.ones(2, 3, dtype=torch.complex64))
+
+
+def test_no_tolerance_is_named_where_it_would_not_help():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        grown = solve(lambda z: z + 1, torch.zeros(2, 1), solver=Broyden())
+        soon = solve(lambda z: 0 * z, torch.zeros(2, 1), max_steps=torch.tensor([2, 9]), min_steps=5)
+
+    class Constant(nn.Module):
+        def forward(self, z, x):
+            return 0 * z + x
+
+    with record() as log:
+        Looped(Constant(), steps=4)(torch.randn(2, 3))
+    for found in (grown, soon, log.forward[0].solution):
+        assert not found.converged.all()
+        assert not found.floored.any()
+        assert "set rtol to" not in found.summary()

@@ -810,9 +810,15 @@ class Dropping(nn.Module):
         return self.dropout(0.5 * torch.tanh(self.linear(z)))
 
 
+class Functional(Dropping):
+    def forward(self, z):
+        return nn.functional.dropout(0.5 * torch.tanh(self.linear(z)), 0.5, self.training)
+
+
 @pytest.mark.parametrize("options", [{"sweeps": 6}, {"rtol": 1e-9}, {"sweeps": 6, "newton": Newton()}], ids=str)
-def test_sweeps_draw_the_masks_of_the_serial_network(options):
-    net, z = OptDNN("gd", [Dropping() for _ in range(6)]).double().train(), torch.randn(20, 4, dtype=torch.float64)
+@pytest.mark.parametrize("transform", [Dropping, Functional])
+def test_sweeps_draw_the_masks_of_the_serial_network(transform, options):
+    net, z = OptDNN("gd", [transform() for _ in range(6)]).double().train(), torch.randn(20, 4, dtype=torch.float64)
     wanted, found = list(net.parameters()), []
     for evaluate in (net, lambda z: parallel_evaluate(net, z, batched=False, **options)):
         torch.manual_seed(1)

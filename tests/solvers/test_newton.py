@@ -306,7 +306,7 @@ def test_a_root_takes_as_many_steps_in_any_unit(dtype, unit):
 
     one, other = found(1.0), found(unit)
     assert torch.equal(other.steps, one.steps)
-    assert (other.evaluations <= one.evaluations + 1).all()  # one shorter finite difference
+    assert (other.evaluations <= one.evaluations + 3).all()  # some shorter finite differences
     torch.testing.assert_close(other.value / unit, one.value, rtol=1e-4, atol=1e-4)
 
 
@@ -332,3 +332,16 @@ def test_a_start_at_zero_below_a_large_image_takes_as_many_steps(dtype, rtol, un
     one, other = found(1.0), found(unit)
     assert int((other.steps - one.steps).abs().max()) <= (4 if opaque else 1)
     torch.testing.assert_close(other.value / unit, one.value, rtol=100 * rtol, atol=100 * rtol)
+
+
+@pytest.mark.parametrize("unit", [1.0, 1e-6, 1e-8])
+def test_a_derivative_that_is_hidden_is_found_in_small_units_too(unit):
+    draw = torch.Generator().manual_seed(0)
+    matrix = torch.randn(6, 6, generator=draw, dtype=torch.float64) / 3
+
+    def f(z):
+        return unit * torch.tanh(z.detach() / unit @ matrix.to(z) + 0.3) + 0 * z
+
+    z = torch.zeros(3, 6, dtype=torch.float64)
+    assert WAYS[first_way(prepare(f, z, ()), f, z, f(z), f(z) - z)[0]] is finite_differences
+    assert solve(f, z, solver=NewtonKrylov(), rtol=1e-6, atol=0.0).converged.all()

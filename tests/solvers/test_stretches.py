@@ -211,3 +211,15 @@ def test_rows_whose_solver_leaps_recover_however_seldom_they_are_looked_at(solve
     found = solve(logarithm, start, loop=loop, **options).check()
     torch.testing.assert_close(logarithm(found.value), found.value, rtol=1e-7, atol=1e-7)  # one of two fixed points
     assert (found.trace.isnan().any(0) & (found.steps > 1)).any()  # some did leap
+
+
+@pytest.mark.parametrize("loop", [Eager(), Eager(8)], ids=repr)
+@pytest.mark.parametrize("solver", [Anderson(), Broyden()], ids=repr)
+def test_rows_that_leap_are_no_reason_to_keep_those_that_have_stopped(solver, loop, recwarn):
+    for seed in range(10):
+        draw = torch.Generator().manual_seed(seed)
+        shift = 1.5 * torch.rand(16, 1, generator=draw, dtype=torch.float64) - 0.3
+        options = {"solver": solver, "loop": loop, "compact": True, "rtol": 1e-5}
+        start = torch.full((16, 1), 0.1, dtype=torch.float64)
+        solve(lambda z, b: torch.log(2 * z + 1) + b, start, (shift.to(torch.get_default_device()),), **options)
+    assert not [str(told.message) for told in recwarn if "rows" in str(told.message)]

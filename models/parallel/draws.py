@@ -35,7 +35,8 @@ class Draws:
         if self._drops and unread(self._like) and not self._like.is_meta:
             raise RuntimeError("sweeps over dropout cannot be captured, since each must draw the same: call eval()")
         compiled = torch.compiler.is_compiling() and not self._drops
-        if not self._training or unread(self._like) or compiled:
+        fake = self._like.is_cuda and not torch.cuda.is_initialized()
+        if not self._training or unread(self._like) or compiled or fake:
             yield
             return
         now = self._state()

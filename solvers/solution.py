@@ -210,7 +210,7 @@ class Outcome:
         rule, rows = self.rule, self.rows
         if rule.relative_to_start:
             return np.zeros(len(relative), dtype=bool)
-        units = np.array([Status(status).units for status in rows.status.tolist()])
+        units = np.array([status.units for status in Status])[rows.status]
         above = rows.best > rule.tolerance(rule.reference(rows, rows.best_scale))
         with np.errstate(invalid="ignore"):
             return (relative <= units * rule.rounding) & above & rule.genuine(rows, 2, rows.best, rows.best_scale)

@@ -61,9 +61,9 @@ class LoopTrace:
         norms[steps, :, np.arange(layout.batch)] = np.nan  # a trace has one line per step
         lines = norms[:-1].reshape(2 * len(norms) - 2, layout.batch)
         outcome = Outcome(layout.flatten(value), rows, lines, rule, False)
-        return replace(
-            outcome.solution(problem, Picard()), value=tree_map(Tensor.clone, value), fixed=True, at_floor=None
-        )
+        found = outcome.solution(problem, Picard())
+        unmet = torch.zeros_like(found.converged)  # there is no tolerance to miss
+        return replace(found, value=tree_map(Tensor.clone, value), fixed=True, floored=unmet)
 
 
 def _shifted(norms: Floats, waits: Any) -> Floats:

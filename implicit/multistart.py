@@ -96,7 +96,8 @@ def _best(found: list[Solution[Z]], layout: Layout, agreement: float) -> Multist
         padded = [torch.cat((part, part.new_full((length - len(part), layout.batch), math.nan))) for part in parts]
         return torch.stack(padded)[start, :, rows].T
 
-    told: dict[str, Any] = {name: of_chosen(name) for name in ("residual", "status", "steps", "trace", "absolute")}
+    by_row = "residual", "status", "steps", "trace", "absolute", "floored"
+    told: dict[str, Any] = {name: of_chosen(name) for name in by_row}
     return MultistartSolution(
         value=layout.unflatten(chosen),
         evaluations=torch.stack([solution.evaluations for solution in found]).sum(dim=0),
@@ -104,7 +105,6 @@ def _best(found: list[Solution[Z]], layout: Layout, agreement: float) -> Multist
         budget=found[0].budget,
         fixed=found[0].fixed,
         rounding=found[0].rounding,
-        at_floor=of_chosen("floored"),
         start=start,
         agreed=same.sum(dim=0),
         residuals=residuals,

@@ -53,8 +53,8 @@ class Solution(Generic[S]):
     """Whether the number of steps was fixed, without a tolerance, so that no row converged or failed to."""
     rounding: float = field(default=0.0, repr=False, kw_only=True)
     """Relative rounding unit of f's output; 0: unknown."""
-    at_floor: Tensor | None = field(default=None, repr=False, kw_only=True)
-    """`floored`, where it is known."""
+    floored: Tensor = field(repr=False, kw_only=True)
+    """(batch,) bool: the row missed its tolerance at a residual that is as small as the dtype allows."""
     linear: bool = field(default=False, repr=False, kw_only=True)
     """Whether the equation is the linear one of a backward pass."""
 
@@ -62,11 +62,6 @@ class Solution(Generic[S]):
     def converged(self) -> Tensor:
         """(batch,) bool: the row met its tolerance."""
         return self.status == Status.CONVERGED
-
-    @property
-    def floored(self) -> Tensor:
-        """(batch,) bool: the row missed its tolerance at a residual that is as small as the dtype allows."""
-        return torch.zeros_like(self.converged) if self.at_floor is None else self.at_floor
 
     def check(self) -> Solution[S]:
         """Return self, or raise `ConvergenceError` naming how many rows failed, which, why, and what to try."""
@@ -202,7 +197,7 @@ class Outcome:
             alternatives=solver.alternatives,
             budget=solver.budget,
             rounding=self.rule.rounding,
-            at_floor=floored.bool(),
+            floored=floored.bool(),
         )
 
     def _floored(self, relative: Floats) -> Bools:

@@ -18,7 +18,14 @@ def trace_of(*columns):
     trace = torch.tensor(padded, dtype=torch.float64).T
     rows = torch.zeros(len(columns), dtype=torch.int64)
     return Solution(
-        value=(), residual=trace[-1], status=rows, steps=rows, evaluations=rows, trace=trace, absolute=trace
+        value=(),
+        residual=trace[-1],
+        status=rows,
+        steps=rows,
+        evaluations=rows,
+        trace=trace,
+        absolute=trace,
+        floored=rows.bool(),
     )
 
 

@@ -59,8 +59,8 @@ def host_key(tensor: Tensor) -> Hashable:
 
 
 def modules_key(module: PureModule, tensor_key: TensorKey = memory_key) -> Hashable:
-    """What the module relied on, besides known tensors, when this was built."""
-    return tuple(module_key(part.module, part.kind, part.own, tensor_key) for part in module.parts if part.kept)
+    """What the module relies on now, besides known tensors: what reaches it otherwise than its twins reads no other."""
+    return tuple(module_key(part.module, part.kind, part.now, tensor_key) for part in module.parts if part.kept)
 
 
 def module_key(

@@ -78,6 +78,11 @@ class Part:
         """Its `__dict__` as it was, but for objects, containers and other tensors, which would be kept alive."""
         return self.module.__dict__ | self.kept
 
+    @property
+    def now(self) -> dict[str, Any]:
+        """Its `__dict__` as it is, but with places for the tensors of then."""
+        return self.module.__dict__ | {name: self.kept[name] for name in _TENSORS}
+
 
 class PureModule:
     """A module whose tensors are passed in: parameters, buffers, and the current values of parametrized weights.

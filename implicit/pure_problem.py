@@ -51,7 +51,7 @@ class PureProblem:
 
     @property
     def unchanged(self) -> bool:
-        """Whether everything noted is as it was: containers, integer tensors and others that places do not cover."""
+        """Whether everything noted is as it was: attributes, modes, hooks, and tensors that places do not cover."""
         return self.relied_on is not None and self.relied_on == self._relied_on()
 
     def _relied_on(self) -> Hashable:

@@ -82,7 +82,8 @@ def solved_jointly(
     rows, done = first.rows, run.progress.step
     point, residual = run.stretch.points[-1].to(z.dtype), run.stretch.residual
     left = run.progress.limit - done
-    start = z if left > 0 and row_norms(residual).max() >= rows.first.max() else point
+    nearer = row_norms(residual).max() < rows.first.max()  # not so where it is NaN
+    start = point if nearer or left <= 0 else z
     joint, norms = start, first.norms
     if left > 0:
         joint_settings = replace(

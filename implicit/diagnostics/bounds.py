@@ -72,7 +72,7 @@ def error_bound(
             return ErrorBound(length / monotonicity, True, f"z − f(z) is {monotonicity:g}-strongly monotone, as given")
 
         image = flat + residual
-        way, _ = first_way(problem, problem, flat, image, residual)
+        way, *_ = first_way(problem, problem, flat, image, residual)
         product = WAYS[way](problem, flat, image, spread_at(problem, flat, image))
         newton = solve(
             lambda step: product(step) + residual,

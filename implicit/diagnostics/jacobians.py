@@ -59,7 +59,7 @@ class Transposed(LinearOperator):  # type: ignore[misc]
             return np.zeros(self.shape[0])
         if self._forward is None:
             problem, at = self._problem, (self._flat, self._image.detach())
-            way, _ = first_way(problem, problem, *at, self._tensor(v))
+            way, *_ = first_way(problem, problem, *at, self._tensor(v))
             self._forward = WAYS[way](problem, *at, spread_at(problem, *at))
         return self._array(self._forward(self._tensor(v)))
 

@@ -52,7 +52,7 @@ def lyapunov_exponents(
         refuse_coupled("lyapunov_exponents", problem, flat)
         directions = normal((len(flat), dim, k), flat)
         directions = torch.linalg.qr(directions).Q
-        way, _ = first_way(problem, problem, flat, problem(flat), directions[:, :, 0])
+        way, *_ = first_way(problem, problem, flat, problem(flat), directions[:, :, 0])
         total = torch.zeros(len(flat), k, dtype=torch.float64, device="cpu")
         for step in range(discard + steps):
             image = problem(flat)

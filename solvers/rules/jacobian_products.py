@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -46,7 +48,7 @@ def finite_differences(f: Map, z: Tensor, image: Tensor, spread: Tensor) -> Map:
     def product(v: Tensor) -> Tensor:
         length = torch.linalg.vector_norm(v, dim=1, keepdim=True)
         step = torch.where(length > 0, spread * size / length, 1)
-        return (f(z + step * v) - image) / step
+        return torch.where(length > 0, (f(z + step * v) - image) / step, 0)
 
     return product
 
@@ -54,17 +56,24 @@ def finite_differences(f: Map, z: Tensor, image: Tensor, spread: Tensor) -> Map:
 WAYS: tuple[Way, ...] = (double_reverse_mode, forward_mode, finite_differences)
 """The fastest first: forward mode evaluates f anew for each product, and is slow where operands have no tangent."""
 HIDDEN = 1e-2
-"""Change of f, relative to that of z, above which finite differences are informative."""
+"""Change of f, relative to that of z, below which a derivative hardly matters beside the identity."""
 ALIKE = 0.1
 """Relative difference up to which a product and a finite difference count as the same derivative."""
 
 
-def first_way(problem: Problem, f: Map, z: Tensor, image: Tensor, v: Tensor) -> tuple[int, int]:
-    """The position in `WAYS` of the first way that works for f, and the evaluations of f spent on finding it.
+class FirstWay(NamedTuple):
+    """How products with a Jacobian can be made."""
+
+    position: int  # in `WAYS`
+    spent: int  # evaluations of f for finding it
+    slope: Tensor  # (rows, 1): ‖J v‖ / ‖v‖
+
+
+def first_way(problem: Problem, f: Map, z: Tensor, image: Tensor, v: Tensor) -> FirstWay:
+    """The first way in `WAYS` that works for f.
 
     A way that finite differences contradict is skipped: a cell may detach z, or the backward of an `autograd.Function`
-    may compute something that autograd does not see. Where the state is small, shorter ones count if they are stable.
-    Rows where none is stable, since f is rough, do not count, nor do those where f's rounding may be the difference.
+    may compute something that autograd does not see.
 
     Args:
         problem: whose state z is.
@@ -72,20 +81,15 @@ def first_way(problem: Problem, f: Map, z: Tensor, image: Tensor, v: Tensor) -> 
         z, image: a point, and its image under f.
         v: the direction of the product that is compared, (rows, dim).
     """
-    spread, own = spread_at(problem, z, image), 1 + torch.linalg.vector_norm(z, dim=1, keepdim=True)
-    change = finite_differences(f, z, image, spread)(v)
-    noise = problem.spread**2 * (own + torch.linalg.vector_norm(image, dim=1, keepdim=True)) / (spread * own)
-    threshold = (max(HIDDEN, problem.spread) + 4 * noise[:, 0]) * torch.linalg.vector_norm(v, dim=1)
-    size = torch.linalg.vector_norm(change, dim=1)
-    telling = size.isfinite() & (size > threshold)
+    length, spent = torch.linalg.vector_norm(v, dim=1, keepdim=True), 0
+    v, spread = torch.where(length > 0, v / length, 0), spread_at(problem, z, image)
 
-    def contradicted(product: Tensor, change: Tensor) -> Tensor:
-        difference = torch.linalg.vector_norm(product - change, dim=1)
-        return ~(difference <= ALIKE * size + threshold)  # NaN is no derivative
+    def found(position: int, product: Tensor) -> FirstWay:
+        slope = torch.linalg.vector_norm(product, dim=1, keepdim=True)
+        return FirstWay(position, spent, torch.where(slope.isfinite() & (slope > 0), slope, 1))
 
-    tried, checked = 1, False
     for position, way in enumerate(WAYS[:-1]):
-        tried += 1
+        spent += 1
         try:
             with warnings.catch_warnings():
                 # PyTorch's own warning at its first forward-mode derivative
@@ -95,17 +99,54 @@ def first_way(problem: Problem, f: Map, z: Tensor, image: Tensor, v: Tensor) -> 
             raise
         except Exception:  # whatever an operation or a cell without that derivative raises
             continue
-        if not checked and (telling & contradicted(product, change)).any():
-            tried, checked = tried + 3, True
-            short = spread * suited(z, image).clamp(max=1)
-            half, near, nearer = (finite_differences(f, z, image, step)(v) for step in (spread / 2, short, short / 2))
-            local = telling & ~contradicted(near, nearer)
-            telling &= local | ~contradicted(change, half)
-            change = torch.where(local[:, None], near, change)
-            size = torch.linalg.vector_norm(change, dim=1)
-        if not (telling & contradicted(product, change)).any():
-            return position, tried
-    return len(WAYS) - 1, tried
+        off, more = contradiction(problem, f, z, image, v, product)
+        spent += more
+        undefined = image.isfinite().all(dim=1) & ~product.isfinite().all(dim=1)
+        if not (off.any() or undefined.any()):
+            return found(position, product)
+    spent += 1
+    return found(len(WAYS) - 1, finite_differences(f, z, image, spread)(v))
+
+
+def contradiction(problem: Problem, f: Map, z: Tensor, image: Tensor, v: Tensor, product: Tensor) -> tuple[Tensor, int]:
+    """(rows,) relative difference of the product `J v` from finite differences, and the evaluations of f spent.
+
+    0 where they agree, and where finite differences tell no derivative: where they lie within the rounding of f, or
+    depend on the length or sign of the step, as at the kink of a ReLU. Of two lengths, the shorter one counts if it
+    tells more: the second is the one at which f, by the product, changes in half its digits.
+
+    Args:
+        problem, f, z, image, v: as for `first_way`.
+        product: what is said to be `J v`.
+    """
+    norm, rounding = partial(torch.linalg.vector_norm, dim=1), problem.spread**2
+    own, length = norm(z), norm(v)
+    least = 0.0 if problem.relative_to_start else max(HIDDEN, problem.spread)  # of F, the unit is unknown
+
+    def difference(spread: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        change = finite_differences(f, z, image, spread)(v)
+        size, step = norm(change), spread[:, 0] * (1 + own) / length
+        threshold = least * length + 4 * rounding * (size * own / length + norm(image)) / step
+        off = norm(product - change)
+        return change, size.isfinite() & (size > threshold), torch.where(off > ALIKE * size + threshold, off / size, 0)
+
+    spread = problem.spread * (torch.ones_like(v[:, :1]) if problem.relative_to_start else suited(z, image))
+    change, telling, off = difference(spread)
+    if not (telling & (off > 0)).any():
+        return torch.zeros_like(off), 1
+    natural = (norm(image) / norm(product) * length / (1 + own))[:, None]
+    short = spread.minimum(torch.where(natural > 0, problem.spread * natural, spread))
+    nearer, telling_near, off_near = difference(short)
+    if not (telling & (off > 0) & ~(telling_near & (off_near == 0))).any():
+        return torch.zeros_like(off), 2
+
+    def local(change: Tensor, spread: Tensor) -> Tensor:
+        others = (finite_differences(f, z, image, part)(v) for part in (spread / 2, -spread))
+        half, back = (norm(other - change) <= ALIKE / 2 * norm(change) for other in others)
+        return half & back
+
+    wide, narrow = telling & local(change, spread), telling_near & local(nearer, short)
+    return torch.where(narrow, off_near, torch.where(wide, off, 0)), 6
 
 
 def suited(z: Tensor, image: Tensor) -> Tensor:
@@ -125,13 +166,21 @@ def spread_at(problem: Problem, z: Tensor, image: Tensor) -> Tensor:
 
 
 class NewtonEquation(Problem):
-    """`g′(z) δ + shift = 0` for g the residual of a problem, as the fixed point of `δ + g′(z) δ + shift`."""
+    """`u g′(z) δ + shift = 0` for g the residual of a problem, as the fixed point of `δ + u g′(z) δ + shift`.
 
-    def __init__(self, problem: Problem, way: int, z: Tensor, residual: Tensor, shift: Tensor) -> None:
+    Args:
+        problem: whose residual is g.
+        way: the position in `WAYS` of how products are made.
+        z, residual: the point, and g there.
+        shift: (rows, dim).
+        unit: u, (rows, 1), such that `u g′` is neither small nor large.
+    """
+
+    def __init__(self, problem: Problem, way: int, z: Tensor, residual: Tensor, shift: Tensor, unit: Tensor) -> None:
         self.problem = problem
         super().__init__(problem.f, (), Layout(shift))
         self.compact, self.told = problem.compact, True
-        self.way, self.z, self.at_z, self.shift = way, z, residual, shift
+        self.way, self.z, self.at_z, self.shift, self.unit = way, z, residual, shift, unit
         self.product = WAYS[way](problem.apart().residual, z, residual, spread_at(problem, z, residual))
         if WAYS[way] is double_reverse_mode:
             self.spent = np.ones(len(z), dtype=np.int64)  # its one evaluation of f
@@ -156,7 +205,7 @@ class NewtonEquation(Problem):
             self.problem.independent = value
 
     def residual(self, flat: Tensor) -> Tensor:
-        return (self.product(flat.to(self.z.dtype)) + self.shift).to(self.layout.working_dtype)
+        return (self.product(flat.to(self.z.dtype) * self.unit) + self.shift).to(self.layout.working_dtype)
 
     def __call__(self, flat: Tensor) -> Tensor:
         return flat + self.residual(flat)
@@ -167,8 +216,8 @@ class NewtonEquation(Problem):
 
     def take(self, rows: Tensor) -> NewtonEquation:
         """The equation of the rows at these positions."""
-        z, residual, shift = self.z[rows], self.at_z[rows], self.shift[rows]
-        taken = NewtonEquation(self.problem.take(rows), self.way, z, residual, shift)
+        own = (part[rows] for part in (self.z, self.at_z, self.shift, self.unit))
+        taken = NewtonEquation(self.problem.take(rows), self.way, *own)
         taken.dropped = True
         return taken
 

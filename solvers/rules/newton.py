@@ -33,6 +33,7 @@ class NewtonMemory(NamedTuple):
     length: Tensor  # (rows, 1): of the last step, in (0, 1]
     forcing: Tensor  # (rows, 1): relative tolerance of the inner solve at `point`
     roamed: Tensor  # (rows, 1): steps since the row left `point`; −1 when it came back without success
+    slope: Tensor  # (rows, 1): about ‖g′‖, if the unit of g is unknown; else 1
     way: int  # position in WAYS of how Jacobian products are made; −1 before it is known
 
 
@@ -73,7 +74,7 @@ class NewtonKrylov(Solver):
 
     def init(self, z: Tensor) -> NewtonMemory:
         ones = z.new_ones(len(z), 1)
-        return NewtonMemory(z, torch.zeros_like(z), torch.inf * ones, ones, _LOOSEST * ones, 0 * ones, way=-1)
+        return NewtonMemory(z, torch.zeros_like(z), torch.inf * ones, ones, _LOOSEST * ones, 0 * ones, ones, way=-1)
 
     def step(self, memory: NewtonMemory, z: Tensor, fz: Tensor, residual: Tensor) -> tuple[Tensor, NewtonMemory]:
         size = torch.linalg.vector_norm(residual, dim=1, keepdim=True)
@@ -89,7 +90,7 @@ class NewtonKrylov(Solver):
         # a step that had to be short may have been too inexact
         forcing = torch.where(length < 1, forcing.minimum(memory.forcing / 2), forcing)
         forcing = forcing.clamp(_TIGHTEST, _LOOSEST)
-        way, direction = self._newton_step(memory.way, z, fz, residual, size, accepted | roaming, forcing)
+        direction, slope, way = self._newton_step(memory, z, fz, residual, size, accepted | roaming, forcing)
         length = torch.where(away, length, length / 2)
         memory = NewtonMemory(
             point=torch.where(accepted, z, memory.point),
@@ -98,15 +99,26 @@ class NewtonKrylov(Solver):
             length=torch.where(accepted, 1, length),
             forcing=torch.where(accepted, forcing, memory.forcing),
             roamed=torch.where(accepted, 0, torch.where(roaming, roamed + 1, torch.where(away, -1, roamed))),
+            slope=slope,
             way=way,
         )
         back = torch.addcmul(memory.point, memory.length, memory.direction)
         return torch.where(roaming, z + direction, back), memory
 
     def _newton_step(
-        self, way: int, z: Tensor, fz: Tensor, residual: Tensor, size: Tensor, going: Tensor, forcing: Tensor
-    ) -> tuple[int, Tensor]:
-        """The inner solve for the rows that continue from z; the others' right-hand side is 0, which costs nothing."""
+        self,
+        memory: NewtonMemory,
+        z: Tensor,
+        fz: Tensor,
+        residual: Tensor,
+        size: Tensor,
+        going: Tensor,
+        forcing: Tensor,
+    ) -> tuple[Tensor, Tensor, int]:
+        """The direction, and the next memory's `slope` and `way`.
+
+        The inner solve is for the rows that continue from z; the others' right-hand side is 0, which costs nothing.
+        """
         problem, (rtol, atol) = self._problem, self._tolerances
         if problem is None:
             raise RuntimeError("NewtonKrylov evaluates f within its steps: run it through solve, which binds it to f")
@@ -114,16 +126,21 @@ class NewtonKrylov(Solver):
         # solving more tightly than to half the outer tolerance would be wasted
         enough = 0.5 * (rtol * scale + atol)
         tolerance = torch.maximum(forcing * size, enough.minimum(_LOOSEST * size))
-        tried = 0
+        way, slope, tried = memory.way, memory.slope, 0
         if way < 0:
             apart = problem.apart()
             g, at_z = (apart.residual, residual) if problem.relative_to_start else (apart, fz)
-            way, tried = first_way(problem, g, z, at_z, residual)
+            way, tried, found = first_way(problem, g, z, at_z, residual)
+            slope = found if problem.relative_to_start else slope
         # in units of its own tolerance, each row has the same tolerance, 1
         shift = torch.where(going & (size > 0), residual / tolerance, 0)
-        equation = NewtonEquation(problem, way, z, residual, shift)
+        equation = NewtonEquation(problem, way, z, residual, shift, slope.reciprocal())
         compact = problem.compact and WAYS[way] is not double_reverse_mode  # dropping rows would evaluate f again
         inner = Settings(GMRES(self.inner_steps), rtol=0.0, atol=1.0, max_steps=self.inner_steps + 1, compact=compact)
         outcome = iterate(equation, torch.zeros_like(z), inner, start=(shift, shift), checked=True)
         problem.spent = outcome.rows.steps + outcome.rows.spent - 1 + tried
-        return way, outcome.value * tolerance
+        direction = outcome.value * (tolerance / slope)
+        if problem.relative_to_start:
+            steepness = size / torch.linalg.vector_norm(direction, dim=1, keepdim=True)  # since g′ direction ≈ −g
+            slope = torch.where(steepness.isfinite() & (steepness > 0), steepness, slope)
+        return direction, slope, way

@@ -1,6 +1,7 @@
 """Rows that depend on each other: found whatever couples them, and refused where each row is asked for a figure."""
 
 import re
+import warnings
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from implicit.coupling import as_one_row, coupling
 from implicit.diagnostics import diagnose, gradient_audit, jacobian_penalty, lyapunov_exponents, spectral_radius
 from implicit.draws import normal
 from implicit.monitoring import Monitor, MonitorWarning
-from solvers import Picard
+from solvers import Eager, NewtonKrylov, Picard, solve
 from solvers.problem import prepare
 
 ROWS, WIDTH = 6, 4
@@ -171,3 +172,21 @@ def test_rows_that_couple_after_some_were_dropped_are_solved_together(grad):
         z = layer(x.clone().requires_grad_(grad), k).detach()
     image = layer.cell(z, x, k)
     assert ((image - z).norm(dim=1) <= 1.05e-8 * image.norm(dim=1)).all()
+
+
+@pytest.mark.parametrize("every", [1, 7, 20, 60])
+def test_coupled_rows_that_a_stretch_led_to_where_f_is_not_finite_begin_anew(every):
+    for seed in range(0, 240, 8):
+        torch.manual_seed(seed)
+        rows, width = int(torch.randint(2, 6, ())), int(torch.randint(1, 5, ()))
+        shift, matrix = torch.rand(rows, width).double() * 2, (torch.randn(width, width) * 0.4 / width**0.5).double()
+
+        def f(z, shift=shift, matrix=matrix):
+            return torch.log(2 + z @ matrix.T + 0.5 * z.mean(0, keepdim=True) + shift)
+
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "the rows depend on each other")
+            found = solve(
+                f, torch.zeros_like(shift), solver=NewtonKrylov(), rtol=1e-8, max_steps=200, loop=Eager(every)
+            ).check()
+        torch.testing.assert_close(f(found.value), found.value, rtol=1e-7, atol=1e-7)

@@ -375,6 +375,16 @@ def test_a_backward_solve_that_ends_at_the_dtypes_floor_is_told_the_tolerance_th
     assert found(ImplicitGradient(rtol=4 * float(rtol))) == []  # another random loss has another floor
 
 
+def test_both_solves_may_end_at_the_dtypes_floor():
+    layer = Equilibrium(Cell(0.9), rtol=1e-9, atol=0.0, gradient=ImplicitGradient(rtol=1e-9))
+    x = torch.randn(64, 8)
+    x = x[layer.solve(x).floored]
+    assert layer.solve(x).floored.all()
+    found = names(layer, x)
+    assert "the dtype's floor" in found
+    assert "backward solve not converged" in found
+
+
 def test_a_longer_history_is_no_remedy_at_the_dtypes_floor():
     with torch.autocast(torch.get_default_device().type, dtype=torch.bfloat16):
         found = names(Equilibrium(Cell(), rtol=1e-4, max_steps=2000), torch.randn(64, 8))
@@ -460,6 +470,20 @@ def test_a_derivative_that_a_cell_leaves_out_is_found(part, found, dtype, unit):
     assert ("gradient that misses part of the cell" in names(layer, x)) == found
     looped = Looped(layer.cell, steps=5)
     assert ("gradient that misses part of the cell" in names(looped, x)) == found
+
+
+class Kinked(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Linear(32, 32)
+
+    def forward(self, z, x):
+        return torch.relu(self.inner(z) + x)
+
+
+def test_kinks_hide_no_derivative():
+    for _ in range(3):
+        assert "gradient that misses part of the cell" not in names(Equilibrium(Kinked()), torch.randn(4096, 32))
 
 
 def test_a_cell_that_takes_no_inputs_with_gradients_is_no_fault():

@@ -11,6 +11,7 @@ from collections import deque
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from types import MethodType
 
 import numpy as np
 import pytest
@@ -245,6 +246,43 @@ def test_the_backward_pass_is_that_of_the_forward_pass_whatever_has_changed_sinc
     for call in (between, both, lambda layer: layer(x)):
         for _ in range(5):
             alike(call, eager, captured)
+
+
+REACHES_ITSELF = {
+    "a hook": lambda cell: cell.linear.register_forward_hook(lambda module, args, out: cell.gain * out),
+    "a hook before": lambda cell: cell.linear.register_forward_pre_hook(lambda module, args: (cell.gain * args[0],)),
+    "a method as a hook": lambda cell: cell.linear.register_forward_hook(MethodType(_scaled_by, cell)),
+    "a hook of the backward pass": lambda cell: cell.linear.register_full_backward_hook(
+        lambda module, given, grads: (cell.gain * given[0],)
+    ),
+    "a function": lambda cell: setattr(cell, "functions", [lambda h: torch.tanh(cell.gain * h)]),
+    "a method in a list": lambda cell: setattr(cell, "functions", [MethodType(_scaled, cell)]),
+    "a method": lambda cell: setattr(cell, "values", MethodType(_scaled, cell)),
+}
+
+
+def _scaled(cell, h):
+    return torch.tanh(cell.gain * h)
+
+
+def _scaled_by(cell, module, args, out):
+    return cell.gain * out
+
+
+@pytest.mark.parametrize("way", REACHES_ITSELF)
+def test_what_reaches_the_cell_itself_and_its_change_before_the_backward_pass(way):
+    eager, captured = layers()
+    REACHES_ITSELF[way](eager.cell)
+    (x,) = inputs(1)
+    for gain in (0.1, 0.1, 0.1, 0.9, 0.9, 0.9):
+
+        def call(layer, gain=gain):
+            layer.cell.gain = 0.9
+            value = layer(x)
+            layer.cell.gain = gain
+            return value
+
+        alike(call, eager, captured)
 
 
 def test_integers_written_to_before_the_backward_pass():

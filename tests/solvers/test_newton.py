@@ -9,7 +9,7 @@ import scipy.optimize
 import torch
 
 from solvers import NewtonKrylov, Status, root, solve
-from solvers.problem import prepare
+from solvers.problem import RootProblem, prepare
 from solvers.rules.jacobian_products import WAYS, double_reverse_mode, finite_differences, first_way, forward_mode
 
 
@@ -345,3 +345,94 @@ def test_a_derivative_that_is_hidden_is_found_in_small_units_too(unit):
     z = torch.zeros(3, 6, dtype=torch.float64)
     assert WAYS[first_way(prepare(f, z, ()), f, z, f(z), f(z) - z)[0]] is finite_differences
     assert solve(f, z, solver=NewtonKrylov(), rtol=1e-6, atol=0.0).converged.all()
+
+
+@pytest.mark.parametrize(
+    ("unit", "of_image"),
+    [
+        (1e5, 1e-1),
+        (1e5, 1e-3),
+        (1e5, 1e-5),
+        (1.0, 1e8),
+        (1e-3, 1e5),
+        (1e-5, 1e5),
+        (1e-7, 1e6),
+        (2e-5, 0.9),
+        (1e-8, 0.04),
+    ],
+)
+def test_a_root_is_found_whatever_the_units_of_state_and_image(unit, of_image):
+    draw = torch.Generator().manual_seed(0)
+    matrix = torch.eye(4, dtype=torch.float64) + 0.3 * torch.randn(4, 4, generator=draw, dtype=torch.float64)
+    y = torch.randn(3, 4, generator=draw, dtype=torch.float64)
+    shift = (y + 0.3 * y.sin()) @ matrix.T
+
+    def bent(z):
+        u = z / unit
+        return of_image * ((u + 0.3 * u.sin()) @ matrix.to(z).T - shift.to(z))
+
+    z = torch.zeros(3, 4)
+    problem = prepare(bent, z, (), RootProblem)
+    image = problem.residual(z)
+    assert WAYS[first_way(problem, problem.residual, z, image, image).position] is double_reverse_mode
+    found = root(bent, z, solver=NewtonKrylov(), rtol=1e-4, atol=0.0).check()
+    torch.testing.assert_close(found.value.double() / unit, y, rtol=0, atol=1e-3)
+
+
+class Wrong(torch.autograd.Function):
+    """y + 0.3 sin(y), with a backward of 0.4."""
+
+    @staticmethod
+    def forward(ctx, y):
+        return y + 0.3 * y.sin()
+
+    @staticmethod
+    def backward(ctx, grad):
+        return 0.4 * grad
+
+
+@pytest.mark.parametrize("unit", [1.0, 1e-2, 1e-3, 1e-6, 1e-9])
+def test_a_wrong_backward_is_noticed_in_any_unit_of_a_root(unit):
+    z, shift = torch.zeros(3, 4, dtype=torch.float64), torch.randn(3, 4, dtype=torch.float64)
+    found = root(lambda z: unit * (Wrong.apply(z) - shift), z, solver=NewtonKrylov(), atol=0.0, rtol=1e-9).check()
+    assert found.steps.max() <= 6
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("kinked", ["some rows", "all rows, at the start"])
+def test_kinks_contradict_no_derivative(kinked, dtype):
+    for seed in range(3):
+        draw = torch.Generator().manual_seed(seed)
+        matrix = (torch.randn(32, 32, generator=draw) / 32**0.5).to(dtype)
+        x = torch.randn(4096, 32, generator=draw).to(dtype)
+        if kinked == "some rows":
+            z = torch.randn(4096, 32, generator=draw).to(dtype)
+
+            def f(z, matrix=matrix, x=x):
+                return torch.relu(z @ matrix + x)
+
+        else:
+            z = torch.zeros(4096, 32, dtype=dtype)
+
+            def f(z, matrix=matrix, x=x):
+                return torch.relu(z) @ matrix + x
+
+        way = first_way(prepare(f, z, ()), f, z, f(z), f(z) - z)
+        assert WAYS[way.position] is double_reverse_mode
+
+
+@pytest.mark.parametrize("opaque", [False, True])
+def test_rows_without_a_solution_leave_the_others_alone(opaque):
+    c = torch.tensor([[0.3], [0.4], [0.1], [0.05], [-0.1]], dtype=torch.float64)
+    unit = 100.0
+
+    def f(z):
+        if opaque:
+            return torch.from_numpy(unit * (np.square(z.detach().cpu().numpy() / unit) + c.cpu().numpy())).to(z)
+        return unit * ((z / unit) ** 2 + c)
+
+    z0 = unit * torch.tensor([[0.3], [2.0], [0.0], [0.0], [0.0]], dtype=torch.float64)
+    with np.errstate(over="ignore", invalid="ignore"):
+        found = solve(f, z0, solver=NewtonKrylov(), rtol=1e-8)
+    assert found.status.tolist() == [Status.DIVERGED] * 2 + [Status.CONVERGED] * 3
+    torch.testing.assert_close(found.value[2:] / unit, 0.5 - (0.25 - c[2:]).sqrt(), rtol=1e-7, atol=1e-7)

@@ -8,14 +8,18 @@ from collections.abc import Callable, Hashable
 from contextlib import suppress
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
+from solvers.loops.recording import recorded
 from solvers.problem import Problem
 from solvers.state import tree_leaves, tree_map
 
+from .functorch import transformed
 from .keys import modules_key, value_key, version_key
 from .pure import Known, PureModule
 from .reads import Watched
+from .suitability import warn_of_change
 from .torch_state import within_modes
 
 
@@ -53,6 +57,15 @@ class PureProblem:
     def unchanged(self) -> bool:
         """Whether everything noted is as it was: attributes, modes, hooks, and tensors that places do not cover."""
         return self.relied_on is not None and self.relied_on == self._relied_on()
+
+    def confirm(self, image: Tensor, again: Tensor) -> None:
+        """Warn if f, evaluated again at the same point, has another value than before."""
+        if self.problem.told or transformed() or recorded() or torch.compiler.is_compiling():
+            return
+        image, again = image.detach(), again.detach()
+        bound = self.problem.spread * torch.linalg.vector_norm(image, dim=1)
+        if bool((torch.linalg.vector_norm(again - image, dim=1) > bound).any()):
+            warn_of_change()
 
     def _relied_on(self) -> Hashable:
         modules = () if self.module is None else modules_key(self.module, version_key)

@@ -49,6 +49,18 @@ def warn_of_chance() -> None:
     )
 
 
+def warn_of_change() -> None:
+    """A `RuntimeWarning` for a cell that gave another value when a backward pass evaluated it again."""
+    warnings.warn(
+        "the backward pass evaluated the cell again at the solution, as second derivatives and hooks on saved tensors "
+        "require, and it gave another value than in the forward pass. Its gradients are those of the new value. Either "
+        "the cell is not deterministic, or something has changed that it reads by way of a hook, a closure or a global "
+        "variable, such as its mode: change it after the backward pass",
+        RuntimeWarning,
+        stacklevel=level_of_caller(),
+    )
+
+
 def warn_of_stale_recording() -> None:
     """A `RuntimeWarning` for a cell that now computes something else than what was recorded of it."""
     warnings.warn(

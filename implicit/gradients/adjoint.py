@@ -106,7 +106,9 @@ class Products:
         """Replace the evaluation by a new one with its own graph."""
         self.point = self.point.detach().requires_grad_()
         with torch.enable_grad(), uncompiled_cells():
-            self.image = self.pure(self.point, *(tensor.detach() for tensor in self.tensors))
+            image = self.pure(self.point, *(tensor.detach() for tensor in self.tensors))
+        self.pure.confirm(self.image, image)
+        self.image = image
 
     def source(self, shift: Tensor, autocast: torch.dtype | None) -> Source | None:
         """What `solvers.Captured` records of the solve of `u = Jᵀu + shift`, with products under this autocast."""
@@ -153,7 +155,7 @@ class _Implicit(torch.autograd.Function):
                 return one_by_one(lambda shift: checked_linear(policy, product, shift, report, None), shift)
 
             wanted = sources.wanted(ctx.needs_input_grad[7:])
-            found = differentiable(linear, sources, value, tensors, wanted, grads[0])
+            found = differentiable(linear, sources, value, image, tensors, wanted, grads[0])
             return None, *others, *(each for place, each in enumerate(found) if place not in sources.constants)
 
         products = Products(image, point, sources.pure, tensors)

@@ -82,7 +82,7 @@ class Sources:
                 "torch.compiler.set_stance('force_eager') around the layer, or leave the cell uncompiled"
             )
 
-    def direct(self, z: Tensor, tensors: Sequence[Tensor], what: str) -> list[int]:
+    def direct(self, z: Tensor, image: Tensor, tensors: Sequence[Tensor], what: str) -> list[int]:
         """Which of the tensors f uses directly, whatever is passed in for them, as a replaced `forward` may.
 
         Raises RuntimeError if f, evaluated again, does not use what it did before.
@@ -90,8 +90,9 @@ class Sources:
         wants = (True, *self.uses)
         known = [tensor.detach().requires_grad_(want) for want, tensor in zip(wants, (z, *tensors), strict=True)]
         with torch.enable_grad(), twice_differentiable():
-            image = self.pure(*known)
-        uses, captured, _ = computed_from(image, (*known[1:], *tensors))
+            again = self.pure(*known)
+        self.pure.confirm(image, again)
+        uses, captured, _ = computed_from(again, (*known[1:], *tensors))
         handed_in, direct = uses[: len(tensors)], uses[len(tensors) :]
         missing = [leaf for leaf in captured if not any(leaf is other for other in (known[0], *self.captured))]
         if missing:
@@ -110,13 +111,14 @@ def differentiable(
     linear: Linear,
     sources: Sources,
     z: Tensor,
+    image: Tensor,
     tensors: Sequence[Tensor],
     wanted: tuple[bool, ...],
     grad: Tensor,
 ) -> list[Tensor | None]:
     """The gradients of the tensors, then of the captured ones, with a graph; None where none is wanted."""
     what = "second derivatives through an equilibrium"
-    direct = sources.direct(z, tensors, what)
+    direct = sources.direct(z, image, tensors, what)
     captured = (*(tensors[place] for place in direct), *sources.captured)
     if captured and transformed():
         refuse_captured(sources.pure, captured, f"{what} by a transform of torch.func")

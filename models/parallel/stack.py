@@ -28,38 +28,29 @@ class Stack:
     """Modules of one structure, each evaluated at its own point, with their weights stacked.
 
     Args:
-        modules: of equal classes, settings and shapes (`UnlikeError` names what differs); if all are the same object,
-            it is evaluated on all points as one batch.
+        modules: of equal classes, settings and shapes (`UnlikeError` names what differs), or all the same object.
     """
 
     def __init__(self, modules: Sequence[nn.Module]) -> None:
-        self.count = len(modules)
-        self._tied = modules[0] if all(module is modules[0] for module in modules) else None
         self._pure = PureModule(modules[0], Known())
-        if self._tied is not None:
-            self.tensors = tuple(own_tensors(own_modules(self._tied)))
-        else:
-            layers = [own_modules(module) for module in modules]
-            check_alike(layers)
-            self.tensors = tuple(gathered(column) for column in zip(*map(own_tensors, layers), strict=True))
+        self._tied = all(module is modules[0] for module in modules)
+        layers = [own_modules(module) for module in (modules[:1] if self._tied else modules)]
+        check_alike(layers)
+        columns = zip(*map(own_tensors, layers), strict=True)
+        self.tensors = tuple(column[0] if self._tied else gathered(column) for column in columns)
 
     def __call__(self, points: Any, inputs: tuple[Tensor, ...], tensors: Sequence[Tensor] | None = None) -> Any:
         """(count, batch, …), one point per module, or a tuple of such; each module gets all inputs, (batch, …).
 
         `tensors` replace its own.
         """
-        if self._tied is not None:
-            repeated = (x.expand(self.count, *x.shape).flatten(0, 1) for x in inputs)
-            module = self._tied if tensors is None else self._pure.twin(tensors)
-            output = module(_each(points, lambda y: y.flatten(0, 1)), *repeated)
-            return _each(output, lambda t: t.unflatten(0, parts(points)[0].shape[:2]))
-
         def one(tensors: Sequence[Tensor], point: Any) -> Any:
             with _LinearByRows(), _hooks_refused():
                 return self._pure.twin(tensors)(point, *inputs)
 
         with _kernels_for_vmap():
-            return torch.vmap(one, randomness="different")(tuple(tensors or self.tensors), points)
+            every = torch.vmap(one, in_dims=(None if self._tied else 0, 0), randomness="different")
+            return every(tuple(tensors or self.tensors), points)
 
 
 def _hooks_refused() -> AbstractContextManager[Any]:

@@ -8,7 +8,7 @@ import gc
 import warnings
 import weakref
 from collections import deque
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from types import MethodType
@@ -317,6 +317,25 @@ def test_a_second_derivative_is_that_of_the_forward_pass(change):
 @contextmanager
 def unchanged(cell):
     yield
+
+
+@pytest.mark.parametrize("hooked", [False, True])
+@pytest.mark.parametrize("changes", [False, True])
+def test_a_second_evaluation_that_has_another_value_is_told(changes, hooked):
+    eager, _ = layers()
+    REACHES_ITSELF["a hook"](eager.cell)
+    eager.cell.gain = 0.9
+    (x,) = inputs(1)
+    x.requires_grad_()
+    with torch.autograd.graph.save_on_cpu() if hooked else nullcontext():
+        value = eager(x)
+    if changes:
+        eager.cell.gain = 0.1
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        torch.autograd.grad(value.square().sum(), x, create_graph=not hooked)
+    assert ["gave another value" in str(each.message) for each in told] == [True] * changes
+    assert all(each.filename == __file__ for each in told)
 
 
 @pytest.mark.filterwarnings("ignore::implicit.ConvergenceWarning")

@@ -27,6 +27,14 @@ def followed(tensor: Tensor) -> bool:
     return bool(wrapping.is_functorch_wrapped_tensor(tensor)) and followed(wrapping.get_unwrapped(tensor))
 
 
+def batched(tensor: Tensor) -> bool:
+    """Whether the tensor is a batch within vmap."""
+    wrapping = torch._C._functorch
+    if wrapping.is_batchedtensor(tensor):
+        return True
+    return bool(wrapping.is_functorch_wrapped_tensor(tensor)) and batched(wrapping.get_unwrapped(tensor))
+
+
 def batch_of_gradients(tensor: Tensor) -> bool:
     """Whether the tensor is the batch of a backward pass with `is_grads_batched=True`."""
     return bool(torch._C._functorch.is_legacy_batchedtensor(tensor))

@@ -15,10 +15,10 @@ from solvers import Picard, Solution, Solver
 
 from ..methods.base import scaled
 from ..optdnn import OptDNN
-from .draws import Draws
 from .gather import unread
 from .likeness import UnlikeError
 from .newton import Newton, explained
+from .repeats import Repeats
 from .sweeps import NewtonSweep, PlainSweeps, Sweep, finite
 from .trajectory import parts, recursion
 
@@ -86,30 +86,38 @@ def parallel_evaluate(
         raise TypeError(f"net is a {type(net).__name__}: pass an OptDNN")
     if newton is not None and not isinstance(newton, Newton):
         raise TypeError(f"newton={newton!r}: pass Newton(), Newton(diagonal=True, damping=0.1), or None")
-    if sweeps is not None and rtol is not None:
-        raise TypeError(f"sweeps={sweeps} and rtol={rtol} exclude each other: pass one of them")
+    if (sweeps is None) == (rtol is None):
+        raise TypeError(f"sweeps={sweeps} and rtol={rtol}: pass one of them, a number of sweeps or a tolerance")
+    if rtol is None and (solver != Picard() or max_sweeps is not None):
+        raise TypeError(
+            f"solver={solver} and max_sweeps={max_sweeps} are for a tolerance: pass rtol= in place of sweeps="
+        )
+    if max_sweeps is not None and (not isinstance(max_sweeps, int) or isinstance(max_sweeps, bool) or max_sweeps < 1):
+        raise ValueError(f"max_sweeps={max_sweeps!r} must be an integer of at least 1")
+    repeats = Repeats(net, z0)
     with one_weight(net), explained(newton):
         if rtol is not None:
             try:
-                return _solved(net, z0, inputs, rtol, solver, max_sweeps, newton, batched)
+                return _solved(net, z0, inputs, repeats, rtol, solver, max_sweeps, newton, batched)
             except RuntimeError as error:
                 if batched is not None or not _needs_one_by_one(error):
                     raise
-            return _solved(net, z0, inputs, rtol, solver, max_sweeps, newton, False)
+            return _solved(net, z0, inputs, repeats, rtol, solver, max_sweeps, newton, False)
         check_sweeps(sweeps, len(net.transforms))
         assert sweeps is not None
         found = None
         if batched or newton or (batched is None and _batching_pays(z0, len(net.transforms))):
             try:
-                found = _swept(net, z0, inputs, sweeps, newton, batched is not False)
+                found = _swept(net, z0, inputs, repeats, sweeps, newton, batched is not False)
             except (UnlikeError, RuntimeError) as error:
                 if batched or not _needs_one_by_one(error):
                     raise
                 if newton:
-                    found = _swept(net, z0, inputs, sweeps, newton, False)
-        output, astray = found or _one_by_one(net, z0, inputs, sweeps)
-        if sweeps == len(net.transforms) and output.requires_grad and not unread(z0) and astray:
-            return net(z0, *inputs)  # values recover from guesses that went astray, but gradients through these do not
+                    found = _swept(net, z0, inputs, repeats, sweeps, newton, False)
+        output, astray = found or _one_by_one(net, z0, inputs, repeats, sweeps)
+        if sweeps == len(net.transforms) and output.requires_grad and _known(astray):
+            with repeats.same():  # values recover from guesses that went astray, but gradients through these do not
+                return net(z0, *inputs)
         return output
 
 
@@ -130,13 +138,19 @@ def _batching_pays(z0: Tensor, depth: int) -> bool:
 
 
 def _swept(
-    net: OptDNN, z0: Tensor, inputs: tuple[Tensor, ...], sweeps: int, newton: Newton | None, batched: bool
+    net: OptDNN,
+    z0: Tensor,
+    inputs: tuple[Tensor, ...],
+    repeats: Repeats,
+    sweeps: int,
+    newton: Newton | None,
+    batched: bool,
 ) -> tuple[Tensor, Tensor | bool] | None:
     """The output, and whether guesses went astray; None if one overflowed and spoilt layers before it.
 
     Nothing is read from the device before the end. Where nothing can be read at all, NaN replaces spoilt outputs.
     """
-    sweep = _sweep(net, z0, inputs, newton, batched)
+    sweep = _sweep(net, z0, inputs, repeats, newton, batched)
     outputs, sizes = None, []
     for _ in range(sweeps):
         outputs = sweep(outputs)
@@ -146,26 +160,35 @@ def _swept(
     if newton:  # such a sweep discards what overflowed
         return last, astray
     kept = torch.stack(sizes).isfinite().all()
-    if unread(z0):
+    if unread(kept):
         return torch.where(kept, last, torch.nan), astray
     whole, gone = torch.stack((kept, astray)).tolist()
     return (last, gone) if whole else None
 
 
-def _sweep(net: OptDNN, z0: Tensor, inputs: tuple[Tensor, ...], newton: Newton | None, batched: bool) -> Sweep:
+def _sweep(
+    net: OptDNN,
+    z0: Tensor,
+    inputs: tuple[Tensor, ...],
+    repeats: Repeats,
+    newton: Newton | None,
+    batched: bool,
+) -> Sweep:
     if newton is None:
-        return Sweep(net, z0, inputs, batched=batched)
-    return NewtonSweep(net, z0, inputs, newton, batched=batched)
+        return Sweep(net, z0, inputs, repeats=repeats, batched=batched)
+    return NewtonSweep(net, z0, inputs, newton, repeats=repeats, batched=batched)
 
 
-def _one_by_one(net: OptDNN, z0: Tensor, inputs: tuple[Tensor, ...], sweeps: int) -> tuple[Tensor, Tensor]:
+def _one_by_one(
+    net: OptDNN, z0: Tensor, inputs: tuple[Tensor, ...], repeats: Repeats, sweeps: int
+) -> tuple[Tensor, Tensor]:
     """The same, one transform after the other."""
     coefficients = [net.coefficients.at(k) for k in range(len(net.transforms))]
     nothing = scaled(net.method.query(net.method.start(z0), coefficients[0]), 0.0)
-    outputs, sizes, draws = [nothing] * len(net.transforms), [], Draws(net, z0)
+    outputs, sizes = [nothing] * len(net.transforms), []
     for _ in range(sweeps):
         points, _ = recursion(net.method, z0, outputs, coefficients)
-        with draws.same():
+        with repeats.same():
             outputs = [
                 scaled(transform(y, *inputs), c.step)
                 for transform, y, c in zip(net.transforms, points, coefficients, strict=True)
@@ -181,6 +204,11 @@ def _size(tensors: list[Tensor]) -> Tensor:
     return torch.stack(sizes).amax() if sizes else tensors[0].new_zeros(())
 
 
+def _known(flag: Tensor | bool) -> bool:
+    """Whether it is known to be true."""
+    return flag if isinstance(flag, bool) else not unread(flag) and bool(flag)
+
+
 def _astray(sizes: list[Tensor]) -> Tensor:
     """Whether guesses have left the region where the network works."""
     return ~(torch.stack(sizes).amax() <= ASTRAY * sizes[-1]) if sizes else torch.tensor(False, device="cpu")
@@ -190,6 +218,7 @@ def _solved(
     net: OptDNN,
     z0: Tensor,
     inputs: tuple[Tensor, ...],
+    repeats: Repeats,
     rtol: float,
     solver: Solver,
     max_sweeps: int | None,
@@ -205,11 +234,11 @@ def _solved(
     depth = len(net.transforms)
 
     try:
-        sweep = _sweep(net, z0, inputs, newton, batched is not False)
+        sweep = _sweep(net, z0, inputs, repeats, newton, batched is not False)
     except UnlikeError:
         if batched:
             raise
-        sweep = _sweep(net, z0, inputs, newton, False)
+        sweep = _sweep(net, z0, inputs, repeats, newton, False)
 
     def swap(outputs: Any) -> Any:
         swapped = tuple(part.movedim(0, 1) for part in parts(outputs))

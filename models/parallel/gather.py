@@ -8,12 +8,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from implicit.functorch import transformed
+from implicit.functorch import batched, transformed
+
+
+def captured(tensor: Tensor) -> bool:
+    """Whether operations on it are recorded now in a CUDA graph, and not run."""
+    return tensor.is_cuda and torch.cuda.is_current_stream_capturing()
 
 
 def unread(tensor: Tensor) -> bool:
-    """Whether no value can be read now: of a meta tensor, or during a CUDA capture, which runs nothing."""
-    return tensor.is_meta or (tensor.is_cuda and torch.cuda.is_current_stream_capturing())
+    """Whether no value of it can be read now."""
+    return tensor.is_meta or captured(tensor) or batched(tensor)
 
 
 def gathered(tensors: Sequence[Tensor]) -> Tensor:
@@ -45,6 +50,7 @@ def _movable(tensors: Sequence[Tensor]) -> bool:
         and len(set(map(id, tensors))) == len(tensors)
         and len({(tensor.dtype, tensor.device) for tensor in tensors}) == 1
         and not tensors[0].is_inference()
+        and not any(tensor.is_cpu and tensor.is_shared() for tensor in tensors)  # other processes see these
         and not transformed()
         and not torch.compiler.is_compiling()
     )

@@ -21,7 +21,6 @@ from solvers import Shared
 from ..proximal import ProximalStep
 from .gather import gathered
 from .likeness import check_alike
-from .trajectory import parts
 
 
 class Stack:
@@ -44,6 +43,7 @@ class Stack:
 
         `tensors` replace its own.
         """
+
         def one(tensors: Sequence[Tensor], point: Any) -> Any:
             with _LinearByRows(), _hooks_refused():
                 return self._pure.twin(tensors)(point, *inputs)

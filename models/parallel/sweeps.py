@@ -12,8 +12,8 @@ from solvers import Picard
 
 from ..methods.base import scaled
 from ..optdnn import OptDNN
-from .draws import Draws
 from .newton import Newton, scan
+from .repeats import Repeats
 from .stack import OneByOne, stacked
 from .trajectory import parts, trajectory
 
@@ -24,9 +24,16 @@ class Sweep:
     A step of Picard iteration. Its fixed point is the serial network, and k sweeps make the first k layers exact.
     """
 
-    def __init__(self, net: OptDNN, z0: Tensor, inputs: tuple[Tensor, ...], *, batched: bool = True) -> None:
-        self.net, self.z0, self.inputs = net, z0, inputs
-        self.draws = Draws(net, z0)
+    def __init__(
+        self,
+        net: OptDNN,
+        z0: Tensor,
+        inputs: tuple[Tensor, ...],
+        *,
+        repeats: Repeats | None = None,
+        batched: bool = True,
+    ) -> None:
+        self.net, self.z0, self.inputs, self.repeats = net, z0, inputs, repeats or Repeats(net, z0)
         self.trajectory = trajectory(net.method, net.coefficients, z0)
         self.transforms = stacked(list(net.transforms)) if batched else OneByOne(list(net.transforms))
         unscaled = net.coefficients.always("step", 1.0)
@@ -38,7 +45,7 @@ class Sweep:
 
     def evaluated(self, points: Any) -> Any:
         """The outputs at these points."""
-        with self.draws.same():
+        with self.repeats.same():
             found = self.transforms(points, self.inputs)
         return found if self._steps is None else scaled(found, self._steps.view(-1, *[1] * self.z0.ndim))
 
@@ -65,9 +72,16 @@ class NewtonSweep(Sweep):
     """
 
     def __init__(
-        self, net: OptDNN, z0: Tensor, inputs: tuple[Tensor, ...], newton: Newton, *, batched: bool = True
+        self,
+        net: OptDNN,
+        z0: Tensor,
+        inputs: tuple[Tensor, ...],
+        newton: Newton,
+        *,
+        repeats: Repeats | None = None,
+        batched: bool = True,
     ) -> None:
-        super().__init__(net, z0, inputs, batched=batched)
+        super().__init__(net, z0, inputs, repeats=repeats, batched=batched)
         companion = self.trajectory.companion
         if companion is None or self.trajectory.pair:
             raise TypeError(

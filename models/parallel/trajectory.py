@@ -14,7 +14,7 @@ from solvers.state import without_autocast
 from ..methods import Method
 from ..methods.base import Point
 from ..methods.coefficients import Coefficients, Values
-from .gather import unread
+from .gather import captured
 from .newton import scan
 
 
@@ -138,7 +138,7 @@ def trajectory(method: Method, coefficients: Coefficients, like: Tensor) -> Traj
     known = _trajectories.get(coefficients)
     if known is None or not known.fits(like):
         known = Trajectory(method, coefficients, like)
-        if not unread(like):  # a capture has computed none of it yet
+        if not captured(like):  # a capture has computed none of it yet
             _trajectories[coefficients] = known
     return known
 

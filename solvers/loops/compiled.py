@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -9,11 +10,15 @@ from typing import ClassVar
 
 import torch
 
+from ..caller import level_of_caller
 from ..checks import check_positive_integer
 from ..norms import Measure
 from ..problem import Problem
 from ..rules.rule import Solver
 from .eager import Hold, Loop, Stretch, advance
+
+MOST = 64
+"""Graphs of all solves in a process, unless PyTorch's own limit is higher."""
 
 
 @dataclass(frozen=True)
@@ -23,6 +28,10 @@ class Compiled(Loop):
     Prefer it for tiny states, where dispatch of small operations dominates, if many solves share the compilation (about
     a minute for ten steps of Anderson). Needs fixed shapes, that is compact=False, and a solver with a fixed cost per
     step.
+
+    Each shape, dtype and cell, and each number of entries in the solver's memory, needs a graph of its own. A process
+    keeps 64 of them, or `torch._dynamo.config.recompile_limit` if that is higher. Further solves run as with `Eager`,
+    with a warning.
     """
 
     check_every: int = 12
@@ -42,8 +51,28 @@ class Compiled(Loop):
             hold = hold._replace(rows=none)
         # one length, one graph: the last stretch runs past the last step, and the excess is cut off; each number of
         # entries in the solver's memory has its own graph
-        start = start._replace(fresh=False)
-        return _as_one_graph(advance)(problem, solver, measure, start, self.check_every, hold).first(room)
+        stale, steps = start._replace(fresh=False), self.check_every
+        import torch._dynamo as compiler  # only where something is compiled
+
+        try:
+            with compiler.config.patch(recompile_limit=max(MOST, compiler.config.recompile_limit)):
+                return _as_one_graph(advance)(problem, solver, measure, stale, steps, hold).first(room)
+        except compiler.exc.FailOnRecompileLimitHit:
+            _warn_of_limit()
+            return advance(problem, solver, measure, start, min(steps, room), hold)
+
+
+@cache
+def _warn_of_limit() -> None:
+    """Warn, once a process, that no more graphs are compiled."""
+    warnings.warn(
+        "loop=Compiled(): this process has compiled as many graphs as PyTorch keeps of one function, so solves that "
+        "need another one run step by step, as with Eager. Each shape, dtype and cell, and each number of entries in "
+        "the solver's memory, needs its own: pad inputs to few shapes, let check_every be a multiple of the solver's "
+        "memory, or raise torch._dynamo.config.recompile_limit",
+        RuntimeWarning,
+        stacklevel=level_of_caller(),
+    )
 
 
 @cache

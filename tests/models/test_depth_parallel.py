@@ -1,6 +1,7 @@
 """Evaluation in parallel over depth: the scan, the stacked transforms, the tolerance, Newton's sweeps."""
 
 import copy
+import warnings
 from itertools import pairwise
 
 import pytest
@@ -600,9 +601,12 @@ def test_a_stack_of_modules_answers_as_each():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"sweeps": 2, "rtol": 1e-3}, "exclude each other"),
+        ({"sweeps": 2, "rtol": 1e-3}, "pass one of them"),
         ({"sweeps": 7}, "must be an integer from 1"),
-        ({}, "sweeps=None"),
+        ({}, "sweeps=None and rtol=None: pass one of them"),
+        ({"sweeps": 2, "max_sweeps": 3}, "are for a tolerance"),
+        ({"sweeps": 2, "solver": Anderson()}, "are for a tolerance"),
+        ({"rtol": 1e-3, "max_sweeps": 0}, "max_sweeps=0 must be an integer of at least 1"),
     ],
 )
 def test_what_makes_no_sense_is_refused(arguments, message):
@@ -792,8 +796,8 @@ def test_a_capture_leaves_parameters_where_they_are_and_keeps_nothing_that_it_ha
     starts_alike(net.method, net.coefficients)  # is found on the processor, whatever is captured
     with torch.no_grad():
         expected = parallel_evaluate(copy.deepcopy(net), z, sweeps=2, batched=True)
-        for module in ("evaluate", "gather", "trajectory"):
-            monkeypatch.setattr(f"models.parallel.{module}.unread", lambda tensor: True)
+        for module in ("gather", "trajectory"):
+            monkeypatch.setattr(f"models.parallel.{module}.captured", lambda tensor: True)
         with NothingRuns():
             parallel_evaluate(net, z, sweeps=2, batched=True)
         monkeypatch.undo()
@@ -838,6 +842,103 @@ def test_all_transforms_at_once_have_the_masks_of_one_network():
 
 
 def test_dropout_in_a_capture_is_refused_in_words(monkeypatch):
-    monkeypatch.setattr("models.parallel.draws.unread", lambda tensor: True)
+    monkeypatch.setattr("models.parallel.repeats.captured", lambda tensor: True)
     with pytest.raises(RuntimeError, match=r"dropout cannot be captured.*eval\(\)"):
         parallel_evaluate(OptDNN("gd", [Dropping() for _ in range(3)]), torch.ones(2, 4), sweeps=2, batched=True)
+
+
+@pytest.mark.parametrize("options", [{"sweeps": 20}, {"sweeps": 20, "batched": True}, {"rtol": 1e-10}], ids=str)
+@pytest.mark.parametrize("kind", ["batch mean", "nodes of a graph", "attention over rows", "batch statistics"])
+def test_tied_transforms_may_couple_the_rows_of_a_layer(kind, options):
+    class Coupled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(6, 6, dtype=torch.float64)
+            self.norm = nn.BatchNorm1d(6, track_running_stats=False, dtype=torch.float64)
+            self.register_buffer("adjacency", torch.rand(8, 8, dtype=torch.float64) / 8)
+
+        def forward(self, z):
+            h = torch.tanh(self.linear(z))
+            if kind == "batch mean":
+                return 0.3 * (h - h.mean(0))
+            if kind == "nodes of a graph":
+                return 0.3 * self.adjacency @ h
+            return 0.3 * (torch.softmax(h @ h.T, 1) @ h if kind == "attention over rows" else self.norm(h))
+
+    net, z = OptDNN("gd", [Coupled()] * 20).eval(), torch.randn(8, 6, dtype=torch.float64)
+    found = []
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "the rows of the cell depend on each other")
+        for value in (net(z), parallel_evaluate(net, z, **options)):
+            value = value.value if isinstance(value, Solution) else value
+            found.append((value, *torch.autograd.grad(value.square().sum(), list(net.parameters()), allow_unused=True)))
+    for one, other in zip(*found, strict=True):
+        assert (one is None) == (other is None)
+        if one is not None:
+            torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-6 * float(one.detach().abs().max()))
+
+
+@pytest.mark.parametrize("options", [{"sweeps": 20}, {"rtol": 1e-10}], ids=str)
+def test_running_statistics_are_updated_once(options):
+    transforms = [nn.Sequential(nn.Linear(6, 6), nn.BatchNorm1d(6), nn.Tanh()).double() for _ in range(20)]
+    net, z = OptDNN("gd", transforms), torch.randn(8, 6, dtype=torch.float64)
+    other = copy.deepcopy(net)
+    net(z).sum().backward()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "the rows of the cell depend on each other")
+        value = parallel_evaluate(other, z, **options)
+    (value.value if isinstance(value, Solution) else value).sum().backward()
+    torch.testing.assert_close(dict(other.named_buffers()), dict(net.named_buffers()), rtol=1e-6, atol=1e-8)
+    gradients = [[parameter.grad for parameter in each.parameters()] for each in (other, net)]
+    torch.testing.assert_close(*gradients, rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize("batched", [None, True, False])
+def test_vmap_around_sweeps(batched):
+    net, z = OptDNN("gd", [Dropping() for _ in range(17)]).double().eval(), torch.randn(5, 3, 4, dtype=torch.float64)
+    found = torch.vmap(lambda z: parallel_evaluate(net, z, sweeps=17, batched=batched))(z)
+    torch.testing.assert_close(found, torch.stack([net(each) for each in z]), rtol=1e-10, atol=1e-12)
+
+    def loss(parameters, z):
+        return torch.func.functional_call(net, parameters, (z,)).square().sum()
+
+    def swept(parameters, z):
+        with torch.nn.utils.stateless._reparametrize_module(net, parameters):
+            return parallel_evaluate(net, z, sweeps=17, batched=batched).square().sum()
+
+    parameters = {name: parameter.detach() for name, parameter in net.named_parameters()}
+    per_sample = (torch.vmap(torch.func.grad(each), in_dims=(None, 0))(parameters, z) for each in (swept, loss))
+    torch.testing.assert_close(*per_sample, rtol=1e-8, atol=1e-10)
+
+
+def test_parameters_that_processes_share_stay_shared():
+    net, z = OptDNN("gd", [Dropping() for _ in range(6)]).share_memory(), torch.randn(3, 4)
+    parallel_evaluate(net, z, sweeps=6, batched=True)
+    assert all(parameter.is_shared() for parameter in net.parameters())
+
+
+class Overshooting(Dropping):
+    """Its guesses go astray, the network does not."""
+
+    def forward(self, z):
+        return 0.1 * torch.tanh(self.linear(z)) - 1.5 * self.dropout(z)
+
+
+class Remembering(Dropping):
+    def forward(self, z):
+        return checkpoint(super().forward, z, use_reentrant=False)
+
+
+@pytest.mark.parametrize("transform", [Overshooting, Remembering])
+def test_an_evaluation_that_is_done_otherwise_has_the_same_masks(transform):
+    net, z = OptDNN("gd", [transform() for _ in range(20)]).double().train(), torch.randn(4, 4, dtype=torch.float64)
+    found = []
+    for grad in (False, True):
+        torch.manual_seed(1)
+        with torch.set_grad_enabled(grad):
+            value = parallel_evaluate(net, z, sweeps=20).detach()
+        found.append((value, torch.rand(())))
+    torch.manual_seed(1)
+    found.append((net(z).detach(), torch.rand(())))
+    assert found[0][1] == found[1][1] == found[2][1]
+    torch.testing.assert_close(found[0][0], found[1][0], rtol=1e-8, atol=1e-8)

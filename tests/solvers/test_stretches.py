@@ -1,11 +1,14 @@
 """`check_every` and `compile` change how often the host looks, not what is found."""
 
 import shutil
+import warnings
 
 import pytest
 import torch
+import torch._dynamo
 
 from solvers import Anderson, Broyden, Captured, Compiled, Eager, NewtonKrylov, Picard, solve
+from solvers.loops import compiled
 from solvers.run import Run
 
 MATRIX = 0.2 * torch.randn(16, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
@@ -92,6 +95,22 @@ def test_compiled_steps_find_the_same(solver):
     expected = solve(f, torch.zeros(6, 16, dtype=torch.float64), arguments(), **options)
     found = solve(f, torch.zeros(6, 16, dtype=torch.float64), arguments(), loop=Compiled(4), **options)
     same(found, expected)
+
+
+def test_more_solves_than_graphs_are_kept_of(monkeypatch):
+    torch._dynamo.reset()
+    monkeypatch.setattr(compiled, "MOST", 3)
+    compiled._warn_of_limit.cache_clear()
+    told = []
+    for width in range(1, 7):
+        with warnings.catch_warnings(record=True) as found, torch._dynamo.config.patch(recompile_limit=1):
+            warnings.simplefilter("always")
+            solution = solve(torch.cos, torch.zeros(2, width), solver=Picard(), loop=Compiled(2)).check()
+        torch.testing.assert_close(solution.value, torch.full((2, width), 0.7390851), rtol=1e-3, atol=0)
+        told += [str(each.message) for each in found if "graphs" in str(each.message)]
+    assert len(told) == 1
+    assert "recompile_limit" in told[0]
+    torch._dynamo.reset()
 
 
 def test_what_cannot_be_compiled_is_named():

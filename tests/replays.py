@@ -38,7 +38,9 @@ class Replayed(Recording):
         if not self._fresh:
             for function, args, kwargs, result in self._operations:
                 for old, new in zip(tree_leaves(result), tree_leaves(function(*args, **kwargs)), strict=True):
-                    if isinstance(old, Tensor) and (old.layout != torch.strided or not share(old, new)):
+                    if isinstance(old, Tensor) and old.layout != torch.strided:
+                        old.copy_(new)  # of its .data, the parts would be replaced
+                    elif isinstance(old, Tensor) and not share(old, new):
                         old.data.copy_(new)
         self._fresh = False
         return self._result

@@ -97,6 +97,7 @@ class _Replayed(Loop):
                 source.name,
                 (source.signature, like, problem.autocast, solver, measure, self.check_every),
                 lambda: Tape(source.build(), source.tensors, z, solver, measure, self.check_every),
+                self,
             )
             if self.tape is not None:
                 return self.tape.begin(z, source.tensors)

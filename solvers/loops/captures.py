@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import warnings
+import weakref
 from collections import Counter
 from collections.abc import Callable, Hashable
 from typing import Any, NamedTuple
@@ -85,13 +86,14 @@ class Captures:
             return None
         return None if source is None or source.name in self._refused else source
 
-    def borrow(self, name: str, kind: Hashable, make: Callable[[], Tape]) -> Tape | None:
+    def borrow(self, name: str, kind: Hashable, make: Callable[[], Tape], user: object) -> Tape | None:
         """The tape; None in the first solve, which warms up and may not recur, and while the tape is in use.
 
         Args:
             name: the name of the problem.
             kind: everything that identifies the tape among those of this name.
             make: makes a new one.
+            user: the loop that is going to use it.
         """
         key = name, kind
         with self._lock:  # the key is long: each look at the dict hashes it anew
@@ -117,13 +119,13 @@ class Captures:
                 )
             if tape is _NEW or tape.lent:
                 return None
-            tape.lent = True
+            tape.user = weakref.ref(user)
             return tape
 
     def give_back(self, tape: Tape) -> None:
         """The end of the use of a borrowed tape."""
         with self._lock:
-            tape.lent = False
+            tape.user = None
 
     def give_up(self) -> None:
         """Drop all tapes, and make no others."""

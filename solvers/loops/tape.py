@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import Callable, Hashable
 from typing import Any
 
@@ -52,8 +53,8 @@ class Tape:
         """What the last solve took, and whether it went on as its stretches had begun."""
         self.last: Stretch | None = None
         """The last stretch of the solve; its tensors are buffers."""
-        self.lent = False
-        """Whether a solve is using it."""
+        self.user: weakref.ref[object] | None = None
+        """The loop of the solve that is using it; one that was interrupted may not have given it back."""
         self._problem: Problem | None = None
         self._beginning: Recording | None = None
         self._evaluation: Recording | None = None
@@ -101,6 +102,11 @@ class Tape:
         tensors, rebuilt = tensors_of(start)
         self.last = self._starts[numbers_of(start.memory)] = rebuilt([tensor.clone() for tensor in tensors])
         return self.last
+
+    @property
+    def lent(self) -> bool:
+        """Whether a solve is using it."""
+        return self.user is not None and self.user() is not None
 
     @property
     def evaluates(self) -> bool:

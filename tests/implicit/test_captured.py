@@ -877,6 +877,18 @@ def test_threads_do_not_share_buffers():
     assert not wrong
 
 
+def test_buffers_of_an_interrupted_solve_are_used_again(monkeypatch):
+    eager, captured = layers(Cell())
+    for _ in range(3):
+        captured(inputs())
+    with monkeypatch.context() as patch:
+        patch.setattr(type(captured._captures), "give_back", lambda *_: None)  # as if interrupted before it
+        captured(inputs())
+    gc.collect()
+    assert not any(tape.lent for tape in tapes(captured))
+    same(eager, captured, inputs())
+
+
 def test_an_error_in_the_cell_gives_the_buffers_back():
     class Failing(Cell):
         fail = False

@@ -119,7 +119,7 @@ def contradiction(problem: Problem, f: Map, z: Tensor, image: Tensor, v: Tensor,
         problem, f, z, image, v: as for `first_way`.
         product: what is said to be `J v`.
     """
-    norm, rounding = partial(torch.linalg.vector_norm, dim=1), problem.spread**2
+    norm, rounding = partial(torch.linalg.vector_norm, dim=1), problem.rounding
     own, length = norm(z), norm(v)
     least = 0.0 if problem.relative_to_start else max(HIDDEN, problem.spread)  # of F, the unit is unknown
 

@@ -147,6 +147,8 @@ def _source(
 
     def made() -> Callable[..., Problem]:
         function, kept = pure().without_captures(), [tensor.detach() for tensor in known]
+        for tensor, original in zip(kept, known, strict=True):
+            tensor.requires_grad_(way == "forward" and original.requires_grad)  # autocast keeps casts of no others
         function = function.with_args(lambda place, leaf: None if place in whole else leaf)
         for place in changing:
             kept[place] = kept[place].new_empty(0)  # keeps neither the tensor nor its graph

@@ -125,7 +125,7 @@ class Captures:
     def give_back(self, tape: Tape) -> None:
         """The end of the use of a borrowed tape."""
         with self._lock:
-            tape.user = None
+            tape.end()
 
     def give_up(self) -> None:
         """Drop all tapes, and make no others."""

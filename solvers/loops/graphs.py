@@ -6,7 +6,7 @@ import threading
 import weakref
 from abc import ABC, abstractmethod
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -33,17 +33,32 @@ one_at_a_time = threading.Lock()
 meanwhile."""
 WAIT = 1.0
 """Seconds for which a launch waits for a capture, which in turn may wait for the thread that launches."""
+STREAMS = 32
+"""Streams of a device that PyTorch hands out in turn."""
 _idle: dict[torch.device, list[torch.cuda.Stream]] = defaultdict(list)
+_drawn: set[tuple[torch.device, int]] = set()
 
 
 def own_stream(owner: object, device: torch.device) -> torch.cuda.Stream:
-    """A stream for captures that no other living owner has: PyTorch hands out the same 32 in turn."""
+    """A stream for captures that no other living owner has, as long as PyTorch has one."""
     try:
         stream = _idle[device].pop()
     except IndexError:
-        stream = torch.cuda.Stream(device)
+        for _ in range(STREAMS):
+            stream = torch.cuda.Stream(device)
+            if (device, stream.cuda_stream) not in _drawn:
+                break
+        _drawn.add((device, stream.cuda_stream))
     weakref.finalize(owner, _idle[device].append, stream)
     return stream
+
+
+def hand_over(tensors: Iterable[Tensor], last: torch.cuda.Stream, following: torch.cuda.Stream) -> None:
+    """Let a stream use the tensors of a GPU, after the last one that did."""
+    following.wait_stream(last)  # which may still work in them
+    for tensor in tensors:
+        if tensor.is_cuda:
+            tensor.record_stream(following)  # none is free before both streams have passed it
 
 
 class Graph(Recording):

@@ -8,6 +8,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 _recorded = threading.local()
+_lock = threading.Lock()
+_count = 0
+_collected = True
 
 
 class RecordingError(Exception):
@@ -17,13 +20,28 @@ class RecordingError(Exception):
 @contextmanager
 def recording() -> Iterator[None]:
     """A context in which nothing is solved and no unused recording is freed, as a capture cannot contain either."""
-    collects, before, _recorded.now = gc.isenabled(), recorded(), True
-    gc.disable()
+    global _count, _collected
+    before, _recorded.now = recorded(), True
+    with _lock:  # threads may record at once: the last one to end restores what the first one found
+        if not _count:
+            _collected = gc.isenabled()
+            gc.disable()
+        _count += 1
     try:
         yield
     finally:
         _recorded.now = before
-        (gc.enable if collects else gc.disable)()
+        with _lock:
+            _count -= 1
+            if _collected and not _count:
+                gc.enable()
+
+
+def this_thread() -> object:
+    """A mark of this thread, which no later one has."""
+    if not hasattr(_recorded, "thread"):
+        _recorded.thread = object()
+    return _recorded.thread
 
 
 def recorded() -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import weakref
 from collections.abc import Callable, Hashable
 from typing import Any
@@ -16,8 +15,8 @@ from ..problem import Problem
 from ..rules.rule import Solver
 from .buffers import buffer_like, numbers_of, share, tensors_of
 from .eager import Hold, Stretch, advance, begin
-from .graphs import Called, Graph, Recording, one_at_a_time, own_stream
-from .recording import RecordingError, recording
+from .graphs import Called, Graph, Recording, hand_over, one_at_a_time, own_stream
+from .recording import RecordingError, recording, this_thread
 from .transfer import Transfer
 
 
@@ -79,9 +78,8 @@ class Tape:
         if z.is_cuda:
             last, self._stream = self._stream, torch.cuda.current_stream(z.device)
             if last is not None and last != self._stream:
-                self._stream.wait_stream(last)  # which may still work in the buffers
-                for tensor in (self.z, self.best, self.held, *self.tensors, *self._memories()):
-                    tensor.record_stream(self._stream)  # none of which is free before both streams have passed it
+                memories = (tensor for start in self._starts.values() for tensor in tensors_of(start)[0])
+                hand_over((self.z, self.best, self.held, *self.tensors, *memories), last, self._stream)
         self.z.copy_(z)
         for buffer, tensor in zip(self.tensors, tensors, strict=True):
             buffer.copy_(tensor)
@@ -103,6 +101,12 @@ class Tape:
         self.last = self._starts[numbers_of(start.memory)] = rebuilt([tensor.clone() for tensor in tensors])
         return self.last
 
+    def end(self) -> None:
+        """The end of a solve."""
+        self.user = None
+        if self._side is not None and self._stream is not None:
+            self._side.wait_stream(self._stream)  # whose memory may be unmapped once its own stream is idle
+
     @property
     def lent(self) -> bool:
         """Whether a solve is using it."""
@@ -116,7 +120,7 @@ class Tape:
     def evaluate(self, z: Tensor, last: Stretch) -> Stretch:
         """One evaluation, at z."""
         self.best.copy_(z)
-        name, self.last, self._current = ("one evaluation", threading.get_ident()), None, None
+        name, self.last, self._current = ("one evaluation", this_thread()), None, None
         if name not in self._met:
             self._met.add(name)
             return self._evaluated(last)
@@ -131,10 +135,6 @@ class Tape:
         with replayed():
             image, residual, norms = self._problem.measured(self.best, self.best, self.measure, robust=False)
         return last._replace(points=[self.best], norms=norms, image=image, residual=residual, exact=False)
-
-    def _memories(self) -> list[Tensor]:
-        """The buffers of all memories."""
-        return [tensor for start in self._starts.values() for tensor in tensors_of(start)[0]]
 
     def leave(self) -> None:
         """Forget the position in the solve, which continues elsewhere."""
@@ -159,7 +159,7 @@ class Tape:
         name = (start, fresh, held, span, self._turn)
         ours = hold if hold.redirects else Hold(None, self.best, None)
         ours = ours._replace(rows=self.held if held else None)
-        met = name, threading.get_ident()  # a library makes its workspaces once per thread
+        met = name, this_thread()  # a library makes its workspaces once per thread
         if hold.redirects or met not in self._met:
             if not hold.redirects:
                 self._met.add(met)

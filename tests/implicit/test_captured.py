@@ -1103,3 +1103,27 @@ def test_what_it_refuses():
     with pytest.raises(ValueError, match="check_every=0"):
         Captured(0)
     assert Reversible().fixed_cost
+
+
+class Casts(TorchDispatchMode):
+    """Counts casts of a matrix."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.count += function is torch.ops.aten._to_copy.default and args[0].shape == (DIM, DIM)
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("grad", [False, True])
+def test_weights_are_cast_no_more_often_than_in_eager_steps(grad):
+    found, (x, kind) = [], (torch.randn(ROWS, DIM), torch.get_default_device().type)
+    for loop in (Eager(8), Captured(8)):
+        layer = Equilibrium(Cell().float(), solver=Picard(), rtol=1e-2, max_steps=25, loop=loop, compact=False)
+        for _ in range(5):
+            with torch.autocast(kind, torch.bfloat16), torch.set_grad_enabled(grad), Casts() as casts:
+                layer(x)
+        found.append(casts.count)
+    assert found[1] <= found[0]

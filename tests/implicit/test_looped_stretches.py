@@ -3,11 +3,13 @@
 import copy
 import pickle
 import warnings
+from collections import Counter
 
 import pytest
 import torch
 from torch import nn
 from torch.nn.utils.parametrizations import spectral_norm
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from implicit import Looped, record
 from solvers import Captured, Compiled, Eager
@@ -182,3 +184,22 @@ def test_what_is_no_loop_is_refused_and_an_error_says_where_the_start_came_from(
     looped = Looped(nn.Bilinear(3, 4, 3), steps=30, tracked=1, loop=Captured(4))
     with pytest.raises(RuntimeError, match="z starts as zeros like the first input"):
         looped(torch.randn(2, 5))
+
+
+class Operations(TorchDispatchMode):
+    def __init__(self):
+        super().__init__()
+        self.names = Counter()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.names[str(function)] += 1
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("loop", [Eager(8), Captured(8)], ids=repr)
+def test_untracked_steps_compute_no_residuals(loop):
+    looped, x = Looped(Cell(), steps=41, tracked=1, loop=loop), inputs()
+    for _ in range(4):
+        with Operations() as operations:
+            looped(x)
+    assert operations.names["aten.sub.Tensor"] + operations.names["aten.linalg_vector_norm.default"] <= 2

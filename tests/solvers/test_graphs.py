@@ -3,10 +3,14 @@
 In place of a card stand imitations of the names of `torch.cuda` that a capture uses.
 """
 
+import gc
 import threading
 from collections import Counter, defaultdict
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
+from itertools import count
 from types import SimpleNamespace
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -18,11 +22,17 @@ from implicit.diagnostics import host_time
 from solvers import Captured, Picard
 from solvers.loops import graphs
 from solvers.loops.graphs import Graph, one_at_a_time, own_stream
+from solvers.loops.recording import recording, this_thread
 from solvers.loops.tape import Tape
 
 
 class Owner:
     pass
+
+
+class Handle(NamedTuple):
+    device: torch.device
+    cuda_stream: int
 
 
 class Refused:
@@ -102,7 +112,9 @@ def stream(device="cuda:0"):
 
 def test_each_tape_captures_on_a_stream_of_its_own_on_the_device_of_the_state(monkeypatch):
     """Products with what was captured run on that stream, possibly while another thread captures."""
-    monkeypatch.setattr(torch.cuda, "Stream", stream)
+    handles = count()
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: Handle(device, next(handles)))
+    monkeypatch.setattr(graphs, "_drawn", set())
     with FakeTensorMode():
         z = torch.empty(2, 3, device="cuda:1")
         one, other = (Tape(lambda: None, (), z, Picard(), None, 4) for _ in range(2))
@@ -113,8 +125,9 @@ def test_each_tape_captures_on_a_stream_of_its_own_on_the_device_of_the_state(mo
 def test_streams_for_captures_are_used_again_and_by_one_at_a_time(monkeypatch):
     """PyTorch's pool has 32 streams, which it hands out in turn: two tapes must not be given the same."""
     made = []
-    monkeypatch.setattr(torch.cuda, "Stream", lambda device: made.append((device, len(made))) or made[-1])
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: made.append(Handle(device, len(made) % 32)) or made[-1])
     monkeypatch.setattr(graphs, "_idle", defaultdict(list))
+    monkeypatch.setattr(graphs, "_drawn", set())
     one, other = torch.device("cuda:0"), torch.device("cuda:1")
     living = [Owner() for _ in range(3)]
     streams = {own_stream(owner, one) for owner in living}
@@ -123,7 +136,46 @@ def test_streams_for_captures_are_used_again_and_by_one_at_a_time(monkeypatch):
         owner = Owner()
         assert own_stream(owner, one) not in streams
     assert len(made) <= 5
-    assert own_stream(owner, other)[0] == other
+    assert own_stream(owner, other).device == other
+    many = [Owner() for _ in range(29)]  # the 32 go round, past streams that are in use
+    assert len({own_stream(owner, one).cuda_stream for owner in many} | {each.cuda_stream for each in streams}) == 32
+    assert own_stream(Owner(), one).device == one  # beyond them, one is shared
+
+
+def test_only_tensors_of_a_gpu_are_handed_to_another_stream():
+    noted = []
+    number, state = torch.tensor(0.5, device="cpu"), SimpleNamespace(is_cuda=True, record_stream=noted.append)
+    following = SimpleNamespace(wait_stream=noted.append)
+    graphs.hand_over((number, state), "last", following)
+    assert noted == ["last", following]
+
+
+def test_memory_of_a_recording_waits_for_the_last_stream_that_used_it():
+    noted, tape = [], Tape(lambda: None, (), torch.zeros(2, 3), Picard(), None, 4)
+    tape._side, tape._stream = SimpleNamespace(wait_stream=noted.append), "the caller's"
+    tape.end()
+    assert noted == ["the caller's"]
+
+
+def test_garbage_is_collected_again_after_recordings_of_two_threads():
+    one, other = recording(), recording()
+    with ThreadPoolExecutor(1) as thread:
+        one.__enter__()
+        thread.submit(other.__enter__).result()
+        one.__exit__(None, None, None)
+        assert not gc.isenabled()
+        thread.submit(other.__exit__, None, None, None).result()
+    assert gc.isenabled()
+
+
+def test_a_later_thread_has_another_mark():
+    marks = []
+    for _ in range(2):
+        thread = threading.Thread(target=lambda: marks.append((this_thread(), this_thread())))
+        thread.start()
+        thread.join()
+    assert marks[0][0] is marks[0][1]
+    assert marks[0][0] is not marks[1][0]
 
 
 def test_it_is_captured_on_the_stream(card):

@@ -23,6 +23,7 @@ from solvers import Captured, Eager, State
 from solvers.iterate import iterate
 from solvers.kept import Keep
 from solvers.problem import Problem
+from solvers.root_problem import RootProblem
 from solvers.settings import Settings
 from solvers.solution import Outcome
 from solvers.state import tree_leaves, unhooked, usable
@@ -33,7 +34,7 @@ from .functorch import followed, transformed
 from .gradients import Gradient
 from .gradients.base import Evaluation, check_gradient, with_value
 from .gradients.contract import attached, report_of
-from .graph import computed_from, leaves, radius_from_graph, saved_through_hooks
+from .graph import computed_from, leaves, radius_from_graph, saved_through_hooks, unit_at
 from .logs import current_logs
 from .pure import own_modules
 from .pure_problem import PureProblem
@@ -133,6 +134,8 @@ def _holds(problem: Problem, outcome: Outcome, image: Tensor, settings: Settings
     """Whether the tracked evaluation at the solution confirms the residuals that were found."""
     wide = torch.promote_types(image.dtype, torch.float32)
     _, norms = settings.measure.difference(image.to(wide), outcome.value.to(wide), robust=True)
+    if isinstance(problem, RootProblem) and problem.unit is not None:
+        norms = norms / problem.unit.T
     return bool(outcome.rule.holds(outcome.rows, *norms.double().cpu().numpy()).all())
 
 
@@ -180,7 +183,11 @@ def _transformed_solve(problem: Problem, z0: State, gradient: Gradient, settings
             )
 
     def find(start: Tensor, *tensors: Tensor) -> Tensor:
-        outcome = iterate(pure.at(*tensors), start, settings)
+        at = pure.at(*tensors)
+        outcome = iterate(at, start, settings)
+        if isinstance(at, RootProblem):
+            assert isinstance(pure.problem, RootProblem)
+            pure.problem.unit = unit_at(at, outcome.value)
         reports.enter("forward", outcome.converged, lambda: outcome.solution(problem, settings.solver))
         return outcome.value.clone()
 
@@ -218,6 +225,8 @@ def _tracked(problem: Problem, gradient: Gradient, value: Tensor) -> tuple[Tenso
     """The solution as the policy's point of evaluation, and its image with a graph."""
     computed = [arg for arg in tree_leaves(problem.args) if isinstance(arg, Tensor) and arg.grad_fn is not None]
     point = gradient.point(value, tuple(computed))
+    if isinstance(problem, RootProblem):
+        problem.unit = unit_at(problem, value)
     image = problem(point)
     if point.requires_grad and computed:
         used = tuple(compress(computed, computed_from(image, computed).used))

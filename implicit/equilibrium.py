@@ -12,7 +12,8 @@ from typing_extensions import Unpack
 
 from solvers import Loop, NewtonKrylov, Norm, PeacemanRachford, Settings, Solution, SolveOptions, Solver, State
 from solvers.loops.captures import Captures
-from solvers.problem import Problem, RootProblem, prepare
+from solvers.problem import Problem, prepare
+from solvers.root_problem import RootProblem
 from solvers.settings import takes_settings
 from solvers.solve import root_settings, solve_prepared, uncompiled
 from solvers.state import S

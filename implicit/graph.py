@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -11,6 +12,10 @@ from torch import Tensor
 from torch.autograd.graph import get_gradient_edge
 
 from solvers.problem import Problem
+from solvers.root_problem import RootProblem
+from solvers.state import unhooked
+
+from .draws import normal
 
 PRODUCTS = 20
 """Number of products that estimate a spectral radius; the first half finds the direction."""
@@ -149,6 +154,20 @@ def radius_from_graph(image: Tensor, point: Tensor) -> float | None:
         logarithms.append(math.log(length / float(torch.linalg.vector_norm(u.double()))))
         u = (product / length).to(u.dtype)
     return math.exp(sum(logarithms[PRODUCTS // 2 :]) / (PRODUCTS - PRODUCTS // 2))
+
+
+def unit_at(problem: RootProblem, z: Tensor) -> Tensor:
+    """(rows, 1), about 1 / ‖∂F/∂z‖ at z, for derivatives that have the same digits in any unit of F and z."""
+    v = normal(z.shape, z)
+    # a checkpoint would solve again for this product, and the transforms of torch.func know no such hooks
+    with torch.enable_grad(), unhooked() if saved_through_hooks() else nullcontext():
+        point = z.detach().requires_grad_()
+        residual = problem.residual(point)
+        slope = torch.zeros_like(z)
+        if residual.requires_grad:
+            (slope,) = torch.autograd.grad(residual, point, v, materialize_grads=True)
+    unit = torch.linalg.vector_norm(v, dim=1, keepdim=True) / torch.linalg.vector_norm(slope, dim=1, keepdim=True)
+    return torch.where(unit.isfinite() & (unit > 0), unit, 1).detach()
 
 
 def refuse_hidden(name: str, problem: Problem, flat: Tensor, image: Tensor) -> None:

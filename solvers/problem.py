@@ -190,22 +190,6 @@ def advise(error: Exception, advice: str) -> None:
 _WITH_MESSAGES = (RuntimeError, ValueError, TypeError, IndexError, AttributeError, AssertionError)
 
 
-class RootProblem(Problem):
-    """`F(z, *args) = 0`, as the fixed point of `z − F(z)`; the residual is exactly `−F(z)`."""
-
-    relative_to_start = True
-
-    def __call__(self, flat: Tensor) -> Tensor:
-        return flat + self.residual(flat)
-
-    def residual(self, flat: Tensor) -> Tensor:
-        return -super().__call__(flat)
-
-    def _pair(self, z: Tensor) -> tuple[Tensor, Tensor | None]:
-        residual = self.residual(z)
-        return z + residual, residual
-
-
 def prepare(
     f: Any, z0: State, args: Any, kind: type[Problem] = Problem, *, advice: Advice = None, recordable: bool = False
 ) -> Problem:

@@ -12,7 +12,8 @@ from typing_extensions import Unpack
 
 from .iterate import iterate
 from .norms import Entrywise
-from .problem import Problem, RootProblem, prepare
+from .problem import Problem, prepare
+from .root_problem import RootProblem
 from .rules.newton import NewtonKrylov
 from .settings import Settings, SolveOptions, takes_settings
 from .solution import Solution

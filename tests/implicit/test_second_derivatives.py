@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.nn.utils.parametrizations import spectral_norm
 
-from implicit import Equilibrium, ImplicitGradient, PhantomGradient, fixed_point
+from implicit import Equilibrium, ImplicitGradient, PhantomGradient, fixed_point, root
 from solvers import GMRES, Anderson, Broyden, NewtonKrylov, Picard
 
 from .cells import DIM, TIGHT, Cell, exact, inputs, tight_layer, unrolled
@@ -200,3 +200,34 @@ def test_the_first_derivative_is_the_same_with_and_without_a_graph():
     plain = torch.autograd.grad(layer(x).square().sum(), targets)
     tracked = torch.autograd.grad(layer(x).square().sum(), targets, create_graph=True)
     agree(tracked, plain)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("unit", [1e-6, 1.0, 1e5, 1e10])
+@pytest.mark.parametrize("of_image", [1e-6, 1.0, 1e6])
+def test_derivatives_of_a_root_whatever_the_units_of_state_and_image(dtype, unit, of_image):
+    draw = torch.Generator().manual_seed(0)
+    matrix = torch.eye(3, dtype=torch.float64) + 0.3 * torch.randn(3, 3, generator=draw, dtype=torch.float64)
+    x = torch.randn(2, 3, generator=draw, dtype=torch.float64)
+
+    def F(z, x):
+        u = z / unit
+        return of_image * ((u**3 + u) @ matrix.to(z).T - x)
+
+    def found(x):
+        start = torch.full((2, 3), 0.5 * unit, dtype=dtype)
+        return root(F, start, (x,), rtol=1e-6, atol=0.0, gradient=ImplicitGradient(rtol=1e-5)) / unit
+
+    value = found(given := x.to(dtype).requires_grad_()).detach().double()
+    jacobians = [matrix @ torch.diag(3 * row**2 + 1) for row in value]
+    expected = torch.stack([torch.linalg.solve(jacobian.T, torch.ones(3).double()) for jacobian in jacobians])
+    (first,) = torch.autograd.grad(found(given).sum(), given, create_graph=True)
+    (transformed,) = torch.func.vjp(found, given.detach())[1](torch.ones(2, 3, dtype=dtype))
+    for gradient in (first, transformed):
+        torch.testing.assert_close(gradient.double(), expected, rtol=1e-4, atol=1e-4)
+    # the second derivative of u(x), from u³ + u = w, w = M⁻¹x
+    (second,) = torch.autograd.grad(first.sum(), given)
+    inverse = torch.linalg.inv(matrix)
+    curvature = -6 * value / (3 * value**2 + 1) ** 3
+    exact = torch.einsum("bi,ij,ik->bj", curvature, inverse, inverse)
+    torch.testing.assert_close(second.double(), exact, rtol=1e-3, atol=1e-3)

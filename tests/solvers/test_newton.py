@@ -9,7 +9,8 @@ import scipy.optimize
 import torch
 
 from solvers import NewtonKrylov, Status, root, solve
-from solvers.problem import RootProblem, prepare
+from solvers.problem import prepare
+from solvers.root_problem import RootProblem
 from solvers.rules.jacobian_products import WAYS, double_reverse_mode, finite_differences, first_way, forward_mode
 
 

@@ -125,7 +125,7 @@ class PureModule:
             twin.__dict__.update(
                 functions,
                 _modules={
-                    name: child if child is None else twins.get(id(_plain(child)), child) for name, child in children
+                    name: child if child is None else twins.get(id(original(child)), child) for name, child in children
                 },
                 _compiled_call_impl=None,
             )
@@ -145,7 +145,7 @@ def _moved(value: Any, twins: dict[int, nn.Module]) -> Any:
 
 def own_modules(module: nn.Module) -> list[nn.Module]:
     """The module and its submodules, except for parametrizations and the parts of TorchScript modules."""
-    queue = [_plain(module)]
+    queue = [original(module)]
     found = {id(queue[0])}
     for module in queue:
         if isinstance(module, ScriptModule):
@@ -153,7 +153,7 @@ def own_modules(module: nn.Module) -> list[nn.Module]:
         for name, child in module._modules.items():
             if child is None or (name == "parametrizations" and parametrize.is_parametrized(module)):
                 continue
-            child = _plain(child)
+            child = original(child)
             if id(child) not in found:
                 found.add(id(child))
                 queue.append(child)
@@ -171,12 +171,12 @@ def own_tensors(parts: Sequence[nn.Module]) -> list[Tensor]:
     return list(found.values())
 
 
-def _plain(module: nn.Module) -> nn.Module:
+def original(module: nn.Module) -> nn.Module:
     """The module, without the wrapper of torch.compile, whose code has no second derivatives."""
     if isinstance(module, ScriptModule):
         return module
-    original = module._modules.get("_orig_mod")
-    return module if original is None else original
+    found = module._modules.get("_orig_mod")
+    return module if found is None else found
 
 
 def _part(module: nn.Module, placed: Callable[[Any], Any]) -> Part:

@@ -123,7 +123,8 @@ def parallel_evaluate(
 
 def _needs_one_by_one(error: Exception) -> bool:
     """Whether transforms cannot be evaluated as one: they differ, or hold what torch.vmap does not support."""
-    return isinstance(error, UnlikeError) or any(sign in str(error) for sign in ("vmap", "functorch"))
+    signs = "vmap", "functorch", "Batching rule"
+    return isinstance(error, UnlikeError) or any(sign in str(error) for sign in signs)
 
 
 def check_sweeps(sweeps: Any, depth: int) -> None:

@@ -30,7 +30,8 @@ def gathered(tensors: Sequence[Tensor]) -> Tensor:
     if not _movable(tensors):
         return torch.stack(list(tensors))
     block = _block(tensors)
-    if block is None and unread(tensors[0]):  # moved parameters would lie in memory that nothing has been copied to
+    # in a capture, moved parameters would lie in memory that nothing has been copied to
+    if block is None and (unread(tensors[0]) or any(map(_belongs_elsewhere, tensors))):
         return torch.stack(list(tensors))
     if block is None:
         with torch.inference_mode(False), torch.no_grad():
@@ -50,10 +51,15 @@ def _movable(tensors: Sequence[Tensor]) -> bool:
         and len(set(map(id, tensors))) == len(tensors)
         and len({(tensor.dtype, tensor.device) for tensor in tensors}) == 1
         and not tensors[0].is_inference()
-        and not any(tensor.is_cpu and tensor.is_shared() for tensor in tensors)  # other processes see these
         and not transformed()
         and not torch.compiler.is_compiling()
     )
+
+
+def _belongs_elsewhere(tensor: Tensor) -> bool:
+    """Whether its memory is that of other processes, too, or part of a larger piece, such as all parameters in one."""
+    in_part = tensor.untyped_storage().nbytes() > tensor.numel() * tensor.element_size()
+    return in_part or (tensor.is_cpu and tensor.is_shared())
 
 
 def _block(tensors: Sequence[Tensor]) -> Tensor | None:

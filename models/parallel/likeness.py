@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from operator import itemgetter
 from typing import Any
 
@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.utils.weak import TensorWeakRef, WeakIdKeyDictionary
+
+from implicit.pure import original
 
 
 class UnlikeError(TypeError):
@@ -29,6 +31,12 @@ def check_alike(layers: Sequence[Sequence[nn.Module]]) -> None:
     for number, parts in enumerate(layers):
         if len(parts) != len(layers[0]):
             raise UnlikeError(f"the transforms of layers 0 and {number} have different submodules")
+        for part, one, other in zip(parts, _connections(layers[0]), _connections(parts), strict=True):
+            if one != other:
+                raise UnlikeError(
+                    f"the transforms of layers 0 and {number} are put together differently: the submodules and tensors "
+                    f"of their {type(part).__name__} have other names, another order, or are shared otherwise"
+                )
     for column in zip(*layers):
         first = column[0]
         made = tuple(first.parametrizations) if parametrize.is_parametrized(first) else ()
@@ -61,6 +69,24 @@ def check_alike(layers: Sequence[Sequence[nn.Module]]) -> None:
             for key, buffer in first._buffers.items():
                 if buffer is not None and not buffer.is_floating_point():
                     _compare(number, key, buffer, other._buffers[key])
+
+
+def _connections(parts: Sequence[nn.Module]) -> list[Any]:
+    """For each module, its submodules and tensors by name and order of discovery."""
+    places = {id(part): place for place, part in enumerate(parts)}
+    tensors: dict[int, int] = {}
+    return [
+        (
+            [(name, places.get(id(original(child)))) for name, child in part._modules.items() if child is not None],
+            [(name, tensors.setdefault(id(tensor), len(tensors))) for name, tensor in _tensors(part)],
+        )
+        for part in parts
+    ]
+
+
+def _tensors(part: nn.Module) -> Iterator[tuple[str, Tensor | None]]:
+    if not isinstance(part, torch.jit.ScriptModule):
+        yield from (*part._parameters.items(), *part._buffers.items())
 
 
 _compared: WeakIdKeyDictionary = WeakIdKeyDictionary()

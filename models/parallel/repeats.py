@@ -4,20 +4,43 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
+from implicit.functorch import transformed
 from implicit.suitability import drops
 
 from .gather import captured
+
+SMALL = 2**14
+"""Most entries of a buffer that is copied for each evaluation; larger ones, such as masks, are rarely updated."""
+
+
+class _Buffer(NamedTuple):
+    owner: dict[str, Tensor | None]
+    """The buffers of its module."""
+    name: str
+    original: Tensor
+    before: Tensor
+    """A copy of what it held before the first evaluation."""
+
+
+def _copyable(buffer: Tensor) -> bool:
+    """Whether a buffer is small, and memory that can be written to."""
+    if is_lazy(buffer) or buffer.layout != torch.strided:
+        return False
+    return buffer.numel() <= 1 or (buffer.numel() <= SMALL and 0 not in buffer.stride())
 
 
 class Repeats:
     """Lets transforms in training draw and update the same at every evaluation, so that sweeps approach one network.
 
-    Each evaluation begins with the random numbers and the buffers of the first one. In the end the generator is where
-    the first one left it, and the buffers are those of the last one, such as running statistics.
+    Each evaluation begins with the random numbers of PyTorch's own generator, and the small buffers, of the first one.
+    In the end the generator is where the first one left it, and the buffers are those of the last one, such as running
+    statistics. Each evaluation writes to buffers of its own, so that none changes what the graph of another has saved.
 
     Args:
         net: whose modules may draw, as dropout does, or update buffers.
@@ -28,22 +51,48 @@ class Repeats:
         self._like = like
         training = [module for module in net.modules() if module.training]
         self._training, self._drops = bool(training), any(map(drops, training))
-        self._buffers = [buffer for module in training for buffer in module._buffers.values() if buffer is not None]
+        self._modules = [] if torch.compiler.is_compiling() else training
         self._first: Tensor | None = None
-        self._before: list[Tensor] | None = None
+        self._buffers: list[_Buffer] | None = None
 
     @contextmanager
     def same(self) -> Iterator[None]:
         """Evaluate as in the first such block."""
         if self._drops and captured(self._like):
             raise RuntimeError("sweeps over dropout cannot be captured, since each must draw the same: call eval()")
-        if self._before is None:
-            self._before = [buffer.clone() for buffer in self._buffers]
-        else:
-            for buffer, before in zip(self._buffers, self._before, strict=True):
-                buffer.data.copy_(before)  # for backward passes of earlier evaluations it has not changed
-        with self._same_draws():
+        with self._same_buffers(), self._same_draws():
             yield
+
+    @contextmanager
+    def _same_buffers(self) -> Iterator[None]:
+        if self._buffers is None:
+            self._buffers = [
+                _Buffer(module._buffers, name, buffer, buffer.clone())
+                for module in self._modules
+                for name, buffer in module._buffers.items()
+                if buffer is not None and _copyable(buffer)
+            ]
+        copies = {id(each.original): each.before.clone() for each in self._buffers}  # modules may share a buffer
+        written = []
+        try:
+            for each in self._buffers:
+                each.owner[each.name] = copies[id(each.original)]
+            yield
+            written = [each.owner[each.name] for each in self._buffers]
+        finally:
+            for each in self._buffers:
+                each.owner[each.name] = each.original
+        changed = []
+        for each, found in zip(self._buffers, written, strict=True):
+            copy = copies[id(each.original)]
+            if found is not copy:
+                each.owner[each.name] = found
+            elif copy._version or copy.is_floating_point():  # batch normalisation updates without counting
+                (each.original if transformed() else each.original.data).copy_(copy)
+            else:
+                continue
+            changed.append(each)
+        self._buffers = changed
 
     @contextmanager
     def _same_draws(self) -> Iterator[None]:

@@ -80,8 +80,8 @@ class ProximalStack:
 
     def __init__(self, steps: Sequence[ProximalStep]) -> None:
         self.step = steps[0]
-        if any(step is not self.step for step in steps):
-            check_alike([own_modules(step) for step in steps])
+        tied = all(step is self.step for step in steps)
+        check_alike([own_modules(step) for step in (steps[:1] if tied else steps)])
         smooth = [step.smooth for step in steps if step.smooth is not None]
         self.smooth = Stack(smooth) if smooth else None
         self.proximal = Stack([step.proximal for step in steps])

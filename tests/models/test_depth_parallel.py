@@ -917,6 +917,19 @@ def test_parameters_that_processes_share_stay_shared():
     assert all(parameter.is_shared() for parameter in net.parameters())
 
 
+def test_parameters_that_are_parts_of_one_vector_stay_so():
+    net, z = OptDNN("gd", [nn.Linear(4, 4) for _ in range(6)]), torch.randn(3, 4)
+    vector = nn.utils.parameters_to_vector(net.parameters()).detach()
+    nn.utils.vector_to_parameters(vector, net.parameters())
+    before = parallel_evaluate(net, z, sweeps=6, batched=True)
+    torch.testing.assert_close(before, net(z))
+    vector += 0.1
+    torch.testing.assert_close(nn.utils.parameters_to_vector(net.parameters()), vector)
+    after = parallel_evaluate(net, z, sweeps=6, batched=True)
+    torch.testing.assert_close(after, net(z))
+    assert not torch.allclose(after, before)
+
+
 class Overshooting(Dropping):
     """Its guesses go astray, the network does not."""
 
@@ -942,3 +955,147 @@ def test_an_evaluation_that_is_done_otherwise_has_the_same_masks(transform):
     found.append((net(z).detach(), torch.rand(())))
     assert found[0][1] == found[1][1] == found[2][1]
     torch.testing.assert_close(found[0][0], found[1][0], rtol=1e-8, atol=1e-8)
+
+
+class Rewired(nn.Module):
+    """Its parts have another order, other names, another nesting, or share weights otherwise, in every second layer."""
+
+    def __init__(self, kind, odd):
+        super().__init__()
+        self.first, self.last = (nn.Linear(6, 6, bias=False) for _ in range(2))
+        if kind == "order of modules" and odd:
+            self.last, self.first = self._modules.pop("last"), self._modules.pop("first")
+        if kind == "order of parameters":
+            for name in ("v", "w") if odd else ("w", "v"):
+                self.register_parameter(name, nn.Parameter(torch.randn(6, 6)))
+        if kind == "names":
+            self.add_module("before" if odd else "after", nn.Tanh())
+        if kind == "nothing in one place":
+            self.before, self.after = (nn.Tanh(), None) if odd else (None, nn.Tanh())
+        self.middle = nn.Linear(6, 6, bias=False)
+        if kind == "shared weights":
+            (self.last if odd else self.middle).weight = self.first.weight
+        if kind == "shared modules":
+            setattr(self, "last" if odd else "middle", self.first)
+
+    def forward(self, z):
+        before, after = getattr(self, "before", None), getattr(self, "after", None)
+        h = self.middle(torch.relu(self.first(before(z) if before else z)))
+        if hasattr(self, "w"):
+            h = torch.tanh(h @ self.w) @ self.v
+        h = self.last(torch.tanh(h))
+        return 0.3 * (after(h) if after else h)
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "order of modules",
+        "order of parameters",
+        "names",
+        "nothing in one place",
+        "shared weights",
+        "shared modules",
+    ],
+)
+def test_layers_that_are_put_together_differently_are_not_alike(kind):
+    net = OptDNN("gd", [Rewired(kind, odd=place % 2) for place in range(16)]).double()
+    z = torch.randn(5, 6, dtype=torch.float64)
+    for options in ({"sweeps": 16}, {"rtol": 1e-10}):
+        value = parallel_evaluate(net, z, **options)
+        value = value.value if isinstance(value, Solution) else value
+        torch.testing.assert_close(value, net(z), rtol=1e-8, atol=1e-8)
+    with pytest.raises(UnlikeError, match=r"put together differently|different submodules"):
+        parallel_evaluate(net, z, sweeps=16, batched=True)
+
+
+@pytest.mark.parametrize("options", [{"sweeps": 4}, {"rtol": 1e-9}], ids=str)
+@pytest.mark.parametrize("where", ["step", "resolvent"])
+def test_hooks_on_a_tied_proximal_step_are_run(where, options):
+    (step,) = network("pgd", depth=1, learned=False).transforms
+    net, z = copy.deepcopy(network("pgd", depth=4, learned=False)), torch.randn(3, WIDTH)
+    net.transforms = nn.ModuleList([step] * 4)
+    (step if where == "step" else step.resolvent).register_forward_hook(lambda module, args, out: 0.5 * out)
+    value = parallel_evaluate(net, z, **options)
+    value = value.value if isinstance(value, Solution) else value
+    torch.testing.assert_close(value, net(z), rtol=1e-5, atol=1e-6)
+
+
+class Updating(nn.Module):
+    """Updates buffers in every way that training does."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(6, 6)
+        self.register_buffer("count", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("average", torch.ones(6))
+        self.register_buffer("replaced", torch.zeros(6))
+        self.register_buffer("expanded", torch.ones(6).expand(2, 6))
+        self.register_buffer("mask", torch.ones(200, 200))
+        self.recurrent = nn.GRUCell(6, 6)
+
+    def forward(self, z):
+        self.count += 1
+        self.average.lerp_(z.detach().abs().mean(0) + 1, 0.1)
+        self.replaced = self.replaced + 1
+        h = self.linear(z) * self.expanded[0] / self.average + 0.01 * self.replaced
+        return 0.3 * torch.tanh(self.recurrent(h * self.mask[0, 0], z))
+
+
+@pytest.mark.parametrize("options", [{"sweeps": 6}, {"rtol": 1e-10}], ids=str)
+def test_buffers_are_updated_as_by_the_serial_network(options):
+    net, z = OptDNN("gd", [Updating() for _ in range(6)]).double().train(), torch.randn(5, 6, dtype=torch.float64)
+    other = copy.deepcopy(net)
+    places = {name: id(buffer) for name, buffer in other.named_buffers() if "replaced" not in name}
+    value = parallel_evaluate(other, z, **options)
+    value = value.value if isinstance(value, Solution) else value
+    expected = net(z)
+    torch.testing.assert_close(value, expected, rtol=1e-8, atol=1e-8)
+    pairs = (value, other), (expected, net)
+    gradients = [torch.autograd.grad(x.sum(), list(each.parameters())) for x, each in pairs]
+    torch.testing.assert_close(*gradients, rtol=1e-6, atol=1e-8)
+    torch.testing.assert_close(dict(other.named_buffers()), dict(net.named_buffers()), rtol=1e-6, atol=1e-8)
+    assert {name: id(buffer) for name, buffer in other.named_buffers() if "replaced" not in name} == places
+
+
+@pytest.mark.parametrize("recurrent", [nn.GRU, nn.LSTM, nn.RNN])
+def test_tied_transforms_without_rules_for_vmap_are_evaluated_one_by_one(recurrent):
+    class Recurrent(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.cell = recurrent(4, 4, batch_first=True)
+
+        def forward(self, z):
+            return 0.3 * self.cell(z)[0]
+
+    net, z = OptDNN("gd", [Recurrent()] * 16).double(), torch.randn(2, 5, 4, dtype=torch.float64)
+    torch.testing.assert_close(parallel_evaluate(net, z, sweeps=16), net(z))
+    torch.testing.assert_close(parallel_evaluate(net, z, rtol=1e-10).value, net(z), rtol=1e-8, atol=1e-8)
+
+
+def test_vmap_over_networks_in_training_with_buffers():
+    nets = [OptDNN("gd", [nn.Sequential(nn.Linear(4, 4), Constant())] * 3).double().train() for _ in range(3)]
+    parameters, buffers = torch.func.stack_module_state(nets)
+    z = torch.randn(5, 4, dtype=torch.float64)
+
+    class Swept(nn.Module):
+        def __init__(self, net):
+            super().__init__()
+            self.net = net
+
+        def forward(self, z):
+            return parallel_evaluate(self.net, z, sweeps=3)
+
+    swept = Swept(copy.deepcopy(nets[0]))
+    named = [{f"net.{name}": value for name, value in each.items()} for each in (parameters, buffers)]
+    found = torch.vmap(lambda *state: torch.func.functional_call(swept, state, (z,)))(*named)
+    torch.testing.assert_close(found, torch.stack([net(z) for net in nets]))
+
+
+class Constant(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("mask", torch.rand(4))
+
+    def forward(self, z):
+        return z * self.mask

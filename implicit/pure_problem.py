@@ -62,9 +62,10 @@ class PureProblem:
         """Warn if f, evaluated again at the same point, has another value than before."""
         if self.problem.told or transformed() or recorded() or torch.compiler.is_compiling():
             return
-        image, again = image.detach(), again.detach()
+        image, again = image.detach().double(), again.detach().double()
         bound = self.problem.spread * torch.linalg.vector_norm(image, dim=1)
-        if bool((torch.linalg.vector_norm(again - image, dim=1) > bound).any()):
+        near = torch.linalg.vector_norm(again - image, dim=1) <= bound
+        if bool((~near & image.isfinite().all(dim=1)).any()):
             warn_of_change()
 
     def _relied_on(self) -> Hashable:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from solvers import ConvergenceError, Status
-from solvers.rules.jacobian_products import contradiction
+from solvers.rules.first_way import contradiction
 from solvers.state import tree_leaves
 from solvers.status import rtol_at_floor
 
@@ -116,10 +116,11 @@ def hidden(look: Look) -> Finding | None:
     with torch.no_grad(), one_weight(look.layer.cell):
         image = problem(z)
         try:
-            product = _product(problem, z, v)
+            off, _ = contradiction(
+                problem, problem, z, image, v, _product(problem, z, v), lambda v: _product(problem, z, v)
+            )
         except RuntimeError:  # it cannot be differentiated twice, or not at all, which another check reports
             return None
-        off, _ = contradiction(problem, problem, z, image, v, product)
     bad = off > 0
     if not bad.any():
         return None

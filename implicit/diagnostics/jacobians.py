@@ -12,7 +12,8 @@ from scipy.sparse.linalg import LinearOperator
 from torch import Tensor
 
 from solvers.problem import Problem
-from solvers.rules.jacobian_products import WAYS, first_way, spread_at
+from solvers.rules.first_way import first_way
+from solvers.rules.jacobian_products import WAYS, spread_at
 
 
 def tracked(problem: Problem, flat: Tensor) -> tuple[Tensor, Tensor]:

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from solvers import State
 from solvers.problem import prepare
-from solvers.rules.jacobian_products import WAYS, first_way, spread_at
+from solvers.rules.first_way import first_way
+from solvers.rules.jacobian_products import WAYS, spread_at
 
 from ..calls import detached
 from ..coupling import refuse_coupled

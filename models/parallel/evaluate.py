@@ -16,14 +16,12 @@ from solvers import Picard, Solution, Solver
 from ..methods.base import scaled
 from ..optdnn import OptDNN
 from .gather import unread
+from .guesses import astray, finite, known, size
 from .likeness import UnlikeError
 from .newton import Newton, explained
 from .repeats import Repeats
-from .sweeps import NewtonSweep, PlainSweeps, Sweep, finite
+from .sweeps import NewtonSweep, PlainSweeps, Sweep
 from .trajectory import parts, recursion
-
-ASTRAY = 1e3
-"""Outputs this many times as large as the last ones come from guesses far from any point of the network."""
 
 
 @overload
@@ -114,8 +112,8 @@ def parallel_evaluate(
                     raise
                 if newton:
                     found = _swept(net, z0, inputs, repeats, sweeps, newton, False)
-        output, astray = found or _one_by_one(net, z0, inputs, repeats, sweeps)
-        if sweeps == len(net.transforms) and output.requires_grad and _known(astray):
+        output, gone = found or _one_by_one(net, z0, inputs, repeats, sweeps)
+        if sweeps == len(net.transforms) and output.requires_grad and known(gone):
             with repeats.same():  # values recover from guesses that went astray, but gradients through these do not
                 return net(z0, *inputs)
         return output
@@ -155,16 +153,16 @@ def _swept(
     outputs, sizes = None, []
     for _ in range(sweeps):
         outputs = sweep(outputs)
-        sizes.append(_size(parts(outputs)))
+        sizes.append(size(parts(outputs)))
     last = sweep.trajectory.last(z0, outputs)
-    astray = _astray(sizes)
+    gone = astray(sizes)
     if newton:  # such a sweep discards what overflowed
-        return last, astray
+        return last, gone
     kept = torch.stack(sizes).isfinite().all()
     if unread(kept):
-        return torch.where(kept, last, torch.nan), astray
-    whole, gone = torch.stack((kept, astray)).tolist()
-    return (last, gone) if whole else None
+        return torch.where(kept, last, torch.nan), gone
+    whole, told = torch.stack((kept, gone)).tolist()
+    return (last, told) if whole else None
 
 
 def _sweep(
@@ -195,24 +193,8 @@ def _one_by_one(
                 for transform, y, c in zip(net.transforms, points, coefficients, strict=True)
             ]
         if sweeps == len(outputs):  # needed only then
-            sizes.append(_size([part for output in outputs for part in parts(output)]))
-    return recursion(net.method, z0, outputs, coefficients)[1], _astray(sizes)
-
-
-def _size(tensors: list[Tensor]) -> Tensor:
-    """The largest absolute entry."""
-    sizes = [tensor.detach().abs().amax() for tensor in tensors if tensor.numel()]
-    return torch.stack(sizes).amax() if sizes else tensors[0].new_zeros(())
-
-
-def _known(flag: Tensor | bool) -> bool:
-    """Whether it is known to be true."""
-    return flag if isinstance(flag, bool) else not unread(flag) and bool(flag)
-
-
-def _astray(sizes: list[Tensor]) -> Tensor:
-    """Whether guesses have left the region where the network works."""
-    return ~(torch.stack(sizes).amax() <= ASTRAY * sizes[-1]) if sizes else torch.tensor(False, device="cpu")
+            sizes.append(size([part for output in outputs for part in parts(output)]))
+    return recursion(net.method, z0, outputs, coefficients)[1], astray(sizes)
 
 
 def _solved(

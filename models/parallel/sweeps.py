@@ -12,10 +12,11 @@ from solvers import Picard
 
 from ..methods.base import scaled
 from ..optdnn import OptDNN
+from .guesses import finite
 from .newton import Newton, scan
 from .repeats import Repeats
 from .stack import OneByOne, stacked
-from .trajectory import parts, trajectory
+from .trajectory import trajectory
 
 
 class Sweep:
@@ -56,12 +57,6 @@ class PlainSweeps(Picard):
 
     budget: ClassVar[str] = "max_sweeps"
     alternatives: ClassVar[str] = "another newton=…"
-
-
-def finite(outputs: Any) -> Any:
-    """The outputs, with zeros for what overflowed: an equally good guess that, times 0, spoils no earlier layer."""
-    found = [torch.where(part.isfinite(), part, 0) for part in parts(outputs)]
-    return tuple(found) if isinstance(outputs, tuple) else found[0]
 
 
 class NewtonSweep(Sweep):

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
-from functools import partial
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -55,98 +52,6 @@ def finite_differences(f: Map, z: Tensor, image: Tensor, spread: Tensor) -> Map:
 
 WAYS: tuple[Way, ...] = (double_reverse_mode, forward_mode, finite_differences)
 """The fastest first: forward mode evaluates f anew for each product, and is slow where operands have no tangent."""
-HIDDEN = 1e-2
-"""Change of f, relative to that of z, below which a derivative hardly matters beside the identity."""
-ALIKE = 0.1
-"""Relative difference up to which a product and a finite difference count as the same derivative."""
-
-
-class FirstWay(NamedTuple):
-    """How products with a Jacobian can be made."""
-
-    position: int  # in `WAYS`
-    spent: int  # evaluations of f for finding it
-    slope: Tensor  # (rows, 1): ‖J v‖ / ‖v‖
-
-
-def first_way(problem: Problem, f: Map, z: Tensor, image: Tensor, v: Tensor) -> FirstWay:
-    """The first way in `WAYS` that works for f.
-
-    A way that finite differences contradict is skipped: a cell may detach z, or the backward of an `autograd.Function`
-    may compute something that autograd does not see.
-
-    Args:
-        problem: whose state z is.
-        f: the problem, or its residual.
-        z, image: a point, and its image under f.
-        v: the direction of the product that is compared, (rows, dim).
-    """
-    length, spent = torch.linalg.vector_norm(v, dim=1, keepdim=True), 0
-    v, spread = torch.where(length > 0, v / length, 0), spread_at(problem, z, image)
-
-    def found(position: int, product: Tensor) -> FirstWay:
-        slope = torch.linalg.vector_norm(product, dim=1, keepdim=True)
-        return FirstWay(position, spent, torch.where(slope.isfinite() & (slope > 0), slope, 1))
-
-    for position, way in enumerate(WAYS[:-1]):
-        spent += 1
-        try:
-            with warnings.catch_warnings():
-                # PyTorch's own warning at its first forward-mode derivative
-                warnings.filterwarnings("ignore", message=r".*torch\.jit\.script")
-                product = way(f, z, image, spread)(v)
-        except torch.OutOfMemoryError:
-            raise
-        except Exception:  # whatever an operation or a cell without that derivative raises
-            continue
-        off, more = contradiction(problem, f, z, image, v, product)
-        spent += more
-        undefined = image.isfinite().all(dim=1) & ~product.isfinite().all(dim=1)
-        if not (off.any() or undefined.any()):
-            return found(position, product)
-    spent += 1
-    return found(len(WAYS) - 1, finite_differences(f, z, image, spread)(v))
-
-
-def contradiction(problem: Problem, f: Map, z: Tensor, image: Tensor, v: Tensor, product: Tensor) -> tuple[Tensor, int]:
-    """(rows,) relative difference of the product `J v` from finite differences, and the evaluations of f spent.
-
-    0 where they agree, and where finite differences tell no derivative: where they lie within the rounding of f, or
-    depend on the length or sign of the step, as at the kink of a ReLU. Of two lengths, the shorter one counts if it
-    tells more: the second is the one at which f, by the product, changes in half its digits.
-
-    Args:
-        problem, f, z, image, v: as for `first_way`.
-        product: what is said to be `J v`.
-    """
-    norm, rounding = partial(torch.linalg.vector_norm, dim=1), problem.rounding
-    own, length = norm(z), norm(v)
-    least = 0.0 if problem.relative_to_start else max(HIDDEN, problem.spread)  # of F, the unit is unknown
-
-    def difference(spread: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        change = finite_differences(f, z, image, spread)(v)
-        size, step = norm(change), spread[:, 0] * (1 + own) / length
-        threshold = least * length + 4 * rounding * (size * own / length + norm(image)) / step
-        off = norm(product - change)
-        return change, size.isfinite() & (size > threshold), torch.where(off > ALIKE * size + threshold, off / size, 0)
-
-    spread = problem.spread * (torch.ones_like(v[:, :1]) if problem.relative_to_start else suited(z, image))
-    change, telling, off = difference(spread)
-    if not (telling & (off > 0)).any():
-        return torch.zeros_like(off), 1
-    natural = (norm(image) / norm(product) * length / (1 + own))[:, None]
-    short = spread.minimum(torch.where(natural > 0, problem.spread * natural, spread))
-    nearer, telling_near, off_near = difference(short)
-    if not (telling & (off > 0) & ~(telling_near & (off_near == 0))).any():
-        return torch.zeros_like(off), 2
-
-    def local(change: Tensor, spread: Tensor) -> Tensor:
-        others = (finite_differences(f, z, image, part)(v) for part in (spread / 2, -spread))
-        half, back = (norm(other - change) <= ALIKE / 2 * norm(change) for other in others)
-        return half & back
-
-    wide, narrow = telling & local(change, spread), telling_near & local(nearer, short)
-    return torch.where(narrow, off_near, torch.where(wide, off, 0)), 6
 
 
 def suited(z: Tensor, image: Tensor) -> Tensor:

@@ -13,8 +13,9 @@ from ..checks import check_positive_integer
 from ..iterate import iterate
 from ..problem import Problem
 from ..settings import Settings
+from .first_way import first_way
 from .gmres import GMRES
-from .jacobian_products import WAYS, NewtonEquation, double_reverse_mode, first_way
+from .jacobian_products import WAYS, NewtonEquation, double_reverse_mode
 from .rule import Solver
 
 _SUFFICIENT = 1e-4

@@ -472,6 +472,21 @@ def test_a_derivative_that_a_cell_leaves_out_is_found(part, found, dtype, unit):
     assert ("gradient that misses part of the cell" in names(looped, x)) == found
 
 
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_half_of_a_derivative_is_missed_in_low_precision_too(dtype, autocast):
+    class Halved(Kinked):
+        def forward(self, z, x):
+            return torch.tanh(self.inner(0.5 * z + 0.5 * z.detach()) + x)
+
+    with torch.autocast(torch.get_default_device().type, dtype=torch.bfloat16, enabled=autocast):
+        cell = Halved().to(dtype)
+        with torch.no_grad():
+            cell.inner.weight.copy_(0.8 * torch.linalg.qr(torch.randn(32, 32)).Q)
+        found = names(Equilibrium(cell, rtol=0.05, max_steps=100), 0.3 * torch.randn(16, 32, dtype=dtype))
+    assert "gradient that misses part of the cell" in found
+
+
 class Kinked(nn.Module):
     def __init__(self):
         super().__init__()

@@ -11,7 +11,8 @@ import torch
 from solvers import NewtonKrylov, Status, root, solve
 from solvers.problem import prepare
 from solvers.root_problem import RootProblem
-from solvers.rules.jacobian_products import WAYS, double_reverse_mode, finite_differences, first_way, forward_mode
+from solvers.rules.first_way import first_way
+from solvers.rules.jacobian_products import WAYS, double_reverse_mode, finite_differences, forward_mode
 
 
 def cell(dim=10, gain=0.8):
@@ -420,6 +421,23 @@ def test_kinks_contradict_no_derivative(kinked, dtype):
 
         way = first_way(prepare(f, z, ()), f, z, f(z), f(z) - z)
         assert WAYS[way.position] is double_reverse_mode
+
+
+def test_kinks_at_the_start_of_many_narrow_rows_contradict_no_derivative():
+    for seed in range(20):
+        draw = torch.Generator().manual_seed(seed)
+        matrix = 0.5 * torch.linalg.qr(torch.randn(2, 2, generator=draw, dtype=torch.float64)).Q
+        matrix = matrix @ torch.diag(torch.tensor([1.0, 0.05]).to(matrix))
+        shift = torch.randn(2000, 2, generator=draw, dtype=torch.float64)
+        problem = prepare(
+            lambda z, matrix=matrix, shift=shift: z + torch.nn.functional.leaky_relu(z, 0.1) @ matrix - shift,
+            torch.zeros_like(shift),
+            (),
+            RootProblem,
+        )
+        z = torch.zeros_like(shift)
+        image = problem.residual(z)
+        assert WAYS[first_way(problem, problem.residual, z, image, image).position] is double_reverse_mode
 
 
 @pytest.mark.parametrize("opaque", [False, True])

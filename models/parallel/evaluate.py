@@ -75,7 +75,7 @@ def parallel_evaluate(
         max_sweeps: limit on the sweeps towards the tolerance; None: L + 1, which suffice for `Picard()`.
         newton: `Newton()`, for sweeps that follow the transforms' Jacobians: fewer of them, for small widths.
         batched: True evaluates all transforms as one (`UnlikeError` if they are not alike), False one by one, None as
-            one if they are alike and, with `sweeps`, if that is likely to be faster.
+            one if they are alike and that is likely to be faster.
 
     Returns:
         (batch, …), like `net(z0, *inputs)`; with a tolerance a `Solution` whose `value` is that, with its gradient.
@@ -92,6 +92,8 @@ def parallel_evaluate(
         )
     if max_sweeps is not None and (not isinstance(max_sweeps, int) or isinstance(max_sweeps, bool) or max_sweeps < 1):
         raise ValueError(f"max_sweeps={max_sweeps!r} must be an integer of at least 1")
+    if batched is None and not (newton or _batching_pays(z0, len(net.transforms))):
+        batched = False
     repeats = Repeats(net, z0)
     with one_weight(net), explained(newton):
         if rtol is not None:
@@ -104,7 +106,7 @@ def parallel_evaluate(
         check_sweeps(sweeps, len(net.transforms))
         assert sweeps is not None
         found = None
-        if batched or newton or (batched is None and _batching_pays(z0, len(net.transforms))):
+        if batched is not False or newton:
             try:
                 found = _swept(net, z0, inputs, repeats, sweeps, newton, batched is not False)
             except (UnlikeError, RuntimeError) as error:

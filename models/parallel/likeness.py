@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from operator import itemgetter
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -31,12 +32,6 @@ def check_alike(layers: Sequence[Sequence[nn.Module]]) -> None:
     for number, parts in enumerate(layers):
         if len(parts) != len(layers[0]):
             raise UnlikeError(f"the transforms of layers 0 and {number} have different submodules")
-        for part, one, other in zip(parts, _connections(layers[0]), _connections(parts), strict=True):
-            if one != other:
-                raise UnlikeError(
-                    f"the transforms of layers 0 and {number} are put together differently: the submodules and tensors "
-                    f"of their {type(part).__name__} have other names, another order, or are shared otherwise"
-                )
     for column in zip(*layers):
         first = column[0]
         made = tuple(first.parametrizations) if parametrize.is_parametrized(first) else ()
@@ -69,6 +64,33 @@ def check_alike(layers: Sequence[Sequence[nn.Module]]) -> None:
             for key, buffer in first._buffers.items():
                 if buffer is not None and not buffer.is_floating_point():
                     _compare(number, key, buffer, other._buffers[key])
+    _check_connections(layers)
+
+
+_connected: WeakKeyDictionary[nn.Module, list[int]] = WeakKeyDictionary()
+"""By the first module, the modules and tensors of layers whose connections have been compared."""
+
+
+def _check_connections(layers: Sequence[Sequence[nn.Module]]) -> None:
+    found: list[Any] = []
+    for parts in layers:
+        found += parts
+        for part in parts:
+            found += part._modules.values()
+            found += part._parameters.values()
+            found += part._buffers.values()
+    things = list(map(id, found))
+    if _connected.get(layers[0][0]) == things:
+        return
+    first = _connections(layers[0])
+    for number, parts in enumerate(layers):
+        for part, one, other in zip(parts, first, _connections(parts), strict=True):
+            if one != other:
+                raise UnlikeError(
+                    f"the transforms of layers 0 and {number} are put together differently: the submodules and tensors "
+                    f"of their {type(part).__name__} have other names, another order, or are shared otherwise"
+                )
+    _connected[layers[0][0]] = things
 
 
 def _connections(parts: Sequence[nn.Module]) -> list[Any]:
@@ -78,15 +100,13 @@ def _connections(parts: Sequence[nn.Module]) -> list[Any]:
     return [
         (
             [(name, places.get(id(original(child)))) for name, child in part._modules.items() if child is not None],
-            [(name, tensors.setdefault(id(tensor), len(tensors))) for name, tensor in _tensors(part)],
+            [
+                (name, tensors.setdefault(id(tensor), len(tensors)))
+                for name, tensor in (*part._parameters.items(), *part._buffers.items())
+            ],
         )
         for part in parts
     ]
-
-
-def _tensors(part: nn.Module) -> Iterator[tuple[str, Tensor | None]]:
-    if not isinstance(part, torch.jit.ScriptModule):
-        yield from (*part._parameters.items(), *part._buffers.items())
 
 
 _compared: WeakIdKeyDictionary = WeakIdKeyDictionary()

@@ -104,8 +104,8 @@ class Tape:
     def end(self) -> None:
         """The end of a solve."""
         self.user = None
-        if self._side is not None and self._stream is not None:
-            self._side.wait_stream(self._stream)  # whose memory may be unmapped once its own stream is idle
+        if self._side is not None:  # memory of its recordings may be unmapped once this stream is idle
+            self._side.wait_stream(torch.cuda.current_stream(self.z.device))
 
     @property
     def lent(self) -> bool:

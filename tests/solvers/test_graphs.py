@@ -150,11 +150,12 @@ def test_only_tensors_of_a_gpu_are_handed_to_another_stream():
     assert noted == ["last", following]
 
 
-def test_memory_of_a_recording_waits_for_the_last_stream_that_used_it():
+def test_memory_of_a_recording_waits_for_the_stream_of_the_solve(monkeypatch):
     noted, tape = [], Tape(lambda: None, (), torch.zeros(2, 3), Picard(), None, 4)
-    tape._side, tape._stream = SimpleNamespace(wait_stream=noted.append), "the caller's"
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: ("the caller's", device))
+    tape._side = SimpleNamespace(wait_stream=noted.append)
     tape.end()
-    assert noted == ["the caller's"]
+    assert noted == [("the caller's", tape.z.device)]
 
 
 def test_garbage_is_collected_again_after_recordings_of_two_threads():

@@ -19,7 +19,7 @@ ALIKE = 0.1
 CLEAR = 3
 """Times that a contradiction is as large as what finite differences differ by among themselves."""
 SHARE = 1 / 32
-"""Of the rows in which finite differences lie above the rounding of f."""
+"""Of the rows in which finite differences lie above the rounding of f, those in which a contradiction may be chance."""
 
 
 class FirstWay(NamedTuple):

@@ -70,7 +70,8 @@ def root(
 ) -> S:
     """The solution of `F(z, *args) = 0`, differentiable in `args` and in whatever tensors `F` captures.
 
-    The arguments are those of `solvers.root`; `gradient` is as in `fixed_point`, and solves `(∂F/∂z)ᵀ u = g`.
+    The arguments are those of `solvers.root`; `gradient` is as in `fixed_point`, for the map `z − u F(z)` with u, for
+    each row, about `1 / ‖∂F/∂z‖`: no policy depends on the units of F and z. The default solves `(∂F/∂z)ᵀ u = g`.
     """
     settings = root_settings("root", options)
     check_gradient(gradient)

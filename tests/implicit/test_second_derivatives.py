@@ -5,7 +5,15 @@ import torch
 from torch import nn
 from torch.nn.utils.parametrizations import spectral_norm
 
-from implicit import Equilibrium, ImplicitGradient, PhantomGradient, fixed_point, root
+from implicit import (
+    Equilibrium,
+    ImplicitGradient,
+    NeumannGradient,
+    PhantomGradient,
+    UnrolledGradient,
+    fixed_point,
+    root,
+)
 from solvers import GMRES, Anderson, Broyden, NewtonKrylov, Picard
 
 from .cells import DIM, TIGHT, Cell, exact, inputs, tight_layer, unrolled
@@ -231,3 +239,21 @@ def test_derivatives_of_a_root_whatever_the_units_of_state_and_image(dtype, unit
     curvature = -6 * value / (3 * value**2 + 1) ** 3
     exact = torch.einsum("bi,ij,ik->bj", curvature, inverse, inverse)
     torch.testing.assert_close(second.double(), exact, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("policy", [PhantomGradient(steps=5), NeumannGradient(), UnrolledGradient(steps=5)], ids=repr)
+def test_no_gradient_of_a_root_depends_on_the_units(policy):
+    draw = torch.Generator().manual_seed(0)
+    matrix = torch.eye(3, dtype=torch.float64) + 0.3 * torch.randn(3, 3, generator=draw, dtype=torch.float64)
+    x = torch.randn(2, 3, generator=draw, dtype=torch.float64).requires_grad_()
+    found = []
+    for unit, of_image in ((1.0, 1.0), (2.0**17, 2.0**-10), (2.0**-20, 2.0**13)):
+
+        def F(z, x, unit=unit, of_image=of_image):
+            return of_image * (((z / unit) ** 3 + z / unit) @ matrix.T - x)
+
+        start = torch.full((2, 3), 0.5 * unit, dtype=torch.float64)
+        value = root(F, start, (x,), rtol=1e-12, atol=0.0, gradient=policy) / unit
+        found.append(torch.autograd.grad(value.sum(), x)[0])
+    for other in found[1:]:
+        torch.testing.assert_close(other, found[0], rtol=1e-8, atol=1e-10)

@@ -72,6 +72,7 @@ def root(
 
     The arguments are those of `solvers.root`; `gradient` is as in `fixed_point`, for the map `z − u F(z)` with u, for
     each row, about `1 / ‖∂F/∂z‖`: no policy depends on the units of F and z. The default solves `(∂F/∂z)ᵀ u = g`.
+    Entries of a `torch.vmap` share one u: there F and z must have the same units in all of them.
     """
     settings = root_settings("root", options)
     check_gradient(gradient)

@@ -76,6 +76,8 @@ def inverse_estimate(at: Evaluation) -> Map:
             rows = history.rows
             found = solver.transposed_inverse(history.memory, v.index_select(0, rows).to(history.point.dtype))
             estimate[rows] = found.to(v.dtype)
+        unit = getattr(at.f, "unit", None)  # the solver has learned of F, and the equation is that of u F
+        estimate = estimate if unit is None else (estimate / unit).to(v.dtype)
         return torch.where(estimate.isfinite().all(dim=1, keepdim=True), estimate, v)
 
     return inverse

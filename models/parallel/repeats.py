@@ -40,7 +40,7 @@ class Repeats:
 
     Each evaluation begins with the random numbers of PyTorch's own generator, and the small buffers, of the first one.
     In the end the generator is where the first one left it, and the buffers are those of the last one, such as running
-    statistics. Each evaluation writes to buffers of its own, so that none changes what the graph of another has saved.
+    statistics.
 
     Args:
         net: whose modules may draw, as dropout does, or update buffers.
@@ -60,11 +60,6 @@ class Repeats:
         """Evaluate as in the first such block."""
         if self._drops and captured(self._like):
             raise RuntimeError("sweeps over dropout cannot be captured, since each must draw the same: call eval()")
-        with self._same_buffers(), self._same_draws():
-            yield
-
-    @contextmanager
-    def _same_buffers(self) -> Iterator[None]:
         if self._buffers is None:
             self._buffers = [
                 _Buffer(module._buffers, name, buffer, buffer.clone())
@@ -72,27 +67,13 @@ class Repeats:
                 for name, buffer in module._buffers.items()
                 if buffer is not None and _copyable(buffer)
             ]
-        copies = {id(each.original): each.before.clone() for each in self._buffers}  # modules may share a buffer
-        written = []
-        try:
+        else:
             for each in self._buffers:
-                each.owner[each.name] = copies[id(each.original)]
+                each.owner[each.name] = each.original  # it may have been replaced
+                # for backward passes of earlier evaluations it has not changed
+                (each.original if transformed() else each.original.data).copy_(each.before)
+        with self._same_draws():
             yield
-            written = [each.owner[each.name] for each in self._buffers]
-        finally:
-            for each in self._buffers:
-                each.owner[each.name] = each.original
-        changed = []
-        for each, found in zip(self._buffers, written, strict=True):
-            copy = copies[id(each.original)]
-            if found is not copy:
-                each.owner[each.name] = found
-            elif copy._version or copy.is_floating_point():  # batch normalisation updates without counting
-                (each.original if transformed() else each.original.data).copy_(copy)
-            else:
-                continue
-            changed.append(each)
-        self._buffers = changed
 
     @contextmanager
     def _same_draws(self) -> Iterator[None]:

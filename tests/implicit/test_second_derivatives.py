@@ -10,6 +10,7 @@ from implicit import (
     ImplicitGradient,
     NeumannGradient,
     PhantomGradient,
+    ShineGradient,
     UnrolledGradient,
     fixed_point,
     root,
@@ -257,3 +258,21 @@ def test_no_gradient_of_a_root_depends_on_the_units(policy):
         found.append(torch.autograd.grad(value.sum(), x)[0])
     for other in found[1:]:
         torch.testing.assert_close(other, found[0], rtol=1e-8, atol=1e-10)
+
+
+@pytest.mark.parametrize("factor", [0.1, 1.0, 3.0])
+def test_what_a_solver_has_learned_of_a_root_is_in_the_units_of_its_gradient(factor):
+    matrix = torch.randn(6, 6, dtype=torch.float64)
+    matrix = 0.5 * matrix / torch.linalg.matrix_norm(matrix, 2)
+    x = torch.randn(4, 6, dtype=torch.float64, requires_grad=True)
+
+    def F(z, x):
+        return factor * (z - torch.tanh(z @ matrix + x))
+
+    found = []
+    for policy in (ImplicitGradient(rtol=1e-10), ShineGradient()):
+        value = root(
+            F, torch.zeros_like(x), (x,), solver=Anderson(period=1), rtol=1e-10, max_steps=2000, gradient=policy
+        )
+        found.append(torch.autograd.grad(value.sum(), x)[0])
+    assert 0.8 < float(found[1].norm() / found[0].norm()) < 1.25

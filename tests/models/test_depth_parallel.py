@@ -1038,7 +1038,7 @@ class Updating(nn.Module):
         self.count += 1
         self.average.lerp_(z.detach().abs().mean(0) + 1, 0.1)
         self.replaced = self.replaced + 1
-        h = self.linear(z) * self.expanded[0] / self.average + 0.01 * self.replaced
+        h = self.linear(z) * self.expanded[0] / self.average.clone() + 0.01 * self.replaced
         return 0.3 * torch.tanh(self.recurrent(h * self.mask[0, 0], z))
 
 
@@ -1099,3 +1099,36 @@ class Constant(nn.Module):
 
     def forward(self, z):
         return z * self.mask
+
+
+class Aliased(nn.Module):
+    """A buffer and a view of it, and a flag that is set without being counted as a change."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(6, 6)
+        self.register_buffer("rows", torch.ones(2, 6))
+        self.register_buffer("first", self.rows[0])
+        self.register_buffer("ready", torch.zeros((), dtype=torch.bool))
+
+    def forward(self, z):
+        if not self.ready:
+            self.first.data.copy_(z.detach().abs().mean(0) + 1)
+            self.ready.data.fill_(True)
+        return 0.3 * torch.tanh(self.linear(z) / self.rows[0].clone())
+
+
+@pytest.mark.parametrize("inference", [False, True])
+def test_buffers_are_the_same_memory_afterwards(inference):
+    net, z = OptDNN("gd", [Aliased() for _ in range(4)]).double().train(), torch.randn(5, 6, dtype=torch.float64)
+    for transform in net.transforms:
+        transform.first = transform.rows[0]  # conversion to double has parted them
+    other = OptDNN("gd", [Aliased() for _ in range(4)]).double().train()
+    other.load_state_dict(net.state_dict())
+    for transform in other.transforms:
+        transform.first = transform.rows[0]
+    before = [(id(buffer), buffer.data_ptr()) for buffer in other.buffers()]
+    with torch.inference_mode(inference):
+        torch.testing.assert_close(parallel_evaluate(other, z, sweeps=4), net(z))
+    torch.testing.assert_close(dict(other.named_buffers()), dict(net.named_buffers()))
+    assert [(id(buffer), buffer.data_ptr()) for buffer in other.buffers()] == before

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from solvers import QuasiNewtonSolver
 from solvers.loops.captures import Source
+from solvers.root_problem import RootProblem
 
 from ..compiled import uncompiled_cells
 from ..graph import anchored
@@ -76,8 +77,8 @@ def inverse_estimate(at: Evaluation) -> Map:
             rows = history.rows
             found = solver.transposed_inverse(history.memory, v.index_select(0, rows).to(history.point.dtype))
             estimate[rows] = found.to(v.dtype)
-        unit = getattr(at.f, "unit", None)  # the solver has learned of F, and the equation is that of u F
-        estimate = estimate if unit is None else (estimate / unit).to(v.dtype)
+        if isinstance(at.f, RootProblem) and at.f.unit is not None:
+            estimate = (estimate / at.f.unit).to(v.dtype)  # it is that of F, the equation of u F
         return torch.where(estimate.isfinite().all(dim=1, keepdim=True), estimate, v)
 
     return inverse

@@ -17,6 +17,14 @@ def transformed() -> bool:
     return bool(torch._C._are_functorch_transforms_active()) or forward_ad._current_level >= 0
 
 
+def only_mapped() -> bool:
+    """Whether the transforms under way, if any, are all vmap."""
+    if forward_ad._current_level >= 0:
+        return False
+    levels = torch._C._functorch.get_interpreter_stack() or ()
+    return all(level.key() == torch._C._functorch.TransformType.Vmap for level in levels)
+
+
 def followed(tensor: Tensor) -> bool:
     """Whether a transform, or autograd, tracks the tensor."""
     wrapping = torch._C._functorch

@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .attention import attend
+
 ROWS_AT_ONCE = 600
 """Largest number of tokens, over a group of branches, whose activations fit a CPU's cache; more wait for memory."""
 
@@ -188,7 +190,7 @@ class _StackedBlock(nn.Module):
         normed = norm(x, 0)
         qkv = linear(normed, weights.qkv, weights.qkv_bias)
         q, k, v = qkv.view(branches * batch, tokens, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
-        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=self.causal).transpose(1, 2)
+        mixed = attend(q, k, v, causal=self.causal).transpose(1, 2)
         attended = dropped(linear(mixed, weights.project, weights.project_bias)).view(x.shape)
         x = (normed if self.normalised_skip else x) + attended
         normed = norm(x, 1)

@@ -14,11 +14,13 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
 from implicit import fixed_point
+from implicit.functorch import only_mapped
 from implicit.graph import saved_through_hooks
 from implicit.pure import Known, PureModule, own_modules, own_tensors
 from solvers import Shared
 
 from ..proximal import ProximalStep
+from .attention import attend_by_layers, multi_head_attention
 from .gather import gathered
 from .likeness import check_alike
 
@@ -45,10 +47,10 @@ class Stack:
         """
 
         def one(tensors: Sequence[Tensor], point: Any) -> Any:
-            with _LinearByRows(), _hooks_refused():
+            with _ByRows(), _hooks_refused():
                 return self._pure.twin(tensors)(point, *inputs)
 
-        with _kernels_for_vmap():
+        with _no_fast_path():
             every = torch.vmap(one, in_dims=(None if self._tied else 0, 0), randomness="different")
             return every(tuple(tensors or self.tensors), points)
 
@@ -64,13 +66,12 @@ def _hooks_refused() -> AbstractContextManager[Any]:
 
 
 @contextmanager
-def _kernels_for_vmap() -> Iterator[None]:
-    """Use matrix products for attention: vmap does not support all fused kernels, and their backward passes fail."""
+def _no_fast_path() -> Iterator[None]:
+    """Let no kernel of a whole transformer layer run, for which vmap has no rule."""
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with sdpa_kernel(SDPBackend.MATH):
-            yield
+        yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
 
@@ -125,14 +126,27 @@ class OneByOne:
         return torch.stack(outputs)
 
 
-class _LinearByRows(TorchFunctionMode):
-    """Linear layers on tokens as one product: PyTorch would repeat stacked weights for each row."""
+class _ByRows(TorchFunctionMode):
+    """Operations in forms that are fast within vmap.
+
+    Linear layers on tokens are one product, since PyTorch would repeat stacked weights for each row. Attention takes
+    the layers as rows or, under other transforms than vmap, is made of matrix products, which have rules for them.
+    """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is F.scaled_dot_product_attention:
+            if only_mapped() and not torch.compiler.is_compiling():
+                return attend_by_layers(*args, **kwargs)
+            with sdpa_kernel(SDPBackend.MATH):
+                return func(*args, **kwargs)
+        if func is F.multi_head_attention_forward:
+            with self:
+                return multi_head_attention(*args, **kwargs)
         if func is F.linear and args[0].ndim > 2:
             input, *rest = args
-            return func(input.flatten(0, -2), *rest, **(kwargs or {})).unflatten(0, input.shape[:-1])
-        return func(*args, **(kwargs or {}))
+            return func(input.flatten(0, -2), *rest, **kwargs).unflatten(0, input.shape[:-1])
+        return func(*args, **kwargs)
 
 
 def stacked(transforms: Sequence[nn.Module]) -> Stack | ProximalStack:
@@ -140,7 +154,3 @@ def stacked(transforms: Sequence[nn.Module]) -> Stack | ProximalStack:
     if all(isinstance(transform, ProximalStep) for transform in transforms):
         return ProximalStack(transforms)  # type: ignore[arg-type]
     return Stack(transforms)
-
-
-def _each(value: Any, change: Any) -> Any:
-    return tuple(change(part) for part in value) if isinstance(value, tuple) else change(value)

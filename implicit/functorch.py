@@ -32,7 +32,12 @@ def followed(tensor: Tensor) -> bool:
         return True
     if tensor.requires_grad or wrapping.is_batchedtensor(tensor):
         return True
-    return bool(wrapping.is_functorch_wrapped_tensor(tensor)) and followed(wrapping.get_unwrapped(tensor))
+    return wrapped(tensor) and followed(wrapping.get_unwrapped(tensor))
+
+
+def wrapped(tensor: Tensor) -> bool:
+    """Whether the tensor stands for another one within a transform."""
+    return bool(torch._C._functorch.is_functorch_wrapped_tensor(tensor))
 
 
 def batched(tensor: Tensor) -> bool:
@@ -40,7 +45,7 @@ def batched(tensor: Tensor) -> bool:
     wrapping = torch._C._functorch
     if wrapping.is_batchedtensor(tensor):
         return True
-    return bool(wrapping.is_functorch_wrapped_tensor(tensor)) and batched(wrapping.get_unwrapped(tensor))
+    return wrapped(tensor) and batched(wrapping.get_unwrapped(tensor))
 
 
 def batch_of_gradients(tensor: Tensor) -> bool:

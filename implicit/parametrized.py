@@ -10,7 +10,10 @@ from typing import Any
 from torch import nn
 from torch.nn.utils import parametrize
 
-_lock = threading.RLock()
+from .pure import every_module
+
+lock = threading.RLock()
+"""Held while modules that other threads may share hold something else than usual."""
 
 
 @contextmanager
@@ -21,27 +24,13 @@ def one_weight(f: Callable[..., Any]) -> Iterator[None]:
     on entry, so a solve that turns gradients off later does not fill PyTorch's cache with untracked ones. All threads
     share that cache, so blocks of different threads take turns. Functions and other modules are left alone.
     """
-    parametrized = (
-        [part for part in _modules(f) if parametrize.is_parametrized(part)] if isinstance(f, nn.Module) else []
-    )
+    parts = every_module(f) if isinstance(f, nn.Module) else []
+    parametrized = [part for part in parts if "parametrizations" in part._modules and parametrize.is_parametrized(part)]
     if not parametrized:
         yield
         return
-    with _lock, parametrize.cached():
+    with lock, parametrize.cached():
         for part in parametrized:
             for name in part.parametrizations:  # type: ignore[union-attr]
                 getattr(part, name)
         yield
-
-
-def _modules(f: nn.Module) -> Iterator[nn.Module]:
-    """The module and its submodules that may be parametrized: `f.modules()` takes as long as a small cell does."""
-    queue, found = [f], {id(f)}
-    for module in queue:
-        children = module._modules
-        if "parametrizations" in children:
-            yield module
-        for child in children.values():
-            if child is not None and id(child) not in found:
-                found.add(id(child))
-                queue.append(child)

@@ -106,7 +106,9 @@ class Branches(nn.Module):
         twin = copy.deepcopy(self)
         for name, parameter in self.named_parameters():
             path, _, own = name.rpartition(".")
-            setattr(twin.get_submodule(path), own, nn.Parameter(change(name, parameter.detach()).clone()))
+            with torch.enable_grad():  # what is frozen stays frozen
+                changed = change(name, parameter)
+            setattr(twin.get_submodule(path), own, nn.Parameter(changed.detach().clone(), changed.requires_grad))
         return twin
 
     def _runs(self, tokens: Tensor, count: int) -> Iterator[Tensor]:

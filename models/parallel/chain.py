@@ -16,6 +16,7 @@ from solvers.rules.rule import PATIENCE
 from solvers.state import Layout, State, tree_map
 
 from .newton import Newton, scan
+from .repeats import Repeats
 
 TIMES = 64
 """Number of steps whose Jacobians are formed at once where they are applied one after the other."""
@@ -29,10 +30,13 @@ class Chain:
         layout: of h.
         x: (batch, time, …).
         first: h_0, (batch, width).
+        repeats: lets the cell draw and update the same at every evaluation.
     """
 
-    def __init__(self, cell: Callable[[Tensor, Any], Any], layout: Layout, x: Tensor, first: Tensor) -> None:
-        self.cell, self.layout, self.x, self.first = cell, layout, x, first
+    def __init__(
+        self, cell: Callable[[Tensor, Any], Any], layout: Layout, x: Tensor, first: Tensor, repeats: Repeats
+    ) -> None:
+        self.cell, self.layout, self.x, self.first, self.repeats = cell, layout, x, first, repeats
 
     def swept(self, states: Tensor, x: Tensor, first: Tensor) -> Tensor:
         """All steps at once, each from the guess of the state before it."""
@@ -64,7 +68,8 @@ class Chain:
 
     def _steps(self, x: Tensor, before: Tensor) -> Tensor:
         flat = before.flatten(0, 1)
-        moved = self.cell(x.flatten(0, 1), self.layout.unflatten(flat))
+        with self.repeats.same():
+            moved = self.cell(x.flatten(0, 1), self.layout.unflatten(flat))
         return self.layout.flatten(self.layout.check(moved, len(flat))).to(before.dtype).view(before.shape)
 
 

@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from dataclasses import replace
-from functools import partial
 from typing import Any, overload
 
 import torch
 from torch import Tensor
+from torch.nn.modules.lazy import LazyModuleMixin
 
-from implicit import ImplicitGradient, fixed_point, one_weight, record
-from implicit.functorch import transformed
+from implicit import one_weight
+from implicit.pure import every_module
 from solvers import Picard, Solution, Solver
 
-from ..methods.base import scaled
 from ..optdnn import OptDNN
-from .gather import unread
-from .guesses import astray, finite, known, size
-from .likeness import UnlikeError
+from .evaluation import Evaluation
 from .newton import Newton, explained
 from .repeats import Repeats
-from .sweeps import NewtonSweep, PlainSweeps, Sweep
-from .trajectory import parts, recursion
 
 
 @overload
@@ -94,37 +90,46 @@ def parallel_evaluate(
         raise ValueError(f"max_sweeps={max_sweeps!r} must be an integer of at least 1")
     if batched is None and not (newton or _batching_pays(z0, len(net.transforms))):
         batched = False
-    repeats = Repeats(net, z0)
-    with one_weight(net), explained(newton):
-        if rtol is not None:
-            try:
-                return _solved(net, z0, inputs, repeats, rtol, solver, max_sweeps, newton, batched)
-            except RuntimeError as error:
-                if batched is not None or not _needs_one_by_one(error):
-                    raise
-            return _solved(net, z0, inputs, repeats, rtol, solver, max_sweeps, newton, False)
-        check_sweeps(sweeps, len(net.transforms))
-        assert sweeps is not None
-        found = None
-        if batched is not False or newton:
-            try:
-                found = _swept(net, z0, inputs, repeats, sweeps, newton, batched is not False)
-            except (UnlikeError, RuntimeError) as error:
-                if batched or not _needs_one_by_one(error):
-                    raise
-                if newton:
-                    found = _swept(net, z0, inputs, repeats, sweeps, newton, False)
-        output, gone = found or _one_by_one(net, z0, inputs, repeats, sweeps)
-        if sweeps == len(net.transforms) and output.requires_grad and known(gone):
-            with repeats.same():  # values recover from guesses that went astray, but gradients through these do not
-                return net(z0, *inputs)
-        return output
+    modules = every_module(net)
+    if torch.compiler.is_compiling() and any(module.training and module._buffers for module in modules):
+        evaluated: Any = torch.compiler.disable(parallel_evaluate)  # compiled code would not put buffers back
+        options: Any = (
+            {"sweeps": sweeps} if rtol is None else {"rtol": rtol, "solver": solver, "max_sweeps": max_sweeps}
+        )
+        return evaluated(net, z0, *inputs, newton=newton, batched=batched, **options)
+    if any(isinstance(module, LazyModuleMixin) for module in modules):
+        _initialise(net, z0, inputs)
+    evaluation = Evaluation(net, z0, inputs, Repeats(modules, z0), newton, batched is not False)
+    with closing(evaluation.repeats), one_weight(net), explained(newton):
+        try:
+            return _found(evaluation, sweeps, rtol, solver, max_sweeps)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception:  # the transforms differ, or do what torch.vmap does not support
+            if batched is not None:
+                raise
+        return _found(replace(evaluation, batched=False), sweeps, rtol, solver, max_sweeps)
 
 
-def _needs_one_by_one(error: Exception) -> bool:
-    """Whether transforms cannot be evaluated as one: they differ, or hold what torch.vmap does not support."""
-    signs = "vmap", "functorch", "Batching rule"
-    return isinstance(error, UnlikeError) or any(sign in str(error) for sign in signs)
+def _found(
+    evaluation: Evaluation, sweeps: int | None, rtol: float | None, solver: Solver, max_sweeps: int | None
+) -> Tensor | Solution:
+    if rtol is not None:
+        return evaluation.to_tolerance(rtol, solver, max_sweeps)
+    check_sweeps(sweeps, len(evaluation.net.transforms))
+    assert sweeps is not None
+    return evaluation.after(sweeps)
+
+
+def _initialise(net: OptDNN, z0: Tensor, inputs: tuple[Tensor, ...]) -> None:
+    """Let lazy modules make their parameters and buffers, without updating any."""
+    training = [module for module in net.modules() if module.training]
+    try:
+        with torch.no_grad():
+            net.eval()(z0, *inputs)
+    finally:
+        for module in training:
+            module.training = True
 
 
 def check_sweeps(sweeps: Any, depth: int) -> None:
@@ -136,115 +141,3 @@ def check_sweeps(sweeps: Any, depth: int) -> None:
 def _batching_pays(z0: Tensor, depth: int) -> bool:
     """Whether batching pays: always off the CPU; on it, if layers are many and cost less than their dispatch."""
     return z0.device.type != "cpu" or (depth >= 16 and z0.numel() <= 8192)
-
-
-def _swept(
-    net: OptDNN,
-    z0: Tensor,
-    inputs: tuple[Tensor, ...],
-    repeats: Repeats,
-    sweeps: int,
-    newton: Newton | None,
-    batched: bool,
-) -> tuple[Tensor, Tensor | bool] | None:
-    """The output, and whether guesses went astray; None if one overflowed and spoilt layers before it.
-
-    Nothing is read from the device before the end. Where nothing can be read at all, NaN replaces spoilt outputs.
-    """
-    sweep = _sweep(net, z0, inputs, repeats, newton, batched)
-    outputs, sizes = None, []
-    for _ in range(sweeps):
-        outputs = sweep(outputs)
-        sizes.append(size(parts(outputs)))
-    last = sweep.trajectory.last(z0, outputs)
-    gone = astray(sizes)
-    if newton:  # such a sweep discards what overflowed
-        return last, gone
-    kept = torch.stack(sizes).isfinite().all()
-    if unread(kept):
-        return torch.where(kept, last, torch.nan), gone
-    whole, told = torch.stack((kept, gone)).tolist()
-    return (last, told) if whole else None
-
-
-def _sweep(
-    net: OptDNN,
-    z0: Tensor,
-    inputs: tuple[Tensor, ...],
-    repeats: Repeats,
-    newton: Newton | None,
-    batched: bool,
-) -> Sweep:
-    if newton is None:
-        return Sweep(net, z0, inputs, repeats=repeats, batched=batched)
-    return NewtonSweep(net, z0, inputs, newton, repeats=repeats, batched=batched)
-
-
-def _one_by_one(
-    net: OptDNN, z0: Tensor, inputs: tuple[Tensor, ...], repeats: Repeats, sweeps: int
-) -> tuple[Tensor, Tensor]:
-    """The same, one transform after the other."""
-    coefficients = [net.coefficients.at(k) for k in range(len(net.transforms))]
-    nothing = scaled(net.method.query(net.method.start(z0), coefficients[0]), 0.0)
-    outputs, sizes = [nothing] * len(net.transforms), []
-    for _ in range(sweeps):
-        points, _ = recursion(net.method, z0, outputs, coefficients)
-        with repeats.same():
-            outputs = [
-                scaled(transform(y, *inputs), c.step)
-                for transform, y, c in zip(net.transforms, points, coefficients, strict=True)
-            ]
-        if sweeps == len(outputs):  # needed only then
-            sizes.append(size([part for output in outputs for part in parts(output)]))
-    return recursion(net.method, z0, outputs, coefficients)[1], astray(sizes)
-
-
-def _solved(
-    net: OptDNN,
-    z0: Tensor,
-    inputs: tuple[Tensor, ...],
-    repeats: Repeats,
-    rtol: float,
-    solver: Solver,
-    max_sweeps: int | None,
-    newton: Newton | None,
-    batched: bool | None,
-) -> Solution[Any]:
-    """The outputs of all layers as a fixed point, (batch, L, …), and `z_L` from them."""
-    if transformed():
-        raise RuntimeError(
-            "parallel_evaluate(rtol=…) has no rule for torch.func's transforms or forward-mode differentiation: pass "
-            "sweeps=, or differentiate with torch.autograd"
-        )
-    depth = len(net.transforms)
-
-    try:
-        sweep = _sweep(net, z0, inputs, repeats, newton, batched is not False)
-    except UnlikeError:
-        if batched:
-            raise
-        sweep = _sweep(net, z0, inputs, repeats, newton, False)
-
-    def swap(outputs: Any) -> Any:
-        swapped = tuple(part.movedim(0, 1) for part in parts(outputs))
-        return swapped if isinstance(outputs, tuple) else swapped[0]
-
-    def swept(net: OptDNN, outputs: Any) -> Any:  # warnings are issued once per network
-        return swap(sweep(finite(swap(outputs))))
-
-    # before `depth` sweeps the residual need not fall
-    exact = PlainSweeps(exact_after=depth)
-    if solver == Picard():
-        solver = exact
-    nothing = scaled(sweep.trajectory.points(z0.detach(), None), 0.0)
-    with record() as log:
-        outputs = fixed_point(
-            partial(swept, net),
-            swap(nothing),
-            solver=solver,
-            gradient=ImplicitGradient(exact, rtol=min(rtol, 1e-6), max_steps=depth + 1),
-            rtol=rtol,
-            atol=0.0,
-            max_steps=depth + 1 if max_sweeps is None else max_sweeps,
-        )
-    return replace(log.forward[-1].solution, budget=exact.budget, value=sweep.trajectory.last(z0, swap(outputs)))

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses import FakeTensor
 
 from implicit.functorch import batched, transformed
 
@@ -18,7 +19,7 @@ def captured(tensor: Tensor) -> bool:
 
 def unread(tensor: Tensor) -> bool:
     """Whether no value of it can be read now."""
-    return tensor.is_meta or captured(tensor) or batched(tensor)
+    return tensor.is_meta or isinstance(tensor, FakeTensor) or captured(tensor) or batched(tensor)
 
 
 def gathered(tensors: Sequence[Tensor]) -> Tensor:
@@ -27,11 +28,11 @@ def gathered(tensors: Sequence[Tensor]) -> Tensor:
     The first call moves parameters into one block of memory, in which each becomes a view; later calls copy nothing.
     For optimisers, `state_dict` and in-place changes, the parameters stay what they are.
     """
-    if not _movable(tensors):
+    plain = set(map(type, tensors)) == {nn.Parameter} and not tensors[0].is_inference()  # others have their classes
+    if not plain or transformed() or torch.compiler.is_compiling():
         return torch.stack(list(tensors))
     block = _block(tensors)
-    # in a capture, moved parameters would lie in memory that nothing has been copied to
-    if block is None and (unread(tensors[0]) or any(map(_belongs_elsewhere, tensors))):
+    if block is None and not _movable(tensors):
         return torch.stack(list(tensors))
     if block is None:
         with torch.inference_mode(False), torch.no_grad():
@@ -45,14 +46,12 @@ def gathered(tensors: Sequence[Tensor]) -> Tensor:
 
 
 def _movable(tensors: Sequence[Tensor]) -> bool:
-    """Whether all are distinct parameters of one dtype and device, tracked by nothing but eager autograd."""
+    """Whether all are distinct tensors of one dtype and device, each in memory of its own that can be read now."""
     return (
-        all(type(tensor) is nn.Parameter for tensor in tensors)  # of plain tensors: those of others have their classes
-        and len(set(map(id, tensors))) == len(tensors)
+        len(set(map(id, tensors))) == len(tensors)
         and len({(tensor.dtype, tensor.device) for tensor in tensors}) == 1
-        and not tensors[0].is_inference()
-        and not transformed()
-        and not torch.compiler.is_compiling()
+        # in a capture, moved parameters would lie in memory that nothing has been copied to
+        and not (unread(tensors[0]) or any(map(_belongs_elsewhere, tensors)))
     )
 
 
@@ -70,9 +69,9 @@ def _block(tensors: Sequence[Tensor]) -> Tensor | None:
     storage = first.untyped_storage()
     if storage.nbytes() < (first.storage_offset() * first.element_size()) + len(tensors) * length:
         return None
-    for number, tensor in enumerate(tensors):
-        if tensor.data_ptr() != start + number * length or not tensor.is_contiguous():
-            return None
+    places = range(start, start + len(tensors) * length, length) if length else [start] * len(tensors)
+    if list(map(Tensor.data_ptr, tensors)) != list(places) or not all(map(Tensor.is_contiguous, tensors)):
+        return None
     if tensors[-1].untyped_storage().data_ptr() != storage.data_ptr():
         return None
     with torch.no_grad():

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from operator import itemgetter
+from itertools import chain
+from operator import attrgetter, itemgetter
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -20,7 +21,10 @@ class UnlikeError(TypeError):
 
 
 _OWN = nn.Module().__dict__
-_hooks = itemgetter(*(key for key in _OWN if key.endswith("_hooks")))
+_NOTHING = type("nothing", (), {"__repr__": lambda self: "nothing"})()
+_hooks = itemgetter("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+_shape = attrgetter("shape", "dtype")
+_held = itemgetter("_modules", "_parameters", "_buffers")
 
 
 def check_alike(layers: Sequence[Sequence[nn.Module]]) -> None:
@@ -33,53 +37,75 @@ def check_alike(layers: Sequence[Sequence[nn.Module]]) -> None:
         if len(parts) != len(layers[0]):
             raise UnlikeError(f"the transforms of layers 0 and {number} have different submodules")
     for column in zip(*layers):
-        first = column[0]
-        made = tuple(first.parametrizations) if parametrize.is_parametrized(first) else ()
-        hidden = {*_OWN, *(f"_{name}" for name in made)}
-        settings = [(key, value) for key, value in first.__dict__.items() if key not in hidden]
-        if first.training and first._buffers:
-            raise UnlikeError(f"{type(first).__name__} has buffers, which training may change: call eval() on it")
-        for number, other in enumerate(column):
-            facts = other.__dict__
-            if isinstance(other, torch.jit.ScriptModule):
-                raise UnlikeError(f"a part of layer {number} was compiled by TorchScript, which hides its weights")
-            if any(_hooks(facts)):
-                raise UnlikeError(f"{type(other).__name__} in layer {number} has hooks: they see one layer at a time")
-            if other is first:
-                continue
-            if type(other) is not type(first):
-                _compare(number, "class", *map(parametrize.type_before_parametrizations, (first, other)))
-            if other.training != first.training:
-                _compare(number, "training", first.training, other.training)
-            for key, value in settings:
-                if facts.get(key) is not value:
-                    _compare(number, key, value, facts.get(key))
-            for tensors, others in ((first._parameters, other._parameters), (first._buffers, other._buffers)):
-                if tensors.keys() != others.keys():
-                    _compare(number, "tensors", list(tensors), list(others))
-                for key, tensor in tensors.items():
-                    two = others[key]
-                    if tensor is None or two is None or tensor.shape != two.shape or tensor.dtype != two.dtype:
-                        _compare(number, f"{key} of shape", *map(_form, (tensor, two)))
-            for key, buffer in first._buffers.items():
-                if buffer is not None and not buffer.is_floating_point():
-                    _compare(number, key, buffer, other._buffers[key])
+        if not _plainly_alike(column):
+            _check_column(column)
     _check_connections(layers)
 
 
-_connected: WeakKeyDictionary[nn.Module, list[int]] = WeakKeyDictionary()
-"""By the first module, the modules and tensors of layers whose connections have been compared."""
+def _plainly_alike(column: Sequence[nn.Module]) -> bool:
+    """Whether the modules, one of each layer, are seen to be alike at once, as most layers made in a loop are."""
+    first, facts = column[0], [module.__dict__ for module in column]
+    own, names = first.__dict__, first._parameters.keys()
+    if len(set(map(type, column))) > 1 or isinstance(first, torch.jit.ScriptModule):
+        return False
+    if any(map(any, map(_hooks, facts))) or any(each.keys() != own.keys() for each in facts):
+        return False
+    settings = own.keys() - _OWN.keys() | {"training"}
+    if any(each[key] is not own[key] for key in settings for each in facts):
+        return False
+    if any(each["_buffers"] or each["_parameters"].keys() != names for each in facts):
+        return False
+    return all(_of_one_form([each["_parameters"][name] for each in facts]) for name in names)
+
+
+def _of_one_form(tensors: Sequence[Tensor | None]) -> bool:
+    return len(set(map(type, tensors))) == 1 and (tensors[0] is None or len(set(map(_shape, tensors))) == 1)
+
+
+def _check_column(column: Sequence[nn.Module]) -> None:
+    """`UnlikeError` unless the modules, one of each layer, are alike."""
+    first = column[0]
+    made: Any = first.parametrizations if parametrize.is_parametrized(first) else ()
+    hidden = {*_OWN, *(f"_{name}" for name in made)}
+    settings = {key: value for key, value in first.__dict__.items() if key not in hidden}
+    if first.training and any(buffer is not None for buffer in first._buffers.values()):
+        raise UnlikeError(f"{type(first).__name__} has buffers, which training may change: call eval() on it")
+    for number, other in enumerate(column):
+        facts = other.__dict__
+        if isinstance(other, torch.jit.ScriptModule):
+            raise UnlikeError(f"a part of layer {number} was compiled by TorchScript, which hides its weights")
+        if any(_hooks(facts)):
+            raise UnlikeError(f"{type(other).__name__} in layer {number} has hooks: they see one layer at a time")
+        if other is first:
+            continue
+        if type(other) is not type(first):
+            _compare(number, "class", *map(parametrize.type_before_parametrizations, (first, other)))
+        if other.training != first.training:
+            _compare(number, "training", first.training, other.training)
+        for key in {**settings, **facts}.keys() - hidden:
+            one, two = (each.get(key, _NOTHING) for each in (settings, facts))
+            if one is not two:
+                _compare(number, key, one, two)
+        for tensors, others in ((first._parameters, other._parameters), (first._buffers, other._buffers)):
+            if tensors.keys() != others.keys():
+                _compare(number, "tensors", list(tensors), list(others))
+            for key, tensor in tensors.items():
+                two = others[key]
+                if tensor is None or two is None or tensor.shape != two.shape or tensor.dtype != two.dtype:
+                    _compare(number, f"{key} of shape", *map(_form, (tensor, two)))
+        for key, buffer in first._buffers.items():
+            if buffer is not None and not buffer.is_floating_point():
+                _compare(number, key, buffer, other._buffers[key])
+
+
+_connected: WeakKeyDictionary[nn.Module, tuple[list[int], list[str]]] = WeakKeyDictionary()
+"""By the first module, the modules and tensors of layers whose connections have been compared, and all names."""
 
 
 def _check_connections(layers: Sequence[Sequence[nn.Module]]) -> None:
-    found: list[Any] = []
-    for parts in layers:
-        found += parts
-        for part in parts:
-            found += part._modules.values()
-            found += part._parameters.values()
-            found += part._buffers.values()
-    things = list(map(id, found))
+    every = list(chain.from_iterable(layers))
+    held = list(chain.from_iterable(_held(part.__dict__) for part in every))
+    things = list(map(id, chain(every, chain.from_iterable(map(dict.values, held))))), list(chain.from_iterable(held))
     if _connected.get(layers[0][0]) == things:
         return
     first = _connections(layers[0])
@@ -145,7 +171,9 @@ def _same(one: Any, other: Any) -> bool:
     if one is other:
         return True
     if isinstance(one, Tensor) and isinstance(other, Tensor):
-        return one.shape == other.shape and (one.is_meta or _equal(one, other))
+        if _shape(one) != _shape(other) or one.requires_grad or other.requires_grad:
+            return False
+        return one.is_meta or _equal(one, other)
     try:
         return type(one) is type(other) and bool(one == other)
     except Exception:  # settings whose comparison gives no truth value count as different

@@ -26,9 +26,10 @@ def lyapunov_exponent(net: OptDNN, z0: Tensor, *inputs: Tensor, steps: int = 20)
         inputs: further inputs of the transforms.
         steps: of power iteration.
     """
-    with torch.enable_grad(), one_weight(net), sdpa_kernel(SDPBackend.MATH):  # differentiable twice
-        z = z0.detach().requires_grad_()
-        output = net(z, *inputs)
+    kernels = sdpa_kernel(SDPBackend.MATH)  # differentiable twice
+    with torch.inference_mode(False), torch.enable_grad(), one_weight(net), kernels:
+        z = z0.detach().clone().requires_grad_()
+        output = net(z, *(each.clone() if each.is_inference() else each for each in inputs))
         weight = torch.zeros_like(output, requires_grad=True)
         (pulled,) = torch.autograd.grad(output, z, weight, create_graph=True)
         direction = torch.randn_like(z)

@@ -79,7 +79,8 @@ class Newton:
 
 _NOT_DIFFERENTIATED = {
     "in-place operation": "writes into its buffers, as batch normalisation does in training: call eval() on the net",
-    "saved tensor hooks": "holds a checkpoint, or other hooks on saved tensors: remove it, or pass newton=None",
+    "saved tensor hooks": "meets hooks on saved tensors, its own or those around the call, as in a checkpoint or "
+    "save_on_cpu: remove them, or pass newton=None",
 }
 
 

@@ -2,78 +2,115 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 
-from implicit.functorch import transformed
+from implicit.functorch import transformed, wrapped
+from implicit.parametrized import lock
 from implicit.suitability import drops
 
 from .gather import captured
 
-SMALL = 2**14
-"""Most entries of a buffer that is copied for each evaluation; larger ones, such as masks, are rarely updated."""
+SMALL = 2**17
+"""Most bytes of a buffer that is copied for each evaluation; larger ones, such as masks, are rarely updated."""
 
 
 class _Buffer(NamedTuple):
-    owner: dict[str, Tensor | None]
-    """The buffers of its module."""
+    owner: dict[str, Any]
+    """The buffers, or the attributes, of its module."""
     name: str
-    original: Tensor
-    before: Tensor
-    """A copy of what it held before the first evaluation."""
+    original: Tensor | None
 
-
-def _copyable(buffer: Tensor) -> bool:
-    """Whether a buffer is small, and memory that can be written to."""
-    if is_lazy(buffer) or buffer.layout != torch.strided:
-        return False
-    return buffer.numel() <= 1 or (buffer.numel() <= SMALL and 0 not in buffer.stride())
+    def copied(self, memories: dict[int, Tensor]) -> Tensor | None:
+        """The same view of the copy of its memory."""
+        if (like := self.original) is None:
+            return None
+        memory = memories[_place(like)]
+        return (
+            memory[: len(memory) // like.itemsize * like.itemsize]
+            .view(like.dtype)
+            .as_strided(like.shape, like.stride(), like.storage_offset())
+        )
 
 
 class Repeats:
     """Lets transforms in training draw and update the same at every evaluation, so that sweeps approach one network.
 
-    Each evaluation begins with the random numbers of PyTorch's own generator, and the small buffers, of the first one.
-    In the end the generator is where the first one left it, and the buffers are those of the last one, such as running
-    statistics.
+    Each evaluation begins with the random numbers of PyTorch's own generator of the first one, and with copies of the
+    small buffers as they were when this was made: its graph may hold them. In the end the generator is where the first
+    one left it, and the buffers have the values of the last one, such as running statistics. After `close`, as in
+    backward passes that evaluate the network again, both stay as they are.
 
     Args:
-        net: whose modules may draw, as dropout does, or update buffers.
+        modules: may draw, as dropout does, or update buffers.
         like: a tensor on the device of what they draw.
     """
 
-    def __init__(self, net: nn.Module, like: Tensor) -> None:
+    def __init__(self, modules: Iterable[nn.Module], like: Tensor) -> None:
         self._like = like
-        training = [module for module in net.modules() if module.training]
+        training = [module for module in modules if module.training]
         self._training, self._drops = bool(training), any(map(drops, training))
-        self._modules = [] if torch.compiler.is_compiling() else training
         self._first: Tensor | None = None
-        self._buffers: list[_Buffer] | None = None
+        self._open = True
+        self._memories: dict[int, Tensor] = {}
+        self._buffers: list[_Buffer] = []
+        if holders := [module for module in training if module._buffers]:
+            with lock:
+                self._buffers = [*self._held(holders)]
+
+    def close(self) -> None:
+        """Keep what later evaluations update apart."""
+        self._open = False
 
     @contextmanager
     def same(self) -> Iterator[None]:
         """Evaluate as in the first such block."""
         if self._drops and captured(self._like):
             raise RuntimeError("sweeps over dropout cannot be captured, since each must draw the same: call eval()")
-        if self._buffers is None:
-            self._buffers = [
-                _Buffer(module._buffers, name, buffer, buffer.clone())
-                for module in self._modules
-                for name, buffer in module._buffers.items()
-                if buffer is not None and _copyable(buffer)
-            ]
-        else:
-            for each in self._buffers:
-                each.owner[each.name] = each.original  # it may have been replaced
-                # for backward passes of earlier evaluations it has not changed
-                (each.original if transformed() else each.original.data).copy_(each.before)
-        with self._same_draws():
+        with self._same_buffers(), self._same_draws():
             yield
+
+    def _held(self, modules: list[nn.Module]) -> Iterator[_Buffer]:
+        """The buffers whose memory can be copied, which is done, and attributes that share it."""
+        for module in modules:
+            for name, buffer in module._buffers.items():
+                if buffer is not None and _is_copyable(buffer) and _place(buffer) not in self._memories:
+                    whole = torch.empty(0, dtype=torch.uint8, device=buffer.device).set_(buffer.untyped_storage())
+                    self._memories[_place(buffer)] = whole.clone()
+                if buffer is None or _is_copyable(buffer):
+                    yield _Buffer(module._buffers, name, buffer)
+        for module in modules:
+            for name, value in module.__dict__.items():
+                if isinstance(value, Tensor) and _is_copyable(value) and _place(value) in self._memories:
+                    yield _Buffer(module.__dict__, name, value)
+
+    @contextmanager
+    def _same_buffers(self) -> Iterator[None]:
+        if not self._buffers:
+            yield
+            return
+        with lock:
+            memories = {place: memory.clone() for place, memory in self._memories.items()}
+            copies = [each.copied(memories) for each in self._buffers]
+            before = [each.owner.get(each.name) for each in self._buffers]
+            for each, copy in zip(self._buffers, copies, strict=True):
+                each.owner[each.name] = copy
+            versions = [_version(copy) for copy in copies]
+            try:
+                yield
+            finally:
+                for each, copy, found, version in zip(self._buffers, copies, before, versions, strict=True):
+                    if not self._open:
+                        each.owner[each.name] = found
+                    elif each.owner.get(each.name) is copy:
+                        each.owner[each.name] = each.original
+                        unchanged = each.copied(self._memories)
+                        if each.original is not None and copy is not None and unchanged is not None:
+                            _update(each.original, copy, unchanged, _version(copy) != version)
 
     @contextmanager
     def _same_draws(self) -> Iterator[None]:
@@ -104,3 +141,32 @@ class Repeats:
             torch.cuda.set_rng_state(state, self._like.device)
         else:
             torch.set_rng_state(state)
+
+
+def _update(original: Tensor, copy: Tensor, unchanged: Tensor, counted: bool) -> None:
+    """Give a buffer the value of its copy, if an evaluation has changed that, even in a way that is not counted."""
+    if counted:
+        with torch.no_grad():
+            original.copy_(copy)
+    elif not transformed():
+        if not copy.is_cpu:
+            original.data.copy_(torch.where(copy == unchanged, original, copy))
+        elif not torch.equal(copy, unchanged):
+            original.data.copy_(copy)
+
+
+def _is_copyable(buffer: Tensor) -> bool:
+    """Whether it is a plain tensor in a small piece of memory, that no gradient passes through."""
+    if type(buffer) is not Tensor or wrapped(buffer) or buffer.requires_grad or buffer.layout != torch.strided:
+        return False
+    if buffer.is_meta or buffer.is_conj() or buffer.is_neg():
+        return False
+    return 0 < buffer.untyped_storage().nbytes() <= SMALL
+
+
+def _place(buffer: Tensor) -> int:
+    return buffer.untyped_storage().data_ptr()
+
+
+def _version(tensor: Tensor | None) -> int:
+    return 0 if tensor is None or tensor.is_inference() else tensor._version

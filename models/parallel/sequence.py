@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from implicit import one_weight, record
 from implicit.differentiation import differentiable_solve
 from implicit.functorch import transformed
+from implicit.pure import every_module
 from solvers import Settings, Solution, State
 from solvers.problem import prepare
 from solvers.state import Layout
 
 from .chain import Chain, ChainGradient, ChainNewton
 from .newton import Newton
+from .repeats import Repeats
 from .sweeps import PlainSweeps
 
 
@@ -85,11 +88,12 @@ def unroll(
             "torch.autograd, or use the loop"
         )
     first = layout.flatten(h0)
-    chain = Chain(cell, layout, x.detach(), first.detach())
+    repeats = Repeats(every_module(cell) if isinstance(cell, nn.Module) else (), x)
+    chain = Chain(cell, layout, x.detach(), first.detach(), repeats)
     gradient = ChainGradient(PlainSweeps(exact_after=length), min(rtol, 1e-6), length + 1, chain=chain, newton=newton)
     sweeps = ChainNewton(chain, newton, exact_after=length)
     settings = Settings(sweeps, rtol, 0.0, max_steps=max_sweeps, compact=False)
-    with one_weight(cell), record() as log:
+    with closing(repeats), one_weight(cell), record() as log:
         start = chain.first[:, None].expand(-1, length, -1).contiguous()
         problem = prepare(partial(_swept, cell, chain), start, (x, first))
         (value,) = differentiable_solve("unroll", cell, problem, start, gradient, settings)

@@ -16,7 +16,7 @@ from torch.overrides import TorchFunctionMode
 from implicit import fixed_point
 from implicit.functorch import only_mapped
 from implicit.graph import saved_through_hooks
-from implicit.pure import Known, PureModule, own_modules, own_tensors
+from implicit.pure import Known, PureModule, own_modules, tensors_in_place
 from solvers import Shared
 
 from ..proximal import ProximalStep
@@ -37,7 +37,7 @@ class Stack:
         self._tied = all(module is modules[0] for module in modules)
         layers = [own_modules(module) for module in (modules[:1] if self._tied else modules)]
         check_alike(layers)
-        columns = zip(*map(own_tensors, layers), strict=True)
+        columns = tensors_in_place(layers)
         self.tensors = tuple(column[0] if self._tied else gathered(column) for column in columns)
 
     def __call__(self, points: Any, inputs: tuple[Tensor, ...], tensors: Sequence[Tensor] | None = None) -> Any:
@@ -120,10 +120,17 @@ class OneByOne:
     def __call__(self, points: Any, inputs: tuple[Tensor, ...]) -> Any:
         """(count, batch, …), one point per module, or a tuple of such."""
         each = zip(*points, strict=True) if isinstance(points, tuple) else points
-        outputs = [module(point, *inputs) for module, point in zip(self.modules, each, strict=True)]
+        outputs = [_broadcast(module(point, *inputs), point) for module, point in zip(self.modules, each, strict=True)]
         if isinstance(outputs[0], tuple):
             return tuple(torch.stack(part) for part in zip(*outputs, strict=True))
         return torch.stack(outputs)
+
+
+def _broadcast(output: Any, point: Any) -> Any:
+    """The output in the shape of the point, to which it is added: a transform may return less."""
+    if isinstance(output, tuple):
+        return tuple(map(_broadcast, output, point))
+    return output if output.shape == point.shape else output.expand_as(point)
 
 
 class _ByRows(TorchFunctionMode):
@@ -143,10 +150,15 @@ class _ByRows(TorchFunctionMode):
         if func is F.multi_head_attention_forward:
             with self:
                 return multi_head_attention(*args, **kwargs)
-        if func is F.linear and args[0].ndim > 2:
-            input, *rest = args
-            return func(input.flatten(0, -2), *rest, **kwargs).unflatten(0, input.shape[:-1])
+        if func is F.linear:
+            return _linear(*args, **kwargs)
         return func(*args, **kwargs)
+
+
+def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    if input.ndim < 3:
+        return F.linear(input, weight, bias)
+    return F.linear(input.flatten(0, -2), weight, bias).unflatten(0, input.shape[:-1])
 
 
 def stacked(transforms: Sequence[nn.Module]) -> Stack | ProximalStack:

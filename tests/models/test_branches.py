@@ -162,6 +162,16 @@ def test_dropped_and_joined_branches_are_the_sum_of_what_is_left():
     assert model.body.blocks[0].qkv.any()
 
 
+def test_copies_of_what_is_frozen_are_frozen():
+    (model, _), (other, _) = build(), build(branches=2)
+    model.requires_grad_(False)
+    assert not any(parameter.requires_grad for parameter in model.kept([0, 2]).parameters())
+    assert not any(parameter.requires_grad for parameter in model.joined(model).parameters())
+    with torch.no_grad():
+        joined = model.joined(other)
+    assert all(parameter.requires_grad for parameter in joined.body.parameters())  # those of the other are trained
+
+
 def test_expansion_trains_on():
     model, x = build()
     larger = model.joined(build(branches=2)[0])

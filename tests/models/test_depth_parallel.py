@@ -411,7 +411,10 @@ def test_the_lyapunov_exponent_is_that_of_the_jacobian_of_each_row(name):
 
 def test_the_lyapunov_exponent_of_attention_is_found():
     net = network("gd", blocks=attention(6, 8, heads=2), depth=3)
-    assert lyapunov_exponent(net, torch.randn(2, 5, 6)).isfinite().all()
+    z = torch.randn(2, 5, 6)
+    found = lyapunov_exponent(net, z)
+    with torch.inference_mode():
+        torch.testing.assert_close(lyapunov_exponent(net, z.clone()), found, rtol=1e-3, atol=1e-4)
 
 
 # --- stacks ------------------------------------------------------------------------------------------------------
@@ -694,7 +697,7 @@ def test_newton_sweeps_over_what_cannot_be_differentiated_are_refused_in_words(b
     with pytest.raises(TypeError, match=r"writes into its buffers.*eval"):
         parallel_evaluate(net, torch.randn(2, 6), newton=Newton(), batched=batched, **options)
     net = OptDNN("gd", [Checkpointed() for _ in range(DEPTH)])
-    with pytest.raises(TypeError, match=r"holds a checkpoint.*newton=None"):
+    with pytest.raises(TypeError, match=r"hooks on saved tensors.*newton=None"):
         parallel_evaluate(net, torch.randn(2, 6), newton=Newton(), batched=batched, **options)
 
 
@@ -1005,7 +1008,7 @@ def test_layers_that_are_put_together_differently_are_not_alike(kind):
         value = parallel_evaluate(net, z, **options)
         value = value.value if isinstance(value, Solution) else value
         torch.testing.assert_close(value, net(z), rtol=1e-8, atol=1e-8)
-    with pytest.raises(UnlikeError, match=r"put together differently|different submodules"):
+    with pytest.raises(UnlikeError, match=r"put together differently|different submodules|differ: (after|before)"):
         parallel_evaluate(net, z, sweeps=16, batched=True)
 
 

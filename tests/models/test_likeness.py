@@ -1,0 +1,183 @@
+"""Which layers are evaluated as one, and what becomes of those that are not."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.nn.utils import parametrizations
+
+from models import Dense, OptDNN, UnlikeError, parallel_evaluate
+from models.parallel.stack import Stack
+from solvers import Solution
+
+BATCH, WIDTH, DEPTH = 5, 6, 16
+OPTIONS = [{"sweeps": DEPTH}, {"rtol": 1e-11}]
+by_options = pytest.mark.parametrize("options", OPTIONS, ids=["sweeps", "tolerance"])
+
+
+class Scaled(nn.Module):
+    """Reads whatever attributes it has."""
+
+    scale = 1.0
+    gate = None
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, z):
+        found = torch.tanh(self.linear(z)) * self.scale
+        return found if self.gate is None else found * self.gate
+
+
+def scaled_later(net):
+    net.transforms[3].scale = -2.0
+
+
+def without_what_the_class_has(net):
+    net.transforms[0].gate = None
+    for transform in net.transforms:
+        type(transform).gate = 0.5
+
+
+def other_forward(net):
+    transform = net.transforms[5]
+    transform.forward = lambda z: -torch.tanh(transform.linear(z))
+
+
+def gates_with_a_graph(net):
+    net.gates = nn.ParameterList([torch.ones(WIDTH) for _ in net.transforms])
+    for gate, transform in zip(net.gates, net.transforms, strict=True):
+        transform.gate = gate * 1.0
+
+
+def leaves(net):
+    for transform in net.transforms:
+        transform.gate = torch.ones(WIDTH, requires_grad=True)
+
+
+def other_dtypes(net):
+    for number, transform in enumerate(net.transforms):
+        transform.gate = torch.tensor(2.0) if number % 2 else torch.tensor(2)
+
+
+CHANGES = [scaled_later, without_what_the_class_has, other_forward, gates_with_a_graph, leaves, other_dtypes]
+
+
+@pytest.fixture(autouse=True)
+def as_before():
+    yield
+    Scaled.gate = None
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@by_options
+def test_layers_that_differ_in_anything_are_no_copies(change, options):
+    net, z = OptDNN("gd", [Scaled() for _ in range(DEPTH)]), torch.randn(BATCH, WIDTH)
+    change(net)
+    gates = [each.gate for each in net.transforms if isinstance(each.gate, torch.Tensor) and each.gate.requires_grad]
+    found, expected = parallel_evaluate(net, z, **options), net(z)
+    found = found.value if isinstance(found, Solution) else found
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+    leaves = [*net.parameters(), *(gate for gate in gates if gate.is_leaf)]
+    slopes = [
+        torch.autograd.grad(each.sum(), leaves, retain_graph=True, allow_unused=True) for each in (found, expected)
+    ]
+    torch.testing.assert_close(*slopes, rtol=1e-7, atol=1e-9)
+    with pytest.raises(UnlikeError, match="differ"):
+        parallel_evaluate(net, z, **options, batched=True)
+
+
+@pytest.mark.parametrize("held", ["_modules", "_parameters"])
+def test_parts_that_are_renamed_are_noticed(held):
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one, self.two = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)
+            self.shift, self.factor = nn.Parameter(torch.randn(WIDTH)), nn.Parameter(torch.randn(WIDTH))
+
+        def forward(self, z):
+            return torch.tanh(self.one(torch.tanh(self.two(z)))) * self.factor + self.shift
+
+    net, z = OptDNN("gd", [Two() for _ in range(DEPTH)]), torch.randn(BATCH, WIDTH)
+    parallel_evaluate(net, z, sweeps=DEPTH)
+    parts = getattr(net.transforms[3], held)
+    (first, one), (second, two) = parts.items()
+    parts.clear()
+    parts.update({second: one, first: two})  # the same objects in the same order
+    torch.testing.assert_close(parallel_evaluate(net, z, sweeps=DEPTH), net(z))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: nn.InstanceNorm1d(3),
+        lambda: parametrizations.weight_norm(nn.Linear(WIDTH, WIDTH)),
+        lambda: Dense(WIDTH, 8),
+        lambda: nn.Linear(WIDTH, WIDTH, bias=False),
+    ],
+    ids=["instance normalisation", "weight norm", "dense", "without bias"],
+)
+def test_layers_in_training_that_are_alike_are_taken_as_one(make):
+    net, z = OptDNN("gd", [make() for _ in range(4)]).train(), torch.randn(BATCH, 3, WIDTH)
+    torch.testing.assert_close(parallel_evaluate(net, z, sweeps=4, batched=True), net(z))
+
+
+# --- what torch.vmap does not support -----------------------------------------------------------------------------
+
+
+class Each(nn.Module):
+    """A linear layer, and an operation."""
+
+    def __init__(self, operation):
+        super().__init__()
+        self.linear, self.operation = nn.Linear(WIDTH, WIDTH), operation
+
+    def forward(self, z):
+        return self.operation(self.linear, z)
+
+
+def viewed(linear, z):
+    return torch.tanh(linear(z).transpose(0, 1).contiguous().transpose(0, 1).t().contiguous().view(WIDTH, -1).t())
+
+
+ADJACENCY = torch.eye(BATCH).roll(1, 0).to_sparse()
+OPERATIONS = {
+    "by keywords": lambda linear, z: F.linear(input=z[:, None].cos(), weight=linear.weight, bias=linear.bias)[:, 0],
+    "a sparse product": lambda linear, z: torch.tanh(ADJACENCY.to(z) @ linear(z)),
+    "values read": lambda linear, z: torch.tanh(linear(z)) * (1 + len(z.tolist())),
+    "written in place": lambda linear, z: torch.tanh(torch.ones(BATCH, WIDTH).to(z).add_(linear(z))),
+    "a copy": lambda linear, z: torch.tanh(linear(copy.deepcopy(z.detach())) + z),
+    "one row": lambda linear, z: torch.tanh(linear(z)).mean(0),
+    "one column": lambda linear, z: torch.tanh(linear(z)).mean(1, keepdim=True),
+}
+
+
+@pytest.mark.parametrize("operation", OPERATIONS)
+@pytest.mark.parametrize("batched", [None, False])
+@by_options
+def test_anything_is_evaluated_in_one_way_or_another(operation, batched, options):
+    net, z = OptDNN("gd", [Each(OPERATIONS[operation]) for _ in range(DEPTH)]), torch.randn(BATCH, WIDTH)
+    found = parallel_evaluate(net, z, **options, batched=batched)
+    found = found.value if isinstance(found, Solution) else found
+    torch.testing.assert_close(found, net(z), rtol=1e-8, atol=1e-8)
+
+
+def test_errors_of_the_transform_are_its_own():
+    def failing(linear, z):
+        raise ArithmeticError("no such thing")
+
+    net = OptDNN("gd", [Each(failing) for _ in range(DEPTH)])
+    for options in OPTIONS:
+        with pytest.raises(ArithmeticError, match="no such thing"):
+            parallel_evaluate(net, torch.randn(BATCH, WIDTH), **options)
+
+
+def test_linear_layers_by_keyword_are_one_product():
+    stack = Stack([Each(OPERATIONS["by keywords"]) for _ in range(3)])
+    points = torch.randn(3, BATCH, WIDTH)
+    found = stack(points, ())
+    expected = [F.linear(point.cos(), *each) for point, *each in zip(points, *stack.tensors, strict=True)]
+    torch.testing.assert_close(found, torch.stack(expected))

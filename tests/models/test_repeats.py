@@ -1,0 +1,292 @@
+"""Evaluations in parallel over depth repeat one another: buffers, draws and weights are those of the serial network."""
+
+import copy
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.autograd.graph import save_on_cpu
+from torch.nn.utils.parametrizations import spectral_norm
+
+from models import ContractiveDense, Newton, OptDNN, Parallel, parallel_evaluate, unroll
+from models.parallel.repeats import SMALL
+from solvers import Solution
+
+BATCH, WIDTH, DEPTH = 5, 6, 4
+OPTIONS = [{"sweeps": DEPTH}, {"rtol": 1e-11}]
+by_options = pytest.mark.parametrize("options", OPTIONS, ids=["sweeps", "tolerance"])
+
+
+class Normalised(nn.Module):
+    """Batch normalisation."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear, self.norm = nn.Linear(WIDTH, WIDTH), nn.BatchNorm1d(WIDTH)
+
+    def forward(self, z):
+        return torch.tanh(self.norm(self.linear(z)))
+
+
+class Averaged(nn.Module):
+    """Updates a buffer in one of several ways, and multiplies with it afterwards."""
+
+    def __init__(self, way):
+        super().__init__()
+        self.linear, self.way = nn.Linear(WIDTH, WIDTH), way
+        self.register_buffer("average", torch.ones(WIDTH))
+        self.register_buffer("front", self.average[: WIDTH // 2])
+        self.again = self.average
+        self.register_buffer("never", None)
+
+    def forward(self, z):
+        h = self.linear(z)
+        if self.training:
+            mean = h.detach().mean(0)
+            if self.way == "in place":
+                self.average.lerp_(mean, 0.1)
+            elif self.way == "by data":
+                self.average.data.lerp_(mean, 0.1)
+            elif self.way == "through a view":
+                self.front.lerp_(mean[: WIDTH // 2], 0.1)
+            elif self.way == "through an attribute":
+                self.again.mul_(0.9)
+            else:
+                self.average = self.average.lerp(mean, 0.1)
+                self.again, self.front = self.average, self.average[: WIDTH // 2]
+        return torch.tanh(h * self.average + self.again)
+
+
+class First(nn.Module):
+    """Keeps its first input's mean."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(WIDTH, WIDTH)
+        self.register_buffer("mean", None)
+
+    def forward(self, z):
+        if self.mean is None:
+            self.mean = z.detach().mean(0)
+        return torch.tanh(self.linear(z - self.mean))
+
+
+class Lazy(nn.Module):
+    """Makes its statistics at the first call."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear, self.norm = nn.LazyLinear(WIDTH), nn.LazyBatchNorm1d()
+
+    def forward(self, z):
+        return torch.tanh(self.norm(self.linear(z)))
+
+
+class Masked(nn.Module):
+    """Reads a constant buffer."""
+
+    def __init__(self, mask=None):
+        super().__init__()
+        self.linear = nn.Linear(WIDTH, WIDTH)
+        self.register_buffer("mask", torch.ones(WIDTH) if mask is None else mask)
+
+    def forward(self, z):
+        return torch.tanh(self.linear(z) * self.mask)
+
+
+class Spectral(nn.Module):
+    """Normalised by an estimate that each access improves."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = spectral_norm(nn.Linear(WIDTH, WIDTH))
+
+    def forward(self, z):
+        return torch.tanh(self.linear(z))
+
+
+WAYS = ["in place", "by data", "through a view", "through an attribute", "by assignment"]
+KINDS = {way: lambda way=way: Averaged(way) for way in WAYS}
+KINDS |= {"batch normalisation": Normalised, "masked": Masked, "spectral norm": Spectral, "set at first": First}
+
+
+def network(make, depth=DEPTH):
+    torch.manual_seed(3)
+    return OptDNN("gd", [make() for _ in range(depth)]).train(), torch.randn(BATCH, WIDTH)
+
+
+def value(net, z, options):
+    found = parallel_evaluate(net, z, **options)
+    return found.value if isinstance(found, Solution) else found
+
+
+def buffers(net):
+    return {name: buffer.clone() for name, buffer in net.named_buffers()}
+
+
+def gradients(output, net, z, **options):
+    tensors = [z, *net.parameters()]
+    return torch.autograd.grad(output.square().sum(), tensors, allow_unused=True, materialize_grads=True, **options)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@by_options
+def test_values_gradients_and_buffers_are_the_serial_networks(kind, options):
+    net, z = network(KINDS[kind])
+    net(z) if kind == "through a view" else None  # whichever state they are in
+    other, w = copy.deepcopy(net), z.clone().requires_grad_()
+    z.requires_grad_()
+    for _ in range(2):
+        expected, found = other(w), value(net, z, options)
+        torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(gradients(found, net, z), gradients(expected, other, w), rtol=1e-7, atol=1e-9)
+        torch.testing.assert_close(buffers(net), buffers(other), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("way", WAYS[:4])
+@pytest.mark.parametrize("sweeps", range(1, DEPTH))
+def test_gradients_are_those_of_the_sweeps_whose_buffers_were_updated_on_the_way(way, sweeps):
+    net, z = network(KINDS[way])
+    other = copy.deepcopy(net)
+    z.requires_grad_()
+    found = gradients(parallel_evaluate(net, z, sweeps=sweeps), net, z)
+    (start,) = {tuple(each.average.tolist()) for each in other.transforms}
+    outputs = [torch.zeros_like(z)] * DEPTH
+    for _ in range(sweeps):  # z_{k+1} = z_k + t_k, each layer at the point that the last sweep gives
+        points = [z + sum(outputs[:k], torch.zeros_like(z)) for k in range(DEPTH)]
+        for each in other.transforms:
+            each.average = each.again = torch.tensor(start, dtype=z.dtype)
+            each.front = each.average[: WIDTH // 2]
+        steps = [other.coefficients.at(k).step for k in range(DEPTH)]
+        outputs = [step * each(y) for each, y, step in zip(other.transforms, points, steps, strict=True)]
+    expected = gradients(z + sum(outputs), other, z)
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
+
+
+def test_buffers_stay_what_they_are_for_those_who_hold_them():
+    net, z = network(Normalised)
+    held = dict(net.named_buffers())
+    parallel_evaluate(net, z, sweeps=3)
+    assert all(buffer is held[name] for name, buffer in net.named_buffers())
+    assert all(int(buffer) == 1 for name, buffer in held.items() if name.endswith("tracked"))
+
+
+@by_options
+def test_lazy_networks_update_once_in_their_first_call(options):
+    (net, z), (other, _) = network(Lazy), network(Lazy)
+    torch.manual_seed(0)
+    found = value(net, z, options)
+    torch.manual_seed(0)
+    torch.testing.assert_close(found, other(z), rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(buffers(net), buffers(other), rtol=1e-9, atol=1e-9)
+    assert all(module.training for module in net.modules())
+
+
+@pytest.mark.parametrize("again", ["create_graph", "save_on_cpu"])
+@pytest.mark.parametrize("kind", ["batch normalisation", "in place", "by assignment"])
+@by_options
+def test_backward_passes_leave_buffers_alone(again, kind, options):
+    net, z = network(KINDS[kind])
+    z.requires_grad_()
+    with save_on_cpu() if again == "save_on_cpu" else torch.enable_grad():
+        real = value(net, z, options)
+    value(net, z + 1, options)
+    with torch.no_grad():
+        for buffer in net.buffers():
+            buffer.fill_(7)
+    gradients(real, net, z, create_graph=again == "create_graph")
+    assert all(bool((buffer == 7).all()) for buffer in net.buffers())
+
+
+@pytest.mark.filterwarnings("ignore:The given NumPy array is not writable")
+def test_what_is_only_read_is_not_written(tmp_path):
+    np.save(tmp_path / "mask.npy", np.ones(WIDTH))
+    mask = torch.from_numpy(np.load(tmp_path / "mask.npy", mmap_mode="r"))
+    net, z = network(lambda: Masked(mask))  # writing to it would end the process
+    torch.testing.assert_close(parallel_evaluate(net, z, sweeps=DEPTH), net(z))
+    net, z = network(Masked)
+    before = [buffer._version for buffer in net.buffers()]
+    parallel_evaluate(net, z, sweeps=DEPTH)
+    assert before == [buffer._version for buffer in net.buffers()]
+
+
+@pytest.mark.parametrize("kind", ["masked", "spectral norm", "contractive"])
+def test_networks_in_training_whose_buffers_hold_still_take_newton_and_transforms(kind):
+    make = KINDS.get(kind, lambda: ContractiveDense(WIDTH, 8))
+    net, z = network(make)
+    expected = copy.deepcopy(net)(z)
+    for options in OPTIONS:
+        found = value(copy.deepcopy(net), z, options | {"newton": Newton()})
+        torch.testing.assert_close(found, expected, rtol=1e-8, atol=1e-8)
+    if kind == "masked":
+        slope = torch.func.grad(lambda z: parallel_evaluate(net, z, sweeps=DEPTH).square().sum())(z)
+        torch.testing.assert_close(slope, torch.func.grad(lambda z: net(z).square().sum())(z))
+
+
+def test_compiled_networks_update_once():
+    net, z = network(Normalised)
+    other = copy.deepcopy(net)
+    compiled = torch.compile(Parallel(net, sweeps=DEPTH), backend="eager")
+    torch.testing.assert_close(compiled(z), other(z))
+    torch.testing.assert_close(buffers(net), buffers(other))
+
+
+def test_large_buffers_are_not_copied():
+    mask = torch.ones(SMALL // 8 + 1, dtype=torch.float64)[:WIDTH]
+    net, z = network(lambda: Masked(mask))
+    torch.testing.assert_close(parallel_evaluate(net, z, sweeps=DEPTH), net(z))
+
+
+def test_failures_leave_the_buffers_in_place():
+    class Failing(Averaged):
+        def forward(self, z):
+            found = super().forward(z)
+            if len(z) == 3:
+                raise ArithmeticError("three rows")
+            return found
+
+    net, z = network(lambda: Failing("in place"))
+    held = dict(net.named_buffers())
+    with pytest.raises(ArithmeticError):
+        parallel_evaluate(net, z[:3], sweeps=2)
+    assert all(buffer is held[name] for name, buffer in net.named_buffers())
+    parallel_evaluate(net, z, sweeps=2)
+
+
+def test_recurrent_cells_draw_and_update_once():
+    torch.manual_seed(0)
+    cell = spectral_norm(nn.RNNCell(3, WIDTH), "weight_hh")
+    x, h = torch.randn(2, 4, 3), torch.zeros(2, WIDTH).requires_grad_()
+    found = unroll(cell, x, h, rtol=1e-11)
+    before = buffers(cell)
+    first = torch.autograd.grad(found.value.square().sum(), h, create_graph=True)[0]
+    second = torch.autograd.grad(unroll(cell.eval(), x, h, rtol=1e-11).value.square().sum(), h)[0]
+    torch.testing.assert_close(first, second, rtol=1e-7, atol=1e-9)
+    torch.testing.assert_close(buffers(cell), before)
+
+
+def test_threads_that_share_a_network_do_not_lose_its_buffers():
+    import threading
+
+    net, z = network(Normalised)
+    held = dict(net.named_buffers())
+    threads = [threading.Thread(target=parallel_evaluate, args=(net, z), kwargs={"sweeps": 3}) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert all(buffer is held[name] for name, buffer in net.named_buffers())
+    tracked = {name: int(buffer) for name, buffer in held.items() if name.endswith("tracked")}
+    assert all(1 <= count <= 4 for count in tracked.values())
+
+
+def test_draws_repeat():
+    net, z = network(lambda: nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.Dropout(0.5), nn.Tanh()))
+    values = []
+    for sweeps in (DEPTH - 1, DEPTH, DEPTH):
+        torch.manual_seed(1)
+        values.append(parallel_evaluate(net, z, sweeps=sweeps))
+    assert all(not torch.equal(*pair) or number for number, pair in enumerate(pairwise(values)))
+    assert torch.equal(values[1], values[2])

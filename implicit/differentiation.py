@@ -62,6 +62,8 @@ def differentiable_solve(
     problem.told = isinstance(problem.f, nn.Module) and warn_of_unsuitable(problem.f)
     check_gradient(gradient)
     gradient = gradient.behind(settings)
+    if isinstance(problem, RootProblem):
+        gradient = gradient.for_root()
     layout = problem.layout
     reports = Reports(current_logs(), name, owner)
     if transformed():
@@ -88,7 +90,7 @@ def differentiable_solve(
         "forward",
         outcome.converged,
         lambda: outcome.solution(problem, settings.solver),
-        lambda: radius_from_graph(image, point) if measurable and bool(image.isfinite().all()) else None,
+        lambda: radius_from_graph(image, point, problem) if measurable and bool(image.isfinite().all()) else None,
     )
     if at:
         outcome = replace(outcome, iterates=_gone_on(problem, start, settings, outcome, at))
@@ -225,7 +227,7 @@ def _tracked(problem: Problem, gradient: Gradient, value: Tensor) -> tuple[Tenso
     """The solution as the policy's point of evaluation, and its image with a graph."""
     computed = [arg for arg in tree_leaves(problem.args) if isinstance(arg, Tensor) and arg.grad_fn is not None]
     point = gradient.point(value, tuple(computed))
-    if isinstance(problem, RootProblem):
+    if isinstance(problem, RootProblem) and not gradient.repeats_steps:
         problem.unit = unit_at(problem, value)
     image = problem(point)
     if point.requires_grad and computed:

@@ -135,11 +135,12 @@ def leaves(tensor: Tensor, *beyond: Tensor) -> Iterator[Tensor]:
         queue.extend(following for following, _ in node.next_functions)
 
 
-def radius_from_graph(image: Tensor, point: Tensor) -> float | None:
-    """Estimate the spectral radius of `∂image/∂point`, the largest of the rows, by a few products; None: unavailable.
+def radius_from_graph(image: Tensor, point: Tensor, problem: Problem) -> float | None:
+    """Estimate the spectral radius of the map's Jacobian, the largest of the rows, by a few products.
 
-    The image is not evaluated again. Rows are taken together, so they may be coupled.
+    None: unavailable. The image at the point is not evaluated again. Rows are taken together, so they may be coupled.
     """
+    unit = problem.unit if isinstance(problem, RootProblem) else None
     if not (point.requires_grad and image.requires_grad):
         return None
     u, logarithms = torch.ones_like(image), []
@@ -148,6 +149,8 @@ def radius_from_graph(image: Tensor, point: Tensor) -> float | None:
             (product,) = torch.autograd.grad(image, point, u, retain_graph=True, allow_unused=True)
         except RuntimeError:  # whatever cannot be differentiated this often
             return None
+        if unit is not None and product is not None:
+            product = u + (product - u) / unit  # of z − F(z), from that of z − u F(z)
         length = 0.0 if product is None else float(torch.linalg.vector_norm(product.double()))
         if not 0 < length < math.inf:
             return None
@@ -162,10 +165,13 @@ def unit_at(problem: RootProblem, z: Tensor) -> Tensor:
     # a checkpoint would solve again for this product, and the transforms of torch.func know no such hooks
     with torch.enable_grad(), unhooked() if saved_through_hooks() else nullcontext():
         point = z.detach().requires_grad_()
-        residual = problem.residual(point)
         slope = torch.zeros_like(z)
-        if residual.requires_grad:
-            (slope,) = torch.autograd.grad(residual, point, v, materialize_grads=True)
+        try:
+            residual = problem.residual(point)
+            if residual.requires_grad:
+                (slope,) = torch.autograd.grad(residual, point, v, materialize_grads=True)
+        except Exception:  # who needs this derivative of F will meet the error, and others must not
+            return torch.ones_like(z[:, :1])
     unit = torch.linalg.vector_norm(v, dim=1, keepdim=True) / torch.linalg.vector_norm(slope, dim=1, keepdim=True)
     return torch.where(unit.isfinite() & (unit > 0), unit, 1).detach()
 

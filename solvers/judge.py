@@ -47,6 +47,7 @@ def judge(
     | likewise, while ‖f(z)‖ grew out of bounds | DIVERGED |
     | its steps are used up | MAX_STEPS; STALLED if a second solver had taken over |
     | f(z) not finite, and not because the solver leapt | NON_FINITE; DIVERGED if it had grown out of bounds |
+    | either, for a root, when a second solver had taken over | STALLED: its first step has the unit of F |
     | the tolerance is met, and not only because ‖z‖ grew | CONVERGED |
 
     If the structure of f makes a row exact after some steps, the row continues until then even where f is not finite,
@@ -120,6 +121,7 @@ def _judge(
             broken &= ~np.isfinite(rows.first) | (step >= rows.limit)  # until then f corrects the iterate, step by step
     stuck = running & ~progressed & (since >= rows.patience) & (step >= rule.min_steps)
     passed_on = none
+    blind = rule.relative_to_start & (turn > 0)  # a second solver's first step has the arbitrary unit of F
     first = np.maximum(rows.first, rows.first_scale)
     bound = GROWTH * first
     status = rows.status
@@ -132,13 +134,14 @@ def _judge(
         grown, leaps = (steadily | beyond) & ~floored, np.isinf(peaks).any(1)
         passed_on = stuck & ~floored & ~(grown & ~leaps) & (following > turn) & ~met & ~broken
         ending = np.where(leaps, Status.NON_FINITE, np.where(grown, Status.DIVERGED, Status.STALLED))
-        status = np.where(stuck, ending, status)
+        status = np.where(stuck, np.where(blind, Status.STALLED, ending), status)
         turn = np.where(passed_on, following, turn)
         stuck = stuck & ~passed_on
     spent_up = running & (step >= rows.limit)
     status = np.where(spent_up & ~stuck, np.where(rows.turn > 0, Status.STALLED, Status.MAX_STEPS), status)
     grew = rows.last_scale > RUNAWAY * first
     status = np.where(broken, np.where(grew, Status.DIVERGED, Status.NON_FINITE), status)
+    status = np.where(broken & blind, Status.STALLED, status)
     status = np.where(met, Status.CONVERGED, status)
     stopped = stuck | spent_up | broken | met
     passed_on = passed_on & ~stopped

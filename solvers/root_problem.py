@@ -1,4 +1,4 @@
-"""The root of a function as a fixed point."""
+"""Equations in the form of fixed points."""
 
 from __future__ import annotations
 
@@ -33,3 +33,9 @@ class RootProblem(Problem):
         assert isinstance(taken, RootProblem)
         taken.unit = None if self.unit is None else self.unit.index_select(0, rows)
         return taken
+
+
+class LinearProblem(Problem):
+    """`z = A z + b` from a start at zero, whose residual there is b: tolerances are relative to b, and not to z."""
+
+    relative_to_start = True

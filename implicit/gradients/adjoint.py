@@ -52,7 +52,7 @@ class AdjointGradient(Gradient):
 
     def inverse(self, at: Evaluation) -> Map | None:
         """The forward solve's estimate of `v ↦ (I − Jᵀ)⁻¹ v`, for the first derivative's equation."""
-        return inverse_estimate(at) if self.remembers else None
+        return inverse_estimate(at) if self.remembers and not at.outcome.joint else None
 
     @abstractmethod
     def linear(self, product: Map, shift: Tensor, report: Report, inverse: Map | None) -> Tensor:

@@ -84,6 +84,15 @@ class Gradient(ABC):
         """The policy for a forward solve with these settings, which fill in what the policy leaves open."""
         return self
 
+    def for_root(self) -> Gradient:
+        """The policy for the root of a function, whose unit is arbitrary."""
+        return self
+
+    @property
+    def repeats_steps(self) -> bool:
+        """Whether it differentiates the steps that the solver took, and not the solution."""
+        return False
+
     def point(self, value: Tensor, inputs: tuple[Tensor, ...]) -> Tensor:
         """The solution as the tracked evaluation sees it.
 
@@ -142,6 +151,15 @@ def with_value(tracked: Tensor, value: Tensor, *, twice: bool) -> Tensor:
     """
     result: Tensor = _WithValue.apply(tracked, value, twice)
     return result
+
+
+def refuse_joint(at: Evaluation, what: str) -> None:
+    """`RuntimeError` if the rows have turned out to depend on each other, so that they were solved as one problem."""
+    if at.outcome.joint:
+        raise RuntimeError(
+            f"{what}, but the rows depend on each other: make each problem one row, z0[None] and x[None], or use "
+            "ImplicitGradient"
+        )
 
 
 def refuse_second_derivatives() -> NoReturn:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from enum import Enum, auto
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from solvers import GMRES, Anderson, Broyden, Captured, Eager, Loop, Picard, Settings, Solution, Solver
 from solvers.iterate import iterate
-from solvers.problem import prepare
+from solvers.problem import Problem, prepare
+from solvers.root_problem import LinearProblem
 
 from .adjoint import AdjointGradient, Products
 from .base import Gradient, Map, Report, require_quasi_newton, unit_batch
@@ -46,7 +49,7 @@ class ImplicitGradient(AdjointGradient):
     """None: if the forward solver is Anderson, Broyden or Picard, `Anderson(period=3)`, which solves the adjoint
     equation where these solve the forward one, at little cost per product; else `GMRES()`, for J of any norm."""
     rtol: float = 1e-4
-    """Tolerance relative to ‖u‖."""
+    """Tolerance relative to ‖u‖; for the root of a function, which may be in any unit, to ‖g‖."""
     max_steps: int = 100
     """Largest number of vector–Jacobian products."""
     unconverged: Unconverged = Unconverged.KEEP
@@ -56,6 +59,8 @@ class ImplicitGradient(AdjointGradient):
     """What runs its steps; None: `Captured` if the layer uses it and the solver supports it, else `Eager()`."""
     reuse: bool = False
     """Start from the inverse that the forward solver, `Anderson`, has learned, rather than from `g`."""
+
+    _problem: ClassVar[type[Problem]] = Problem
 
     def __post_init__(self) -> None:
         _ = self._settings
@@ -80,6 +85,11 @@ class ImplicitGradient(AdjointGradient):
         if loop is None and isinstance(settings.loop, Captured) and (solver is None or solver.fixed_cost):
             loop = settings.loop
         return self if solver is self.solver and loop is self.loop else replace(self, solver=solver, loop=loop)
+
+    def for_root(self) -> Gradient:
+        policy = copy.copy(self)
+        object.__setattr__(policy, "_problem", LinearProblem)  # no setting, and part of no repr
+        return policy
 
     @property
     def exact(self) -> bool:
@@ -112,8 +122,10 @@ class ImplicitGradient(AdjointGradient):
 
     def _solved(self, product: Map, shift: Tensor, report: Report, inverse: Map | None, settings: Settings) -> Tensor:
         unit, length = unit_batch(shift)
-        start = unit if inverse is None else inverse(unit)
-        problem = prepare(lambda u: product(u) + unit, start, ())
+        start = torch.zeros_like(unit) if self._problem is LinearProblem else unit
+        if inverse is not None:
+            start = inverse(unit)
+        problem = prepare(lambda u: product(u) + unit, start, (), self._problem)
         if isinstance(product, Products) and product.pure is not None:
             products, forward = product, product.pure.problem
             problem.captures, problem.told = forward.captures, forward.told

@@ -10,7 +10,7 @@ from solvers import Solver
 from solvers.checks import check_damping, check_positive_integer
 
 from .adjoint import AdjointGradient
-from .base import Map, Report, require_quasi_newton
+from .base import Evaluation, Map, Report, refuse_joint, require_quasi_newton
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,10 @@ class ShineGradient(AdjointGradient):
 
     def check_solver(self, solver: Solver) -> None:
         require_quasi_newton("ShineGradient", solver)
+
+    def attach(self, at: Evaluation) -> Tensor:
+        refuse_joint(at, "the inverse that SHINE shares is that of each row by itself")
+        return super().attach(at)
 
     def linear(self, product: Map, shift: Tensor, report: Report, inverse: Map | None) -> Tensor:
         assert inverse is not None

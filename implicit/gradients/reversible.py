@@ -15,7 +15,7 @@ from solvers.solution import History
 
 from ..logs import ConvergenceWarning
 from ..pure_problem import PureProblem
-from .base import Evaluation, Gradient, refuse_second_derivatives
+from .base import Evaluation, Gradient, refuse_joint, refuse_second_derivatives
 from .higher import Sources, refuse_captured
 
 LOST = 1e-3
@@ -37,6 +37,10 @@ class ReversibleGradient(Gradient):
     def remembers(self) -> bool:
         return True
 
+    @property
+    def repeats_steps(self) -> bool:
+        return True
+
     def check_solver(self, solver: Solver) -> None:
         if not isinstance(solver, Reversible):
             raise TypeError(
@@ -46,11 +50,7 @@ class ReversibleGradient(Gradient):
 
     def attach(self, at: Evaluation) -> Tensor:
         assert isinstance(at.solver, Reversible)
-        if at.outcome.joint:
-            raise RuntimeError(
-                "the gradient of a reversible iteration undoes each row by itself, but the rows depend on each other: "
-                "make each problem one row, z0[None] and x[None], or use ImplicitGradient"
-            )
+        refuse_joint(at, "the gradient of a reversible iteration undoes each row by itself")
         pure, tensors = at.pure()
         captured = Sources.of(pure, tensors, at.image).captured
         if captured:

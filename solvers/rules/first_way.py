@@ -99,8 +99,8 @@ def _contradiction(
 ) -> tuple[Tensor, Tensor, int]:
     """The same along one direction, and (rows,) bool: where finite differences lie above the rounding of f.
 
-    Of two lengths of the step, the shorter one counts if it is stable: the second is the one at which f, by the
-    product, changes in half its digits.
+    Only those tell anything that hardly change with half the step or its opposite. Of two lengths of the step, the
+    shorter one counts: the second is the one at which f, by the product, changes in half its digits.
     """
     norm, rounding = partial(torch.linalg.vector_norm, dim=1), problem.rounding
     own, length = norm(z), norm(v)
@@ -128,7 +128,9 @@ def _contradiction(
         return torch.stack([norm(other - change) for other in others]).amax(dim=0)
 
     rough, rough_near = roughness(change, spread), roughness(nearer, short)
-    narrow = telling_near & (CLEAR * rough_near < norm(nearer))
-    wide = telling & (off > CLEAR * rough) & ~narrow
+    stable, stable_near = CLEAR * rough < norm(change), CLEAR * rough_near < norm(nearer)
+    agrees = stable_near & (norm(product - nearer) <= ALIKE * norm(nearer))  # rounding would not
+    narrow = telling_near & stable_near
+    wide = telling & stable & (off > CLEAR * rough) & ~(narrow | agrees)
     narrow &= off_near > CLEAR * rough_near
     return torch.where(narrow, off_near / norm(nearer), torch.where(wide, off / norm(change), 0)), telling, 6

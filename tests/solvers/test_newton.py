@@ -381,6 +381,21 @@ def test_a_root_is_found_whatever_the_units_of_state_and_image(unit, of_image):
     torch.testing.assert_close(found.value.double() / unit, y, rtol=0, atol=1e-3)
 
 
+@pytest.mark.parametrize(("dtype", "decades"), [(torch.float32, 3), (torch.float64, 5), (torch.float64, 7)])
+def test_entries_in_units_of_their_own_do_not_contradict_their_derivative(dtype, decades):
+    draw = torch.Generator().manual_seed(0)
+    matrix = torch.eye(8) + 0.07 * torch.randn(8, 8, generator=draw)
+    unit, x = torch.logspace(-decades, decades, 8, dtype=dtype), torch.randn(4, 8, generator=draw).to(dtype)
+
+    def bent(z):  # a step that the large entries notice saturates the small ones
+        return (z / unit) @ matrix.to(z).T + 0.3 * torch.tanh(2 * z / unit) - x
+
+    z = 0.1 * unit.expand(4, 8)
+    problem = prepare(bent, z, (), RootProblem)
+    image = problem.residual(z)
+    assert WAYS[first_way(problem, problem.residual, z, image, image).position] is double_reverse_mode
+
+
 class Wrong(torch.autograd.Function):
     """y + 0.3 sin(y), with a backward of 0.4."""
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from contextlib import suppress
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import get_total_norm
 
 from solvers.loops.recording import recorded
 from solvers.problem import Problem
@@ -21,6 +22,9 @@ from .pure import Known, PureModule
 from .reads import Watched
 from .suitability import warn_of_change
 from .torch_state import within_modes
+
+ROUNDINGS = 4
+"""Rounding units of all its tensors by which f may change when another kernel computes it."""
 
 
 class PureProblem:
@@ -58,15 +62,19 @@ class PureProblem:
         """Whether everything noted is as it was: attributes, modes, hooks, and tensors that places do not cover."""
         return self.relied_on is not None and self.relied_on == self._relied_on()
 
-    def confirm(self, image: Tensor, again: Tensor) -> None:
-        """Warn if f, evaluated again at the same point, has another value than before."""
+    def confirm(self, image: Tensor, again: Tensor, tensors: Sequence[Tensor]) -> None:
+        """Warn if f, evaluated again at the same point and of these tensors, has another value than before."""
         if self.problem.told or transformed() or recorded() or torch.compiler.is_compiling():
             return
         image, again = image.detach().double(), again.detach().double()
         bound = self.problem.spread * torch.linalg.vector_norm(image, dim=1)
-        near = torch.linalg.vector_norm(again - image, dim=1) <= bound
-        if bool((~near & image.isfinite().all(dim=1)).any()):
-            warn_of_change()
+        change = torch.linalg.vector_norm(again - image, dim=1)
+        whole = image.isfinite().all(dim=1)
+        if bool((whole & ~(change <= bound)).any()):
+            # another kernel may round otherwise what f computes from its tensors, beside which the image may be small
+            given = get_total_norm([tensor.detach() for tensor in tensors]).double()
+            if bool((whole & ~(change <= bound + ROUNDINGS * self.problem.rounding * given)).any()):
+                warn_of_change()
 
     def _relied_on(self) -> Hashable:
         modules = () if self.module is None else modules_key(self.module, version_key)

@@ -110,7 +110,7 @@ class Products:
         self.point = self.point.detach().requires_grad_()
         with torch.enable_grad(), uncompiled_cells():
             image = self.pure(self.point, *(tensor.detach() for tensor in self.tensors))
-        self.pure.confirm(self.image, image)
+        self.pure.confirm(self.image, image, self.tensors)
         self.image = image
 
     def source(self, shift: Tensor, autocast: torch.dtype | None) -> Source | None:

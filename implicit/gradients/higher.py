@@ -91,7 +91,7 @@ class Sources:
         known = [tensor.detach().requires_grad_(want) for want, tensor in zip(wants, (z, *tensors), strict=True)]
         with torch.enable_grad(), twice_differentiable():
             again = self.pure(*known)
-        self.pure.confirm(image, again)
+        self.pure.confirm(image, again, (z, *tensors))
         uses, captured, _ = computed_from(again, (*known[1:], *tensors))
         handed_in, direct = uses[: len(tensors)], uses[len(tensors) :]
         missing = [leaf for leaf in captured if not any(leaf is other for other in (known[0], *self.captured))]

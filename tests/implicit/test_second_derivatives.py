@@ -276,3 +276,20 @@ def test_what_a_solver_has_learned_of_a_root_is_in_the_units_of_its_gradient(fac
         )
         found.append(torch.autograd.grad(value.sum(), x)[0])
     assert 0.8 < float(found[1].norm() / found[0].norm()) < 1.25
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("scale", [0.0, 1e-12, 1e-9])
+def test_another_kernel_rounds_what_an_image_near_zero_is_computed_from(dtype, scale):
+    torch.manual_seed(0)
+    weight, x = (torch.randn(16, 16) / 4).to(dtype), torch.randn(3, 5, 16).to(dtype).requires_grad_()
+
+    def attended(z):
+        h = (z @ weight).view(3, 5, 4, 4).transpose(1, 2)
+        return nn.functional.scaled_dot_product_attention(h, h, h).transpose(1, 2).reshape(3, 5, 16)
+
+    def residual(z, x):
+        return z + 0.3 * (attended(z + x) - attended(x)) - scale * x
+
+    z = root(residual, torch.full_like(x, 0.01).detach(), (x,))
+    torch.autograd.grad(z.square().sum(), x, create_graph=True)  # warnings are errors

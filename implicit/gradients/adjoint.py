@@ -51,7 +51,10 @@ class AdjointGradient(Gradient):
         return attached.clone()  # the caller may write to the clone: the backward pass reads the original
 
     def inverse(self, at: Evaluation) -> Map | None:
-        """The forward solve's estimate of `v ↦ (I − Jᵀ)⁻¹ v`, for the first derivative's equation."""
+        """The forward solve's estimate of `v ↦ (I − Jᵀ)⁻¹ v`, for the first derivative's equation.
+
+        None if the policy does not use it, or the rows depend on each other, each of which has a history of its own.
+        """
         return inverse_estimate(at) if self.remembers and not at.outcome.joint else None
 
     @abstractmethod
@@ -62,7 +65,8 @@ class AdjointGradient(Gradient):
             product: `u ↦ Jᵀu` on (batch, dim).
             shift: g, (batch, dim); not to be changed in place.
             report: `report(converged, make_solution)` as in `Evaluation`, for a policy that solves.
-            inverse: the forward solver's estimate of `v ↦ (I − Jᵀ)⁻¹v`, if the policy `remembers`; else None.
+            inverse: the forward solver's estimate of `v ↦ (I − Jᵀ)⁻¹v`, if the policy `remembers` and the rows are
+                independent; else None.
         """
 
 

@@ -153,15 +153,6 @@ def with_value(tracked: Tensor, value: Tensor, *, twice: bool) -> Tensor:
     return result
 
 
-def refuse_joint(at: Evaluation, what: str) -> None:
-    """`RuntimeError` if the rows have turned out to depend on each other, so that they were solved as one problem."""
-    if at.outcome.joint:
-        raise RuntimeError(
-            f"{what}, but the rows depend on each other: make each problem one row, z0[None] and x[None], or use "
-            "ImplicitGradient"
-        )
-
-
 def refuse_second_derivatives() -> NoReturn:
     raise RuntimeError(
         "an inexact gradient has no second derivatives through an equilibrium: drop create_graph=True, or use "

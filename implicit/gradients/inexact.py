@@ -10,7 +10,7 @@ from solvers import Solver
 from solvers.checks import check_damping, check_positive_integer
 
 from .adjoint import AdjointGradient
-from .base import Evaluation, Map, Report, refuse_joint, require_quasi_newton
+from .base import Map, Report, require_quasi_newton
 
 
 @dataclass(frozen=True)
@@ -44,8 +44,9 @@ class ShineGradient(AdjointGradient):
 
     Needs `Anderson` in the forward solve (`Broyden`'s inverse fits its last step alone and may be huge elsewhere). The
     estimate is good along the directions of the last forward steps and the identity elsewhere; each row has its own
-    history. It is as cheap as Jacobian-free backpropagation, and better where few directions dominate. Where it is not
-    good enough, `ImplicitGradient(reuse=True)` starts its solve from it.
+    history, so that rows which depend on each other get the Jacobian-free gradient. It is as cheap as Jacobian-free
+    backpropagation, and better where few directions dominate. Where it is not good enough,
+    `ImplicitGradient(reuse=True)` starts its solve from it.
     Source: Ramzi et al., "SHINE: SHaring the INverse Estimate", ICLR 2022.
     """
 
@@ -56,10 +57,5 @@ class ShineGradient(AdjointGradient):
     def check_solver(self, solver: Solver) -> None:
         require_quasi_newton("ShineGradient", solver)
 
-    def attach(self, at: Evaluation) -> Tensor:
-        refuse_joint(at, "the inverse that SHINE shares is that of each row by itself")
-        return super().attach(at)
-
     def linear(self, product: Map, shift: Tensor, report: Report, inverse: Map | None) -> Tensor:
-        assert inverse is not None
-        return inverse(shift)
+        return shift if inverse is None else inverse(shift)

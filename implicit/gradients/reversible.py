@@ -15,7 +15,7 @@ from solvers.solution import History
 
 from ..logs import ConvergenceWarning
 from ..pure_problem import PureProblem
-from .base import Evaluation, Gradient, refuse_joint, refuse_second_derivatives
+from .base import Evaluation, Gradient, refuse_second_derivatives
 from .higher import Sources, refuse_captured
 
 LOST = 1e-3
@@ -50,7 +50,11 @@ class ReversibleGradient(Gradient):
 
     def attach(self, at: Evaluation) -> Tensor:
         assert isinstance(at.solver, Reversible)
-        refuse_joint(at, "the gradient of a reversible iteration undoes each row by itself")
+        if at.outcome.joint:
+            raise RuntimeError(
+                "the gradient of a reversible iteration undoes each row by itself, but the rows depend on each other: "
+                "make each problem one row, z0[None] and x[None], or use ImplicitGradient"
+            )
         pure, tensors = at.pure()
         captured = Sources.of(pure, tensors, at.image).captured
         if captured:

@@ -20,8 +20,14 @@ class UnlikeError(TypeError):
     """Modules that cannot be evaluated as one; the message says why."""
 
 
+class _Nothing:
+    """In the place of an attribute that a module does not have."""
+
+    def __repr__(self) -> str:
+        return "nothing"
+
+
 _OWN = nn.Module().__dict__
-_NOTHING = type("nothing", (), {"__repr__": lambda self: "nothing"})()
 _hooks = itemgetter("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _shape = attrgetter("shape", "dtype")
 _held = itemgetter("_modules", "_parameters", "_buffers")
@@ -67,6 +73,7 @@ def _check_column(column: Sequence[nn.Module]) -> None:
     first = column[0]
     made: Any = first.parametrizations if parametrize.is_parametrized(first) else ()
     hidden = {*_OWN, *(f"_{name}" for name in made)}
+    nothing = _Nothing()
     settings = {key: value for key, value in first.__dict__.items() if key not in hidden}
     if first.training and any(buffer is not None for buffer in first._buffers.values()):
         raise UnlikeError(f"{type(first).__name__} has buffers, which training may change: call eval() on it")
@@ -83,7 +90,7 @@ def _check_column(column: Sequence[nn.Module]) -> None:
         if other.training != first.training:
             _compare(number, "training", first.training, other.training)
         for key in {**settings, **facts}.keys() - hidden:
-            one, two = (each.get(key, _NOTHING) for each in (settings, facts))
+            one, two = (each.get(key, nothing) for each in (settings, facts))
             if one is not two:
                 _compare(number, key, one, two)
         for tensors, others in ((first._parameters, other._parameters), (first._buffers, other._buffers)):

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import get_total_norm
 
 from solvers.loops.recording import recorded
 from solvers.problem import Problem
@@ -25,6 +24,14 @@ from .torch_state import within_modes
 
 ROUNDINGS = 4
 """Rounding units of all its tensors by which f may change when another kernel computes it."""
+
+
+def _size(tensor: Tensor) -> float:
+    """The norm of its finite entries; 0 for a sparse tensor."""
+    if tensor.layout != torch.strided:
+        return 0.0
+    finite = tensor.detach().to(torch.complex128 if tensor.is_complex() else torch.float64)
+    return float(torch.linalg.vector_norm(torch.where(finite.isfinite(), finite, 0)))
 
 
 class PureProblem:
@@ -72,7 +79,7 @@ class PureProblem:
         whole = image.isfinite().all(dim=1)
         if bool((whole & ~(change <= bound)).any()):
             # another kernel may round otherwise what f computes from its tensors, beside which the image may be small
-            given = get_total_norm([tensor.detach() for tensor in tensors]).double()
+            given = max(map(_size, tensors), default=0.0)
             if bool((whole & ~(change <= bound + ROUNDINGS * self.problem.rounding * given)).any()):
                 warn_of_change()
 

@@ -30,12 +30,12 @@ def attend(
             query, key, value, mask, dropout, causal, scale=scale, enable_gqa=enable_gqa
         )
 
-    if mask is not None and mask.ndim < 3:
-        mask = mask[None]
     every = query, key, value, mask
     rows = torch.broadcast_shapes(*(each.shape[:-3] for each in every if each is not None))
     if len(rows) < 2 and rows.numel() <= MOST:
         return fused(*every)
+    if mask is not None and mask.ndim == 2:
+        every = query, key, value, mask[None]
     folded = (each if each is None else each.expand(*rows, *each.shape[-3:]).flatten(0, -4) for each in every)
     parts = (repeat(None) if each is None else each.split(MOST) for each in folded)
     first, *others = [fused(*part) for part in zip(*parts, strict=False)]  # type: ignore[arg-type]

@@ -88,7 +88,7 @@ class Branches(nn.Module):
                 f"branches {list(which)} of {self.count}: name at least one, each from 0 to {self.count - 1}"
             )
         index = torch.as_tensor(list(which), device=next(self.parameters()).device)
-        return self._with(lambda name, parameter: parameter[index])
+        return self._with(lambda name, parameter: (parameter[index], parameter.requires_grad))
 
     def joined(self, other: Branches) -> Branches:
         """A copy with the branches of both, which must have the same shapes."""
@@ -100,15 +100,21 @@ class Branches(nn.Module):
                     f"branches of different shapes cannot be joined: {name} has shape {shapes[0]} per branch here and "
                     f"{shapes[1]} there, with {len(self.blocks)} and {len(other.blocks)} blocks"
                 )
-        return self._with(lambda name, parameter: torch.cat((parameter, theirs[name].to(parameter))))
 
-    def _with(self, change: Callable[[str, Tensor], Tensor]) -> Branches:
+        def both(name: str, parameter: Tensor) -> tuple[Tensor, bool]:
+            other = theirs[name]
+            return torch.cat((parameter, other.to(parameter))), parameter.requires_grad or other.requires_grad
+
+        return self._with(both)
+
+    def _with(self, change: Callable[[str, Tensor], tuple[Tensor, bool]]) -> Branches:
+        """A copy whose parameters are what `change` makes of them, and trained if it says so."""
         twin = copy.deepcopy(self)
         for name, parameter in self.named_parameters():
             path, _, own = name.rpartition(".")
-            with torch.enable_grad():  # what is frozen stays frozen
-                changed = change(name, parameter)
-            setattr(twin.get_submodule(path), own, nn.Parameter(changed.detach().clone(), changed.requires_grad))
+            with torch.no_grad():
+                changed, trained = change(name, parameter)
+            setattr(twin.get_submodule(path), own, nn.Parameter(changed.clone(), trained))
         return twin
 
     def _runs(self, tokens: Tensor, count: int) -> Iterator[Tensor]:

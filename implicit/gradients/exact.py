@@ -123,9 +123,11 @@ class ImplicitGradient(AdjointGradient):
     def _solved(self, product: Map, shift: Tensor, report: Report, inverse: Map | None, settings: Settings) -> Tensor:
         unit, length = unit_batch(shift)
         start = torch.zeros_like(unit) if self._problem is LinearProblem else unit
-        if inverse is not None:
+        if inverse is not None:  # whose residual is small: tolerances are relative to u, and as tight as those to g
             start = inverse(unit)
-        problem = prepare(lambda u: product(u) + unit, start, (), self._problem)
+            if self._problem is LinearProblem:
+                settings = replace(settings, rtol=settings.rtol * _share(unit, start))
+        problem = prepare(lambda u: product(u) + unit, start, (), self._problem if inverse is None else Problem)
         if isinstance(product, Products) and product.pure is not None:
             products, forward = product, product.pure.problem
             problem.captures, problem.told = forward.captures, forward.told
@@ -146,3 +148,9 @@ class ImplicitGradient(AdjointGradient):
                 found.check()
             value = torch.where(found.converged[:, None], value, unit)
         return (value * length).to(shift.dtype)
+
+
+def _share(shift: Tensor, start: Tensor) -> float:
+    """The least ‖g‖ / ‖u‖ of any row, at most 1, at an estimate of u."""
+    shares = torch.linalg.vector_norm(shift, dim=1) / torch.linalg.vector_norm(start, dim=1)
+    return float(torch.where((shares > 0) & (shares < 1), shares, 1).amin()) if len(shares) else 1.0

@@ -97,7 +97,7 @@ def parallel_evaluate(
             {"sweeps": sweeps} if rtol is None else {"rtol": rtol, "solver": solver, "max_sweeps": max_sweeps}
         )
         return evaluated(net, z0, *inputs, newton=newton, batched=batched, **options)
-    if any(isinstance(module, LazyModuleMixin) for module in modules):
+    if any(isinstance(module, LazyModuleMixin) and module.has_uninitialized_params() for module in modules):
         _initialise(net, z0, inputs)
     evaluation = Evaluation(net, z0, inputs, Repeats(modules, z0), newton, batched is not False)
     with closing(evaluation.repeats), one_weight(net), explained(newton):

@@ -105,14 +105,15 @@ def _check_column(column: Sequence[nn.Module]) -> None:
                 _compare(number, key, buffer, other._buffers[key])
 
 
-_connected: WeakKeyDictionary[nn.Module, tuple[list[int], list[str]]] = WeakKeyDictionary()
+_connected: WeakKeyDictionary[nn.Module, list[int | str]] = WeakKeyDictionary()
 """By the first module, the modules and tensors of layers whose connections have been compared, and all names."""
 
 
 def _check_connections(layers: Sequence[Sequence[nn.Module]]) -> None:
     every = list(chain.from_iterable(layers))
     held = list(chain.from_iterable(_held(part.__dict__) for part in every))
-    things = list(map(id, chain(every, chain.from_iterable(map(dict.values, held))))), list(chain.from_iterable(held))
+    objects = chain(every, chain.from_iterable(map(dict.values, held)))
+    things = [*map(id, objects), *map(len, held), *chain.from_iterable(held)]
     if _connected.get(layers[0][0]) == things:
         return
     first = _connections(layers[0])
@@ -181,6 +182,10 @@ def _same(one: Any, other: Any) -> bool:
         if _shape(one) != _shape(other) or one.requires_grad or other.requires_grad:
             return False
         return one.is_meta or _equal(one, other)
+    if type(one) is type(other) and isinstance(one, (list, tuple)):  # whose comparison would compare tensors by value
+        return len(one) == len(other) and all(map(_same, one, other))
+    if type(one) is type(other) and isinstance(one, dict):
+        return list(one) == list(other) and all(map(_same, one.values(), other.values()))
     try:
         return type(one) is type(other) and bool(one == other)
     except Exception:  # settings whose comparison gives no truth value count as different

@@ -24,17 +24,25 @@ class _Buffer(NamedTuple):
     """The buffers, or the attributes, of its module."""
     name: str
     original: Tensor | None
+    place: int
+    """Of its memory, and how it lies there: it may be given other data, or resized."""
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+    offset: int
+
+    @classmethod
+    def of(cls, owner: dict[str, Any], name: str, tensor: Tensor | None) -> _Buffer:
+        if tensor is None:
+            return cls(owner, name, None, 0, (), (), 0)
+        return cls(owner, name, tensor, _place(tensor), tensor.shape, tensor.stride(), int(tensor.storage_offset()))
 
     def copied(self, memories: dict[int, Tensor]) -> Tensor | None:
         """The same view of the copy of its memory."""
-        if (like := self.original) is None:
+        if self.original is None:
             return None
-        memory = memories[_place(like)]
-        return (
-            memory[: len(memory) // like.itemsize * like.itemsize]
-            .view(like.dtype)
-            .as_strided(like.shape, like.stride(), like.storage_offset())
-        )
+        memory, size = memories[self.place], self.original.itemsize
+        whole = memory[: len(memory) // size * size].view(self.original.dtype)
+        return whole.as_strided(self.shape, self.stride, self.offset)
 
 
 class Repeats:
@@ -82,11 +90,11 @@ class Repeats:
                     whole = torch.empty(0, dtype=torch.uint8, device=buffer.device).set_(buffer.untyped_storage())
                     self._memories[_place(buffer)] = whole.clone()
                 if buffer is None or _is_copyable(buffer):
-                    yield _Buffer(module._buffers, name, buffer)
+                    yield _Buffer.of(module._buffers, name, buffer)
         for module in modules:
             for name, value in module.__dict__.items():
                 if isinstance(value, Tensor) and _is_copyable(value) and _place(value) in self._memories:
-                    yield _Buffer(module.__dict__, name, value)
+                    yield _Buffer.of(module.__dict__, name, value)
 
     @contextmanager
     def _same_buffers(self) -> Iterator[None]:
@@ -145,8 +153,10 @@ class Repeats:
 
 def _update(original: Tensor, copy: Tensor, unchanged: Tensor, counted: bool) -> None:
     """Give a buffer the value of its copy, if an evaluation has changed that, even in a way that is not counted."""
-    if counted:
-        with torch.no_grad():
+    if copy.shape != original.shape:  # it was given other data, or resized
+        original.data = copy.data
+    elif counted:
+        with torch.inference_mode() if original.is_inference() else torch.no_grad():
             original.copy_(copy)
     elif not transformed():
         if not copy.is_cpu:

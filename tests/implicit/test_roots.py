@@ -129,6 +129,27 @@ def test_policies_without_a_derivative_in_z_need_none(operation, shift):
         z.sum().backward() if shift.is_leaf else torch.autograd.grad(z.sum(), shift)
 
 
+@pytest.mark.parametrize("width", [3, 6, 12])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_start_near_the_solution_is_no_harder_to_improve(width, dtype):
+    torch.manual_seed(0)
+    matrix = (torch.eye(width) + 0.2 * torch.randn(width, width) / width**0.5).to(dtype)
+    x = torch.randn(4, width).to(dtype).requires_grad_()
+    found = []
+    for reuse in (True, False):
+        z = root(
+            lambda z, x: (z + 0.3 * z.sin()) @ matrix - x,
+            torch.zeros_like(x).detach(),
+            (x,),
+            solver=Anderson(period=1),
+            rtol=1e-5,
+            max_steps=200,
+            gradient=ImplicitGradient(rtol=1e-4, reuse=reuse),
+        )
+        found.append(torch.autograd.grad(z.sum(), x)[0])  # a warning would be an error
+    torch.testing.assert_close(*found, rtol=1e-3, atol=1e-3)
+
+
 @pytest.mark.filterwarnings("ignore:the rows .*depend on each other")
 def test_histories_of_rows_that_depend_on_each_other_are_not_used():
     torch.manual_seed(0)

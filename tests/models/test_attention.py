@@ -99,6 +99,16 @@ def test_masks(mask, own, boolean):
     same(found, expected, [q, k, v])
 
 
+@pytest.mark.parametrize("rank", SHAPES)
+@pytest.mark.parametrize("mask", [(TOKENS, TOKENS), (1, TOKENS)])
+def test_masks_of_fewer_dimensions_keep_the_shape(rank, mask):
+    q, k, v = (torch.randn(SHAPES[rank], dtype=torch.float64) for _ in range(3))
+    mask = torch.randn(mask, dtype=torch.float64)
+    torch.testing.assert_close(attend(q, k, v, mask), F.scaled_dot_product_attention(q, k, v, mask))
+    found = torch.vmap(attend_by_layers, in_dims=(0, 0, 0, None))(*(each[None] for each in (q, k, v)), mask)
+    torch.testing.assert_close(found[0], F.scaled_dot_product_attention(q, k, v, mask))
+
+
 def test_fewer_heads_of_keys_and_rows_that_are_shared():
     q, k = layered(*SHAPES[4]), layered(1, 2, TOKENS, WIDTH)
     found = torch.vmap(lambda q, k: attend_by_layers(q, k, k, enable_gqa=True))(q, k)

@@ -167,7 +167,7 @@ def test_copies_of_what_is_frozen_are_frozen():
     model.requires_grad_(False)
     assert not any(parameter.requires_grad for parameter in model.kept([0, 2]).parameters())
     assert not any(parameter.requires_grad for parameter in model.joined(model).parameters())
-    with torch.no_grad():
+    with torch.inference_mode():
         joined = model.joined(other)
     assert all(parameter.requires_grad for parameter in joined.body.parameters())  # those of the other are trained
 

@@ -22,6 +22,7 @@ class Scaled(nn.Module):
 
     scale = 1.0
     gate = None
+    gates = ()
 
     def __init__(self):
         super().__init__()
@@ -29,6 +30,8 @@ class Scaled(nn.Module):
 
     def forward(self, z):
         found = torch.tanh(self.linear(z)) * self.scale
+        for each in self.gates:
+            found = found * each["one"][0]
         return found if self.gate is None else found * self.gate
 
 
@@ -58,12 +61,18 @@ def leaves(net):
         transform.gate = torch.ones(WIDTH, requires_grad=True)
 
 
+def in_lists(net):
+    net.gates = nn.ParameterList([torch.ones(1) for _ in net.transforms])
+    for gate, transform in zip(net.gates, net.transforms, strict=True):
+        transform.gates = [{"one": (gate * 1.0,)}]
+
+
 def other_dtypes(net):
     for number, transform in enumerate(net.transforms):
         transform.gate = torch.tensor(2.0) if number % 2 else torch.tensor(2)
 
 
-CHANGES = [scaled_later, without_what_the_class_has, other_forward, gates_with_a_graph, leaves, other_dtypes]
+CHANGES = [scaled_later, without_what_the_class_has, other_forward, gates_with_a_graph, leaves, in_lists, other_dtypes]
 
 
 @pytest.fixture(autouse=True)
@@ -107,6 +116,26 @@ def test_parts_that_are_renamed_are_noticed(held):
     (first, one), (second, two) = parts.items()
     parts.clear()
     parts.update({second: one, first: two})  # the same objects in the same order
+    torch.testing.assert_close(parallel_evaluate(net, z, sweeps=DEPTH), net(z))
+
+
+def test_parts_that_move_from_one_container_to_another_are_noticed():
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first = nn.ModuleDict({"x": nn.Linear(WIDTH, WIDTH), "y": nn.Linear(WIDTH, WIDTH)})
+            self.second = nn.ModuleDict()
+
+        def forward(self, z):
+            for part in self.first.values():
+                z = torch.tanh(part(z))
+            for part in self.second.values():
+                z = torch.sin(3 * part(z))
+            return z
+
+    net, z = OptDNN("gd", [Two() for _ in range(DEPTH)]), torch.randn(BATCH, WIDTH)
+    parallel_evaluate(net, z, sweeps=DEPTH)
+    net.transforms[7].second["y"] = net.transforms[7].first.pop("y")
     torch.testing.assert_close(parallel_evaluate(net, z, sweeps=DEPTH), net(z))
 
 

@@ -59,6 +59,49 @@ class Averaged(nn.Module):
         return torch.tanh(h * self.average + self.again)
 
 
+class Growing(nn.Module):
+    """Gives its buffer other data, of another size."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(WIDTH, WIDTH)
+        self.register_buffer("seen", torch.zeros(1, WIDTH))
+
+    def forward(self, z):
+        h = torch.tanh(self.linear(z))
+        self.seen.data = torch.cat((self.seen, h.detach()[:1]))
+        return h + 0.1 * self.seen.mean(0)
+
+
+class Resized(nn.Module):
+    """Resizes its buffer to the batch."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(WIDTH, WIDTH)
+        self.register_buffer("scale", torch.ones(1, WIDTH))
+
+    def forward(self, z):
+        if len(self.scale) != len(z):
+            self.scale.resize_(len(z), WIDTH).fill_(0.5)
+        return torch.tanh(self.linear(z)) * self.scale.clone()
+
+
+class Inferred(nn.Module):
+    """Counts in inference mode."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(WIDTH, WIDTH)
+        with torch.inference_mode():
+            self.register_buffer("count", torch.zeros(2))
+
+    def forward(self, z):
+        with torch.inference_mode():
+            self.count.add_(1)
+        return torch.tanh(self.linear(z))
+
+
 class First(nn.Module):
     """Keeps its first input's mean."""
 
@@ -110,6 +153,7 @@ class Spectral(nn.Module):
 WAYS = ["in place", "by data", "through a view", "through an attribute", "by assignment"]
 KINDS = {way: lambda way=way: Averaged(way) for way in WAYS}
 KINDS |= {"batch normalisation": Normalised, "masked": Masked, "spectral norm": Spectral, "set at first": First}
+KINDS |= {"growing": Growing, "resized": Resized, "in inference mode": Inferred}
 
 
 def network(make, depth=DEPTH):

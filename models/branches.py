@@ -91,7 +91,7 @@ class Branches(nn.Module):
         return self._with(lambda name, parameter: (parameter[index], parameter.requires_grad))
 
     def joined(self, other: Branches) -> Branches:
-        """A copy with the branches of both, which must have the same shapes."""
+        """A copy with the branches of both, which must have the same shapes; frozen where both are."""
         theirs = dict(other.named_parameters())
         for name, parameter in self.named_parameters():
             shapes = [None if p is None else tuple(p.shape[1:]) for p in (parameter, theirs.get(name))]

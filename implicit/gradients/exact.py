@@ -133,8 +133,14 @@ class ImplicitGradient(AdjointGradient):
             problem.captures, problem.told = forward.captures, forward.told
             problem.name, problem.rounding = f"{forward.name}, backward", max(problem.rounding, forward.rounding)
             problem.source = lambda adjoint: products.source(unit, adjoint.autocast)
+        known = None
+        if isinstance(problem, LinearProblem):  # at zero nothing need be evaluated, and no step is lost
+            settings = replace(settings, max_steps=settings.max_steps + 1)
+            if not isinstance(settings.loop, Captured):
+                first = unit.to(problem.layout.working_dtype)
+                known = first, first
         with torch.no_grad():
-            outcome = iterate(problem, start, settings)
+            outcome = iterate(problem, start, settings, known)
 
         def solution() -> Solution[Tensor]:
             other = "GMRES with a longer restart" if isinstance(settings.solver, GMRES) else "GMRES()"

@@ -10,7 +10,7 @@ from torch import nn
 from implicit import ImplicitGradient, PhantomGradient, ReversibleGradient, ShineGradient, fixed_point, root
 from implicit.diagnostics import diagnose
 from implicit.equilibrium import Equilibrium
-from solvers import Anderson, Picard, Reversible, Status
+from solvers import Anderson, Captured, Eager, Picard, Reversible, Status
 from solvers import root as solve_root
 
 ROWS, WIDTH = 3, 24
@@ -127,6 +127,23 @@ def test_policies_without_a_derivative_in_z_need_none(operation, shift):
     torch.testing.assert_close(z**3 + z, shift.detach().expand(2, 2), rtol=1e-5, atol=1e-6)
     if shift.requires_grad:
         z.sum().backward() if shift.is_leaf else torch.autograd.grad(z.sum(), shift)
+
+
+@pytest.mark.filterwarnings("ignore::implicit.logs.ConvergenceWarning")
+@pytest.mark.parametrize("loop", [Eager(), Eager(3), Captured(2)], ids=repr)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+def test_few_products_are_no_fewer_for_a_root(loop, dtype):
+    torch.manual_seed(0)
+    matrix = (torch.eye(8) + 0.2 * torch.randn(8, 8) / 8**0.5).to(dtype)
+    x, errors = torch.randn(4, 8).to(dtype).requires_grad_(), []
+    for products in (1, 2, 4, 20):
+        policy = ImplicitGradient(max_steps=products, loop=loop)
+        z = root(lambda z, x: z @ matrix - x, torch.zeros_like(x).detach(), (x,), gradient=policy, rtol=1e-2)
+        (found,) = torch.autograd.grad(z.sum(), x)
+        exact = torch.linalg.solve(matrix.double(), torch.ones(8, 4, **DOUBLE)).T
+        errors.append(float((found - exact).norm() / exact.norm()))
+    assert errors[0] < 0.6  # no worse than Jacobian-free, which takes one
+    assert errors[3] < (1e-2 if dtype == torch.float16 else 1e-3)
 
 
 @pytest.mark.parametrize("width", [3, 6, 12])

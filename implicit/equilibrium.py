@@ -71,7 +71,8 @@ def root(
     """The solution of `F(z, *args) = 0`, differentiable in `args` and in whatever tensors `F` captures.
 
     The arguments are those of `solvers.root`; `gradient` is as in `fixed_point`, for the map `z − u F(z)` with u, for
-    each row, about `1 / ‖∂F/∂z‖`: no policy depends on the units of F and z. The default solves `(∂F/∂z)ᵀ u = g`.
+    each row, about `1 / ‖∂F/∂z‖`: no policy depends on the units of F and z but `ReversibleGradient`, which undoes the
+    solver's own steps. The default solves `(∂F/∂z)ᵀ u = g`.
     Entries of a `torch.vmap` share one u: there F and z must have the same units in all of them.
     """
     settings = root_settings("root", options)

@@ -40,6 +40,11 @@ def wrapped(tensor: Tensor) -> bool:
     return bool(torch._C._functorch.is_functorch_wrapped_tensor(tensor))
 
 
+def innermost(tensor: Tensor) -> Tensor:
+    """The tensor that it stands for, whatever the number of transforms."""
+    return innermost(torch._C._functorch.get_unwrapped(tensor)) if wrapped(tensor) else tensor
+
+
 def batched(tensor: Tensor) -> bool:
     """Whether the tensor is a batch within vmap."""
     wrapping = torch._C._functorch

@@ -34,7 +34,7 @@ _held = itemgetter("_modules", "_parameters", "_buffers")
 
 
 def check_alike(layers: Sequence[Sequence[nn.Module]]) -> None:
-    """`UnlikeError` unless all have equal classes, settings and shapes, no hooks, and no buffers that training moves.
+    """`UnlikeError` unless all have equal classes, settings and shapes, and no hooks.
 
     Args:
         layers: for each layer a module and those within it, as `implicit.pure.own_modules` lists them.
@@ -75,8 +75,6 @@ def _check_column(column: Sequence[nn.Module]) -> None:
     hidden = {*_OWN, *(f"_{name}" for name in made)}
     nothing = _Nothing()
     settings = {key: value for key, value in first.__dict__.items() if key not in hidden}
-    if first.training and any(buffer is not None for buffer in first._buffers.values()):
-        raise UnlikeError(f"{type(first).__name__} has buffers, which training may change: call eval() on it")
     for number, other in enumerate(column):
         facts = other.__dict__
         if isinstance(other, torch.jit.ScriptModule):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -49,8 +49,8 @@ class Repeats:
     """Lets transforms in training draw and update the same at every evaluation, so that sweeps approach one network.
 
     Each evaluation begins with the random numbers of PyTorch's own generator of the first one, and with copies of the
-    small buffers as they were when this was made: its graph may hold them. In the end the generator is where the first
-    one left it, and the buffers have the values of the last one, such as running statistics. After `close`, as in
+    small buffers as they were before the first one: its graph may hold them. In the end the generator is where the
+    first one left it, and the buffers have the values of the last one, such as running statistics. After `close`, as in
     backward passes that evaluate the network again, both stay as they are.
 
     Args:
@@ -64,44 +64,45 @@ class Repeats:
         self._training, self._drops = bool(training), any(map(drops, training))
         self._first: Tensor | None = None
         self._open = True
+        self._holders = [module for module in training if module._buffers]
         self._memories: dict[int, Tensor] = {}
         self._buffers: list[_Buffer] = []
-        if holders := [module for module in training if module._buffers]:
-            with lock:
-                self._buffers = [*self._held(holders)]
 
     def close(self) -> None:
         """Keep what later evaluations update apart."""
         self._open = False
 
     @contextmanager
-    def same(self) -> Iterator[None]:
-        """Evaluate as in the first such block."""
+    def same(self, updates: bool = True) -> Iterator[None]:
+        """Evaluate as in the first such block.
+
+        Args:
+            updates: whether buffers may be updated.
+        """
         if self._drops and captured(self._like):
             raise RuntimeError("sweeps over dropout cannot be captured, since each must draw the same: call eval()")
-        with self._same_buffers(), self._same_draws():
+        with self._same_buffers() if updates and self._holders else nullcontext(), self._same_draws():
             yield
 
-    def _held(self, modules: list[nn.Module]) -> Iterator[_Buffer]:
+    def _held(self) -> Iterator[_Buffer]:
         """The buffers whose memory can be copied, which is done, and attributes that share it."""
-        for module in modules:
+        for module in self._holders:
             for name, buffer in module._buffers.items():
                 if buffer is not None and _is_copyable(buffer) and _place(buffer) not in self._memories:
                     whole = torch.empty(0, dtype=torch.uint8, device=buffer.device).set_(buffer.untyped_storage())
                     self._memories[_place(buffer)] = whole.clone()
                 if buffer is None or _is_copyable(buffer):
                     yield _Buffer.of(module._buffers, name, buffer)
-        for module in modules:
+        for module in self._holders:
             for name, value in module.__dict__.items():
                 if isinstance(value, Tensor) and _is_copyable(value) and _place(value) in self._memories:
                     yield _Buffer.of(module.__dict__, name, value)
 
     @contextmanager
     def _same_buffers(self) -> Iterator[None]:
-        if not self._buffers:
-            yield
-            return
         with lock:
+            if not self._buffers:
+                self._buffers = [*self._held()]
             memories = {place: memory.clone() for place, memory in self._memories.items()}
             copies = [each.copied(memories) for each in self._buffers]
             before = [each.owner.get(each.name) for each in self._buffers]

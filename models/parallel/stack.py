@@ -21,6 +21,7 @@ from solvers import Shared
 
 from ..proximal import ProximalStep
 from .attention import attend_by_layers, multi_head_attention
+from .constant_buffers import ConstantBuffers
 from .gather import gathered
 from .likeness import check_alike
 
@@ -37,6 +38,7 @@ class Stack:
         self._tied = all(module is modules[0] for module in modules)
         layers = [own_modules(module) for module in (modules[:1] if self._tied else modules)]
         check_alike(layers)
+        self._buffers = ConstantBuffers(layers[0])
         columns = tensors_in_place(layers)
         self.tensors = tuple(column[0] if self._tied else gathered(column) for column in columns)
 
@@ -47,8 +49,9 @@ class Stack:
         """
 
         def one(tensors: Sequence[Tensor], point: Any) -> Any:
-            with _ByRows(), _hooks_refused():
-                return self._pure.twin(tensors)(point, *inputs)
+            twin = self._pure.twin(tensors)
+            with _ByRows(), _hooks_refused(), self._buffers.only_read(twin):
+                return twin(point, *inputs)
 
         with _no_fast_path():
             every = torch.vmap(one, in_dims=(None if self._tied else 0, 0), randomness="different")

@@ -46,7 +46,7 @@ class Sweep:
 
     def evaluated(self, points: Any) -> Any:
         """The outputs at these points."""
-        with self.repeats.same():
+        with self.repeats.same(updates=isinstance(self.transforms, OneByOne)):
             found = self.transforms(points, self.inputs)
         return found if self._steps is None else scaled(found, self._steps.view(-1, *[1] * self.z0.ndim))
 

@@ -35,6 +35,7 @@ class JointProblem(Problem):
         self.problem = problem
         self.layout.working_dtype = layout.working_dtype
         self.relative_to_start = problem.relative_to_start  # type: ignore[misc]
+        self.subtracts = problem.subtracts  # type: ignore[misc]
 
     def __call__(self, flat: Tensor) -> Tensor:
         return self.problem(self._rows(flat)).reshape(1, -1)
@@ -70,6 +71,9 @@ def solved_jointly(
 ) -> Outcome:
     """Solve the batch as one problem in the remaining steps, from the current point if its residuals are smaller.
 
+    Tolerances relative to the start are the same for all rows, relative to the largest residual there: that of a single
+    row says nothing, and may be 0.
+
     Args:
         problem, z: the original ones.
         run: the row-by-row solve so far.
@@ -79,7 +83,11 @@ def solved_jointly(
         _warn()
         problem.told = True
     first = run.outcome(verified=False)  # each row is measured again at the end
-    rows, done = first.rows, run.progress.step
+    rows, done, rtol, atol = first.rows, run.progress.step, run.settings.rtol, run.measure.atol
+    if problem.relative_to_start:
+        largest = rows.first[np.isfinite(rows.first)].max(initial=0)
+        rows = rows._replace(first=np.full(len(z), largest))
+        rtol, atol = 0.0, float(first.rule.tolerance(largest))
     point, residual = run.stretch.points[-1].to(z.dtype), run.stretch.residual
     left = run.progress.limit - done
     nearer = row_norms(residual).max() < rows.first.max()  # not so where it is NaN
@@ -92,6 +100,8 @@ def solved_jointly(
             max_steps=left,
             compact=False,
             norm=WorstRow(run.settings.norm, len(z)),
+            rtol=rtol,
+            atol=atol,
             loop=Eager(),
         )
         found = loop(JointProblem(problem), start.reshape(1, -1), joint_settings)

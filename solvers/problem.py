@@ -48,6 +48,8 @@ class Problem:
 
     relative_to_start: ClassVar[bool] = False
     """Whether residuals are compared with the first one rather than with the image."""
+    subtracts: ClassVar[bool] = True
+    """Whether the residual is the image less z, and has the rounding of both."""
 
     def __init__(self, f: Callable[..., State], args: tuple[Any, ...], layout: Layout) -> None:
         self.f, self.layout, self.dropped = f, layout, False

@@ -11,6 +11,7 @@ class RootProblem(Problem):
     """`F(z, *args) = 0`, as the fixed point of `z − u F(z)`; the residual is exactly `−F(z)`."""
 
     relative_to_start = True
+    subtracts = False
     unit: Tensor | None = None
     """u, (rows, 1), such that `u ∂F/∂z` is neither small nor large, for derivatives; None: 1."""
 

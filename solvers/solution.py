@@ -181,7 +181,7 @@ class Outcome:
             torch.from_numpy(array).to(problem.layout.device, non_blocking=True)  # does not wait for earlier launches
             for array in (
                 np.concatenate((relative[None], trace, absolute)),
-                np.stack((rows.status, rows.steps, rows.steps + rows.spent, self._floored(relative))),
+                np.stack((rows.status, rows.steps, rows.steps + rows.spent, self._floored(problem))),
             )
         )
         status, steps, evaluations, floored = whole
@@ -200,15 +200,16 @@ class Outcome:
             floored=floored.bool(),
         )
 
-    def _floored(self, relative: Floats) -> Bools:
-        """Rows with as small a relative residual as the dtype allows, which their tolerance does not."""
+    def _floored(self, problem: Problem) -> Bools:
+        """Rows with as small a residual as the dtype allows, which their tolerance does not."""
         rule, rows = self.rule, self.rows
-        if rule.relative_to_start:
-            return np.zeros(len(relative), dtype=bool)
+        if not problem.subtracts:
+            return np.zeros(len(rows.status), dtype=bool)
         units = np.array([status.units for status in Status])[rows.status]
         above = rows.best > rule.tolerance(rule.reference(rows, rows.best_scale))
         with np.errstate(invalid="ignore"):
-            return (relative <= units * rule.rounding) & above & rule.genuine(rows, 2, rows.best, rows.best_scale)
+            floor = units * rule.rounding * rows.best_scale
+            return (rows.best <= floor) & above & rule.genuine(rows, 2, rows.best, rows.best_scale)
 
 
 def _relative(residual: Floats, reference: Floats) -> Floats:

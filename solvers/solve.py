@@ -73,7 +73,8 @@ def root(F: Callable[..., S], z0: S, args: tuple[Any, ...] = (), **options: Unpa
     A row has converged when `‖F(z)‖ ≤ atol + rtol·‖F(z0)‖`: scaling F does not change the answer while `‖F(z0)‖` is far
     above atol, 1e-10 by default. If F is smaller, scale it or pass atol=0.0, which fails if the start is already a root
     up to rounding. The solution's residuals are those of F, relative to `‖F(z0)‖`. Any solver works: it is applied to
-    `z − F(z)`. Solvers other than `NewtonKrylov` need F scaled such that this map is nearly a contraction.
+    `z − F(z)`. Solvers other than `NewtonKrylov` need F scaled such that this map is nearly a contraction. If rows
+    depend on each other, all have the tolerance of the one with the largest `‖F(z0)‖`.
 
     Args:
         F: maps a state to a state of the same shapes and dtype; must not write into its arguments.

@@ -72,17 +72,21 @@ class AdjointGradient(Gradient):
 
 def inverse_estimate(at: Evaluation) -> Map:
     """`v ↦ (I − Jᵀ)⁻¹ v` as estimated by the forward solver's history, for each row by its own."""
-    solver, histories = at.solver, at.outcome.histories
+    solver, histories, rounding = at.solver, at.outcome.histories, at.outcome.rule.rounding
+    unit = at.f.unit if isinstance(at.f, RootProblem) else None
 
     def inverse(v: Tensor) -> Tensor:
         assert isinstance(solver, QuasiNewtonSolver)
         estimate = v.clone()
         for history in histories:
-            rows = history.rows
-            found = solver.transposed_inverse(history.memory, v.index_select(0, rows).to(history.point.dtype))
+            rows, point = history.rows, history.point
+            noise = rounding * torch.linalg.vector_norm(point, dim=1, keepdim=True)
+            if unit is not None:
+                noise = noise / unit.index_select(0, rows)
+            found = solver.transposed_inverse(history.memory, v.index_select(0, rows).to(point.dtype), noise)
             estimate[rows] = found.to(v.dtype)
-        if isinstance(at.f, RootProblem) and at.f.unit is not None:
-            estimate = (estimate / at.f.unit).to(v.dtype)  # it is that of F, the equation of u F
+        if unit is not None:
+            estimate = (estimate / unit).to(v.dtype)  # it is that of F, the equation of u F
         return torch.where(estimate.isfinite().all(dim=1, keepdim=True), estimate, v)
 
     return inverse

@@ -20,6 +20,8 @@ from .higher import Sources, refuse_captured
 
 LOST = 1e-3
 """Largest relative distance from the start at which undoing may end; beyond, its digits are lost."""
+ASTRAY = 10.0
+"""Relative distance from the solution beyond which nothing is left of the iterates."""
 
 
 @dataclass(frozen=True)
@@ -95,6 +97,7 @@ class _Undo(torch.autograd.Function):
             z[history.rows], before[history.rows] = history.point, history.memory.before
             last[history.rows] = history.step - 1
         adjoint, adjoint_before = torch.zeros_like(start), torch.zeros_like(start)
+        digits = _Digits(start, value, grads[0])
         for position in range(int(last.max()) if len(last) else 0, -1, -1):
             adjoint = torch.where((steps - 1 == position)[:, None], grads[0], adjoint)
             if position == 0:
@@ -116,24 +119,46 @@ class _Undo(torch.autograd.Function):
             )
             earlier = ctx.solver.undo(z, before, image.detach())
             z, before = torch.where(moves, before, z), torch.where(moves, earlier, before)
-        weights = torch.linalg.vector_norm(adjoint + adjoint_before, dim=1) / torch.linalg.vector_norm(grads[0], dim=1)
-        _warn_if_lost(z, start, value, weights)
+            digits.watch(z, image.detach(), adjoint + adjoint_before, moves[:, 0])
+        digits.warn_if_lost(z, adjoint + adjoint_before)
         return None, None, None, None, None, adjoint + adjoint_before, *sums
 
 
-def _warn_if_lost(z: Tensor, start: Tensor, value: Tensor, weights: Tensor) -> None:
-    """Warn of rows that end far from their start, unless their gradient has decayed by then.
+class _Digits:
+    """Whether undoing an iteration keeps enough digits for its gradient.
 
-    Backwards, errors of the state grow as fast as the gradient decays, so their product is about the gradient's error.
+    Backwards, errors of the state grow as fast as the gradient decays, so their product is about the gradient's error,
+    until nothing is left of the state: from there on, what f makes of it counts.
     """
-    scale = torch.linalg.vector_norm(start, dim=1).maximum(torch.linalg.vector_norm(value, dim=1))
-    distance = torch.linalg.vector_norm(z - start, dim=1)
-    lost = ~(distance * weights.nan_to_num(0) <= LOST * scale)
-    if lost.any():
-        warnings.warn(
-            f"undoing the iteration lost too many digits in {int(lost.sum())} of {len(lost)} rows, which end "
-            f"{(distance / scale)[lost].max().item():.1e} (relative) from their start: their gradients are wrong. Take "
-            "fewer steps, a smaller damping, or float64",
-            ConvergenceWarning,
-            stacklevel=level_of_caller(),
-        )
+
+    def __init__(self, start: Tensor, value: Tensor, gradient: Tensor) -> None:
+        self._start, self._value, self._size = start, value, _norm(gradient)
+        self._scale = _norm(start).maximum(_norm(value))
+        self._astray, self._wrong = self._scale < 0, torch.zeros_like(self._scale)
+
+    def watch(self, z: Tensor, image: Tensor, adjoint: Tensor, moves: Tensor) -> None:
+        """Note, in the rows that move, how far from the solution the iterate and its image are."""
+        away = _norm(z - self._value)
+        seen = torch.where(self._astray, _norm(image - self._value), away)
+        self._astray = self._astray | (moves & (away > ASTRAY * self._scale))
+        wrong = self._wrong.maximum(_norm(adjoint) * seen / self._scale)
+        self._wrong = torch.where(self._astray, wrong, self._wrong)
+
+    def warn_if_lost(self, z: Tensor, adjoint: Tensor) -> None:
+        """Warn of rows that end far from their start, unless their gradient had decayed."""
+        distance, weight = _norm(z - self._start), _norm(adjoint)
+        distance = torch.where(distance == 0, 0, distance / self._scale)
+        error = torch.where(self._astray, self._wrong, distance * weight).where((self._size != 0) | (weight != 0), 0)
+        lost = ~(distance <= LOST) & ~(error <= LOST * self._size)
+        if lost.any():
+            warnings.warn(
+                f"undoing the iteration lost too many digits in {int(lost.sum())} of {len(lost)} rows, which end "
+                f"{distance[lost].max().item():.1e} (relative) from their start: their gradients are wrong. Take "
+                "fewer steps, a smaller damping, or float64",
+                ConvergenceWarning,
+                stacklevel=level_of_caller(),
+            )
+
+
+def _norm(rows: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(rows, dim=1)

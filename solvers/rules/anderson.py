@@ -13,6 +13,7 @@ from ..checks import check_damping, check_positive_integer
 from ..fused import fusible
 from .rule import QuasiNewtonSolver, difference_into
 
+_ABOVE_NOISE = 10.0
 _FLOOR = 1e-300
 
 
@@ -103,15 +104,17 @@ class Anderson(QuasiNewtonSolver):
         torch.where(rows[:, None, None], identity, memory.gram, out=memory.gram)
         return memory
 
-    def transposed_inverse(self, memory: AndersonMemory, v: Tensor) -> Tensor:
-        """`v − ΔG (ΔGᵀΔG)⁻¹ ΔFᵀ v`, the transpose of what maps a residual to its step."""
+    def transposed_inverse(self, memory: AndersonMemory, v: Tensor, noise: Tensor) -> Tensor:
+        """`v − ΔG (ΔGᵀΔG + ν²I)⁻¹ ΔFᵀ v`, the transpose of what maps a residual to its step, ν well above the noise."""
         filled = memory.filled
         if not filled:
             return v
         differences, images = memory.residual_differences[:, :filled], memory.image_differences[:, :filled]
         against = torch.bmm(images, v.unsqueeze(2)).double()
         _multiply(memory)
-        found = _solve(_system(memory), against).mT.to(v.dtype)
+        eye = torch.eye(filled, dtype=torch.float64, device=v.device)
+        system = _system(memory) + (_ABOVE_NOISE * noise.double()).square().unsqueeze(2) * eye
+        found = _solve(system, against).mT.to(v.dtype)
         return torch.baddbmm(v.unsqueeze(1), found, differences, alpha=-1).squeeze(1)
 
 

@@ -23,8 +23,10 @@ _SHORTEST = 2.0**-10
 _LOOSEST, _TIGHTEST = 0.1, 1e-4
 _REFUSED = 0.5
 """Length whose refusal makes a row roam: take full steps whatever the residual, until it is below that at `point`."""
-_ROAMS = 20
+_ROAMS = 12
 """Steps after which a roaming row returns to `point` and to shorter steps; well within the patience of the loop."""
+_SHORT = 2.0**-6
+"""Length from which on steps lead nowhere, as near a minimum of the residual."""
 
 
 class NewtonMemory(NamedTuple):
@@ -91,6 +93,11 @@ class NewtonKrylov(Solver):
         # a step that had to be short may have been too inexact
         forcing = torch.where(length < 1, forcing.minimum(memory.forcing / 2), forcing)
         forcing = forcing.clamp(_TIGHTEST, _LOOSEST)
+        # a row that came back may roam again once a full step succeeds or short ones lead nowhere
+        settled = accepted & ((length == 1) | (length <= _SHORT) | (roamed > 0))
+        returned = accepted & (roamed < 0)  # with the slope of where it had roamed
+        slope = torch.where(returned, _steepness(memory.size, memory.direction, memory.slope), memory.slope)
+        memory = memory._replace(slope=slope)
         direction, slope, way = self._newton_step(memory, z, fz, residual, size, accepted | roaming, forcing)
         length = torch.where(away, length, length / 2)
         memory = NewtonMemory(
@@ -99,7 +106,7 @@ class NewtonKrylov(Solver):
             size=torch.where(accepted, size, memory.size),
             length=torch.where(accepted, 1, length),
             forcing=torch.where(accepted, forcing, memory.forcing),
-            roamed=torch.where(accepted, 0, torch.where(roaming, roamed + 1, torch.where(away, -1, roamed))),
+            roamed=torch.where(settled, 0, torch.where(roaming, roamed + 1, torch.where(away, -1, roamed))),
             slope=slope,
             way=way,
         )
@@ -142,6 +149,11 @@ class NewtonKrylov(Solver):
         problem.spent = outcome.rows.steps + outcome.rows.spent - 1 + tried
         direction = outcome.value * (tolerance / slope)
         if problem.relative_to_start:
-            steepness = size / torch.linalg.vector_norm(direction, dim=1, keepdim=True)  # since g′ direction ≈ −g
-            slope = torch.where(steepness.isfinite() & (steepness > 0), steepness, slope)
+            slope = _steepness(size, direction, slope)
         return direction, slope, way
+
+
+def _steepness(size: Tensor, direction: Tensor, otherwise: Tensor) -> Tensor:
+    """About ‖g′‖ where a Newton step began, since `g′ direction ≈ −g`."""
+    found = size / torch.linalg.vector_norm(direction, dim=1, keepdim=True)
+    return torch.where(found.isfinite() & (found > 0), found, otherwise)

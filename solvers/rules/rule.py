@@ -80,8 +80,12 @@ class QuasiNewtonSolver(RestartingSolver):
     """A solver whose history estimates `(I − J)⁻¹` at the solution, which a backward pass may use."""
 
     @abstractmethod
-    def transposed_inverse(self, memory: Any, v: Tensor) -> Tensor:
-        """The estimate of `(I − Jᵀ)⁻¹ v`, (rows, dim)."""
+    def transposed_inverse(self, memory: Any, v: Tensor, noise: Tensor) -> Tensor:
+        """The estimate of `(I − Jᵀ)⁻¹ v`, (rows, dim).
+
+        Args:
+            noise: (rows, 1), the norm of rounding errors in residuals: smaller differences of these say nothing.
+        """
 
 
 def difference_into(slot: Tensor, first: Tensor, second: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+import solvers
 from implicit import (
     Equilibrium,
     ImplicitGradient,
@@ -11,8 +12,11 @@ from implicit import (
     PhantomGradient,
     ReversibleGradient,
     ShineGradient,
+    Unconverged,
     UnrolledGradient,
     fixed_point,
+    record,
+    root,
 )
 from solvers import GMRES, Anderson, Broyden, NewtonKrylov, Picard, Reversible
 
@@ -176,3 +180,32 @@ def test_what_undoes_each_row_by_itself_refuses():
     layer = Equilibrium(Mean(), solver=Reversible(), gradient=ReversibleGradient(), compact=False, rtol=1e-3)
     with pytest.raises(RuntimeError, match=r"undoes each row by itself.*z0\[None\]"):
         layer(x.requires_grad_())
+
+
+def ring(dtype=torch.float64):
+    shift = torch.eye(ROWS, dtype=dtype).roll(1, 0)
+    return 3 * torch.eye(ROWS, dtype=dtype) - shift - shift.T
+
+
+@pytest.mark.parametrize("unit", [1.0, 1e-5, 1e5])
+@pytest.mark.parametrize("gradient", [{}, {"rtol": 1e-12}, {"solver": Anderson()}, {"unconverged": Unconverged.RAISE}])
+def test_a_loss_on_one_node_of_a_graph(gradient, unit):
+    """The gradient that comes in is 0 in all other rows, whose tolerance must not be."""
+    b = torch.linspace(1, 2, ROWS, **DOUBLE)[:, None].requires_grad_()
+    start, policy = torch.zeros(ROWS, 1, **DOUBLE), ImplicitGradient(**gradient)
+    with record() as log:
+        z = root(lambda z, b: unit * (ring() @ z - b), start, (b,), gradient=policy, rtol=1e-10)
+        (found,) = torch.autograd.grad(z[0].sum(), b)
+    assert bool(log.backward[0].solution.converged.all())
+    torch.testing.assert_close(found[:, 0], torch.linalg.inv(ring())[0], rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_source_at_one_node_of_a_graph(dtype):
+    """F is 0 at the start in all other rows."""
+    source = torch.zeros(ROWS, 1, dtype=dtype)
+    source[0] = 1
+    solution = solvers.root(lambda z: ring(dtype) @ z - source, torch.zeros_like(source), atol=0.0)
+    assert bool(solution.converged.all())
+    assert float(solution.residual.max()) < 1e-6
+    torch.testing.assert_close(solution.value, torch.linalg.solve(ring(dtype), source), rtol=0, atol=1e-5)

@@ -77,7 +77,7 @@ def test_andersons_inverse_is_the_transpose_of_its_step():
         z, image = torch.randn_like(z), torch.randn_like(z)
         proposal, memory = solver.step(memory, z, image, image - z)
     v = torch.randn_like(z)
-    left = (solver.transposed_inverse(memory, v) * (image - z)).sum(1)
+    left = (solver.transposed_inverse(memory, v, torch.zeros(len(v), 1)) * (image - z)).sum(1)
     torch.testing.assert_close(left, (v * (proposal - z)).sum(1))
 
 
@@ -203,12 +203,30 @@ def test_the_reversible_iteration_stores_no_iterates():
 
 def test_undoing_that_loses_its_digits_is_said():
     x = inputs().detach().float().requires_grad_()
-    layer = Equilibrium(Cell().float(), solver=Reversible(0.99), gradient=ReversibleGradient(), rtol=0.0, max_steps=40)
+    layer = Equilibrium(Cell().float(), solver=Reversible(0.995), gradient=ReversibleGradient(), rtol=0.0, max_steps=40)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # the last bit may settle, or not
         z = layer(x)
     with pytest.warns(ConvergenceWarning, match="lost too many digits"):
         z.sum().backward()
+
+
+@pytest.mark.parametrize("every", [1, 4, 8])
+def test_undoing_is_not_said_to_be_wrong_where_the_gradient_had_decayed(every):
+    torch.manual_seed(0)
+    weight = 0.25 * torch.randn(DIM, DIM, dtype=torch.float64)
+    x, v = inputs(), torch.randn(3, DIM, dtype=torch.float64)
+    options = {"rtol": 1e-7, "max_steps": 300, "loop": Eager(every)}
+
+    def gradient(**how):
+        z = fixed_point(lambda z, x: torch.tanh(z @ weight.detach() + x), torch.zeros_like(x), (x,), **how)
+        return torch.autograd.grad((z * v[: len(z)]).sum(), x)[0]
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", ConvergenceWarning)
+        found = gradient(solver=Reversible(), gradient=ReversibleGradient(), **options)
+    expected = gradient(rtol=1e-12, gradient=ImplicitGradient(rtol=1e-12))
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_what_a_reversible_iteration_cannot_do_is_refused():
@@ -461,6 +479,28 @@ def test_undoing_is_said_to_be_wrong_where_the_gradient_is(damping, wrong):
         warnings.simplefilter("ignore", ConvergenceWarning)
         double = gradient(torch.float64)
     assert ((single - double).norm() > 1e-3 * double.norm()) == wrong
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("scale", [0.1, 0.3])
+def test_steps_past_convergence_do_not_spoil_the_estimate(scale, dtype):
+    """Their differences are rounding errors."""
+    torch.manual_seed(0)
+    weight = scale / 2 * torch.randn(4, 4, dtype=torch.float64)
+    x0, v = torch.randn(16, 4, dtype=torch.float64), torch.randn(16, 4, dtype=torch.float64)
+
+    def gradient(policy, **options):
+        x, matrix = x0.to(dtype).requires_grad_(), weight.to(dtype)
+        options = {"solver": Anderson(), "gradient": policy, "compact": False, **options}
+        z = fixed_point(lambda z, x: torch.tanh(z @ matrix + x), torch.zeros_like(x), (x,), **options)
+        return torch.autograd.grad(z, x, v.to(dtype))[0].double()
+
+    true = gradient(ImplicitGradient(rtol=1e-6), rtol=1e-6)
+    free = (gradient(PhantomGradient(1)) - true).norm(dim=1)
+    for rtol, every in ((1e-4, 1), (1e-4, 8), (1e-6, 16)):
+        shine = (gradient(ShineGradient(), rtol=rtol, loop=Eager(every)) - true).norm(dim=1)
+        assert float(shine.norm() / free.norm()) < 1
+        assert float((shine / free).max()) < 2
 
 
 def test_the_estimate_where_a_second_solver_has_taken_over():

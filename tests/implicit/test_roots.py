@@ -7,10 +7,18 @@ import pytest
 import torch
 from torch import nn
 
-from implicit import ImplicitGradient, PhantomGradient, ReversibleGradient, ShineGradient, fixed_point, root
+from implicit import (
+    ConvergenceWarning,
+    ImplicitGradient,
+    PhantomGradient,
+    ReversibleGradient,
+    ShineGradient,
+    fixed_point,
+    root,
+)
 from implicit.diagnostics import diagnose
 from implicit.equilibrium import Equilibrium
-from solvers import Anderson, Captured, Eager, Picard, Reversible, Status
+from solvers import GMRES, Anderson, Captured, Eager, Picard, Reversible, Status
 from solvers import root as solve_root
 
 ROWS, WIDTH = 3, 24
@@ -196,6 +204,21 @@ def test_rows_without_a_root_end_alike_in_any_unit(scale):
     c = torch.tensor([[-1.0], [0.5]], **DOUBLE)
     solution = solve_root(lambda z, c: scale * (z**2 + c) / (1 + z.abs()), torch.full((2, 1), 2.0, **DOUBLE), (c,))
     assert solution.status.tolist() == [Status.CONVERGED, Status.STALLED]
+
+
+@pytest.mark.parametrize("as_root", [False, True], ids=["fixed point", "root"])
+def test_a_backward_solve_as_exact_as_the_dtype_allows_says_so(as_root):
+    torch.manual_seed(0)
+    weight, x = 0.1 * torch.randn(16, 16), torch.randn(8, 16)
+    weight, x = weight.bfloat16(), x.bfloat16().requires_grad_()
+
+    def cell(z, x):
+        return torch.tanh(z @ weight) + x
+
+    find, f = (root, lambda z, x: z - cell(z, x)) if as_root else (fixed_point, cell)
+    z = find(f, torch.zeros_like(x), (x,), rtol=1e-2, gradient=ImplicitGradient(solver=GMRES()))
+    with pytest.warns(ConvergenceWarning, match="as small as the dtype of f, or autocast, allows: set rtol to 4e-03"):
+        z.float().sum().backward()
 
 
 class Scaled(nn.Module):

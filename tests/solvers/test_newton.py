@@ -470,3 +470,22 @@ def test_rows_without_a_solution_leave_the_others_alone(opaque):
         found = solve(f, z0, solver=NewtonKrylov(), rtol=1e-8)
     assert found.status.tolist() == [Status.DIVERGED] * 2 + [Status.CONVERGED] * 3
     torch.testing.assert_close(found.value[2:] / unit, 0.5 - (0.25 - c[2:]).sqrt(), rtol=1e-7, atol=1e-7)
+
+
+SATURATING = {
+    "arc tangent": torch.atan,
+    "hyperbolic tangent": lambda z: z.tanh() + 0.001 * z - 0.3,
+    "a soft sign": lambda z: z / (1 + z.abs()) - 0.1,
+    "a soft step": lambda z: z / torch.hypot(z, torch.ones_like(z)),
+}
+
+
+@pytest.mark.parametrize("F", SATURATING.values(), ids=SATURATING)
+@pytest.mark.parametrize("unit", [1.0, 1e-6, 1e6])
+def test_roots_are_found_from_where_full_steps_lead_ever_further_away(F, unit):
+    z = torch.linspace(-15, 15, 60, dtype=torch.float64)[:, None]
+    solution = root(lambda z: unit * F(z), z, solver=NewtonKrylov(), rtol=1e-8, atol=0.0, max_steps=200)
+    assert int(solution.converged.sum()) >= 54
+    wanted = scipy.optimize.brentq(lambda z: float(F(torch.tensor(z, dtype=torch.float64))), -50, 50)
+    found = solution.value[solution.converged]
+    torch.testing.assert_close(found, torch.full_like(found, wanted), rtol=1e-5, atol=1e-6)

@@ -65,8 +65,9 @@ def error(solver, points, forgotten=None):
     found, memory = steps(fused(), solver, z, points, forgotten)
     wide = [(image.double(), residual.double()) for image, residual in points]
     wanted, exact = steps(anderson.PYTORCH, solver, z.double(), wide, forgotten)
-    found += [memory.gram.flatten(1), solver.transposed_inverse(memory, points[0][0])]
-    wanted += [exact.gram.flatten(1), solver.transposed_inverse(exact, wide[0][0])]
+    noise = torch.full((len(z), 1), 1e-7)
+    found += [memory.gram.flatten(1), solver.transposed_inverse(memory, points[0][0], noise)]
+    wanted += [exact.gram.flatten(1), solver.transposed_inverse(exact, wide[0][0], noise)]
     worst = 0.0
     for one, other in zip(found, wanted, strict=True):
         assert one.dtype in (z.dtype, torch.float64)

@@ -72,8 +72,8 @@ def root(
 
     The arguments are those of `solvers.root`; `gradient` is as in `fixed_point`, for the map `z − u F(z)` with u, for
     each row, about `1 / ‖∂F/∂z‖`: no policy depends on the units of F and z but `ReversibleGradient`, which undoes the
-    solver's own steps. The default solves `(∂F/∂z)ᵀ u = g` to `rtol·‖g‖`, one norm for all entries: where those of z have
-    very different units, pass a tighter `rtol`, or small gradients lose their digits.
+    solver's own steps. The default solves `(∂F/∂z)ᵀ u = g` to `rtol·‖g‖`, one norm for all entries: where those of z
+    have very different units, pass a tighter `rtol`, or small gradients lose their digits.
     Entries of a `torch.vmap` share one u: there F and z must have the same units in all of them.
     """
     settings = root_settings("root", options)

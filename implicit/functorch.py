@@ -45,6 +45,14 @@ def innermost(tensor: Tensor) -> Tensor:
     return innermost(torch._C._functorch.get_unwrapped(tensor)) if wrapped(tensor) else tensor
 
 
+def version(tensor: Tensor | None) -> int:
+    """The number of changes in place that have been counted; 0 where none are."""
+    if tensor is None or torch.compiler.is_compiling():
+        return 0
+    tensor = innermost(tensor)
+    return 0 if tensor.is_inference() else tensor._version
+
+
 def batched(tensor: Tensor) -> bool:
     """Whether the tensor is a batch within vmap."""
     wrapping = torch._C._functorch

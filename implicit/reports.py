@@ -8,6 +8,7 @@ import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from types import CellType
 from typing import Any, Literal, NamedTuple
 
 from torch import nn
@@ -126,7 +127,7 @@ def _lasting(owner: Any) -> Any:
     else:
         held = (
             getattr(owner, "__self__", None),
-            *(cell.cell_contents for cell in getattr(owner, "__closure__", None) or ()),
+            *map(_contents, getattr(owner, "__closure__", None) or ()),
         )
     for value in held:
         if isinstance(value, nn.Module):
@@ -135,4 +136,12 @@ def _lasting(owner: Any) -> Any:
         return _lasting(owner.func)
     if isinstance(owner, nn.Module):
         return owner
-    return getattr(owner, "__code__", None) or type(owner).__call__.__code__
+    code = getattr(owner, "__code__", None) or getattr(type(owner).__call__, "__code__", None)
+    return code or (owner if type(owner).__weakrefoffset__ else type(owner))
+
+
+def _contents(cell: CellType) -> Any:
+    try:
+        return cell.cell_contents
+    except ValueError:  # the variable has not been assigned yet
+        return None

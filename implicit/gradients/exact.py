@@ -126,7 +126,8 @@ class ImplicitGradient(AdjointGradient):
         if inverse is not None:  # whose residual is small: tolerances are relative to u, and as tight as those to g
             start = inverse(unit)
             if self._problem is LinearProblem:
-                settings = replace(settings, rtol=settings.rtol * _share(unit, start))
+                least = min(settings.rtol, 10 * torch.finfo(unit.dtype).eps)  # one row may have a tiny share
+                settings = replace(settings, rtol=max(settings.rtol * _share(unit, start), least))
         problem = prepare(lambda u: product(u) + unit, start, (), self._problem if inverse is None else Problem)
         if isinstance(product, Products) and product.pure is not None:
             products, forward = product, product.pure.problem

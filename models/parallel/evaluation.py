@@ -19,6 +19,7 @@ from .gather import unread
 from .guesses import astray, finite, known, size
 from .newton import Newton
 from .repeats import Repeats
+from .stack import evaluated
 from .sweeps import NewtonSweep, PlainSweeps, Sweep
 from .trajectory import parts, recursion
 
@@ -107,13 +108,13 @@ class Evaluation:
         """The same, one transform after the other."""
         method, transforms = self.net.method, self.net.transforms
         coefficients = [self.net.coefficients.at(k) for k in range(len(transforms))]
-        nothing = scaled(method.query(method.start(self.z0), coefficients[0]), 0.0)
+        nothing = scaled(method.query(method.start(self.z0.detach()), coefficients[0]), 0.0)
         outputs, sizes = [nothing] * len(transforms), []
         for _ in range(sweeps):
             points, _ = recursion(method, self.z0, outputs, coefficients)
             with self.repeats.same():
                 outputs = [
-                    scaled(transform(y, *self.inputs), c.step)
+                    scaled(evaluated(transform, y, self.inputs), c.step)
                     for transform, y, c in zip(transforms, points, coefficients, strict=True)
                 ]
             if sweeps == len(outputs):  # needed only then

@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from implicit.functorch import transformed, wrapped
+from implicit.functorch import transformed, version, wrapped
 from implicit.parametrized import lock
+from implicit.pure import PLAIN
 from implicit.suitability import drops
 
 from .gather import captured
@@ -50,8 +51,9 @@ class Repeats:
 
     Each evaluation begins with the random numbers of PyTorch's own generator of the first one, and with copies of the
     small buffers as they were before the first one: its graph may hold them. In the end the generator is where the
-    first one left it, and the buffers have the values of the last one, such as running statistics. After `close`, as in
-    backward passes that evaluate the network again, both stay as they are.
+    first one left it, and the buffers have the values of the last one, such as running statistics. Numbers and flags of
+    modules with buffers are treated like these. After `close`, as in backward passes that evaluate the network again,
+    all stay as they are.
 
     Args:
         modules: may draw, as dropout does, or update buffers.
@@ -64,7 +66,9 @@ class Repeats:
         self._training, self._drops = bool(training), any(map(drops, training))
         self._first: Tensor | None = None
         self._open = True
+        self._modules = training
         self._holders = [module for module in training if module._buffers]
+        self._attributes: list[dict[str, Any]] = []
         self._memories: dict[int, Tensor] = {}
         self._buffers: list[_Buffer] = []
 
@@ -93,7 +97,7 @@ class Repeats:
                     self._memories[_place(buffer)] = whole.clone()
                 if buffer is None or _is_copyable(buffer):
                     yield _Buffer.of(module._buffers, name, buffer)
-        for module in self._holders:
+        for module in self._modules:
             for name, value in module.__dict__.items():
                 if isinstance(value, Tensor) and _is_copyable(value) and _place(value) in self._memories:
                     yield _Buffer.of(module.__dict__, name, value)
@@ -103,23 +107,34 @@ class Repeats:
         with lock:
             if not self._buffers:
                 self._buffers = [*self._held()]
+                self._attributes = [_plain(module) for module in self._holders]
             memories = {place: memory.clone() for place, memory in self._memories.items()}
             copies = [each.copied(memories) for each in self._buffers]
             before = [each.owner.get(each.name) for each in self._buffers]
+            plain = [_plain(module) for module in self._holders]
             for each, copy in zip(self._buffers, copies, strict=True):
                 each.owner[each.name] = copy
-            versions = [_version(copy) for copy in copies]
+            self._set_attributes(self._attributes)  # which may say what the buffers hold
+            versions = [version(copy) for copy in copies]
+            done = False
             try:
                 yield
+                done = True
             finally:
-                for each, copy, found, version in zip(self._buffers, copies, before, versions, strict=True):
-                    if not self._open:
+                if not (done and self._open):
+                    self._set_attributes(plain)
+                for each, copy, found, then in zip(self._buffers, copies, before, versions, strict=True):
+                    if not (done and self._open):
                         each.owner[each.name] = found
                     elif each.owner.get(each.name) is copy:
                         each.owner[each.name] = each.original
                         unchanged = each.copied(self._memories)
                         if each.original is not None and copy is not None and unchanged is not None:
-                            _update(each.original, copy, unchanged, _version(copy) != version)
+                            _update(each.original, copy, unchanged, version(copy) != then)
+
+    def _set_attributes(self, values: list[dict[str, Any]]) -> None:
+        for module, attributes in zip(self._holders, values, strict=True):
+            module.__dict__.update(attributes)
 
     @contextmanager
     def _same_draws(self) -> Iterator[None]:
@@ -152,6 +167,11 @@ class Repeats:
             torch.set_rng_state(state)
 
 
+def _plain(module: nn.Module) -> dict[str, Any]:
+    """Numbers, words and flags that a module keeps, but for its mode."""
+    return {name: value for name, value in module.__dict__.items() if type(value) in PLAIN and name != "training"}
+
+
 def _update(original: Tensor, copy: Tensor, unchanged: Tensor, counted: bool) -> None:
     """Give a buffer the value of its copy, if an evaluation has changed that, even in a way that is not counted."""
     if copy.shape != original.shape:  # it was given other data, or resized
@@ -177,7 +197,3 @@ def _is_copyable(buffer: Tensor) -> bool:
 
 def _place(buffer: Tensor) -> int:
     return buffer.untyped_storage().data_ptr()
-
-
-def _version(tensor: Tensor | None) -> int:
-    return 0 if tensor is None or tensor.is_inference() else tensor._version

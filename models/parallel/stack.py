@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from threading import Lock
 from typing import Any
 
 import torch
@@ -14,16 +15,16 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
 from implicit import fixed_point
-from implicit.functorch import only_mapped
+from implicit.functorch import only_mapped, version
 from implicit.graph import saved_through_hooks
 from implicit.pure import Known, PureModule, own_modules, tensors_in_place
 from solvers import Shared
 
 from ..proximal import ProximalStep
 from .attention import attend_by_layers, multi_head_attention
-from .constant_buffers import ConstantBuffers
 from .gather import gathered
 from .likeness import check_alike
+from .own_state import OwnState
 
 
 class Stack:
@@ -38,7 +39,7 @@ class Stack:
         self._tied = all(module is modules[0] for module in modules)
         layers = [own_modules(module) for module in (modules[:1] if self._tied else modules)]
         check_alike(layers)
-        self._buffers = ConstantBuffers(layers[0])
+        self._state = OwnState(layers[0])
         columns = tensors_in_place(layers)
         self.tensors = tuple(column[0] if self._tied else gathered(column) for column in columns)
 
@@ -50,10 +51,10 @@ class Stack:
 
         def one(tensors: Sequence[Tensor], point: Any) -> Any:
             twin = self._pure.twin(tensors)
-            with _ByRows(), _hooks_refused(), self._buffers.only_read(twin):
+            with _ByRows(), _hooks_refused(), self._state.apart(twin):
                 return twin(point, *inputs)
 
-        with _no_fast_path():
+        with _no_fast_path:
             every = torch.vmap(one, in_dims=(None if self._tied else 0, 0), randomness="different")
             return every(tuple(tensors or self.tensors), points)
 
@@ -68,15 +69,27 @@ def _hooks_refused() -> AbstractContextManager[Any]:
     )
 
 
-@contextmanager
-def _no_fast_path() -> Iterator[None]:
-    """Let no kernel of a whole transformer layer run, for which vmap has no rule."""
-    fast = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast)
+class _NoFastPath:
+    """Lets no kernel of a whole transformer layer run, for which vmap has no rule; threads may overlap."""
+
+    def __init__(self) -> None:
+        self._lock, self._users, self._was = Lock(), 0, True
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if not self._users:
+                self._was = torch.backends.mha.get_fastpath_enabled()
+                torch.backends.mha.set_fastpath_enabled(False)
+            self._users += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._users -= 1
+            if not self._users:
+                torch.backends.mha.set_fastpath_enabled(self._was)
+
+
+_no_fast_path = _NoFastPath()
 
 
 class ProximalStack:
@@ -123,10 +136,26 @@ class OneByOne:
     def __call__(self, points: Any, inputs: tuple[Tensor, ...]) -> Any:
         """(count, batch, …), one point per module, or a tuple of such."""
         each = zip(*points, strict=True) if isinstance(points, tuple) else points
-        outputs = [_broadcast(module(point, *inputs), point) for module, point in zip(self.modules, each, strict=True)]
+        with nullcontext() if torch.compiler.is_compiling() or only_mapped() else sdpa_kernel(SDPBackend.MATH):
+            outputs = [
+                _broadcast(evaluated(module, point, inputs), point)
+                for module, point in zip(self.modules, each, strict=True)
+            ]
         if isinstance(outputs[0], tuple):
             return tuple(torch.stack(part) for part in zip(*outputs, strict=True))
         return torch.stack(outputs)
+
+
+def evaluated(transform: nn.Module, point: Any, inputs: tuple[Tensor, ...]) -> Any:
+    """`transform(point, *inputs)`; RuntimeError if it writes into the point, of which others are views."""
+    whole = point if isinstance(point, tuple) else (point,)
+    before = list(map(version, whole))
+    output = transform(point, *inputs)
+    if list(map(version, whole)) != before:
+        raise RuntimeError(
+            f"{type(transform).__name__} writes into its input, as nn.ReLU(inplace=True) does: let it write elsewhere"
+        )
+    return output
 
 
 def _broadcast(output: Any, point: Any) -> Any:
@@ -146,7 +175,10 @@ class _ByRows(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func is F.scaled_dot_product_attention:
-            if only_mapped() and not torch.compiler.is_compiling():
+            # masks of other classes, such as torch.nn.attention.bias, hold no values
+            plain = all(type(each) in (Tensor, nn.Parameter) for each in (*args[:4], *kwargs.values())
+                        if isinstance(each, Tensor))  # fmt: skip
+            if plain and only_mapped() and not torch.compiler.is_compiling():
                 return attend_by_layers(*args, **kwargs)
             with sdpa_kernel(SDPBackend.MATH):
                 return func(*args, **kwargs)

@@ -17,8 +17,9 @@ _ROOM = 16
 """Number of directions allocated at first; doubled when they are full."""
 TURN = 0.1
 """Last fall of ‖r‖², relative to what is left, below which r hardly leads out of the space searched."""
-CANCELLED = 0.2
-"""Share of a length left by a projection, below which rounding errors require a second projection."""
+CANCELLED = 0.5
+"""Share of a length left by a projection, below which a second one follows: each step divides the error of the
+directions' orthogonality by it, and a plateau of the residual takes many such steps."""
 _MOST = 64
 """The longest history whose products a program holds in registers."""
 

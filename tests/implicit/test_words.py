@@ -1,7 +1,7 @@
 """What a layer says: the first error, few warnings, inputs by name."""
 
 import warnings
-from functools import partial
+from functools import lru_cache, partial
 
 import pytest
 import torch
@@ -493,3 +493,28 @@ def test_no_tolerance_is_named_where_it_would_not_help():
         assert not found.converged.all()
         assert not found.floored.any()
         assert "set rtol to" not in found.summary()
+
+
+def unassigned(z):
+    def f(z):
+        return z + 1 if len(z) else later
+
+    value = fixed_point(f, z)
+    later = 0
+    return value, later
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda z: fixed_point(torch.exp, z),
+        lambda z: fixed_point(torch.Tensor.exp, z),
+        lambda z: fixed_point(lru_cache(lambda z: z + 1), z),
+        lambda z: fixed_point(partial(torch.add, other=1.0), z),
+        unassigned,
+    ],
+    ids=["built in", "a method", "cached", "partial", "a variable that has no value yet"],
+)
+def test_functions_without_code_of_their_own_are_warned_of(call):
+    with pytest.warns(ConvergenceWarning, match="0 of 2 rows converged"):
+        call(torch.zeros(2, 1))

@@ -1,15 +1,17 @@
 """Attention of all layers at once: by fused kernels, with the values and gradients of one layer after the other."""
 
 import itertools
+from threading import Thread
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.attention.bias import causal_lower_right, causal_upper_left
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from models import OptDNN, parallel_evaluate
+from models import Newton, OptDNN, parallel_evaluate
 from models import attention as rows
 from models.attention import attend
 from models.parallel.attention import attend_by_layers
@@ -219,3 +221,51 @@ def test_in_mixed_precision_and_with_dropout():
     drawn = [parallel_evaluate(net.train(), z, sweeps=1, batched=True) for _ in range(2)]
     assert not torch.equal(*drawn)
     torch.testing.assert_close(parallel_evaluate(net.eval(), z, sweeps=LAYERS), net(z))
+
+
+class Biased(nn.Module):
+    """Attention with one of PyTorch's masks that hold no values."""
+
+    def __init__(self, mask):
+        super().__init__()
+        self.inner, self.mask = nn.Linear(WIDTH, WIDTH), mask
+
+    def forward(self, z):
+        h = self.inner(z)[:, None]
+        return F.scaled_dot_product_attention(h, h, h, attn_mask=self.mask(TOKENS, TOKENS))[:, 0]
+
+
+@pytest.mark.parametrize("mask", [causal_lower_right, causal_upper_left])
+@pytest.mark.parametrize("batched", [True, False])
+def test_masks_of_other_classes_keep_their_meaning(mask, batched):
+    net, z = OptDNN("gd", [Biased(mask) for _ in range(LAYERS)]), torch.randn(BATCH, TOKENS, WIDTH, requires_grad=True)
+    found, expected = parallel_evaluate(net, z, sweeps=LAYERS, batched=batched), net(z)
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(*(torch.autograd.grad(each.square().sum(), z)[0] for each in (found, expected)))
+
+
+@pytest.mark.parametrize("options", [{"sweeps": 2}, {"rtol": 1e-9}], ids=["sweeps", "tolerance"])
+def test_newton_trains_layers_of_attention_one_by_one(options):
+    def mask(*_):
+        return None
+
+    net = OptDNN("gd", [Biased(mask) for _ in range(LAYERS)])
+    z = torch.randn(BATCH, TOKENS, WIDTH, requires_grad=True)
+    results = []
+    for batched in (True, False):
+        output = parallel_evaluate(net, z, newton=Newton(), batched=batched, **options)
+        output = getattr(output, "value", output)
+        results.append((output, *torch.autograd.grad(output.square().sum(), [z, *net.parameters()])))
+    torch.testing.assert_close(*results, rtol=1e-6, atol=1e-8)
+
+
+def test_threads_leave_the_fast_path_as_it_was():
+    net, z = OptDNN("gd", [nn.Linear(WIDTH, WIDTH) for _ in range(16)]), torch.randn(BATCH, WIDTH)
+    assert torch.backends.mha.get_fastpath_enabled()
+    for _ in range(5):
+        threads = [Thread(target=lambda: [parallel_evaluate(net, z, sweeps=1) for _ in range(10)]) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert torch.backends.mha.get_fastpath_enabled()

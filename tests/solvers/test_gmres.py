@@ -142,3 +142,21 @@ def test_it_ends_within_dim_steps_as_accurate_as_the_textbook(name, dim):
     assert info == 0
     assert found[0].norm() <= 1e-8 * b[0].norm()
     torch.testing.assert_close(solution.value[0], torch.from_numpy(scipy_x), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("dim", [20, 31, 40, 48])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_directions_stay_orthogonal_over_a_long_plateau(dim, dtype):
+    """Convection and diffusion, driven at the outflow: nothing falls before the last step, in single precision too."""
+    ones = torch.ones(dim - 1, dtype=torch.float64)
+    matrix = 2 * torch.eye(dim, dtype=torch.float64) - 1.5 * torch.diag(ones, 1) - 0.5 * torch.diag(ones, -1)
+    b = torch.zeros(1, dim, dtype=torch.float64)
+    b[0, -1] = 1
+    narrow = matrix.to(dtype)
+    solution = solve(
+        lambda z: z - z @ narrow.T + b.to(dtype), torch.zeros(1, dim, dtype=dtype), solver=GMRES(), rtol=1e-5
+    )
+    assert solution.converged.all()
+    assert int(solution.steps) <= dim + 3
+    exact = torch.linalg.solve(matrix, b[0])
+    assert (solution.value[0] - exact).norm() < (1e-4 if dtype == torch.float32 else 1e-12) * exact.norm()

@@ -1,7 +1,9 @@
-"""Blocks in training that read buffers, such as masks, are evaluated as one; blocks that update them are not."""
+"""What blocks keep on themselves: those that only read it are evaluated as one, others layer by layer."""
 
 import copy
+import random
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -183,3 +185,137 @@ def test_inference_mode_counts_no_updates():
         with pytest.raises(UnlikeError, match="inference mode"):
             parallel_evaluate(net, z, sweeps=2, batched=True)
         torch.testing.assert_close(parallel_evaluate(net, z, sweeps=DEPTH), net(z), rtol=1e-9, atol=1e-9)
+
+
+class Keeping(nn.Module):
+    """Keeps something on itself in one of several ways."""
+
+    def __init__(self, way):
+        super().__init__()
+        self.way, self.linear = way, nn.Linear(WIDTH, WIDTH)
+        self.weights, self.parts, self.steps, self.nested = {}, [], torch.zeros(()), {"inner": []}
+
+    def forward(self, z):
+        h = self.linear(z)
+        if self.way == "a dict":
+            if "own" not in self.weights:
+                self.weights["own"] = self.linear.weight.softmax(0).detach()
+            h = h + z @ self.weights["own"]
+        elif self.way == "a list":
+            self.parts.append(h.square().mean())
+        elif self.way == "nested":
+            self.nested["inner"].append(h.detach())
+        elif self.way == "a tensor":
+            self.steps += 1
+            h = h * self.steps
+        elif self.way == "a list, then a value":
+            self.parts.append(h)
+            h = h * float(h.detach().sum() < torch.inf)
+        return torch.tanh(h)
+
+
+@pytest.mark.parametrize("train", [True, False])
+@pytest.mark.parametrize("way", ["a dict", "a list", "nested", "a list, then a value"])
+def test_nothing_of_an_evaluation_as_one_stays_in_containers(way, train, monkeypatch):
+    monkeypatch.setattr("models.parallel.evaluate._batching_pays", lambda z, depth: True)
+    net, z = network(lambda: Keeping(way), "gd")
+    net.train(train)
+    other = copy.deepcopy(net)
+    for _ in range(2):
+        torch.testing.assert_close(parallel_evaluate(net, z, sweeps=DEPTH), other(z), rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(net(z), other(z), rtol=1e-9, atol=1e-9)
+    kept = [each.parts[-1] for each in net.transforms if each.parts]
+    assert not kept or bool(torch.stack(kept).isfinite().all())
+
+
+@pytest.mark.parametrize("train", [True, False])
+def test_a_tensor_that_is_counted_up_is_refused(train):
+    net, z = network(lambda: Keeping("a tensor"), "gd")
+    with pytest.raises(UnlikeError, match="updates its attribute steps"):
+        parallel_evaluate(net.train(train), z, sweeps=1, batched=True)
+    assert all(float(each.steps) == 0 for each in net.transforms)
+
+
+@pytest.mark.parametrize("generator", [random.random, np.random.rand], ids=["random", "NumPy"])
+def test_draws_of_other_generators_are_not_shared_by_all_layers(generator, monkeypatch):
+    monkeypatch.setattr("models.parallel.evaluate._batching_pays", lambda z, depth: True)
+
+    class Skipped(nn.Linear):
+        def forward(self, z):
+            return torch.zeros_like(z) if self.training and generator() < 0.5 else super().forward(z)
+
+    net, z = network(lambda: Skipped(WIDTH, WIDTH), "gd")
+    random.seed(0)
+    np.random.seed(0)
+    first = parallel_evaluate(net, z, sweeps=1)
+    random.seed(0)
+    np.random.seed(0)
+    torch.testing.assert_close(first, parallel_evaluate(net, z, sweeps=1, batched=False), rtol=1e-9, atol=1e-9)
+    with pytest.raises(UnlikeError, match="draws from the generator of random or NumPy"):
+        parallel_evaluate(net, z, sweeps=1, batched=True)
+    parallel_evaluate(net.eval(), z, sweeps=1, batched=True)
+
+
+class Held(nn.Module):
+    def __init__(self, changes):
+        super().__init__()
+        self.linear, self.statistics, self.changes = nn.Linear(WIDTH, WIDTH), nn.BatchNorm1d(TOKENS), changes
+        self.held = self.statistics.running_mean  # the module has no buffer of its own
+
+    def forward(self, z):
+        if self.changes:
+            self.held.mul_(0.9).add_(0.1)
+        return torch.tanh(self.statistics(self.linear(z))) + self.held[:, None]
+
+
+@pytest.mark.parametrize("changes", [True, False])
+@pytest.mark.parametrize("batched", [None, False])
+@pytest.mark.parametrize("options", [{"sweeps": DEPTH}, {"rtol": 1e-11}], ids=["sweeps", "tolerance"])
+def test_attributes_of_modules_without_buffers_may_hold_those_of_others(changes, batched, options):
+    net, z = network(lambda: Held(changes), "gd")
+    other = OptDNN("gd", [Held(changes) for _ in range(DEPTH)]).double()
+    other.load_state_dict(net.state_dict())
+    for each in (*net.transforms, *other.transforms):
+        each.held = each.statistics.running_mean
+    found = parallel_evaluate(net, z, batched=batched, **options)
+    torch.testing.assert_close(getattr(found, "value", found), other(z), rtol=1e-8, atol=1e-8)
+    torch.testing.assert_close(dict(net.named_buffers()), dict(other.named_buffers()), rtol=1e-8, atol=1e-8)
+
+
+class Growing(nn.Module):
+    """A table that grows, and its length; as rotary embeddings have."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear, self.length, self.ready = nn.Linear(WIDTH, WIDTH), 2, False
+        self.register_buffer("table", torch.ones(2, WIDTH), persistent=False)
+        self.register_buffer("scale", torch.zeros(WIDTH))
+
+    def forward(self, z):
+        if z.shape[1] > self.length:
+            self.length = z.shape[1]
+            self.register_buffer("table", torch.arange(self.length, dtype=z.dtype)[:, None].cos().expand(-1, WIDTH))
+        if not self.ready:  # from the first batch, as in ActNorm
+            self.scale.copy_(1 / (1 + z.detach().abs().mean((0, 1))))
+            self.ready = True
+        return torch.tanh(self.linear(z) * self.table[: z.shape[1]] * self.scale)
+
+
+@pytest.mark.parametrize("batched", [None, False])
+@pytest.mark.parametrize("options", [{"sweeps": DEPTH}, {"rtol": 1e-11}], ids=["sweeps", "tolerance"])
+def test_flags_and_lengths_go_with_the_buffers_they_describe(options, batched):
+    net, z = network(Growing, "gd")
+    other = copy.deepcopy(net)
+    for _ in range(2):
+        found = parallel_evaluate(net, z, batched=batched, **options)
+        torch.testing.assert_close(getattr(found, "value", found), other(z), rtol=1e-8, atol=1e-8)
+        torch.testing.assert_close(dict(net.named_buffers()), dict(other.named_buffers()), rtol=1e-8, atol=1e-8)
+    assert all(each.ready and each.length == TOKENS for each in net.transforms)
+    torch.testing.assert_close(net.eval()(z), other.eval()(z), rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.parametrize("batched", [None, True, False])
+def test_transforms_that_write_into_their_input_are_refused(batched):
+    net, z = network(lambda: nn.Sequential(nn.ReLU(inplace=True), nn.Linear(WIDTH, WIDTH)), "gd")
+    with torch.no_grad(), pytest.raises(RuntimeError, match=r"writes into its input, as nn\.ReLU|written-to tensor"):
+        parallel_evaluate(net, z, sweeps=DEPTH, batched=batched)

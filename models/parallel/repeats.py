@@ -105,7 +105,7 @@ class Repeats:
     @contextmanager
     def _same_buffers(self) -> Iterator[None]:
         with lock:
-            if not self._buffers:
+            if not self._attributes:
                 self._buffers = [*self._held()]
                 self._attributes = [_plain(module) for module in self._holders]
             memories = {place: memory.clone() for place, memory in self._memories.items()}

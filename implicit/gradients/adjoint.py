@@ -14,6 +14,7 @@ from torch import Tensor
 
 from solvers import QuasiNewtonSolver
 from solvers.loops.captures import Source
+from solvers.problem import Problem
 from solvers.root_problem import RootProblem
 
 from ..compiled import uncompiled_cells
@@ -72,7 +73,8 @@ class AdjointGradient(Gradient):
 
 def inverse_estimate(at: Evaluation) -> Map:
     """`v ↦ (I − Jᵀ)⁻¹ v` as estimated by the forward solver's history, for each row by its own."""
-    solver, histories, rounding = at.solver, at.outcome.histories, at.outcome.rule.rounding
+    solver, histories = at.solver, at.outcome.histories
+    rounding = at.f.rounding if isinstance(at.f, Problem) else torch.finfo(at.point.dtype).eps
     unit = at.f.unit if isinstance(at.f, RootProblem) else None
 
     def inverse(v: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ _SHORTEST = 2.0**-10
 _LOOSEST, _TIGHTEST = 0.1, 1e-4
 _REFUSED = 0.5
 """Length whose refusal makes a row roam: take full steps whatever the residual, until it is below that at `point`."""
-_ROAMS = 12
+_ROAMS = 14
 """Steps after which a roaming row returns to `point` and to shorter steps; well within the patience of the loop."""
 _SHORT = 2.0**-6
 """Length from which on steps lead nowhere, as near a minimum of the residual."""

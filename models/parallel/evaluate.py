@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import closing
 from dataclasses import replace
 from typing import Any, overload
 
@@ -17,7 +16,9 @@ from solvers import Picard, Solution, Solver
 from ..optdnn import OptDNN
 from .evaluation import Evaluation
 from .newton import Newton, explained
+from .own_state import writes
 from .repeats import Repeats
+from .stack import counted
 
 
 @overload
@@ -88,9 +89,9 @@ def parallel_evaluate(
         )
     if max_sweeps is not None and (not isinstance(max_sweeps, int) or isinstance(max_sweeps, bool) or max_sweeps < 1):
         raise ValueError(f"max_sweeps={max_sweeps!r} must be an integer of at least 1")
-    if batched is None and not (newton or _batching_pays(z0, len(net.transforms))):
-        batched = False
     modules = every_module(net)
+    if batched is None and (any(map(writes, modules)) or not (newton or _batching_pays(z0, len(net.transforms)))):
+        batched = False
     if torch.compiler.is_compiling() and any(module.training and module._buffers for module in modules):
         evaluated: Any = torch.compiler.disable(parallel_evaluate)  # compiled code would not put buffers back
         options: Any = (
@@ -99,8 +100,9 @@ def parallel_evaluate(
         return evaluated(net, z0, *inputs, newton=newton, batched=batched, **options)
     if any(isinstance(module, LazyModuleMixin) and module.has_uninitialized_params() for module in modules):
         _initialise(net, z0, inputs)
+    inputs = tuple(map(counted, inputs))
     evaluation = Evaluation(net, z0, inputs, Repeats(modules, z0), newton, batched is not False)
-    with closing(evaluation.repeats), one_weight(net), explained(newton):
+    with evaluation.repeats, one_weight(net), explained(newton):
         try:
             return _found(evaluation, sweeps, rtol, solver, max_sweeps)
         except torch.OutOfMemoryError:

@@ -78,7 +78,8 @@ class Newton:
 
 
 _NOT_DIFFERENTIATED = {
-    "in-place operation": "writes into its buffers, as batch normalisation does in training: call eval() on the net",
+    "in-place operation": "writes into its buffers, as batch normalisation does in training, or into its input, as "
+    "nn.ReLU(inplace=True) does: call eval() on the net, or let it write elsewhere",
     "saved tensor hooks": "meets hooks on saved tensors, its own or those around the call, as in a checkpoint or "
     "save_on_cpu: remove them, or pass newton=None",
 }

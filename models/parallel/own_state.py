@@ -1,160 +1,234 @@
-"""What modules that are evaluated as one keep on themselves: updates would not reach each layer's own."""
+"""What modules keep on themselves, and may change in an evaluation: buffers, attributes, and what these contain."""
 
 from __future__ import annotations
 
-import copy
-import random
-from collections import OrderedDict, defaultdict, deque
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from itertools import compress
 from typing import Any, NamedTuple
-from weakref import WeakSet
+from weakref import WeakKeyDictionary
 
-import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
 
-from implicit.functorch import version, wrapped
-from implicit.pure import own_modules
+from implicit.functorch import innermost, transformed, version, wrapped
+from implicit.parametrized import lock
+from implicit.pure import PLAIN
 
 from .gather import unread
-from .likeness import UnlikeError
+from .holders import Holder, holders
 
-_CONTAINERS = {dict, list, set, OrderedDict, defaultdict, deque}
-_OWN = nn.Module().__dict__
-_updating: WeakSet[nn.Module] = WeakSet()
-"""Modules that were seen to update a buffer."""
+SMALL = 2**17
+"""Most bytes of a tensor that is copied for each evaluation; larger ones only until they are known to be read only."""
+_wrote: WeakKeyDictionary[nn.Module, dict[bool, bool]] = WeakKeyDictionary()
+"""Whether a module changed what it keeps when it was last evaluated, in training or not."""
 
 
-class _Copy(NamedTuple):
-    part: nn.Module
-    """The one that reads it, as it was before evaluations."""
-    owner: dict[str, Any]
-    """The buffers, or attributes, of its twin."""
+def writes(module: nn.Module) -> bool | None:
+    """Whether it changed what it keeps when it was last evaluated in its mode; None if that is not known."""
+    return _wrote.get(module, {}).get(module.training)
+
+
+def note(module: nn.Module, wrote: bool) -> None:
+    """Remember whether an evaluation changed what the module keeps."""
+    _wrote.setdefault(module, {})[module.training] = wrote
+
+
+class Change(NamedTuple):
+    """What an evaluation changed."""
+
+    module: nn.Module
     name: str
-    original: Tensor | None
-    copy: Tensor | None
+    """Of the buffer or attribute."""
+
+
+class _Lent(NamedTuple):
+    """A tensor, and what is in its place during an evaluation."""
+
+    module: nn.Module
+    name: str
+    tensor: Tensor
+    copy: Tensor
+    """The tensor itself where it is only watched."""
     version: int
 
-    @classmethod
-    def of(cls, part: nn.Module, owner: dict[str, Any], name: str) -> _Copy:
-        original = owner[name]
-        owner[name] = copy = None if original is None else original.clone()
-        return cls(part, owner, name, original, copy, version(copy))
-
-    def kept(self, compared: bool, replaceable: bool) -> bool:
-        """Whether it is unchanged, and still there; updates of its `.data` are found only if it is compared."""
-        if version(self.copy) != self.version or not (replaceable or self.owner.get(self.name) is self.copy):
+    def changed(self, compared: bool) -> bool:
+        """Whether the evaluation wrote into it; without a count, as into its `.data`, only found if `compared`."""
+        if version(self.copy) != self.version or self.copy.shape != self.tensor.shape:
+            return True
+        if not compared or self.copy is self.tensor or wrapped(self.copy) or unread(self.copy):
             return False
-        if not compared or self.copy is None or self.original is None or unread(self.copy):
-            return True  # vmap refuses the `.data` of a batch
-        return torch.equal(self.copy, self.original)
+        return not torch.equal(self.copy, self.tensor)
 
 
 class OwnState:
-    """Buffers in training, such as masks, and tensors that are attributes: evaluations as one may only read them.
+    """What modules keep on themselves, as it is when this is made.
 
-    A change is an `UnlikeError`; a module that changed a buffer is refused at once from then on. Containers are copied,
-    so that nothing of an evaluation as one stays in them.
+    Within `lent` they have copies of their tensors: whatever an evaluation does, all is as before afterwards, and
+    `keep` makes what the last evaluation left the modules' own.
 
     Args:
-        parts: a module and those within it, the first of those evaluated as one.
+        modules: those that may write.
+        stacked: whether tensors that stand for those of many layers are only watched, not copied.
     """
 
-    def __init__(self, parts: Sequence[nn.Module]) -> None:
-        self._parts = parts
-        self._training = any(part.training for part in parts)
-        self._buffers, self._tensors, self._containers = [], [], []
-        self._compared = False
-        for place, part in enumerate(parts):
-            if part.training:
-                self._buffers += [(place, name) for name in part._buffers]
-            for name in part.__dict__.keys() - _OWN.keys():
-                value = part.__dict__[name]
-                if isinstance(value, Tensor):
-                    self._tensors.append((place, name))
-                elif type(value) in _CONTAINERS:
-                    self._containers.append((place, name))
-        self._refuse()
-
-    def _refuse(self) -> None:
-        memories = {_memory(self._parts[place]._buffers[name]) for place, name in self._buffers} - {None}
-        for place, _ in self._buffers:
-            part = self._parts[place]
-            if part in _updating or (isinstance(part, _NormBase) and part.running_mean is not None):
-                raise _refusal(part, "updates its buffers")
-        for place, name in self._tensors:
-            part = self._parts[place]
-            if _memory(part.__dict__[name]) in memories:
-                raise _refusal(part, f"has an attribute, {name}, in the memory of a buffer")
+    def __init__(self, modules: Iterable[nn.Module], stacked: bool = False) -> None:
+        self._holders = holders(modules)
+        self._stacked = stacked
+        self._before: dict[int, Tensor] = {}
+        self._lent: list[_Lent] = []
+        self._held: list[dict[Any, Any]] = []
+        """What holders held as the last evaluation began, with copies in place of tensors."""
+        self._after: list[dict[Any, Any]] = []
+        """What they held when it ended; the same object where nothing was changed."""
 
     @contextmanager
-    def apart(self, twin: nn.Module) -> Iterator[None]:
-        """An evaluation of the module's twin, which gets copies."""
-        if not (self._buffers or self._tensors or self._containers or self._training):
+    def lent(self) -> Iterator[None]:
+        """An evaluation of the modules, as they were when this was made."""
+        with lock if any(each.is_shared and each.tensors for each in self._holders) else nullcontext():
+            yield from self._lending()
+
+    def _lending(self) -> Iterator[None]:
+        self._after = []
+        found = [each.contents if each.holds(each.contents) else each.now() for each in self._holders]
+        self._lent = list(self._copies())
+        copies = {id(each.tensor): each.copy for each in self._lent}
+        self._held = [
+            each.contents | {key: copies[id(each.contents[key])] for key in each.tensors}
+            if each.tensors
+            else each.contents
+            for each in self._holders
+        ]
+        changed = [now is not held for now, held in zip(found, self._held, strict=True)]
+        try:
+            for each, contents in compress(zip(self._holders, self._held, strict=True), changed):
+                each.fill(contents)
             yield
+            self._after = [
+                contents if each.holds(contents) else each.now()
+                for each, contents in zip(self._holders, self._held, strict=True)
+            ]
+            changed = [now is not after for now, after in zip(found, self._after, strict=True)]
+        except BaseException:
+            changed = [True] * len(found)
+            raise
+        finally:
+            for each, contents in compress(zip(self._holders, found, strict=True), changed):
+                each.fill(contents)
+
+    def _copies(self) -> Iterator[_Lent]:
+        seen: dict[int, tuple[Holder, Any, Tensor]] = {}
+        for each in self._holders:
+            for key in each.tensors:
+                seen.setdefault(id(each.contents[key]), (each, key, each.contents[key]))
+        copied = [tensor for each, _, tensor in seen.values() if self._is_copied(each.module, tensor)]
+        copies = _copied([self._before.get(id(tensor), tensor) for tensor in copied])
+        places = dict(zip(map(id, copied), copies, strict=True))
+        for each, key, tensor in seen.values():
+            copy = places.get(id(tensor), tensor)
+            yield _Lent(each.module, each.called(key), tensor, copy, version(copy))
+
+    def _is_copied(self, module: nn.Module, tensor: Tensor) -> bool:
+        if type(tensor) is not Tensor or tensor.requires_grad or tensor.layout != torch.strided or tensor.is_meta:
+            return False
+        if tensor.is_quantized or tensor.is_conj() or tensor.is_neg():
+            return False
+        if wrapped(tensor):
+            return not self._stacked
+        return tensor.nbytes <= SMALL or writes(module) is not False
+
+    def changes(self, compared: bool) -> Iterator[Change]:
+        """What the last evaluation changed.
+
+        Args:
+            compared: whether values are compared, if they can be read without waiting for a device.
+        """
+        for each, held, after in zip(self._holders, self._held, self._after):
+            for key in () if after is held else held.keys() | after.keys():
+                if key not in held or key not in after or not _alike(held[key], after[key]):
+                    yield Change(each.module, each.called(key))
+        for one in self._lent:
+            if one.changed(compared):
+                yield Change(one.module, one.name)
+
+    def check_restored(self) -> None:
+        """RuntimeError if the last evaluation wrote into a tensor of which there was no copy."""
+        for one in self._lent:
+            if one.copy is one.tensor and one.changed(compared=False):
+                note(one.module, True)
+                reason = (
+                    "of which sweeps make no copy: make it a buffer without a graph, or evaluate net(z0) itself"
+                    if one.tensor.nbytes <= SMALL or one.tensor.requires_grad
+                    else "which it only read before: the next call will expect that"
+                )
+                raise RuntimeError(f"{type(one.module).__name__} writes into its {one.name}, {reason}")
+            if wrapped(one.copy) and not wrapped(one.tensor) and one.changed(compared=False):
+                raise RuntimeError(
+                    f"{type(one.module).__name__} writes into its {one.name}, an in-place operation on a tensor that "
+                    "torch.func does not follow"
+                )
+
+    def keep(self, unwrapped: bool) -> None:
+        """Make what the last evaluation left the modules' own: their tensors get the values of the copies.
+
+        Args:
+            unwrapped: whether tensors of transforms, which ended with the evaluation, are replaced by their values.
+        """
+        if not self._after:
             return
-        if self._buffers and torch.is_inference_mode_enabled():
-            raise UnlikeError("in inference mode, updates of buffers are not counted: call eval(), or use no_grad()")
-        twins = own_modules(twin)
-        for place, name in self._containers:
-            twins[place].__dict__[name] = _copied(twins[place].__dict__[name])
-        buffers = [_Copy.of(self._parts[place], twins[place]._buffers, name) for place, name in self._buffers]
-        tensors = [_Copy.of(self._parts[place], twins[place].__dict__, name) for place, name in self._tensors]
-        drawn = _Draws.now() if self._training and not self._compared else None
-        yield
-        if drawn is not None and drawn != _Draws.now():
-            drawn.restore()
-            raise _refusal(self._parts[0], "draws from the generator of random or NumPy, once for all layers")
-        for each in buffers:
-            if not each.kept(compared=not self._compared, replaceable=False):
-                if each.copy is not None:  # else it was made at its first use
-                    _updating.add(each.part)
-                raise _refusal(each.part, f"updates its buffer {each.name}")
-        for each in tensors:
-            if not each.kept(compared=False, replaceable=True):
-                raise _refusal(each.part, f"updates its attribute {each.name}")
-        self._compared = True
+        originals = {id(each.copy): each.tensor for each in self._lent}
+        for one in self._lent:
+            if one.copy is not one.tensor:
+                self._update(one)
+        for each, held, after in zip(self._holders, self._held, self._after, strict=True):
+            if after is held:
+                continue
+            kept = {name: originals.get(id(value), value) for name, value in after.items()}
+            if unwrapped:
+                kept = {name: innermost(value) if isinstance(value, Tensor) else value for name, value in kept.items()}
+            each.fill(kept)
+        self._lent, self._held, self._after = [], [], []
+
+    def _update(self, one: _Lent) -> None:
+        tensor, copy, counted = one.tensor, one.copy, version(one.copy) != one.version
+        if copy.shape != tensor.shape:  # it was given other data, or resized
+            self._before[id(tensor)] = tensor.detach().clone()
+            tensor.data = copy.data
+        elif counted:
+            self._before[id(tensor)] = tensor.detach().clone()
+            with torch.inference_mode() if tensor.is_inference() else torch.no_grad():
+                tensor.copy_(copy)
+        elif not (transformed() or wrapped(copy)) and (not copy.is_cpu or not torch.equal(copy, tensor)):
+            self._before[id(tensor)] = tensor.detach().clone()
+            tensor.data.copy_(copy)
 
 
-class _Draws(NamedTuple):
-    """Where the generators of Python and NumPy are."""
-
-    python: tuple[Any, ...]
-    numpy: bytes
-    others: tuple[Any, ...]
-
-    @classmethod
-    def now(cls) -> _Draws:
-        name, key, *others = np.random.get_state(legacy=True)
-        return cls(random.getstate(), np.asarray(key).tobytes(), (name, *others))
-
-    def restore(self) -> None:
-        random.setstate(self.python)
-        name, *others = self.others
-        np.random.set_state((name, np.frombuffer(self.numpy, np.uint32), *others))
-
-
-def _copied(value: Any) -> Any:
-    """A container with containers of its own."""
-    if type(value) not in _CONTAINERS:
-        return value
-    fresh = copy.copy(value)
-    if isinstance(fresh, dict):
-        fresh.update((key, _copied(each)) for key, each in value.items())
-    elif isinstance(fresh, (list, deque)):
-        for place, each in enumerate(value):
-            fresh[place] = _copied(each)
-    return fresh
+@torch.no_grad()
+def _copied(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Copies, of which some are views of the same memory where the tensors are."""
+    with torch.inference_mode(False):  # where changes in place are not counted
+        memories: dict[int, list[Tensor]] = {}
+        for tensor in tensors:
+            if not wrapped(tensor):
+                memories.setdefault(tensor.untyped_storage().data_ptr(), []).append(tensor)
+        copies: dict[int, Tensor] = {}
+        for together in memories.values():
+            size = together[0].untyped_storage().nbytes()
+            if not size or (len(together) == 1 and size > 2 * together[0].nbytes and size > SMALL):
+                continue
+            bytes_ = torch.empty(0, dtype=torch.uint8, device=together[0].device)
+            memory = bytes_.set_(together[0].untyped_storage()).clone()
+            for tensor in together:
+                whole = memory[: size // tensor.itemsize * tensor.itemsize].view(tensor.dtype)
+                copies[id(tensor)] = whole.as_strided(tensor.shape, tensor.stride(), tensor.storage_offset())
+        return [copies[id(tensor)] if id(tensor) in copies else tensor.clone() for tensor in tensors]
 
 
-def _refusal(part: nn.Module, what: str) -> UnlikeError:
-    mode = "in training " if part.training else ""
-    return UnlikeError(f"{type(part).__name__} {mode}{what}: call eval() on it, or pass batched=False")
-
-
-def _memory(tensor: Tensor | None) -> int | None:
-    if tensor is None or wrapped(tensor) or tensor.is_meta or tensor.layout != torch.strided:
-        return None
-    return tensor.untyped_storage().data_ptr() or None
+def _alike(one: Any, other: Any) -> bool:
+    if one is other:
+        return True
+    if type(one) is not type(other):
+        return False
+    if isinstance(one, tuple):
+        return len(one) == len(other) and all(map(_alike, one, other))
+    return type(one) in PLAIN and bool(one == other)

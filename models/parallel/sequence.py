@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -93,7 +92,7 @@ def unroll(
     gradient = ChainGradient(PlainSweeps(exact_after=length), min(rtol, 1e-6), length + 1, chain=chain, newton=newton)
     sweeps = ChainNewton(chain, newton, exact_after=length)
     settings = Settings(sweeps, rtol, 0.0, max_steps=max_sweeps, compact=False)
-    with closing(repeats), one_weight(cell), record() as log:
+    with repeats, one_weight(cell), record() as log:
         start = chain.first[:, None].expand(-1, length, -1).contiguous()
         problem = prepare(partial(_swept, cell, chain), start, (x, first))
         (value,) = differentiable_solve("unroll", cell, problem, start, gradient, settings)

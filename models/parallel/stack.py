@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from threading import Lock
 from typing import Any
 
@@ -15,7 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
 from implicit import fixed_point
-from implicit.functorch import only_mapped, version
+from implicit.functorch import innermost, only_mapped, version
 from implicit.graph import saved_through_hooks
 from implicit.pure import Known, PureModule, own_modules, tensors_in_place
 from solvers import Shared
@@ -24,7 +24,8 @@ from ..proximal import ProximalStep
 from .attention import attend_by_layers, multi_head_attention
 from .gather import gathered
 from .likeness import check_alike
-from .own_state import OwnState
+from .trajectory import parts
+from .unchanged import Unchanged
 
 
 class Stack:
@@ -39,9 +40,14 @@ class Stack:
         self._tied = all(module is modules[0] for module in modules)
         layers = [own_modules(module) for module in (modules[:1] if self._tied else modules)]
         check_alike(layers)
-        self._state = OwnState(layers[0])
-        columns = tensors_in_place(layers)
-        self.tensors = tuple(column[0] if self._tied else gathered(column) for column in columns)
+        self._unchanged = Unchanged(layers[0])
+        self.tensors = tuple(map(self._stacked, tensors_in_place(layers)))
+
+    def _stacked(self, column: list[Tensor]) -> Tensor:
+        if isinstance(column[0], nn.Parameter):
+            return column[0] if self._tied else gathered(column)
+        with torch.inference_mode(False):  # where changes in place are not counted
+            return column[0].clone() if self._tied else gathered(column)
 
     def __call__(self, points: Any, inputs: tuple[Tensor, ...], tensors: Sequence[Tensor] | None = None) -> Any:
         """(count, batch, …), one point per module, or a tuple of such; each module gets all inputs, (batch, …).
@@ -51,10 +57,11 @@ class Stack:
 
         def one(tensors: Sequence[Tensor], point: Any) -> Any:
             twin = self._pure.twin(tensors)
-            with _ByRows(), _hooks_refused(), self._state.apart(twin):
-                return twin(point, *inputs)
+            with _ByRows(), _hooks_refused(), self._unchanged.checked(twin):
+                return _broadcast(twin(point, *inputs), point)
 
-        with _no_fast_path:
+        points = counted(points)
+        with _no_fast_path, only_read(self._pure.module, points, inputs):
             every = torch.vmap(one, in_dims=(None if self._tied else 0, 0), randomness="different")
             return every(tuple(tensors or self.tensors), points)
 
@@ -147,15 +154,32 @@ class OneByOne:
 
 
 def evaluated(transform: nn.Module, point: Any, inputs: tuple[Tensor, ...]) -> Any:
-    """`transform(point, *inputs)`; RuntimeError if it writes into the point, of which others are views."""
-    whole = point if isinstance(point, tuple) else (point,)
-    before = list(map(version, whole))
-    output = transform(point, *inputs)
-    if list(map(version, whole)) != before:
+    """`transform(point, *inputs)`; RuntimeError if it writes into these."""
+    point = counted(point)
+    with only_read(transform, point, inputs):
+        return transform(point, *inputs)
+
+
+@contextmanager
+def only_read(transform: nn.Module, point: Any, inputs: tuple[Tensor, ...]) -> Iterator[None]:
+    """RuntimeError if the block writes into the point, of which others are views, or the inputs, which others get."""
+    read = (*parts(point), *inputs)
+    before = list(map(version, read))
+    yield
+    if list(map(version, read)) != before:
         raise RuntimeError(
             f"{type(transform).__name__} writes into its input, as nn.ReLU(inplace=True) does: let it write elsewhere"
         )
-    return output
+
+
+def counted(point: Any) -> Any:
+    """The point, or in inference mode a copy, into which writing is counted."""
+    if isinstance(point, tuple):
+        return tuple(map(counted, point))
+    if torch.compiler.is_compiling() or not point.is_inference():
+        return point
+    with torch.inference_mode(False):
+        return point.clone()
 
 
 def _broadcast(output: Any, point: Any) -> Any:
@@ -163,6 +187,9 @@ def _broadcast(output: Any, point: Any) -> Any:
     if isinstance(output, tuple):
         return tuple(map(_broadcast, output, point))
     return output if output.shape == point.shape else output.expand_as(point)
+
+
+_REQUIRES_GRAD = Tensor.requires_grad.__get__  # type: ignore[attr-defined]
 
 
 class _ByRows(TorchFunctionMode):
@@ -174,6 +201,8 @@ class _ByRows(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if func == _REQUIRES_GRAD:  # a batch within vmap says no
+            return innermost(args[0]).requires_grad
         if func is F.scaled_dot_product_attention:
             # masks of other classes, such as torch.nn.attention.bias, hold no values
             plain = all(type(each) in (Tensor, nn.Parameter) for each in (*args[:4], *kwargs.values())

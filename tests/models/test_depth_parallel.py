@@ -530,7 +530,10 @@ def hooked():
         (lambda: [Scaled(1.0), Scaled(2.0)], "factor 1.0 in one and 2.0 in the other"),
         (lambda: [Dense(WIDTH, 7), hooked()], "Linear in layer 1 has hooks"),
         (lambda: [Dense(WIDTH, 7), Dense(WIDTH, 7).eval()], "training True in one and False"),
-        (lambda: [nn.BatchNorm1d(WIDTH), nn.BatchNorm1d(WIDTH)], "BatchNorm1d in training updates its buffers"),
+        (
+            lambda: [nn.BatchNorm1d(WIDTH), nn.BatchNorm1d(WIDTH)],
+            "BatchNorm1d in training changes its num_batches_tracked",
+        ),
         (lambda: [torch.jit.script(nn.Linear(5, 5)) for _ in range(2)], "layer 0 was compiled by Torch"),
         (lambda: [nn.Sequential(nn.Linear(5, 5)), nn.Sequential(nn.Linear(5, 5), nn.ReLU())], "different submodules"),
     ],

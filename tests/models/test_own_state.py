@@ -2,6 +2,10 @@
 
 import copy
 import random
+from collections import Counter
+from contextlib import nullcontext
+from types import SimpleNamespace
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -10,7 +14,7 @@ from torch import nn
 
 from implicit import ImplicitGradient
 from models import Newton, OptDNN, UnlikeError, parallel_evaluate
-from models.parallel.stack import Stack
+from models.parallel.stack import stacked
 
 BATCH, TOKENS, WIDTH, DEPTH = 3, 4, 6, 5
 
@@ -147,7 +151,7 @@ def test_updates_are_refused_and_otherwise_made_layer_by_layer(way, is_tied, mon
         net = OptDNN("gd", [net.transforms[0]] * DEPTH)
     other, z = copy.deepcopy(net), z.requires_grad_()
     before = {name: buffer.clone() for name, buffer in net.named_buffers()}
-    refused = r"Updating in training .*: call eval\(\) on it"
+    refused = r"Updating in training changes its .*: call eval\(\) on it"
     with pytest.raises((UnlikeError, RuntimeError), match=f"{refused}|vmap|broadcast shape"):
         parallel_evaluate(net, z, sweeps=DEPTH, batched=True)
     torch.testing.assert_close(dict(net.named_buffers()), before, rtol=0, atol=0)
@@ -162,15 +166,22 @@ def test_updates_are_refused_and_otherwise_made_layer_by_layer(way, is_tied, mon
         torch.testing.assert_close(dict(net.named_buffers()), dict(other.named_buffers()), rtol=1e-9, atol=1e-9)
 
 
-def test_blocks_that_updated_a_buffer_are_not_tried_again():
-    modules = [Updating("a count") for _ in range(2)]
-    with pytest.raises(UnlikeError, match="Updating in training updates its buffer count"):
-        Stack(modules)(torch.zeros(2, 1, TOKENS, WIDTH), ())
-    with pytest.raises(UnlikeError, match="Updating in training updates its buffers"):
-        Stack(modules)
-    for module in modules:
-        module.eval()
-    Stack(modules)
+def test_blocks_that_changed_something_are_not_tried_again_until_they_change_nothing(monkeypatch):
+    monkeypatch.setattr("models.parallel.evaluate._batching_pays", lambda z, depth: True)
+    tried, (net, z) = [], network(lambda: Updating("a count"), "gd")
+    monkeypatch.setattr("models.parallel.sweeps.stacked", lambda transforms: tried.append(1) or stacked(transforms))
+    for _ in range(3):
+        parallel_evaluate(net, z, sweeps=1)
+    assert len(tried) == 1
+    for each in net.transforms:
+        each.way = "none"
+    for _ in range(3):
+        parallel_evaluate(net, z, sweeps=1)
+    assert len(tried) == 3
+    for each in net.transforms:
+        each.way = "a count"
+    with pytest.raises(UnlikeError, match="Updating in training changes its count"):
+        parallel_evaluate(net, z, sweeps=1, batched=True)
 
 
 def test_a_buffer_made_at_first_use_is_read_from_then_on():
@@ -179,12 +190,18 @@ def test_a_buffer_made_at_first_use_is_read_from_then_on():
     torch.testing.assert_close(parallel_evaluate(net, z, sweeps=DEPTH, batched=True), net(z), rtol=1e-9, atol=1e-9)
 
 
-def test_inference_mode_counts_no_updates():
-    net, z = network(Masked)
-    with torch.inference_mode():
-        with pytest.raises(UnlikeError, match="inference mode"):
-            parallel_evaluate(net, z, sweeps=2, batched=True)
-        torch.testing.assert_close(parallel_evaluate(net, z, sweeps=DEPTH), net(z), rtol=1e-9, atol=1e-9)
+@pytest.mark.parametrize("train", [True, False])
+def test_in_inference_mode_too(train):
+    for make, refused in ((Masked, False), (lambda: Updating("in place"), True), (lambda: Updating("a count"), True)):
+        net, z = network(make, "gd")
+        other = copy.deepcopy(net.train(train))
+        with torch.inference_mode():
+            if refused:
+                with pytest.raises((UnlikeError, RuntimeError), match=r"Updating .*changes its"):
+                    parallel_evaluate(net, z, sweeps=DEPTH, batched=True)
+            found = parallel_evaluate(net, z, sweeps=DEPTH, batched=None if refused else True)
+            torch.testing.assert_close(found, other(z), rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(dict(net.named_buffers()), dict(other.named_buffers()), rtol=1e-9, atol=1e-9)
 
 
 class Keeping(nn.Module):
@@ -231,7 +248,7 @@ def test_nothing_of_an_evaluation_as_one_stays_in_containers(way, train, monkeyp
 @pytest.mark.parametrize("train", [True, False])
 def test_a_tensor_that_is_counted_up_is_refused(train):
     net, z = network(lambda: Keeping("a tensor"), "gd")
-    with pytest.raises(UnlikeError, match="updates its attribute steps"):
+    with pytest.raises(UnlikeError, match="changes its steps"):
         parallel_evaluate(net.train(train), z, sweeps=1, batched=True)
     assert all(float(each.steps) == 0 for each in net.transforms)
 
@@ -251,7 +268,7 @@ def test_draws_of_other_generators_are_not_shared_by_all_layers(generator, monke
     random.seed(0)
     np.random.seed(0)
     torch.testing.assert_close(first, parallel_evaluate(net, z, sweeps=1, batched=False), rtol=1e-9, atol=1e-9)
-    with pytest.raises(UnlikeError, match="draws from the generator of random or NumPy"):
+    with pytest.raises(UnlikeError, match="draws from a generator of random or NumPy"):
         parallel_evaluate(net, z, sweeps=1, batched=True)
     parallel_evaluate(net.eval(), z, sweeps=1, batched=True)
 
@@ -319,3 +336,229 @@ def test_transforms_that_write_into_their_input_are_refused(batched):
     net, z = network(lambda: nn.Sequential(nn.ReLU(inplace=True), nn.Linear(WIDTH, WIDTH)), "gd")
     with torch.no_grad(), pytest.raises(RuntimeError, match=r"writes into its input, as nn\.ReLU|written-to tensor"):
         parallel_evaluate(net, z, sweeps=DEPTH, batched=batched)
+
+
+class Stateful(nn.Module):
+    """Scales by something that it keeps, and that its first or every input changes, in one of many ways."""
+
+    shared: ClassVar[dict] = {}
+
+    def __init__(self, way, given=None):
+        super().__init__()
+        self.way, self.linear, self.given = way, nn.Linear(WIDTH, WIDTH), given
+        self.register_buffer("scale", torch.zeros(()))
+        self.register_buffer("peak", torch.zeros(()))
+        self.register_buffer("codes", torch.ones(200, 200))  # larger than those that are always copied
+        self.inner, self.settings, self.several = nn.Module(), SimpleNamespace(size=0.0), ([], Counter())
+        self.store = self.inner.store = []
+
+    def forward(self, z):
+        size = z.detach().abs().mean()
+        match self.way:
+            case "a flag that comes":
+                if not hasattr(self, "ready"):
+                    self.scale.copy_(size)
+                    self.ready = True
+            case "a tuple":
+                if getattr(self, "shape", None) != tuple(z.shape):
+                    self.scale.copy_(size)
+                    self.shape = tuple(z.shape)
+            case "a flag of a parent":
+                if not self.given.__dict__.get(self, False):
+                    self.scale.copy_(size)
+                    self.given.__dict__[self] = True
+            case "a peak":
+                if size > self.peak:
+                    self.peak.copy_(size)
+                self.scale.copy_(self.peak)
+            case "a peak by data":
+                self.peak.data.copy_(torch.maximum(size, self.peak))
+                self.scale = self.peak
+            case "a list with two names":
+                self.inner.store.append(size)
+                self.scale = self.store[-1]
+            case "a list of the class":
+                self.scale = self.shared.setdefault("first", size)
+            case "settings":
+                self.settings.size += float(size) if z.numel() else 0.0
+                self.scale = torch.as_tensor(self.settings.size)
+            case "a tuple of containers":
+                self.several[0].append(size)
+                self.several[1]["calls"] += 1
+                self.scale = self.several[0][0] * self.several[1]["calls"]
+            case "a large buffer":
+                self.codes.mul_(0.9).add_(size)
+                self.scale = self.codes[0, 0].clone()
+            case "a new buffer":
+                if "late" not in self._buffers:
+                    self.register_buffer("late", size, persistent=False)
+                self.scale = self.late
+            case "given to all":
+                self.scale = self.given.setdefault("first", size)
+        return torch.tanh(self.linear(z) * (1 + self.scale))
+
+
+STATEFUL = [
+    "a flag that comes", "a tuple", "a flag of a parent", "a peak", "a peak by data", "a list with two names",
+    "a list of the class", "settings", "a tuple of containers", "a large buffer", "a new buffer", "given to all",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("train", [True, False], ids=["train", "eval"])
+@pytest.mark.parametrize("batched", [None, False])
+@pytest.mark.parametrize("options", [{"sweeps": DEPTH}, {"rtol": 1e-11}], ids=["sweeps", "tolerance"])
+@pytest.mark.parametrize("way", STATEFUL)
+def test_whatever_blocks_keep_is_that_of_the_serial_network(way, options, batched, train, monkeypatch):
+    monkeypatch.setattr("models.parallel.evaluate._batching_pays", lambda z, depth: True)
+    nets = []
+    for _ in range(2):
+        given = SimpleNamespace() if way == "a flag of a parent" else {}
+        nets.append(network(lambda given=given: Stateful(way, given), "gd")[0].train(train))
+    z = torch.randn(BATCH, TOKENS, WIDTH)
+    for call in range(3):
+        values = []
+        for net, evaluate in zip(nets, (lambda net, z: net(z), parallel_evaluate), strict=True):
+            Stateful.shared.clear()
+            given_z = (z * (1 + call)).requires_grad_()
+            found = evaluate(
+                net, given_z, **({} if evaluate is not parallel_evaluate else options | {"batched": batched})
+            )
+            found = getattr(found, "value", found)
+            values.append((found, pulled(found, net, given_z), dict(net.named_buffers())))
+            copy.deepcopy(net)
+        torch.testing.assert_close(*values, rtol=1e-7, atol=1e-8)
+
+
+@pytest.mark.parametrize("batched", [None, True, False])
+@pytest.mark.parametrize("options", [{"sweeps": DEPTH}, {"rtol": 1e-10}], ids=["sweeps", "tolerance"])
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.enable_grad, torch.inference_mode])
+@pytest.mark.parametrize("rows", [1, BATCH])
+def test_writing_into_points_or_inputs_is_refused_in_any_mode(rows, mode, options, batched):
+    class Adding(nn.Linear):
+        def forward(self, z, x):
+            return super().forward(z + x.add_(1))
+
+    for transform in (nn.Sequential(nn.ReLU(inplace=True), nn.Linear(WIDTH, WIDTH)), Adding(WIDTH, WIDTH)):
+        net = OptDNN("gd", [copy.deepcopy(transform) for _ in range(DEPTH)]).double()
+        with mode():
+            z, *inputs = torch.randn(2 if isinstance(transform, Adding) else 1, rows, TOKENS, WIDTH)
+            with pytest.raises(RuntimeError, match=r"writes into its input, as nn\.ReLU|written-to tensor"):
+                parallel_evaluate(net, z, *inputs, batched=batched, **options)
+
+
+@pytest.mark.parametrize("way", STATEFUL)
+def test_nothing_is_kept_of_a_call_that_fails(way):
+    net, z = network(lambda: Stateful(way, SimpleNamespace() if way == "a flag of a parent" else {}), "gd")
+    Stateful.shared.clear()
+    other, evaluations = copy.deepcopy(net), []
+
+    def failing(module, args, output):
+        evaluations.append(1)
+        if len(evaluations) == 2 * DEPTH:
+            raise RuntimeError("no more")
+
+    handle = net.transforms[-1].linear.register_forward_hook(failing)
+    evaluations += [1] * (2 * DEPTH - 2)
+    with pytest.raises(RuntimeError, match="no more"):
+        parallel_evaluate(net, z, sweeps=DEPTH, batched=False)
+    handle.remove()
+    torch.testing.assert_close(dict(net.named_buffers()), dict(other.named_buffers()), rtol=0, atol=0)
+    torch.testing.assert_close(parallel_evaluate(net, z, sweeps=DEPTH), other(z), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("batched", [None, False])
+@pytest.mark.parametrize("make", [lambda: nn.BatchNorm1d(TOKENS), lambda: Updating("replaced")])
+def test_newton_sweeps_leave_no_tensors_of_transforms(make, batched):
+    net, z = network(lambda: nn.Sequential(make(), nn.Linear(WIDTH, WIDTH), nn.Tanh()), "gd")
+    refused = isinstance(make(), nn.BatchNorm1d)
+    before = copy.deepcopy(dict(net.named_buffers()))
+    with pytest.raises(TypeError, match="as batch normalisation") if refused else nullcontext():
+        parallel_evaluate(net, z, sweeps=2, newton=Newton(), batched=batched)
+    if refused:
+        torch.testing.assert_close(dict(net.named_buffers()), before, rtol=0, atol=0)
+    copy.deepcopy(net)
+
+
+_shared_generator = np.random.default_rng(0)
+
+
+@pytest.mark.parametrize("way", ["of the module", "its own", "PCG64", "Python"])
+def test_draws_of_generators_that_layers_name_are_each_layers_own_and_the_same_in_all_sweeps(way, monkeypatch):
+    monkeypatch.setattr("models.parallel.evaluate._batching_pays", lambda z, depth: True)
+    theirs, before = random.Random(0), np.random.get_bit_generator()
+    if way == "PCG64":
+        np.random.set_bit_generator(np.random.PCG64(0))
+
+    class Skipped(nn.Linear):
+        def __init__(self):
+            super().__init__(WIDTH, WIDTH)
+            self.generator = _shared_generator if way == "its own" else None
+
+        def forward(self, z):
+            if way == "of the module":
+                draw = _shared_generator.random()
+            elif way == "its own":
+                draw = self.generator.random()
+            else:
+                draw = np.random.rand() if way == "PCG64" else theirs.random()
+            return torch.full_like(z, draw) if self.training else super().forward(z)
+
+    try:
+        net, z = network(Skipped, "gd")
+        found = parallel_evaluate(net, torch.zeros_like(z), sweeps=3)
+        draws = [parallel_evaluate(net, torch.zeros_like(z), sweeps=3) for _ in range(3)]
+        assert len({float(each.sum()) for each in (found, *draws)}) == 4
+        with pytest.raises(UnlikeError, match="draws from a generator of random or NumPy"):
+            parallel_evaluate(net, z, sweeps=1, batched=True)
+    finally:
+        np.random.set_bit_generator(before)
+
+
+def test_gradient_hooks_and_branches_see_whether_gradients_are_recorded():
+    class Clamped(nn.Linear):
+        def forward(self, z):
+            h = super().forward(z)
+            if not h.requires_grad:
+                return h.relu()
+            h.register_hook(lambda grad: 0.1 * grad)
+            return h.tanh()
+
+    net, z = network(lambda: Clamped(WIDTH, WIDTH), "gd")
+    net, z = OptDNN("gd", [*net.transforms] * 4), z.requires_grad_()
+    found, expected = parallel_evaluate(net, z, sweeps=4 * DEPTH), net(z)
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(pulled(found, net, z), pulled(expected, net, z), rtol=1e-8, atol=1e-9)
+
+
+def test_outputs_are_broadcast_to_the_point_and_other_shapes_are_refused():
+    class Pooled(nn.Linear):
+        def forward(self, z):
+            return super().forward(z).mean(1, keepdim=True)
+
+    class Flat(nn.Linear):
+        def forward(self, z):
+            return super().forward(z).flatten(0, 1)
+
+    net, z = network(lambda: Pooled(WIDTH, WIDTH), "gd")
+    torch.testing.assert_close(parallel_evaluate(net, z, sweeps=DEPTH, batched=True), net(z), rtol=1e-9, atol=1e-9)
+    for batched in (None, True, False):
+        with pytest.raises(RuntimeError, match="size"):
+            parallel_evaluate(network(lambda: Flat(WIDTH, WIDTH), "gd")[0], z, sweeps=DEPTH, batched=batched)
+
+
+def test_a_large_buffer_that_was_only_read_before_is_watched():
+    net, z = network(lambda: Stateful("none"), "gd")
+    parallel_evaluate(net, z, sweeps=2, batched=False)
+    for each in net.transforms:
+        each.way = "a large buffer"
+    with pytest.raises(RuntimeError, match="writes into its codes, which it only read before"):
+        parallel_evaluate(net, z, sweeps=2, batched=False)
+    other = copy.deepcopy(net)
+    for _ in range(DEPTH):  # each of the layers is met once
+        try:
+            found = parallel_evaluate(net, z, sweeps=DEPTH, batched=False)
+            break
+        except RuntimeError:
+            other = copy.deepcopy(net)
+    torch.testing.assert_close(found, other(z), rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(dict(net.named_buffers()), dict(other.named_buffers()), rtol=1e-9, atol=1e-9)

@@ -1,0 +1,87 @@
+"""The generators that modules in training may draw random numbers from."""
+
+from __future__ import annotations
+
+import random
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from implicit.pure import PLAIN
+
+from .holders import may_write
+
+_NONE = PLAIN | {dict, OrderedDict, set, list, tuple, Tensor}
+"""Classes of most attributes, none of which is a generator."""
+
+
+class Source(NamedTuple):
+    """A generator."""
+
+    get: Callable[[], Any]
+    """Its state."""
+    set: Callable[[Any], None]
+
+    @classmethod
+    def of(cls, value: Any) -> Source | None:
+        """That of an object, if it is a generator."""
+        if isinstance(value, random.Random) and not isinstance(value, random.SystemRandom):
+            return cls(value.getstate, value.setstate)
+        if isinstance(value, np.random.RandomState):
+            return cls(lambda: value.get_state(legacy=False), value.set_state)
+        if isinstance(value, np.random.Generator):
+            return cls(lambda: value.bit_generator.state, lambda state: setattr(value.bit_generator, "state", state))
+        return None
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]  # which cannot follow generators
+def sources(modules: Iterable[nn.Module]) -> list[Source]:
+    """Those of Python and NumPy that everyone shares, and those that modules keep or their `forward` names."""
+    found: dict[int, Source] = {}
+    for value in _reached(modules):
+        if type(value) not in _NONE and id(value) not in found and (source := Source.of(value)):
+            found[id(value)] = source
+    return [
+        Source(random.getstate, random.setstate),
+        Source(lambda: np.random.get_state(legacy=False), np.random.set_state),
+        *found.values(),
+    ]
+
+
+def _reached(modules: Iterable[nn.Module]) -> Iterator[Any]:
+    own = [module for module in modules if may_write(module)]
+    for module in own:
+        yield from vars(module).values()
+    for kind in set(map(type, own)):
+        forward: Any = kind.forward  # type: ignore[attr-defined]
+        if hasattr(forward, "__code__"):
+            yield from map(forward.__globals__.get, forward.__code__.co_names)
+            for cell in forward.__closure__ or ():
+                try:
+                    value = cell.cell_contents
+                except ValueError:  # the variable has not been assigned yet
+                    continue
+                yield value
+                yield getattr(value, "__self__", None)
+
+
+def same(one: Any, other: Any) -> bool:
+    """Whether two states of a generator are equal."""
+    if isinstance(one, np.ndarray):
+        return bool(np.array_equal(one, other))
+    if isinstance(one, dict):
+        return all(same(value, other[key]) for key, value in one.items())
+    return bool(one == other)
+
+
+def default(like: Tensor) -> Source:
+    """PyTorch's own, on the device of a tensor."""
+    if not like.is_cuda:
+        return Source(torch.get_rng_state, torch.set_rng_state)
+    return Source(
+        lambda: torch.cuda.get_rng_state(like.device), lambda state: torch.cuda.set_rng_state(state, like.device)
+    )

@@ -1,0 +1,61 @@
+"""Refuse evaluations as one that change something: each layer's own would not be reached."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+from implicit.pure import own_modules
+
+from .draws import same, sources
+from .holders import may_write
+from .likeness import UnlikeError
+from .own_state import OwnState, note, writes
+
+
+class Unchanged:
+    """Lets evaluations as one only read what modules keep, and draw from no generator but PyTorch's.
+
+    Anything else is an `UnlikeError`, and undone.
+
+    Args:
+        parts: a module and those within it, the first of those evaluated as one.
+    """
+
+    def __init__(self, parts: Sequence[nn.Module]) -> None:
+        self._parts = parts
+        self._writing = [place for place, part in enumerate(parts) if may_write(part)]
+        training = [part for part in parts if part.training]
+        self._sources = sources(training) if training and not torch.compiler.is_compiling() else []
+
+    @contextmanager
+    def checked(self, twin: nn.Module) -> Iterator[None]:
+        """An evaluation of the module's twin."""
+        if torch.compiler.is_compiling() or not (self._writing or self._sources):
+            yield
+            return
+        twins = own_modules(twin) if self._writing else ()
+        parts = {id(twins[place]): self._parts[place] for place in self._writing}
+        state = OwnState([twins[place] for place in self._writing], stacked=True)
+        before = [source.get() for source in self._sources]
+        with state.lent():
+            yield
+        for source, drawn in zip(self._sources, before, strict=True):
+            if not same(source.get(), drawn):
+                source.set(drawn)
+                raise _refusal(self._parts[0], "draws from a generator of random or NumPy, once for all layers")
+        unknown = [part for part in parts.values() if writes(part) is None]
+        for change in state.changes(compared=bool(unknown)):
+            part = parts[id(change.module)]
+            note(part, True)
+            raise _refusal(part, f"changes its {change.name}")
+        for part in unknown:
+            note(part, False)
+
+
+def _refusal(part: nn.Module, what: str) -> UnlikeError:
+    mode, way = ("in training ", "call eval() on it, or ") if part.training else ("", "")
+    return UnlikeError(f"{type(part).__name__} {mode}{what}: {way}pass batched=False")

@@ -20,8 +20,10 @@ from .higher import Sources, refuse_captured
 
 LOST = 1e-3
 """Largest relative distance from the start at which undoing may end; beyond, its digits are lost."""
-ASTRAY = 10.0
-"""Relative distance from the solution beyond which nothing is left of the iterates."""
+ASTRAY = 1.5
+"""Size, relative to the largest iterate of the solve, beyond which nothing is left of an iterate that was undone."""
+REST = 2e-3
+"""Largest relative size of the adjoint at which nothing may be left of the iterate; the rest is only about right."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,8 @@ class ReversibleGradient(Gradient):
     The backward pass undoes the iteration step by step, and evaluates and differentiates `f` once for each. Unlike
     `ImplicitGradient` it is exact however far the solve has come, for instance after a few fixed steps; z0 gets its
     gradient, too. A row that missed its tolerance returns its best iterate, with the gradient of its last one. Tensors
-    that f captures are refused. Warns when undoing has lost its digits, for the reason given in `Reversible`.
+    that f captures are refused. Where rounding errors have grown beyond the iterates, for the reason given in
+    `Reversible`, the solution stands in for them; warns unless the gradient had decayed by then.
     Source: McCallum et al., "Reversible Deep Equilibrium Models" (2025).
     """
 
@@ -93,20 +96,25 @@ class _Undo(torch.autograd.Function):
         damping = ctx.solver.damping
         z, before = (torch.empty_like(start) for _ in range(2))
         last = torch.zeros_like(steps)  # each row's position in the sequence of iterates
+        largest = torch.empty_like(last[:, None], dtype=torch.float64)  # norm of its iterates
         for history in ctx.histories:
             z[history.rows], before[history.rows] = history.point, history.memory.before
+            largest[history.rows] = history.memory.largest.double()
             last[history.rows] = history.step - 1
         adjoint, adjoint_before = torch.zeros_like(start), torch.zeros_like(start)
-        digits = _Digits(start, value, grads[0])
+        rest = torch.zeros_like(largest)  # norm of the adjoint from where the row's iterate is lost
         for position in range(int(last.max()) if len(last) else 0, -1, -1):
             adjoint = torch.where((steps - 1 == position)[:, None], grads[0], adjoint)
             if position == 0:
                 break
             moves = (last >= position)[:, None]
+            # a row whose iterate is lost, not one that never was finite, continues at its solution
+            astray = ~(_norm(before) <= ASTRAY * largest) & largest.isfinite()
+            rest = torch.where(astray, rest.maximum(_norm(adjoint) + _norm(adjoint_before)), rest)
             # a row that failed and is not in the loss: its zeros times NaN would spoil the sums
             idle = ~before.isfinite().all(dim=1, keepdim=True) & (adjoint == 0).all(dim=1, keepdim=True)
             with torch.enable_grad():
-                point = torch.where(idle, start, before).requires_grad_()
+                point = torch.where(astray, value, before.where(~idle, start)).requires_grad_()
                 image = ctx.pure(point, *known)
             found = torch.autograd.grad(image, [point, *known], damping * adjoint, allow_unused=True)
             for total, gradient in zip(sums, found[1:], strict=True):
@@ -118,47 +126,33 @@ class _Undo(torch.autograd.Function):
                 torch.where(moves, (1 - damping) * adjoint, adjoint_before),
             )
             earlier = ctx.solver.undo(z, before, image.detach())
+            moves &= ~astray
             z, before = torch.where(moves, before, z), torch.where(moves, earlier, before)
-            digits.watch(z, image.detach(), adjoint + adjoint_before, moves[:, 0])
-        digits.warn_if_lost(z, adjoint + adjoint_before)
+        _warn_if_lost(z, start, value, grads[0], adjoint + adjoint_before, rest)
         return None, None, None, None, None, adjoint + adjoint_before, *sums
 
 
-class _Digits:
-    """Whether undoing an iteration keeps enough digits for its gradient.
+def _warn_if_lost(z: Tensor, start: Tensor, value: Tensor, incoming: Tensor, adjoint: Tensor, rest: Tensor) -> None:
+    """Warn of rows that end far from their start, unless their gradient had decayed by then.
 
     Backwards, errors of the state grow as fast as the gradient decays, so their product is about the gradient's error,
-    until nothing is left of the state: from there on, what f makes of it counts.
+    until nothing is left of the state: what is left of the gradient then is only roughly right.
     """
-
-    def __init__(self, start: Tensor, value: Tensor, gradient: Tensor) -> None:
-        self._start, self._value, self._size = start, value, _norm(gradient)
-        self._scale = _norm(start).maximum(_norm(value))
-        self._astray, self._wrong = self._scale < 0, torch.zeros_like(self._scale)
-
-    def watch(self, z: Tensor, image: Tensor, adjoint: Tensor, moves: Tensor) -> None:
-        """Note, in the rows that move, how far from the solution the iterate and its image are."""
-        away = _norm(z - self._value)
-        seen = torch.where(self._astray, _norm(image - self._value), away)
-        self._astray = self._astray | (moves & (away > ASTRAY * self._scale))
-        wrong = self._wrong.maximum(_norm(adjoint) * seen / self._scale)
-        self._wrong = torch.where(self._astray, wrong, self._wrong)
-
-    def warn_if_lost(self, z: Tensor, adjoint: Tensor) -> None:
-        """Warn of rows that end far from their start, unless their gradient had decayed."""
-        distance, weight = _norm(z - self._start), _norm(adjoint)
-        distance = torch.where(distance == 0, 0, distance / self._scale)
-        error = torch.where(self._astray, self._wrong, distance * weight).where((self._size != 0) | (weight != 0), 0)
-        lost = ~(distance <= LOST) & ~(error <= LOST * self._size)
-        if lost.any():
-            warnings.warn(
-                f"undoing the iteration lost too many digits in {int(lost.sum())} of {len(lost)} rows, which end "
-                f"{distance[lost].max().item():.1e} (relative) from their start: their gradients are wrong. Take "
-                "fewer steps, a smaller damping, or float64",
-                ConvergenceWarning,
-                stacklevel=level_of_caller(),
-            )
+    scale = _norm(start).maximum(_norm(value))
+    distance, size, weight = _norm(z - start), _norm(incoming), _norm(adjoint)
+    distance = torch.where(distance == 0, 0, distance / scale)
+    error = torch.where(rest > 0, rest * LOST / REST, distance * weight).where((size != 0) | (weight != 0), 0)
+    returned = (distance <= LOST) & (rest == 0)
+    lost = (~returned & ~(error <= LOST * size))[:, 0]
+    if lost.any():
+        warnings.warn(
+            f"undoing the iteration lost too many digits in {int(lost.sum())} of {len(lost)} rows, which end "
+            f"{distance[lost].max().item():.1e} (relative) from their start: their gradients are wrong. Take "
+            "fewer steps, a smaller damping, or float64",
+            ConvergenceWarning,
+            stacklevel=level_of_caller(),
+        )
 
 
 def _norm(rows: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(rows, dim=1)
+    return torch.linalg.vector_norm(rows, dim=1, keepdim=True, dtype=torch.float64)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
+import torch
 from torch import Tensor
 
 from .rule import Solver
@@ -12,6 +13,7 @@ from .rule import Solver
 
 class ReversibleMemory(NamedTuple):
     before: Tensor  # (rows, dim): the iterate before the current one
+    largest: Tensor  # (rows, 1): the largest norm of an iterate so far
 
 
 @dataclass(frozen=True)
@@ -36,12 +38,14 @@ class Reversible(Solver):
             raise ValueError(f"Reversible: damping={value!r} must be a number in (0, 1)")
 
     def init(self, z: Tensor) -> ReversibleMemory:
-        return ReversibleMemory(z)
+        return ReversibleMemory(z, torch.linalg.vector_norm(z, dim=1, keepdim=True))
 
     def step(
         self, memory: ReversibleMemory, z: Tensor, fz: Tensor, residual: Tensor
     ) -> tuple[Tensor, ReversibleMemory]:
-        return memory.before.lerp(fz, self.damping), ReversibleMemory(z)
+        new = memory.before.lerp(fz, self.damping)
+        largest = memory.largest.maximum(torch.linalg.vector_norm(new, dim=1, keepdim=True))
+        return new, ReversibleMemory(z, largest)
 
     def undo(self, z: Tensor, before: Tensor, image: Tensor) -> Tensor:
         """`z_{k−1}`, from `z = z_{k+1}`, `before = z_k` and `image = f(z_k)`."""

@@ -109,7 +109,7 @@ def _judge(
     peaks = np.where(calm[:, None], 0, rows.peaks)
     if (calm != running).any():
         third = np.minimum(3 * (since - 1) // rows.patience, 2)[:, None] == np.arange(3)
-        size = np.where(finite, scale, np.inf)[:, None]
+        size = np.where(rule.chose(turn), 0, np.where(finite, scale, np.inf))[:, None]
         peaks = np.where(third & (running & ~calm)[:, None], np.maximum(peaks, size), peaks)
 
     # a row that was put back is at its best iterate, where f was finite: if f no longer is, the solver did not leap
@@ -159,7 +159,7 @@ def _judge(
             mark_at=np.where(progressed | passed_on, step, rows.mark_at),
             peaks=np.where(passed_on[:, None], 0, peaks),
             turn=turn,
-            recovering=on & (passed_on | (leapt & (astray | ~(rule.backtracks & (turn == 0))))),
+            recovering=on & (passed_on | (leapt & (astray | ~rule.chose(turn)))),
         ),
         keep,
         restart,

@@ -42,7 +42,7 @@ def marked(rule: Rule, rows: Rows, marks: Marks, step: int, norms: Floats, until
             at = np.concatenate((marks.mark_at[None], np.where(progressed, step + steps, 0)))
             before = np.maximum.accumulate(at)[:-1]  # the step of each mark, before each step
             third = np.minimum(3 * (step + steps - before - 1) // rows.patience, 2)
-            since = runs & (steps > last)
+            since = runs & (steps > last) & ~rule.chose(rows.turn)
             sizes = [np.where(since & (third == part), scales, 0).max(0) for part in range(3)]
             peaks = np.maximum(peaks, np.stack(sizes, 1))
     return Marks(mark, _latest(progressed, marks.mark_at, step), peaks)

@@ -48,6 +48,10 @@ class Rule:
     relative_to_start: bool = False
     """The residual is compared with the first one, not with the image: the equation is F(z) = 0."""
 
+    def chose(self, turn: Integers) -> Bools:
+        """Rows whose solver tries far points itself, and leaves them again: f says nothing there."""
+        return self.backtracks & (turn == 0)
+
     @property
     def falling(self) -> float:
         """Factor of the best residual below which another one is lower by more than rounding."""

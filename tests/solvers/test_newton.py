@@ -489,3 +489,22 @@ def test_roots_are_found_from_where_full_steps_lead_ever_further_away(F, unit):
     wanted = scipy.optimize.brentq(lambda z: float(F(torch.tensor(z, dtype=torch.float64))), -50, 50)
     found = solution.value[solution.converged]
     torch.testing.assert_close(found, torch.full_like(found, wanted), rtol=1e-5, atol=1e-6)
+
+
+NO_ROOT = {
+    "cosh": lambda z: torch.stack((z[:, 0].cosh() - z[:, 1], z[:, 1] + 1), 1),
+    "z⁸ + 1": lambda z: z**8 + 1,
+    "exp z − z": lambda z: z.exp() - z,
+    "polynomials": lambda z: torch.stack((z[:, 0] ** 2 + 1 + z[:, 1] ** 4, z[:, 1] ** 7 - z[:, 0]), 1),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("F", NO_ROOT.values(), ids=NO_ROOT)
+def test_points_that_the_solver_tried_itself_decide_no_status(F, dtype):
+    """Without a root its steps get longer and longer, until F overflows where it tries them."""
+    torch.manual_seed(0)
+    z0 = 2 * torch.randn(64, 2, dtype=torch.float64)
+    solution = root(F, z0.to(dtype), solver=NewtonKrylov(), rtol=1e-8, max_steps=200)
+    assert set(solution.status.tolist()) == {Status.STALLED}
+    assert solution.residual.isfinite().all()

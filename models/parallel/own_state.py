@@ -19,7 +19,8 @@ from .gather import unread
 from .holders import Holder, holders
 
 SMALL = 2**17
-"""Most bytes of a tensor that is copied for each evaluation; larger ones only until they are known to be read only."""
+"""Most bytes of a tensor that is copied for each evaluation in training. Larger ones, and those in evaluation mode, are
+copied only until they are known to be read only."""
 _wrote: WeakKeyDictionary[nn.Module, dict[bool, bool]] = WeakKeyDictionary()
 """Whether a module changed what it keeps when it was last evaluated, in training or not."""
 
@@ -85,13 +86,20 @@ class OwnState:
     @contextmanager
     def lent(self) -> Iterator[None]:
         """An evaluation of the modules, as they were when this was made."""
-        with lock if any(each.is_shared and each.tensors for each in self._holders) else nullcontext():
+        self._lent, self._after = list(self._copies()), []
+        with lock if self._is_seen() else nullcontext():
             yield from self._lending()
 
+    def _is_seen(self) -> bool:
+        """Whether other threads would see what the modules hold during the evaluation."""
+        lent = {id(each.tensor) for each in self._lent if each.copy is not each.tensor}
+        reached = (each for each in self._holders if each.is_shared or not self._stacked)
+        return any(
+            writes(each.module) or any(id(each.contents[key]) in lent for key in each.tensors) for each in reached
+        )
+
     def _lending(self) -> Iterator[None]:
-        self._after = []
         found = [each.contents if each.holds(each.contents) else each.now() for each in self._holders]
-        self._lent = list(self._copies())
         copies = {id(each.tensor): each.copy for each in self._lent}
         self._held = [
             each.contents | {key: copies[id(each.contents[key])] for key in each.tensors}
@@ -135,7 +143,7 @@ class OwnState:
             return False
         if wrapped(tensor):
             return not self._stacked
-        return tensor.nbytes <= SMALL or writes(module) is not False
+        return (module.training and tensor.nbytes <= SMALL) or writes(module) is not False
 
     def changes(self, compared: bool) -> Iterator[Change]:
         """What the last evaluation changed.
@@ -155,12 +163,12 @@ class OwnState:
         """RuntimeError if the last evaluation wrote into a tensor of which there was no copy."""
         for one in self._lent:
             if one.copy is one.tensor and one.changed(compared=False):
-                note(one.module, True)
                 reason = (
                     "of which sweeps make no copy: make it a buffer without a graph, or evaluate net(z0) itself"
-                    if one.tensor.nbytes <= SMALL or one.tensor.requires_grad
+                    if writes(one.module) is not False
                     else "which it only read before: the next call will expect that"
                 )
+                note(one.module, True)
                 raise RuntimeError(f"{type(one.module).__name__} writes into its {one.name}, {reason}")
             if wrapped(one.copy) and not wrapped(one.tensor) and one.changed(compared=False):
                 raise RuntimeError(

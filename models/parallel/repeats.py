@@ -72,11 +72,11 @@ class Repeats:
         if torch.compiler.is_compiling():
             yield
             return
-        with lock:
+        with lock:  # no other thread's copies
             self._state = self._state or OwnState(self._writing)
-            with self._state.lent():
-                yield
-            self._state.check_restored()
+        with self._state.lent():
+            yield
+        self._state.check_restored()
 
     @contextmanager
     def _same_draws(self, only_default: bool) -> Iterator[None]:

@@ -12,9 +12,10 @@ from torch import Tensor
 
 from .pages import sparkline, table
 from .state import S
-from .status import Status, at_floor
+from .status import COUPLED, Status, at_floor
 
 if TYPE_CHECKING:
+    from .norms import Measure
     from .problem import Problem
     from .rows import Bools, Floats, Rows, Rule
     from .rules.rule import Solver
@@ -57,6 +58,8 @@ class Solution(Generic[S]):
     """(batch,) bool: the row missed its tolerance at a residual that is as small as the dtype allows."""
     linear: bool = field(default=False, repr=False, kw_only=True)
     """Whether the equation is the linear one of a backward pass."""
+    coupled: bool = field(default=False, repr=False, kw_only=True)
+    """Whether rows that failed were found to depend on each other once all had stopped."""
 
     @property
     def converged(self) -> Tensor:
@@ -91,6 +94,8 @@ class Solution(Generic[S]):
     def _advice(self, status: Status) -> str:
         if self.fixed and status == Status.MAX_STEPS:
             return "the number of steps was fixed, without a tolerance"
+        if self.coupled:
+            return COUPLED
         message = status.message_of_backward if self.linear else status.message
         return message.replace("another solver", self.alternatives).replace("max_steps", self.budget)
 
@@ -199,6 +204,14 @@ class Outcome:
             rounding=self.rule.rounding,
             floored=floored.bool(),
         )
+
+    def couples(self, problem: Problem, measure: Measure) -> bool:
+        """Whether rows, evaluated together once more, no longer have the residuals at which they failed."""
+        if self.joint or self.converged:
+            return False
+        value = self.value.to(problem.layout.working_dtype)
+        image, residual = problem.evaluate(value, value)
+        return not self.rule.holds(self.rows, *measure.on_host(residual, image)).all()
 
     def _floored(self, problem: Problem) -> Bools:
         """Rows with as small a residual as the dtype allows, which their tolerance does not."""

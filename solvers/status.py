@@ -57,6 +57,11 @@ _BACKWARD = {
         "quotients at 0 in the cell. Such a row can make the gradient of every weight NaN"
     ),
 }
+COUPLED = (
+    "the rows depend on each other, so that none could be solved alone: pass the batch as one row (z0[None] and "
+    "x[None]), or replace what mixes rows, such as batch statistics"
+)
+"""In place of a status's message."""
 
 
 def rtol_at_floor(residual: float, rounding: float) -> float:

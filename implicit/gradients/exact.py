@@ -145,7 +145,10 @@ class ImplicitGradient(AdjointGradient):
 
         def solution() -> Solution[Tensor]:
             other = "GMRES with a longer restart" if isinstance(settings.solver, GMRES) else "GMRES()"
-            return replace(outcome.solution(problem, settings.solver), linear=True, alternatives=other)
+            found = outcome.solution(problem, settings.solver)
+            with torch.no_grad():
+                coupled = outcome.couples(problem, settings.measure)
+            return replace(found, linear=True, alternatives=other, coupled=coupled)
 
         report(outcome.converged, solution)
         value = outcome.value

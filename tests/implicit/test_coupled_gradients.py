@@ -209,3 +209,21 @@ def test_a_source_at_one_node_of_a_graph(dtype):
     assert bool(solution.converged.all())
     assert float(solution.residual.max()) < 1e-6
     torch.testing.assert_close(solution.value, torch.linalg.solve(ring(dtype), source), rtol=0, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore::implicit.ConvergenceWarning")
+@pytest.mark.parametrize("coupled", [True, False])
+def test_rows_that_all_fail_backwards_are_said_to_depend_on_each_other_if_they_do(coupled):
+    torch.manual_seed(12)
+    shared, own = 0.8 * torch.randn(30, 30) / 30**0.5, 1.1 * torch.linalg.qr(torch.randn(5, 5)).Q
+    x = torch.randn(6, 5, requires_grad=True)
+
+    def f(z, x):
+        return ((shared @ z.flatten()).view_as(z) if coupled else z @ own) + x
+
+    gradient = ImplicitGradient(Anderson(period=3) if coupled else Picard())
+    with record() as log:
+        fixed_point(f, torch.zeros(6, 5), (x,), gradient=gradient).square().sum().backward()
+    solution = log.backward[0].solution
+    assert not solution.converged.any()
+    assert ("the rows depend on each other" in solution.summary()) == coupled

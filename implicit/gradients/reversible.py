@@ -98,7 +98,8 @@ class _Undo(torch.autograd.Function):
         last = torch.zeros_like(steps)  # each row's position in the sequence of iterates
         largest = torch.empty_like(last[:, None], dtype=torch.float64)  # norm of its iterates
         for history in ctx.histories:
-            z[history.rows], before[history.rows] = history.point, history.memory.before
+            # a solve may have gone on in a wider dtype
+            z[history.rows], before[history.rows] = (each.to(z) for each in (history.point, history.memory.before))
             largest[history.rows] = history.memory.largest.double()
             last[history.rows] = history.step - 1
         adjoint, adjoint_before = torch.zeros_like(start), torch.zeros_like(start)

@@ -250,6 +250,19 @@ def test_iterates_that_undoing_has_lost_spoil_no_gradient(seed):
     assert torch.linalg.vector_norm(found - expected) <= 1e-2 * torch.linalg.vector_norm(expected)
 
 
+def test_undoing_a_solve_that_was_widened():
+    weight = torch.tensor(0.3, requires_grad=True)
+    x = (1e20 * torch.randn(3, 4, dtype=torch.float32)).requires_grad_()  # the squares of its norms overflow
+
+    def gradient(**options):
+        f = lambda z, x, weight: weight * z.roll(1, 1) + x  # noqa: E731
+        z = fixed_point(f, torch.zeros_like(x), (x, Shared(weight.float())), **options)
+        return torch.autograd.grad((z * 1e-20).sum(), (x, weight))
+
+    found = gradient(rtol=1e-6, solver=Reversible(), gradient=ReversibleGradient())
+    torch.testing.assert_close(found, gradient(rtol=1e-6), rtol=1e-3, atol=1e-25)
+
+
 def test_what_a_reversible_iteration_cannot_do_is_refused():
     with pytest.raises(TypeError, match=r"undoes the steps of Reversible\(\), not of Anderson"):
         Equilibrium(Cell(), gradient=ReversibleGradient())

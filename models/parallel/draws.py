@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import sys
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
@@ -38,9 +39,15 @@ class Source(NamedTuple):
         return None
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator]  # which cannot follow generators
 def sources(modules: Iterable[nn.Module]) -> list[Source]:
     """Those of Python and NumPy that everyone shares, and those that modules keep or their `forward` names."""
+    if "torch._dynamo" in sys.modules:  # which cannot follow generators, and is slow to load
+        made: list[Source] = torch.compiler.disable(_sources)(modules)
+        return made
+    return _sources(modules)
+
+
+def _sources(modules: Iterable[nn.Module]) -> list[Source]:
     found: dict[int, Source] = {}
     for value in _reached(modules):
         if type(value) not in _NONE and id(value) not in found and (source := Source.of(value)):

@@ -214,7 +214,7 @@ class OwnState:
 @torch.no_grad()
 def _copied(tensors: Sequence[Tensor]) -> list[Tensor]:
     """Copies, of which some are views of the same memory where the tensors are."""
-    with torch.inference_mode(False):  # where changes in place are not counted
+    with torch.inference_mode(False):  # within it, changes in place would not be counted
         memories: dict[int, list[Tensor]] = {}
         for tensor in tensors:
             if not wrapped(tensor):

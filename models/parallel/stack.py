@@ -46,7 +46,7 @@ class Stack:
     def _stacked(self, column: list[Tensor]) -> Tensor:
         if isinstance(column[0], nn.Parameter):
             return column[0] if self._tied else gathered(column)
-        with torch.inference_mode(False):  # where changes in place are not counted
+        with torch.inference_mode(False):  # within it, changes in place would not be counted
             return column[0].clone() if self._tied else gathered(column)
 
     def __call__(self, points: Any, inputs: tuple[Tensor, ...], tensors: Sequence[Tensor] | None = None) -> Any:

@@ -65,7 +65,7 @@ def differentiable_solve(
     if isinstance(problem, RootProblem):
         gradient = gradient.for_root()
     layout = problem.layout
-    reports = Reports(current_logs(), name, owner)
+    reports = Reports(current_logs(), name, owner, tried=settings, gradient=gradient)
     if transformed():
         if at:
             raise RuntimeError("iterates have no rule for torch.func's transforms or forward-mode differentiation")

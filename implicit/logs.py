@@ -16,7 +16,8 @@ from solvers.pages import table
 
 
 class ConvergenceWarning(UserWarning):
-    """Some rows of a forward or backward solve did not converge: once per layer, and again if ten times worse."""
+    """Some rows of a forward or backward solve did not converge: once per cell, and again if ten times worse
+    or under other settings."""
 
 
 class Record(NamedTuple):

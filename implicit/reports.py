@@ -15,6 +15,7 @@ from torch import nn
 
 from solvers import Solution
 from solvers.caller import level_of_caller
+from solvers.settings import Settings
 
 from .logs import ConvergenceWarning, LayerName, Log, Record
 
@@ -32,6 +33,10 @@ class Reports(NamedTuple):
     """Where to find the settings that a warning names, if they are not the layer's."""
     told: bool = False
     """Whether the user has been warned of something in f that may be the cause."""
+    tried: Settings | None = None
+    """How the forward pass solves; these settings and the next are what a user may change where rows fail."""
+    gradient: object = None
+    """How the backward pass does."""
 
     def enter(
         self,
@@ -60,7 +65,7 @@ class Reports(NamedTuple):
             kept = solution if log.values else replace(solution, value=())
             called = self.name.within(log) if isinstance(self.name, LayerName) else self.name
             (log.forward if direction == "forward" else log.backward).append(Record(called, kept))
-        if converged or _ignored() or not _is_news(self.owner, direction, solution):
+        if converged or _ignored() or not self._is_news(direction, solution):
             return
         text = f"{self.name}, {direction} solve: "
         if self.told:
@@ -85,14 +90,30 @@ class Reports(NamedTuple):
         if isinstance(self.name, LayerName):
             text += "\nimplicit.diagnostics.diagnose looks for the cause."
         text += (
-            "\nThis warning is repeated only if the residual "
+            "\nThis warning is repeated only under other settings or if the residual "
             "becomes ten times larger; implicit.record() records every solve"
         )
         warnings.warn(text, ConvergenceWarning, stacklevel=level_of_caller())
 
+    def _is_news(self, direction: str, solution: Solution) -> bool:
+        told = _told.setdefault(_lasting(self.owner), {})
+        tried, most = _named(self.gradient) if direction == "backward" else "", 0
+        if self.tried is not None:
+            named, most = (_named(self.tried.solver), _named(self.tried.norm)), self.tried.most
+            tried += f"{named} {self.tried.rtol} {self.tried.absolute_tolerance}"
+        residuals = solution.residual[~solution.converged]
+        residuals = residuals if residuals.numel() else solution.residual
+        residual = math.inf if bool(residuals.isnan().any()) else float(residuals.max())
+        worst, budget = told.get((direction, tried), (0.0, 0))
+        if (direction, tried) in told and most <= budget and not (residual >= WORSE * worst and worst < math.inf):
+            return False
+        told[direction, tried] = max(worst, residual), max(budget, most)
+        return True
 
-_worst: weakref.WeakKeyDictionary[Any, dict[str, float]] = weakref.WeakKeyDictionary()
-"""For each layer, or function's code, the largest residual that a warning has reported, in each direction."""
+
+_told: weakref.WeakKeyDictionary[Any, dict[tuple[str, str], tuple[float, int]]] = weakref.WeakKeyDictionary()
+"""For each cell, or function's code, the largest residual and budget that warnings have reported, in each direction and
+under each settings."""
 NEAR = 0.02
 """Distance of an estimated spectral radius from 1 within which nothing follows from it."""
 WORSE = 10.0
@@ -107,17 +128,9 @@ def _ignored() -> bool:
     return False
 
 
-def _is_news(owner: Any, direction: str, solution: Solution) -> bool:
-    known = _worst.setdefault(_lasting(owner), {})
-    residuals = solution.residual[~solution.converged]
-    residuals = residuals if residuals.numel() else solution.residual
-    residual = math.inf if bool(residuals.isnan().any()) else float(residuals.max())
-    if direction in known and not residual >= WORSE * known[direction]:
-        return False
-    if known.get(direction) == math.inf:
-        return False
-    known[direction] = residual
-    return True
+def _named(value: object) -> str:
+    """What is the same for objects that are made anew for each call."""
+    return type(value).__name__ if type(value).__repr__ is object.__repr__ else repr(value)
 
 
 def _lasting(owner: Any) -> Any:

@@ -136,6 +136,38 @@ def test_it_is_told_again_when_it_has_become_ten_times_worse():
     assert len(heard(3, layer, gradient=False, x=x)) == 1  # nothing is worse
 
 
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"solver": Broyden()},
+        {"solver": Picard(damping=0.5)},
+        {"rtol": 1e-6},
+        {"max_steps": 9},
+        {"gradient": ImplicitGradient(max_steps=5)},
+    ],
+    ids=str,
+)
+def test_what_is_tried_next_is_told_if_it_fails_too(changed):
+    torch.manual_seed(0)
+    x, cell = torch.randn(8, 16), Cell(gain=4.0)
+    options = {"solver": Picard(), "max_steps": 8, "rtol": 1e-5, "gradient": ImplicitGradient(max_steps=4)}
+    for tried in (options, options | changed):
+        expected = 1 if "gradient" not in changed or tried is options else 0
+        told = [heard(1, Equilibrium(cell, **tried), x=x) for _ in range(3)]
+        for direction, count in (("forward", expected), ("backward", 1)):
+            assert [sum(f"{direction} solve" in text for text in texts) for texts in told] == [count, 0, 0]
+
+
+def test_fewer_steps_than_were_told_of_are_no_news():
+    torch.manual_seed(0)
+    x, cell = torch.randn(8, 16), Cell(gain=4.0)
+    told = [
+        len(heard(1, Equilibrium(cell, solver=Picard(), max_steps=steps), gradient=False, x=x))
+        for steps in (20, 18, 20, 17, 21, 19)
+    ]
+    assert told == [1, 0, 0, 0, 1, 0]
+
+
 def test_what_was_not_to_be_seen_has_not_been_told():
     torch.manual_seed(0)
     layer = failing()

@@ -15,9 +15,11 @@ import experiments.tasks.sudoku
 from experiments.cli import main
 from experiments.contestants.own import known
 from experiments.tasks.make import make_task
+from tests.conftest import DEVICES
 from tests.moving import held, left_behind
 
 SMALL = ["--epochs", "1", "--seeds", "1"]
+ON_A_PROCESSOR = ("compare parity", "compare telgarsky", "compare digits", "universality")
 COMMANDS = {
     "compare rings": [*SMALL, "--models", "gd,pgd-implicit,pgd-deq,gd-parallel,mondeq"],
     "compare parity": ["--no-search", *SMALL, "--models", "gd,nesterov-parallel"],
@@ -34,6 +36,8 @@ COMMANDS = {
     "sweeps": SMALL,
     "universality": [*SMALL, "--models", "gd,pgd-implicit", "--depths", "1,2,3"],
 }
+# the others run on a processor in the tests of their own
+CASES = [(device, name) for device in DEVICES for name in COMMANDS if device != "cpu" or name in ON_A_PROCESSOR]
 
 
 def few(task):
@@ -47,7 +51,7 @@ def few(task):
     return make
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize(("device", "command"), CASES)
 def test_every_command_ends_with_its_result(command, device, tmp_path, monkeypatch):
     small, deblurring = experiments.tasks.small, experiments.tasks.deblurring
     small_tasks = (small, ("rings", "parity", "telgarsky", "digits"))

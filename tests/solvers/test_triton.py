@@ -150,7 +150,7 @@ def broyden_errors(name):
     from solvers.rules.broyden_triton import proposal
 
     dtype = DTYPES[name]
-    for rows, dim, memory in ((1, 1, 1), (2, 3, 2), (4, 64, 6), (2, 100, 12), (1, 3000, 3), (3, 300, 20)):
+    for rows, dim, memory in ((1, 1, 1), (2, 3, 2), (4, 64, 6), (2, 100, 12), (1, 3000, 3), (2, 300, 20)):
         steps = (2 if memory < 20 else 1) * memory + 3  # the interpreter is slow
         points = [(z, 0.7**count * r) for count, (z, r) in enumerate(random_points(steps, rows, dim, dtype))]
         yield [rows, dim, memory], broyden_error(proposal, Broyden(memory), points)

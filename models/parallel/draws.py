@@ -1,4 +1,4 @@
-"""The generators that modules in training may draw random numbers from."""
+"""The generators that modules may draw random numbers from."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from implicit.pure import PLAIN
 
-from .holders import may_write
+from .own_state import writes
 
 _NONE = PLAIN | {dict, OrderedDict, set, list, tuple, Tensor}
 """Classes of most attributes, none of which is a generator."""
@@ -25,13 +25,15 @@ class Source(NamedTuple):
 
     get: Callable[[], Any]
     """Its state."""
-    set: Callable[[Any], None]
+    set: Callable[[Any], object]
 
     @classmethod
     def of(cls, value: Any) -> Source | None:
         """That of an object, if it is a generator."""
         if isinstance(value, random.Random) and not isinstance(value, random.SystemRandom):
             return cls(value.getstate, value.setstate)
+        if isinstance(value, torch.Generator):
+            return cls(value.get_state, value.set_state)
         if isinstance(value, np.random.RandomState):
             return cls(lambda: value.get_state(legacy=False), value.set_state)
         if isinstance(value, np.random.Generator):
@@ -40,14 +42,21 @@ class Source(NamedTuple):
 
 
 def sources(modules: Iterable[nn.Module]) -> list[Source]:
-    """Those of Python and NumPy that everyone shares, and those that modules keep or their `forward` names."""
+    """Those of Python and NumPy that everyone shares, and those that modules keep or their `forward` names.
+
+    Args:
+        modules: may draw from these; in evaluation mode, those that did not do so last time are taken at their word.
+    """
+    modules = [module for module in modules if module.training or writes(module) is not False]
+    if not modules:
+        return []
     if "torch._dynamo" in sys.modules:  # which cannot follow generators, and is slow to load
         made: list[Source] = torch.compiler.disable(_sources)(modules)
         return made
     return _sources(modules)
 
 
-def _sources(modules: Iterable[nn.Module]) -> list[Source]:
+def _sources(modules: list[nn.Module]) -> list[Source]:
     found: dict[int, Source] = {}
     for value in _reached(modules):
         if type(value) not in _NONE and id(value) not in found and (source := Source.of(value)):
@@ -59,11 +68,10 @@ def _sources(modules: Iterable[nn.Module]) -> list[Source]:
     ]
 
 
-def _reached(modules: Iterable[nn.Module]) -> Iterator[Any]:
-    own = [module for module in modules if may_write(module)]
-    for module in own:
+def _reached(modules: list[nn.Module]) -> Iterator[Any]:
+    for module in modules:
         yield from vars(module).values()
-    for kind in set(map(type, own)):
+    for kind in set(map(type, modules)):
         forward: Any = kind.forward  # type: ignore[attr-defined]
         if hasattr(forward, "__code__"):
             yield from map(forward.__globals__.get, forward.__code__.co_names)
@@ -80,6 +88,8 @@ def same(one: Any, other: Any) -> bool:
     """Whether two states of a generator are equal."""
     if isinstance(one, np.ndarray):
         return bool(np.array_equal(one, other))
+    if isinstance(one, Tensor):
+        return torch.equal(one, other)
     if isinstance(one, dict):
         return all(same(value, other[key]) for key, value in one.items())
     return bool(one == other)

@@ -20,6 +20,10 @@ from .own_state import writes
 from .repeats import Repeats
 from .stack import counted
 
+UNSUPPORTED = (RuntimeError, TypeError, ValueError, LookupError, AttributeError, AssertionError)
+"""What is raised by transforms that differ, or do what torch.vmap does not support. Others are for the caller, such as
+that by which a checkpoint round the call ends its recomputation."""
+
 
 @overload
 def parallel_evaluate(
@@ -107,7 +111,7 @@ def parallel_evaluate(
             return _found(evaluation, sweeps, rtol, solver, max_sweeps)
         except torch.OutOfMemoryError:
             raise
-        except Exception:  # the transforms differ, or do what torch.vmap does not support
+        except UNSUPPORTED:
             if batched is not None:
                 raise
         return _found(replace(evaluation, batched=False), sweeps, rtol, solver, max_sweeps)

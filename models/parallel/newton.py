@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from numbers import Real
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from solvers.checks import check_positive_integer
 
@@ -97,6 +99,18 @@ def explained(newton: Newton | None) -> Iterator[None]:
         raise
 
 
+class _HooksRefused(TorchFunctionMode):
+    """Refuses hooks on gradients, which `torch.func` calls for Jacobians, and not for the gradient of a loss."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is Tensor.register_hook:
+            raise TypeError(
+                "Newton's sweeps differentiate each transform, but one puts a hook on a gradient within, which the "
+                "gradient of a loss would not meet: let it do so elsewhere, or pass newton=None"
+            )
+        return func(*args, **(kwargs or {}))
+
+
 def _signs(count: int, width: int, like: Tensor) -> Tensor:
     """(count, width) signs as good as random, the same at each call; made on the device, as a capture requires."""
     mixed = torch.arange(1, count * width + 1, device=like.device).view(count, width)
@@ -108,8 +122,10 @@ def _signs(count: int, width: int, like: Tensor) -> Tensor:
 
 def _pullback(f: Callable[[Tensor], Tensor], points: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
     """`f(points)`, and the map from (k, width) rows v to the products `Jᵀv` at all points, (k, …, width)."""
+    tracked = torch.is_grad_enabled() and not torch.compiler.is_compiling()
     try:
-        values, pull = torch.func.vjp(f, points)  # type: ignore[misc]
+        with _HooksRefused() if tracked else nullcontext():
+            values, pull = torch.func.vjp(f, points)  # type: ignore[misc]
     except RuntimeError:
         if torch.is_grad_enabled():
             raise

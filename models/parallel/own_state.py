@@ -22,7 +22,8 @@ SMALL = 2**17
 """Most bytes of a tensor that is copied for each evaluation in training. Larger ones, and those in evaluation mode, are
 copied only until they are known to be read only."""
 _wrote: WeakKeyDictionary[nn.Module, dict[bool, bool]] = WeakKeyDictionary()
-"""Whether a module changed what it keeps when it was last evaluated, in training or not."""
+"""Whether a module changed what it keeps when it was last evaluated, in training or not; if not, also whether it may
+have drawn from a generator that is not PyTorch's own."""
 
 
 def writes(module: nn.Module) -> bool | None:
@@ -159,6 +160,17 @@ class OwnState:
             if one.changed(compared):
                 yield Change(one.module, one.name)
 
+    @property
+    def has_graph(self) -> bool:
+        """Whether the last evaluation left a tensor with a graph, such as a part of the loss."""
+        return any(
+            _has_graph(value)
+            for held, after in zip(self._held, self._after)
+            if after is not held
+            for key, value in after.items()
+            if value is not held.get(key)
+        )
+
     def check_restored(self) -> None:
         """RuntimeError if the last evaluation wrote into a tensor of which there was no copy."""
         for one in self._lent:
@@ -221,15 +233,25 @@ def _copied(tensors: Sequence[Tensor]) -> list[Tensor]:
                 memories.setdefault(tensor.untyped_storage().data_ptr(), []).append(tensor)
         copies: dict[int, Tensor] = {}
         for together in memories.values():
-            size = together[0].untyped_storage().nbytes()
-            if not size or (len(together) == 1 and size > 2 * together[0].nbytes and size > SMALL):
+            first, size = together[0], together[0].untyped_storage().nbytes()
+            if len(together) == 1:
+                copy = copies[id(first)] = first.clone()  # no view: it may be detached in place
+                if copy.stride() == first.stride() or size > max(2 * first.nbytes, SMALL):
+                    continue
+            if not size:
                 continue
-            bytes_ = torch.empty(0, dtype=torch.uint8, device=together[0].device)
-            memory = bytes_.set_(together[0].untyped_storage()).clone()
+            bytes_ = torch.empty(0, dtype=torch.uint8, device=first.device)
+            memory = bytes_.set_(first.untyped_storage()).clone()
             for tensor in together:
                 whole = memory[: size // tensor.itemsize * tensor.itemsize].view(tensor.dtype)
                 copies[id(tensor)] = whole.as_strided(tensor.shape, tensor.stride(), tensor.storage_offset())
         return [copies[id(tensor)] if id(tensor) in copies else tensor.clone() for tensor in tensors]
+
+
+def _has_graph(value: Any) -> bool:
+    if isinstance(value, tuple):
+        return any(map(_has_graph, value))
+    return isinstance(value, Tensor) and value.grad_fn is not None
 
 
 def _alike(one: Any, other: Any) -> bool:

@@ -13,7 +13,7 @@ from implicit.functorch import transformed
 from implicit.parametrized import lock
 from implicit.suitability import drops
 
-from .draws import Source, default, sources
+from .draws import Source, default, same, sources
 from .gather import captured
 from .holders import may_write
 from .own_state import OwnState, note
@@ -22,8 +22,8 @@ from .own_state import OwnState, note
 class Repeats:
     """Lets transforms draw and update the same at every evaluation, so that sweeps approach one network.
 
-    Each evaluation begins with what the modules kept, and in training the generators had, before the first one. In the
-    end the generators are where the first one left them, and the modules keep what the last one left, such as running
+    Each evaluation begins with what the modules kept, and the generators had, before the first one. In the end the
+    generators are where the first one left them, and the modules keep what the last one left, such as running
     statistics: nothing after an exception. Later evaluations, as in backward passes, change nothing.
 
     Args:
@@ -34,14 +34,17 @@ class Repeats:
     def __init__(self, modules: Iterable[nn.Module], like: Tensor) -> None:
         modules = list(modules)
         self._like = like
-        self._training = [module for module in modules if module.training]
-        self._drops = any(map(drops, self._training))
+        training = [module for module in modules if module.training]
+        self._drops = any(map(drops, training))
         self._writing = [module for module in modules if may_write(module)]
+        self._draws = bool(training or self._writing)
         self._transformed = transformed()
         self._state: OwnState | None = None
         self._sources: list[Source] = []
         self._first: list[Any] = []
         self._advanced = 0
+        self._drawn = False
+        """Whether the last evaluation drew from a generator that is not PyTorch's."""
 
     def __enter__(self) -> Repeats:
         return self
@@ -52,8 +55,13 @@ class Repeats:
         with lock:
             changed = {id(each.module) for each in self._state.changes(compared=self._like.is_cpu)}
             for module in self._writing:
-                note(module, id(module) in changed)
+                note(module, id(module) in changed or (self._drawn and not module.training))
             self._state.keep(unwrapped=not self._transformed)
+
+    @property
+    def leave_graph(self) -> bool:
+        """Whether the last evaluation left modules a tensor with a graph."""
+        return self._state is not None and self._state.has_graph
 
     @contextmanager
     def same(self, updates: bool = True) -> Iterator[None]:
@@ -82,13 +90,13 @@ class Repeats:
     def _same_draws(self, only_default: bool) -> Iterator[None]:
         like = self._like
         idle = like.is_meta or captured(like) or (like.is_cuda and not torch.cuda.is_initialized())
-        if not self._training or idle or (torch.compiler.is_compiling() and not self._drops):
+        if not self._draws or idle or (torch.compiler.is_compiling() and not self._drops):
             yield
             return
         if not self._sources:
             self._sources = [default(like)]
         if len(self._sources) == 1 and not (only_default or torch.compiler.is_compiling()):
-            self._sources += sources(self._training)
+            self._sources += sources(self._writing)
         now = [source.get() for source in self._sources]
         self._first += now[len(self._first) :]
         self._set(self._first)
@@ -97,6 +105,9 @@ class Repeats:
         except BaseException:
             self._set(now)  # the transforms may be evaluated in another way
             raise
+        self._drawn = any(
+            not same(source.get(), state) for source, state in zip(self._sources[1:], self._first[1:], strict=True)
+        )
         self._set(now[: self._advanced])
         self._advanced = len(now)
 

@@ -17,7 +17,7 @@ from .own_state import OwnState, note, writes
 
 
 class Unchanged:
-    """Lets evaluations as one only read what modules keep, and draw from no generator but PyTorch's.
+    """Lets evaluations as one only read what modules keep, and draw from no generator but PyTorch's own.
 
     Anything else is an `UnlikeError`, and undone.
 
@@ -28,8 +28,7 @@ class Unchanged:
     def __init__(self, parts: Sequence[nn.Module]) -> None:
         self._parts = parts
         self._writing = [place for place, part in enumerate(parts) if may_write(part)]
-        training = [part for part in parts if part.training]
-        self._sources = sources(training) if training and not torch.compiler.is_compiling() else []
+        self._sources = [] if torch.compiler.is_compiling() else sources([parts[place] for place in self._writing])
 
     @contextmanager
     def checked(self, twin: nn.Module) -> Iterator[None]:
@@ -46,7 +45,8 @@ class Unchanged:
         for source, drawn in zip(self._sources, before, strict=True):
             if not same(source.get(), drawn):
                 source.set(drawn)
-                raise _refusal(self._parts[0], "draws from a generator of random or NumPy, once for all layers")
+                note(self._parts[0], True)
+                raise _refusal(self._parts[0], "draws from a generator that is not PyTorch's own, once for all layers")
         unknown = [part for part in parts.values() if writes(part) is None]
         for change in state.changes(compared=bool(unknown)):
             part = parts[id(change.module)]

@@ -268,7 +268,7 @@ def test_draws_of_other_generators_are_not_shared_by_all_layers(generator, monke
     random.seed(0)
     np.random.seed(0)
     torch.testing.assert_close(first, parallel_evaluate(net, z, sweeps=1, batched=False), rtol=1e-9, atol=1e-9)
-    with pytest.raises(UnlikeError, match="draws from a generator of random or NumPy"):
+    with pytest.raises(UnlikeError, match="draws from a generator that is not PyTorch's own"):
         parallel_evaluate(net, z, sweeps=1, batched=True)
     parallel_evaluate(net.eval(), z, sweeps=1, batched=True)
 
@@ -508,7 +508,7 @@ def test_draws_of_generators_that_layers_name_are_each_layers_own_and_the_same_i
         found = parallel_evaluate(net, torch.zeros_like(z), sweeps=3)
         draws = [parallel_evaluate(net, torch.zeros_like(z), sweeps=3) for _ in range(3)]
         assert len({float(each.sum()) for each in (found, *draws)}) == 4
-        with pytest.raises(UnlikeError, match="draws from a generator of random or NumPy"):
+        with pytest.raises(UnlikeError, match="draws from a generator that is not PyTorch's own"):
             parallel_evaluate(net, z, sweeps=1, batched=True)
     finally:
         np.random.set_bit_generator(before)
@@ -562,3 +562,89 @@ def test_a_large_buffer_that_was_only_read_before_is_watched():
             other = copy.deepcopy(net)
     torch.testing.assert_close(found, other(z), rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(dict(net.named_buffers()), dict(other.named_buffers()), rtol=1e-9, atol=1e-9)
+
+
+class Detaching(nn.Module):
+    """Detaches in place what it keeps, as in back-propagation through time that is cut."""
+
+    def __init__(self, way):
+        super().__init__()
+        self.way, self.linear, self.state = way, nn.Linear(WIDTH, WIDTH), None
+        self.register_buffer("mean", torch.zeros(WIDTH))
+
+    def forward(self, z):
+        if self.way == "a buffer":
+            self.mean.detach_().lerp_(z.detach().mean((0, 1)), 0.1)
+            return torch.tanh(self.linear(z - self.mean.clone()))
+        if self.state is not None:
+            self.state.detach_()
+        self.state = torch.tanh(self.linear(z) + (0 if self.state is None else self.state))
+        return self.state
+
+
+@pytest.mark.parametrize("train", [True, False], ids=["train", "eval"])
+@pytest.mark.parametrize("options", [{"sweeps": DEPTH}, {"rtol": 1e-11}], ids=["sweeps", "tolerance"])
+@pytest.mark.parametrize("way", ["a buffer", "an attribute"])
+def test_what_blocks_keep_may_be_detached_in_place(way, options, train):
+    net, serial = (network(lambda: Detaching(way), "gd")[0].train(train) for _ in range(2))
+    z = torch.randn(BATCH, TOKENS, WIDTH, requires_grad=True)
+    for _ in range(3):
+        found, expected = parallel_evaluate(net, z, **options), serial(z)
+        found = getattr(found, "value", found)
+        torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(pulled(found, net, z), pulled(expected, serial, z), rtol=1e-7, atol=1e-8)
+        torch.testing.assert_close(dict(net.named_buffers()), dict(serial.named_buffers()), rtol=1e-9, atol=1e-9)
+
+
+class Balanced(nn.Module):
+    """Leaves a part of the loss, as a mixture of experts does, in an attribute, a tuple or a list."""
+
+    def __init__(self, way):
+        super().__init__()
+        self.way, self.linear, self.router, self.losses = way, nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, 3), []
+
+    def forward(self, z):
+        loss = self.router(z).softmax(-1).mean((0, 1)).square().sum()
+        if self.way == "a list":
+            self.losses.append(loss)
+        else:
+            self.kept = (z.shape, loss) if self.way == "a tuple" else loss
+        return torch.tanh(self.linear(z))
+
+    @property
+    def loss(self):
+        return self.losses[-1] if self.way == "a list" else self.kept[1] if self.way == "a tuple" else self.kept
+
+
+@pytest.mark.parametrize("train", [True, False], ids=["train", "eval"])
+@pytest.mark.parametrize(
+    "options",
+    [{"sweeps": DEPTH}, {"rtol": 1e-11}, {"rtol": 1e-11, "newton": Newton(diagonal=True)}],
+    ids=["sweeps", "tolerance", "Newton"],
+)
+@pytest.mark.parametrize("way", ["an attribute", "a tuple", "a list"])
+def test_parts_of_the_loss_that_blocks_keep_have_the_whole_gradient(way, options, train):
+    net, serial = (network(lambda: Balanced(way), "gd")[0].train(train) for _ in range(2))
+    z, gradients = torch.randn(BATCH, TOKENS, WIDTH, requires_grad=True), []
+    for one, output in ((net, parallel_evaluate(net, z, **options)), (serial, serial(z))):
+        loss = sum(transform.loss for transform in one.transforms)
+        output = getattr(output, "value", output)
+        gradients.append((loss.detach(), pulled(loss.sqrt() + output.mean(), one, z)))
+    torch.testing.assert_close(*gradients, rtol=1e-8, atol=1e-9)
+
+
+def test_newton_sweeps_refuse_hooks_on_gradients():
+    class Hooked(nn.Linear):
+        def forward(self, z):
+            h = super().forward(z)
+            if h.requires_grad:
+                h.register_hook(lambda grad: 0.5 * grad)
+            return h.tanh()
+
+    net, z = network(lambda: Hooked(WIDTH, WIDTH), "gd")
+    for options in ({"sweeps": DEPTH}, {"rtol": 1e-9}):
+        with pytest.raises(TypeError, match=r"hook on a gradient.*newton=None"):
+            parallel_evaluate(net, z, newton=Newton(), **options)
+    with torch.no_grad():
+        found = parallel_evaluate(net, z, newton=Newton(), sweeps=DEPTH)
+        torch.testing.assert_close(found, net(z), rtol=1e-9, atol=1e-9)

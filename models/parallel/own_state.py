@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from itertools import compress
 from typing import Any, NamedTuple
@@ -15,12 +15,10 @@ from implicit.functorch import innermost, transformed, version, wrapped
 from implicit.parametrized import lock
 from implicit.pure import PLAIN
 
+from .copies import SMALL, copied
 from .gather import unread
 from .holders import Holder, holders
 
-SMALL = 2**17
-"""Most bytes of a tensor that is copied for each evaluation in training. Larger ones, and those in evaluation mode, are
-copied only until they are known to be read only."""
 _wrote: WeakKeyDictionary[nn.Module, dict[bool, bool]] = WeakKeyDictionary()
 """Whether a module changed what it keeps when it was last evaluated, in training or not; if not, also whether it may
 have drawn from a generator that is not PyTorch's own."""
@@ -130,9 +128,9 @@ class OwnState:
         for each in self._holders:
             for key in each.tensors:
                 seen.setdefault(id(each.contents[key]), (each, key, each.contents[key]))
-        copied = [tensor for each, _, tensor in seen.values() if self._is_copied(each.module, tensor)]
-        copies = _copied([self._before.get(id(tensor), tensor) for tensor in copied])
-        places = dict(zip(map(id, copied), copies, strict=True))
+        chosen = [tensor for each, _, tensor in seen.values() if self._is_copied(each.module, tensor)]
+        copies = copied([self._before.get(id(tensor), tensor) for tensor in chosen])
+        places = dict(zip(map(id, chosen), copies, strict=True))
         for each, key, tensor in seen.values():
             copy = places.get(id(tensor), tensor)
             yield _Lent(each.module, each.called(key), tensor, copy, version(copy))
@@ -221,31 +219,6 @@ class OwnState:
         elif not (transformed() or wrapped(copy)) and (not copy.is_cpu or not torch.equal(copy, tensor)):
             self._before[id(tensor)] = tensor.detach().clone()
             tensor.data.copy_(copy)
-
-
-@torch.no_grad()
-def _copied(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """Copies, of which some are views of the same memory where the tensors are."""
-    with torch.inference_mode(False):  # within it, changes in place would not be counted
-        memories: dict[int, list[Tensor]] = {}
-        for tensor in tensors:
-            if not wrapped(tensor):
-                memories.setdefault(tensor.untyped_storage().data_ptr(), []).append(tensor)
-        copies: dict[int, Tensor] = {}
-        for together in memories.values():
-            first, size = together[0], together[0].untyped_storage().nbytes()
-            if len(together) == 1:
-                copy = copies[id(first)] = first.clone()  # no view: it may be detached in place
-                if copy.stride() == first.stride() or size > max(2 * first.nbytes, SMALL):
-                    continue
-            if not size:
-                continue
-            bytes_ = torch.empty(0, dtype=torch.uint8, device=first.device)
-            memory = bytes_.set_(first.untyped_storage()).clone()
-            for tensor in together:
-                whole = memory[: size // tensor.itemsize * tensor.itemsize].view(tensor.dtype)
-                copies[id(tensor)] = whole.as_strided(tensor.shape, tensor.stride(), tensor.storage_offset())
-        return [copies[id(tensor)] if id(tensor) in copies else tensor.clone() for tensor in tensors]
 
 
 def _has_graph(value: Any) -> bool:

@@ -11,7 +11,7 @@ from torch.autograd.graph import save_on_cpu
 from torch.nn.utils.parametrizations import spectral_norm
 
 from models import ContractiveDense, Newton, OptDNN, Parallel, parallel_evaluate, unroll
-from models.parallel.own_state import SMALL
+from models.parallel.copies import SMALL
 from solvers import Solution
 
 BATCH, WIDTH, DEPTH = 5, 6, 4

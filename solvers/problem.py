@@ -15,6 +15,7 @@ from torch import Tensor
 from torch._subclasses import FakeTensor
 
 from .norms import Measure
+from .precision import TF32, rounding_unit
 from .state import Layout, State, autocast_dtype, tree_leaves, tree_map
 
 if TYPE_CHECKING:
@@ -76,11 +77,16 @@ class Problem:
             ]
         self.autocast = autocast_dtype(layout.device)
         """The caller's autocast dtype: the loop turns autocast off for the solver's own products."""
-        self.rounding = max(torch.finfo(dtype).eps for dtype in (layout.dtype, self.autocast) if dtype is not None)
+        self.rounding = rounding_unit(f, layout, self.autocast)
         """Relative rounding unit of the output of f."""
         self.spent: NDArray[np.int64] | None = None
         """(rows,) evaluations that a solver made within its last step."""
         self.advice: Advice = None
+
+    @property
+    def precision(self) -> torch.dtype | str:
+        """What f computes in."""
+        return "TensorFloat-32" if self.rounding == TF32 else self.autocast or self.layout.dtype
 
     @property
     def spread(self) -> float:

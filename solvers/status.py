@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from enum import IntEnum
 
+from .precision import TF32
+
 
 class Status(IntEnum):
     """How the solve of one row ended; `message` gives the cause and the remedy."""
@@ -71,7 +73,17 @@ def rtol_at_floor(residual: float, rounding: float) -> float:
 
 def at_floor(residual: float, rounding: float) -> str:
     """What to try where the dtype allows no smaller relative residual than this."""
-    return (
-        "the residual is as small as the dtype of f, or autocast, allows: set rtol to "
-        f"{rtol_at_floor(residual, rounding):.0e} or more, or use a wider dtype"
+    cause = (
+        "TensorFloat-32 allows, in which this GPU computes"
+        if rounding == TF32
+        else "the dtype of f, or autocast, allows"
     )
+    return f"the residual is as small as {cause}: {past_floor(residual, rounding)}"
+
+
+def past_floor(residual: float, rounding: float) -> str:
+    """How to solve such rows."""
+    way = "use a wider dtype"
+    if rounding == TF32:
+        way = 'turn it off: torch.backends.cudnn.allow_tf32 = False, torch.set_float32_matmul_precision("highest")'
+    return f"set rtol to {rtol_at_floor(residual, rounding):.0e} or more, or {way}"

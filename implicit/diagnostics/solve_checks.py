@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from solvers import Monotone, Status, solve
-from solvers.status import rtol_at_floor
+from solvers.status import past_floor
 
 from ..coupling import REMEDY, as_one_row, causes
 from ..equilibrium import Equilibrium
@@ -88,8 +88,8 @@ def floor(look: Look) -> Finding | None:
     return Finding(
         "the dtype's floor",
         f"{name_rows(bad)} stopped at a relative residual of {solution.residual[bad].max():.1e}, "
-        f"above rtol={look.layer.rtol:g}; {look.problem.autocast or look.problem.layout.dtype} resolves {rounding:.1e}",
-        f"Set rtol to {rtol_at_floor(float(solution.residual[bad].max()), rounding):.0e} or more, or use a wider dtype",
+        f"above rtol={look.layer.rtol:g}; {look.problem.precision} resolves {rounding:.1e}",
+        "S" + past_floor(float(solution.residual[bad].max()), rounding)[1:],
     )
 
 

@@ -1,0 +1,39 @@
+"""Copies of tensors that share memory where the tensors do."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from implicit.functorch import wrapped
+
+SMALL = 2**17
+"""Most bytes of a tensor that is copied for each evaluation in training. Larger ones, and those in evaluation mode, are
+copied only until they are known to be read only."""
+
+
+@torch.no_grad()
+def copied(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Copies, of which some are views of the same memory where the tensors are."""
+    with torch.inference_mode(False):  # within it, changes in place would not be counted
+        memories: dict[int, list[Tensor]] = {}
+        for tensor in tensors:
+            if not wrapped(tensor):
+                memories.setdefault(tensor.untyped_storage().data_ptr(), []).append(tensor)
+        copies: dict[int, Tensor] = {}
+        for together in memories.values():
+            first, size = together[0], together[0].untyped_storage().nbytes()
+            if len(together) == 1:
+                copy = copies[id(first)] = first.clone()  # no view: it may be detached in place
+                if copy.stride() == first.stride() or size > max(2 * first.nbytes, SMALL):
+                    continue
+            if not size:
+                continue
+            bytes_ = torch.empty(0, dtype=torch.uint8, device=first.device)
+            memory = bytes_.set_(first.untyped_storage()).clone()
+            for tensor in together:
+                whole = memory[: size // tensor.itemsize * tensor.itemsize].view(tensor.dtype)
+                copies[id(tensor)] = whole.as_strided(tensor.shape, tensor.stride(), tensor.storage_offset())
+        return [copies[id(tensor)] if id(tensor) in copies else tensor.clone() for tensor in tensors]

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from typing_extensions import Unpack
 
 from solvers import Loop, NewtonKrylov, Norm, PeacemanRachford, Settings, Solution, SolveOptions, Solver, State
-from solvers.loops.captures import Captures
 from solvers.problem import Problem, prepare
 from solvers.root_problem import RootProblem
 from solvers.settings import takes_settings
@@ -126,7 +125,6 @@ class Equilibrium(Layer[Z]):
         self.gradient = gradient
         for name in _SETTINGS:
             setattr(self, name, getattr(settings, name))
-        self._captures = Captures()
 
     @property
     def settings(self) -> Settings:

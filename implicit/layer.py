@@ -6,6 +6,7 @@ import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import chain
 from typing import Any, Generic
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from typing_extensions import TypeVar
 
 from solvers import Solution, State
+from solvers.loops.captures import Captures
 from solvers.problem import advise, unshared
 from solvers.state import tree_leaves
 
@@ -35,6 +37,17 @@ class Layer(nn.Module, ABC, Generic[Z]):
                 "makes the first state, or pass a fixed one as z0= at each call"
             )
         self.cell, self.initial = cell, initial
+        self._captures = Captures()
+
+    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Any:
+        before = self._kinds()
+        super()._apply(fn, recurse)
+        if self._kinds() != before:  # recordings would keep the memory of the old parameters, and their own
+            self._captures = Captures()
+        return self
+
+    def _kinds(self) -> list[Any]:
+        return [(each.device, each.dtype) for each in chain(self.parameters(), self.buffers())]
 
     @abstractmethod
     def solve(self, *inputs: Any, z0: Z | None = None) -> Solution[Z]:

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from solvers import Eager, Loop, Solution, State
-from solvers.loops.captures import Captures
 from solvers.loops.plain import plain_steps
 from solvers.problem import IN_PLACE, prepare, unshared
 from solvers.state import Layout, autocast_dtype, tree_leaves, tree_map, usable, without_autocast
@@ -64,7 +63,7 @@ class Looped(Layer[Z]):
         super().__init__(cell, initial)
         if not isinstance(loop, Loop):
             raise TypeError(f"Looped: loop={loop!r} is not a loop: pass an object such as Eager() or Captured()")
-        self.loop, self._captures = loop, Captures()
+        self.loop = loop
         if not is_count(steps):
             raise ValueError(f"Looped: steps={steps!r} must be an integer of at least 1")
         self.steps, self.tracked = steps, tracked

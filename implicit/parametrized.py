@@ -7,13 +7,26 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
 from .pure import every_module
 
-lock = threading.RLock()
-"""Held while modules that other threads may share hold something else than usual."""
+_lock = threading.RLock()
+WAIT = 1.0
+"""Seconds that a backward pass waits: on a GPU it runs in another thread, for which the one with the turn may wait."""
+
+
+@contextmanager
+def turn() -> Iterator[None]:
+    """A turn of this thread, within which modules that others may share hold something else than usual."""
+    held = _lock.acquire(timeout=-1 if torch._C._current_graph_task_id() == -1 else WAIT)
+    try:
+        yield
+    finally:
+        if held:
+            _lock.release()
 
 
 @contextmanager
@@ -29,7 +42,7 @@ def one_weight(f: Callable[..., Any]) -> Iterator[None]:
     if not parametrized:
         yield
         return
-    with lock, parametrize.cached():
+    with turn(), parametrize.cached():
         for part in parametrized:
             for name in part.parametrizations:  # type: ignore[union-attr]
                 getattr(part, name)

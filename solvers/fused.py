@@ -6,7 +6,6 @@ import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache
 
 import torch
 from torch import Tensor
@@ -17,7 +16,11 @@ LARGE = 2**22
 """Entries of a state from which a kernel outlasts its launch, which costs more than launches by PyTorch."""
 LONG, MANY = 2**18, 128
 """Entries of a row's history that one program reads in some ten launches' time; rows whose programs fill a GPU."""
+LONGEST = 2**30
+"""Entries of a row below which 32 bits count those of a pair."""
 _replayed = threading.local()
+_compiling: dict[int, bool] = {}
+"""Whether Triton works, by device."""
 
 
 @contextmanager
@@ -36,6 +39,7 @@ def fusible(tensor: Tensor) -> bool:
     return (
         tensor.is_cuda
         and tensor.numel() >= (1 if getattr(_replayed, "now", False) else LARGE)
+        and tensor.shape[-1] < LONGEST
         and tensor.dtype in (torch.float32, torch.float64)
         and not torch.compiler.is_compiling()  # the compiler fuses by itself
         and type(tensor) is Tensor  # a tracer's tensor has no values, hence no address
@@ -48,9 +52,16 @@ def fusible_by_row(state: Tensor, history: Tensor) -> bool:
     return fusible(state) and (len(state) >= MANY or history.numel() <= len(state) * LONG)
 
 
-@cache
 def _compiles(device: int) -> bool:
     """Whether Triton works: PyTorch's Linux builds include it, but it compiles its launchers with a C compiler."""
+    if device not in _compiling:
+        if torch.cuda.is_current_stream_capturing():
+            return False  # a trial would become part of the capture
+        _compiling[device] = _tried(device)
+    return _compiling[device]
+
+
+def _tried(device: int) -> bool:
     if torch.cuda.get_device_capability(device) < (7, 0):
         return False
     try:
@@ -60,6 +71,8 @@ def _compiles(device: int) -> bool:
     try:
         one = torch.ones(1, 1, device=torch.device("cuda", device))
         residual_and_norms(one, one)
+    except torch.OutOfMemoryError:
+        raise
     except Exception as error:
         warnings.warn(
             f"Triton cannot compile here ({type(error).__name__}: {error}): PyTorch's slower operations are used "

@@ -133,6 +133,8 @@ class ImplicitGradient(AdjointGradient):
             products, forward = product, product.pure.problem
             problem.captures, problem.told = forward.captures, forward.told
             problem.name, problem.rounding = f"{forward.name}, backward", max(problem.rounding, forward.rounding)
+            if problem.autocast is not None and forward.autocast is not None:
+                problem.autocast = forward.autocast  # other threads, such as a GPU's, have a dtype of their own
             problem.source = lambda adjoint: products.source(unit, adjoint.autocast)
         known = None
         if isinstance(problem, LinearProblem):  # at zero nothing need be evaluated, and no step is lost

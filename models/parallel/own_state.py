@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from implicit.functorch import innermost, transformed, version, wrapped
-from implicit.parametrized import lock
+from implicit.parametrized import turn
 from implicit.pure import PLAIN
 
 from .copies import SMALL, copied
@@ -86,7 +86,7 @@ class OwnState:
     def lent(self) -> Iterator[None]:
         """An evaluation of the modules, as they were when this was made."""
         self._lent, self._after = list(self._copies()), []
-        with lock if self._is_seen() else nullcontext():
+        with turn() if self._is_seen() else nullcontext():
             yield from self._lending()
 
     def _is_seen(self) -> bool:

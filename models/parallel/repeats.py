@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from implicit.functorch import transformed
-from implicit.parametrized import lock
+from implicit.parametrized import turn
 from implicit.suitability import drops
 
 from .draws import Source, default, same, sources
@@ -52,7 +52,7 @@ class Repeats:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if self._state is None or kind is not None:
             return
-        with lock:
+        with turn():
             changed = {id(each.module) for each in self._state.changes(compared=self._like.is_cpu)}
             for module in self._writing:
                 note(module, id(module) in changed or (self._drawn and not module.training))
@@ -80,7 +80,7 @@ class Repeats:
         if torch.compiler.is_compiling():
             yield
             return
-        with lock:  # no other thread's copies
+        with turn():  # no other thread's copies
             self._state = self._state or OwnState(self._writing)
         with self._state.lent():
             yield

@@ -15,7 +15,7 @@ from ..problem import Problem
 from ..rules.rule import Solver
 from .captures import Captures, Source
 from .eager import Hold, Loop, Stretch, advance, begin
-from .recording import RecordingError
+from .recording import RecordingError, without_frames
 from .tape import Tape
 from .transfer import Transfer
 
@@ -103,7 +103,7 @@ class _Replayed(Loop):
                 return self.tape.begin(z, source.tensors)
             refusal = None
         except Exception as error:
-            refusal = error
+            refusal = without_frames(error)
             self.close()
         start = begin(problem, solver, measure, z, pair)  # raises f's own errors
         if refusal is not None:
@@ -139,9 +139,10 @@ class _Replayed(Loop):
         try:
             return call()
         except RecordingError as error:
-            self.captures.refuse(self.source.name, error)
-            self.tape.leave()
-            return otherwise()
+            refusal = without_frames(error)
+        self.captures.refuse(self.source.name, refusal)
+        self.tape.leave()
+        return otherwise()
 
     def span(self, missing: float, room: int) -> int:
         every, span, whole = self.check_every, self.check_every, self._whole(room)

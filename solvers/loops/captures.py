@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Hashable
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from ..caller import level_of_caller
@@ -18,9 +19,10 @@ from .tape import Tape
 
 LIMIT = 8
 """Tapes that a layer keeps for forward and backward solves together: one for each shape, dtype and mode."""
-IN_A_ROW = 2 * LIMIT
-"""Number of solves in a row, each of a kind not among the last ones, of which the user is told."""
+IN_A_ROW = 3 * LIMIT
+"""Number of solves in a row without a replay, of which the user is told."""
 _NEW: Any = object()
+_MEMORY = ". A recording has memory of its own, about that of the steps it contains: leave some free"
 _ADVICE = (
     ". Inside f, nothing may wait for the host (.item(), .cpu(), a branch on a value), create tensors on the host, or "
     "draw from a CPU generator"
@@ -53,7 +55,7 @@ class Captures:
         self._tapes: dict[tuple[str, Hashable], Tape | None] = {}  # None: met once
         self._refused: set[str] = set()  # names of problems and of sources
         self._told = self._given_up = False
-        self._new: Counter[str] = Counter()  # solves in a row of kinds that were not known
+        self._new: Counter[str] = Counter()  # solves in a row that met no recording
         self._told_of_new = False
 
     def __eq__(self, other: object) -> bool:
@@ -98,22 +100,22 @@ class Captures:
         key = name, kind
         with self._lock:  # the key is long: each look at the dict hashes it anew
             tape = self._tapes.pop(key, _NEW)
+            self._new[name] = self._new[name] + 1 if tape is _NEW or tape is None else 0
             if tape is None:
                 tape = make()
             while len(self._tapes) >= LIMIT:
                 del self._tapes[next(iter(self._tapes))]
             self._tapes[key] = None if tape is _NEW else tape  # most recent last
-            self._new[name] = self._new[name] + 1 if tape is _NEW else 0
             if self._new[name] == IN_A_ROW and not self._told_of_new:
                 self._told_of_new = True
                 warnings.warn(
-                    f"loop=Captured(): the last {IN_A_ROW} solves of {name} were each of another kind than the "
-                    f"{LIMIT} before, forward and backward, so none was recorded. Either inputs have many shapes: pad "
-                    "them to few. Or the tolerances or settings of the solver change: keep them for a while. Or "
-                    "something that f may read is new each time: pass it as a tensor, since other inputs tell kinds "
-                    "apart or, if it is an attribute that f itself sets for others, begin its name with an underscore. "
-                    "(The old weight_norm and spectral_norm and torch.nn.utils.prune set a new weight each time, "
-                    "torch.nn.utils.parametrizations do not.)",
+                    f"loop=Captured(): none of the last {IN_A_ROW} solves of {name} replayed a recording: each was of "
+                    f"a kind that is not among the last {LIMIT}, forward and backward, or the second of its kind, "
+                    "which records. Either inputs have many shapes: pad them to few. Or tolerances or settings of the "
+                    "solver change: keep them for a while. Or something that f may read is new each time: pass it as a "
+                    "tensor, since other inputs tell kinds apart or, if it is an attribute that f itself sets for "
+                    "others, begin its name with an underscore. (The old weight_norm and spectral_norm and "
+                    "torch.nn.utils.prune set a new weight each time, torch.nn.utils.parametrizations do not.)",
                     RuntimeWarning,
                     stacklevel=level_of_caller(),
                 )
@@ -149,6 +151,8 @@ class Captures:
             return
         cause = error.__cause__ if isinstance(error, RecordingError) else error
         why, advice = (f": {error}", "") if cause is None else (f" ({type(cause).__name__}: {cause})", _ADVICE)
+        if isinstance(cause, torch.OutOfMemoryError):
+            advice = _MEMORY
         warnings.warn(
             f"loop=Captured(): {name} cannot be captured{why}. Its steps run one by one, as with Eager{advice}",
             RuntimeWarning,

@@ -6,6 +6,7 @@ import gc
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
 _recorded = threading.local()
 _lock = threading.Lock()
@@ -15,6 +16,17 @@ _collected = True
 
 class RecordingError(Exception):
     """A function cannot be recorded, because of the exception from which this one is raised, or as the message says."""
+
+
+Raised = TypeVar("Raised", bound=BaseException)
+
+
+def without_frames(error: Raised) -> Raised:
+    """The error, and those it came from, without the frames that they passed, whose tensors would stay in memory."""
+    one: BaseException | None = error
+    while one is not None:
+        one.__traceback__, one = None, one.__cause__ or one.__context__
+    return error
 
 
 @contextmanager

@@ -831,9 +831,15 @@ def test_the_recorded_beginning_copies_no_history(monkeypatch, solver):
 
 def test_few_are_kept():
     _, captured = layers(Cell())
-    for rows in range(1, 2 * LIMIT):
-        for _ in range(2):
-            captured.solve(torch.randn(rows, DIM, dtype=torch.float64))
+
+    def solve_all():
+        for rows in range(1, 4 * LIMIT):  # each is recorded when the layer meets it again, and never replayed
+            for _ in range(2):
+                captured.solve(torch.randn(rows, DIM, dtype=torch.float64))
+
+    with pytest.warns(RuntimeWarning, match="none of the last 24 solves of Cell, forward replayed") as told:
+        solve_all()
+    assert len(told) == 1
     assert len(captured._captures) <= LIMIT
     assert not any(tape.lent for tape in tapes(captured))
 

@@ -800,7 +800,7 @@ def test_what_makes_every_solve_a_new_kind_is_told():
             captured.cell.scale = 0.5 + 0.001 * step
             captured.solve(*inputs(1))
     (only,) = told
-    assert "solves of Cell, forward were each of another kind" in str(only.message)
+    assert "none of the last 24 solves of Cell, forward replayed a recording" in str(only.message)
     assert len(captured._captures) == 0
 
 

@@ -1,4 +1,4 @@
-"""Cells that multiply in TensorFloat-32, as convolutions on a GPU do by default; here their factors are rounded by hand."""
+"""Cells that multiply in TensorFloat-32, as convolutions on a GPU do by default; here factors are rounded by hand."""
 
 import warnings
 

@@ -104,6 +104,8 @@ class Reports(NamedTuple):
         residuals = solution.residual[~solution.converged]
         residuals = residuals if residuals.numel() else solution.residual
         residual = math.inf if bool(residuals.isnan().any()) else float(residuals.max())
+        if sum(way == direction for way, _ in told) >= TRIALS:  # settings follow a schedule
+            tried = ""
         worst, budget = told.get((direction, tried), (0.0, 0))
         if (direction, tried) in told and most <= budget and not (residual >= WORSE * worst and worst < math.inf):
             return False
@@ -116,6 +118,8 @@ _told: weakref.WeakKeyDictionary[Any, dict[tuple[str, str], tuple[float, int]]] 
 under each settings."""
 NEAR = 0.02
 """Distance of an estimated spectral radius from 1 within which nothing follows from it."""
+TRIALS = 8
+"""Settings under which a cell's failures are reported one by one; all later ones count as one."""
 WORSE = 10.0
 """Factor by which a residual must exceed that to be reported again."""
 

@@ -99,7 +99,8 @@ class Repeats:
             self._sources += sources(self._writing)
         now = [source.get() for source in self._sources]
         self._first += now[len(self._first) :]
-        self._set(self._first)
+        if self._advanced:
+            self._set(self._first)
         try:
             yield
         except BaseException:

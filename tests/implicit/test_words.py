@@ -158,6 +158,17 @@ def test_what_is_tried_next_is_told_if_it_fails_too(changed):
             assert [sum(f"{direction} solve" in text for text in texts) for texts in told] == [count, 0, 0]
 
 
+def test_settings_that_follow_a_schedule_are_told_of_a_few_times():
+    torch.manual_seed(0)
+    x, cell = torch.randn(8, 16), Cell(gain=4.0)
+    layer = Equilibrium(cell, solver=Picard(), max_steps=8)
+    told = 0
+    for step in range(40):
+        layer.rtol = 1e-3 * 0.9**step
+        told += len(heard(1, layer, gradient=False, x=x))
+    assert 2 <= told <= 10
+
+
 def test_fewer_steps_than_were_told_of_are_no_news():
     torch.manual_seed(0)
     x, cell = torch.randn(8, 16), Cell(gain=4.0)

@@ -33,7 +33,9 @@ def rounding_unit(f: Callable[..., Any], layout: Layout, autocast: torch.dtype |
 
 def has_tf32(device: torch.device) -> bool:
     """Whether it is a GPU that multiplies in TensorFloat-32."""
-    return device.type == "cuda" and _capability(device.index) >= (8, 0)
+    if device.type != "cuda" or not torch.cuda.is_available():  # a fake tensor needs no GPU
+        return False
+    return _capability(device.index) >= (8, 0)
 
 
 @cache

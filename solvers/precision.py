@@ -33,14 +33,13 @@ def rounding_unit(f: Callable[..., Any], layout: Layout, autocast: torch.dtype |
 
 def has_tf32(device: torch.device) -> bool:
     """Whether it is a GPU that multiplies in TensorFloat-32."""
-    if device.type != "cuda" or not torch.cuda.is_available():  # a fake tensor needs no GPU
-        return False
-    return _capability(device.index) >= (8, 0)
+    return device.type == "cuda" and _capability(device.index) >= (8, 0)
 
 
 @cache
 def _capability(index: int | None) -> tuple[int, int]:
-    return torch.cuda.get_device_capability(index)
+    available = torch.cuda.is_available()  # a fake tensor needs no GPU
+    return torch.cuda.get_device_capability(index) if available else (0, 0)
 
 
 def _has_convolutions(f: nn.Module) -> bool:

@@ -16,7 +16,8 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from solvers import GMRES, Anderson, Broyden, Euclidean
-from solvers.fused import LARGE, _compiles, fusible, replayed
+from solvers import fused as fusing
+from solvers.fused import LARGE, fusible, replayed
 from solvers.rules import anderson, broyden, gmres
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
@@ -433,8 +434,30 @@ def test_without_a_compiler_it_is_said_and_pytorch_used(monkeypatch):
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, found=capability: found)
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            assert not _compiles.__wrapped__(0)
+            assert not fusing._tried(0)
         assert ["RuntimeError: no gcc" in str(warning.message) for warning in caught] == [True] * warned
+
+
+def test_no_trial_is_made_within_a_capture(monkeypatch):
+    monkeypatch.setattr(fusing, "_compiling", {})
+    monkeypatch.setattr(fusing, "_tried", lambda device: True)
+    for capturing in (True, False, True):
+        monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda capturing=capturing: capturing)
+        assert fusing._compiles(0) == (not capturing or 0 in fusing._compiling)
+    assert fusing._compiling == {0: True}
+
+
+def test_a_trial_that_runs_out_of_memory_says_nothing_of_triton(monkeypatch):
+    pytest.importorskip("triton")
+
+    def full(image, z):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr("solvers.norms_triton.residual_and_norms", full)
+    monkeypatch.setattr(torch, "ones", lambda *shape, device: torch.empty(shape, device="cpu"))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    with pytest.raises(torch.OutOfMemoryError):
+        fusing._tried(0)
 
 
 @pytest.mark.parametrize("name", DTYPES)

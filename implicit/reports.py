@@ -96,7 +96,7 @@ class Reports(NamedTuple):
         warnings.warn(text, ConvergenceWarning, stacklevel=level_of_caller())
 
     def _is_news(self, direction: str, solution: Solution) -> bool:
-        told = _told.setdefault(_lasting(self.owner), {})
+        told = _told.setdefault(_lasting(self.owner), {}).setdefault(direction, {})
         tried, most = _named(self.gradient) if direction == "backward" else "", 0
         if self.tried is not None:
             named, most = (_named(self.tried.solver), _named(self.tried.norm)), self.tried.most
@@ -104,22 +104,22 @@ class Reports(NamedTuple):
         residuals = solution.residual[~solution.converged]
         residuals = residuals if residuals.numel() else solution.residual
         residual = math.inf if bool(residuals.isnan().any()) else float(residuals.max())
-        if sum(way == direction for way, _ in told) >= TRIALS:  # settings follow a schedule
-            tried = ""
-        worst, budget = told.get((direction, tried), (0.0, 0))
-        if (direction, tried) in told and most <= budget and not (residual >= WORSE * worst and worst < math.inf):
+        worst, budget, _ = told.get(tried, (max((each[0] for each in told.values()), default=0.0), 0, 0))
+        times = sum(each[2] for each in told.values())
+        is_trial = times < TRIALS and (tried not in told or most > budget)  # otherwise they follow a schedule
+        if not (is_trial or (residual >= WORSE * worst and worst < math.inf)):
             return False
-        told[direction, tried] = max(worst, residual), max(budget, most)
+        told[tried] = max(worst, residual), max(budget, most), told.get(tried, (0.0, 0, 0))[2] + 1
         return True
 
 
-_told: weakref.WeakKeyDictionary[Any, dict[tuple[str, str], tuple[float, int]]] = weakref.WeakKeyDictionary()
-"""For each cell, or function's code, the largest residual and budget that warnings have reported, in each direction and
-under each settings."""
+_told: weakref.WeakKeyDictionary[Any, dict[str, dict[str, tuple[float, int, int]]]] = weakref.WeakKeyDictionary()
+"""For each cell, or function's code, direction and settings: the largest residual and budget that warnings reported,
+and their number."""
 NEAR = 0.02
 """Distance of an estimated spectral radius from 1 within which nothing follows from it."""
 TRIALS = 8
-"""Settings under which a cell's failures are reported one by one; all later ones count as one."""
+"""Number of warnings of a cell after which other settings are no news: they follow a schedule."""
 WORSE = 10.0
 """Factor by which a residual must exceed that to be reported again."""
 

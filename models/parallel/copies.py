@@ -24,7 +24,15 @@ def copied(tensors: Sequence[Tensor]) -> list[Tensor]:
                 memories.setdefault(tensor.untyped_storage().data_ptr(), []).append(tensor)
         copies: dict[int, Tensor] = {}
         for together in memories.values():
-            first, size = together[0], together[0].untyped_storage().nbytes()
+            first = max(together, key=lambda tensor: tensor.untyped_storage().nbytes())  # of two over one memory
+            size = first.untyped_storage().nbytes()
+            whole = [each for each in together if each.nbytes == size and each.is_contiguous() and not each._is_view()]
+            if len(together) > 1 and whole and len({each.dtype for each in together}) == 1:
+                copy = copies[id(whole[0])] = whole[0].clone()  # no view here either, but with views
+                for each in together:
+                    if each is not whole[0]:
+                        copies[id(each)] = copy.as_strided(each.shape, each.stride(), each.storage_offset())
+                continue
             if len(together) == 1:
                 copy = copies[id(first)] = first.clone()  # no view: it may be detached in place
                 if copy.stride() == first.stride() or size > max(2 * first.nbytes, SMALL):
@@ -34,6 +42,6 @@ def copied(tensors: Sequence[Tensor]) -> list[Tensor]:
             bytes_ = torch.empty(0, dtype=torch.uint8, device=first.device)
             memory = bytes_.set_(first.untyped_storage()).clone()
             for tensor in together:
-                whole = memory[: size // tensor.itemsize * tensor.itemsize].view(tensor.dtype)
-                copies[id(tensor)] = whole.as_strided(tensor.shape, tensor.stride(), tensor.storage_offset())
+                items = memory[: size // tensor.itemsize * tensor.itemsize].view(tensor.dtype)
+                copies[id(tensor)] = items.as_strided(tensor.shape, tensor.stride(), tensor.storage_offset())
         return [copies[id(tensor)] if id(tensor) in copies else tensor.clone() for tensor in tensors]

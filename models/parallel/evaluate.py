@@ -20,10 +20,6 @@ from .own_state import writes
 from .repeats import Repeats
 from .stack import counted
 
-UNSUPPORTED = (RuntimeError, TypeError, ValueError, LookupError, AttributeError, AssertionError)
-"""What is raised by transforms that differ, or do what torch.vmap does not support. Others are for the caller, such as
-that by which a checkpoint round the call ends its recomputation."""
-
 
 @overload
 def parallel_evaluate(
@@ -111,8 +107,9 @@ def parallel_evaluate(
             return _found(evaluation, sweeps, rtol, solver, max_sweeps)
         except torch.OutOfMemoryError:
             raise
-        except UNSUPPORTED:
-            if batched is not None:
+        except Exception as error:  # the transforms differ, or do what torch.vmap does not support
+            ends = type(error).__module__ == "torch.utils.checkpoint"  # a recomputation, in a checkpoint round the call
+            if batched is not None or ends:
                 raise
         return _found(replace(evaluation, batched=False), sweeps, rtol, solver, max_sweeps)
 

@@ -76,10 +76,8 @@ class Evaluation:
                 atol=0.0,
                 max_steps=depth + 1 if max_sweeps is None else max_sweeps,
             )
-        outputs = swap(outputs)
-        if self.repeats.leave_graph:  # of the last sweep alone: let it be that of the network
-            sweep.evaluated(sweep.trajectory.points(self.z0, outputs))
-        value = sweep.trajectory.last(self.z0, outputs)
+        self.repeats.warn_of_graphs()
+        value = sweep.trajectory.last(self.z0, swap(outputs))
         return replace(log.forward[-1].solution, budget=exact.budget, value=value)
 
     def _sweep(self) -> Sweep:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import is_dataclass
 from itertools import compress
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -158,16 +161,12 @@ class OwnState:
             if one.changed(compared):
                 yield Change(one.module, one.name)
 
-    @property
-    def has_graph(self) -> bool:
-        """Whether the last evaluation left a tensor with a graph, such as a part of the loss."""
-        return any(
-            _has_graph(value)
-            for held, after in zip(self._held, self._after)
-            if after is not held
-            for key, value in after.items()
-            if value is not held.get(key)
-        )
+    def graphs(self) -> Iterator[Change]:
+        """Where the last evaluation left tensors with a graph, such as parts of the loss."""
+        for each, held, after in zip(self._holders, self._held, self._after):
+            for key, value in after.items() if after is not held else ():
+                if value is not held.get(key) and _has_graph(value):
+                    yield Change(each.module, each.called(key))
 
     def check_restored(self) -> None:
         """RuntimeError if the last evaluation wrote into a tensor of which there was no copy."""
@@ -222,9 +221,13 @@ class OwnState:
 
 
 def _has_graph(value: Any) -> bool:
-    if isinstance(value, tuple):
-        return any(map(_has_graph, value))
-    return isinstance(value, Tensor) and value.grad_fn is not None
+    if isinstance(value, Tensor):
+        return value.grad_fn is not None
+    if isinstance(value, SimpleNamespace) or is_dataclass(value):
+        value = vars(value) if hasattr(value, "__dict__") else {}
+    if isinstance(value, dict):
+        value = list(value.values())
+    return type(value) in (list, tuple, deque) and any(map(_has_graph, value))
 
 
 def _alike(one: Any, other: Any) -> bool:

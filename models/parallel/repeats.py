@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
+from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
@@ -12,11 +14,14 @@ from torch import Tensor, nn
 from implicit.functorch import transformed
 from implicit.parametrized import turn
 from implicit.suitability import drops
+from solvers.caller import level_of_caller
 
 from .draws import Source, default, same, sources
 from .gather import captured
 from .holders import may_write
 from .own_state import OwnState, note
+
+_told: WeakSet[nn.Module] = WeakSet()
 
 
 class Repeats:
@@ -37,7 +42,7 @@ class Repeats:
         training = [module for module in modules if module.training]
         self._drops = any(map(drops, training))
         self._writing = [module for module in modules if may_write(module)]
-        self._draws = bool(training or self._writing)
+        self._training, self._draws = bool(training), bool(training or self._writing)
         self._transformed = transformed()
         self._state: OwnState | None = None
         self._sources: list[Source] = []
@@ -58,10 +63,21 @@ class Repeats:
                 note(module, id(module) in changed or (self._drawn and not module.training))
             self._state.keep(unwrapped=not self._transformed)
 
-    @property
-    def leave_graph(self) -> bool:
-        """Whether the last evaluation left modules a tensor with a graph."""
-        return self._state is not None and self._state.has_graph
+    def warn_of_graphs(self) -> None:
+        """Warn, once for a module, that it keeps a tensor whose gradient would end at its own input."""
+        if self._state is None:
+            return
+        for module, name in self._state.graphs():
+            if module not in _told:
+                _told.add(module)
+                warnings.warn(
+                    f"{type(module).__name__} keeps a tensor with a graph in its {name}. To a tolerance, the gradient "
+                    "of such a tensor ends at the module's input: where it is a part of the loss, pass sweeps=; "
+                    "otherwise keep it detached",
+                    RuntimeWarning,
+                    stacklevel=level_of_caller(),
+                )
+                return
 
     @contextmanager
     def same(self, updates: bool = True) -> Iterator[None]:
@@ -106,9 +122,11 @@ class Repeats:
         except BaseException:
             self._set(now)  # the transforms may be evaluated in another way
             raise
-        self._drawn = any(
-            not same(source.get(), state) for source, state in zip(self._sources[1:], self._first[1:], strict=True)
-        )
+        pairs = list(zip(self._sources, self._first, strict=True))
+        self._drawn = not all(same(source.get(), state) for source, state in pairs[1:])
+        if not (self._training or self._advanced or self._drawn) and same(pairs[0][0].get(), pairs[0][1]):
+            self._draws = False  # nor is there anything to put back, from which other threads may draw
+            return
         self._set(now[: self._advanced])
         self._advanced = len(now)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -91,7 +92,7 @@ class _Replayed(Loop):
         self._taken = 0
         if source is None or captures is None or pair is not None or problem.recordable:
             return begin(problem, solver, measure, z, pair)
-        like = _like(z, *source.tensors)
+        like, handled = _like(z, *source.tensors), sys.exc_info()[1]
         try:
             self.tape = captures.borrow(
                 source.name,
@@ -103,7 +104,7 @@ class _Replayed(Loop):
                 return self.tape.begin(z, source.tensors)
             refusal = None
         except Exception as error:
-            refusal = without_frames(error)
+            refusal = without_frames(error, handled)
             self.close()
         start = begin(problem, solver, measure, z, pair)  # raises f's own errors
         if refusal is not None:
@@ -136,10 +137,11 @@ class _Replayed(Loop):
         assert self.tape is not None
         assert self.captures is not None
         assert self.source is not None
+        handled = sys.exc_info()[1]
         try:
             return call()
         except RecordingError as error:
-            refusal = without_frames(error)
+            refusal = without_frames(error, handled)
         self.captures.refuse(self.source.name, refusal)
         self.tape.leave()
         return otherwise()

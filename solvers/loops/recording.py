@@ -21,10 +21,15 @@ class RecordingError(Exception):
 Raised = TypeVar("Raised", bound=BaseException)
 
 
-def without_frames(error: Raised) -> Raised:
-    """The error, and those it came from, without the frames that they passed, whose tensors would stay in memory."""
+def without_frames(error: Raised, handled: BaseException | None) -> Raised:
+    """The error, and those it came from, without the frames that they passed, whose tensors would stay in memory.
+
+    Args:
+        error: raised by a recording.
+        handled: the exception that was being handled before; it is the caller's, and left alone.
+    """
     one: BaseException | None = error
-    while one is not None:
+    while one is not None and one is not handled:
         one.__traceback__, one = None, one.__cause__ or one.__context__
     return error
 

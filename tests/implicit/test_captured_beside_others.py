@@ -11,7 +11,7 @@ from torch.nn.utils.parametrizations import weight_norm
 from torch.utils.checkpoint import checkpoint
 
 from implicit import Equilibrium, Looped
-from solvers import Captured, Picard
+from solvers import Captured, Picard, solve
 from solvers.loops import captured as captured_loop
 from solvers.loops import tape
 
@@ -105,3 +105,23 @@ def test_a_backward_pass_in_another_thread_does_not_wait_for_the_solve_that_wait
     assert calls
     assert not solving.is_alive(), "it waits for ever"
     found[0].check()
+
+
+def test_an_exception_that_the_caller_handles_keeps_its_traceback():
+    class Refused(Cell):
+        def forward(self, z, x):
+            return super().forward(z, x) + 0.0 * solve(lambda y: 0.5 * y, torch.zeros_like(z)).value
+
+    layer, x, handled = Equilibrium(Refused(), loop=Captured(), compact=False), torch.randn(ROWS, DIM), []
+
+    def solve_while_handling():
+        for _ in range(3):
+            try:
+                raise ValueError("the caller's")
+            except ValueError as error:
+                layer.solve(x)
+                handled.append(error.__traceback__)
+
+    with pytest.warns(RuntimeWarning, match="cannot be captured"):
+        solve_while_handling()
+    assert None not in handled

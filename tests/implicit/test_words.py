@@ -158,15 +158,17 @@ def test_what_is_tried_next_is_told_if_it_fails_too(changed):
             assert [sum(f"{direction} solve" in text for text in texts) for texts in told] == [count, 0, 0]
 
 
-def test_settings_that_follow_a_schedule_are_told_of_a_few_times():
+@pytest.mark.parametrize("setting", ["rtol", "max_steps"])
+def test_settings_that_follow_a_schedule_are_told_of_a_few_times(setting):
     torch.manual_seed(0)
-    x, cell = torch.randn(8, 16), Cell(gain=4.0)
-    layer = Equilibrium(cell, solver=Picard(), max_steps=8)
-    told = 0
+    x, layer = torch.randn(8, 16), Equilibrium(Cell(gain=4.0), solver=Picard(), max_steps=8)
+    told = []
     for step in range(40):
-        layer.rtol = 1e-3 * 0.9**step
-        told += len(heard(1, layer, gradient=False, x=x))
-    assert 2 <= told <= 10
+        setattr(layer, setting, 1e-3 * 0.9**step if setting == "rtol" else 8 + step)
+        told.append(len(heard(1, layer, gradient=False, x=x)))
+    assert told[:8] == [1] * 8
+    assert sum(told) <= 10
+    assert heard(1, layer, gradient=False, x=x) == []
 
 
 def test_fewer_steps_than_were_told_of_are_no_news():

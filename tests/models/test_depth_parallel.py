@@ -1146,3 +1146,18 @@ def test_buffers_are_the_same_memory_afterwards(inference):
         torch.testing.assert_close(parallel_evaluate(other, z, sweeps=4), net(z))
     torch.testing.assert_close(dict(other.named_buffers()), dict(net.named_buffers()))
     assert [(id(buffer), buffer.data_ptr()) for buffer in other.buffers()] == before
+
+
+@pytest.mark.parametrize("kind", [ZeroDivisionError, UserWarning, type("Own", (Exception,), {})])
+def test_whatever_a_transform_raises_within_vmap_it_is_evaluated_by_itself(kind, monkeypatch):
+    class Suspicious(nn.Linear):
+        def forward(self, z):
+            if torch._C._functorch.is_batchedtensor(z):
+                raise kind("vmap")
+            return super().forward(z).tanh()
+
+    monkeypatch.setattr("models.parallel.evaluate._batching_pays", lambda z, depth: True)
+    net, z = OptDNN("gd", [Suspicious(6, 6) for _ in range(DEPTH)]), torch.randn(2, 6)
+    torch.testing.assert_close(parallel_evaluate(net, z, sweeps=DEPTH), net(z), rtol=1e-5, atol=1e-6)
+    with pytest.raises(kind):
+        parallel_evaluate(net, z, sweeps=DEPTH, batched=True)

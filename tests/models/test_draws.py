@@ -12,16 +12,19 @@ from models import OptDNN, UnlikeError, parallel_evaluate
 
 BATCH, WIDTH, DEPTH = 4, 8, 5  # of 32 entries, so that a processor draws those of all layers in the same order
 DEFAULT = ("dropout", "gumbel", "noise")
-OTHERS = ("a generator of its own", "NumPy", "Python")
+OTHERS = ("a generator of its own", "one in a dict", "one of the class", "NumPy", "Python")
 
 
 class Drawing(nn.Module):
     """Draws in every mode, as for the uncertainty of an answer."""
 
+    common = torch.Generator("cpu")
+
     def __init__(self, way, seed):
         super().__init__()
         self.way, self.linear = way, nn.Linear(WIDTH, WIDTH)
         self.generator = torch.Generator("cpu").manual_seed(seed) if way == "a generator of its own" else None
+        self.several = {"noise": torch.Generator("cpu").manual_seed(seed)} if way == "one in a dict" else {}
 
     def forward(self, z):
         h = torch.tanh(self.linear(z))
@@ -34,9 +37,17 @@ class Drawing(nn.Module):
                 return h + 0.1 * torch.randn_like(h)
             case "a generator of its own":
                 return h + 0.1 * torch.randn(h.shape, generator=self.generator, device="cpu").to(h)
+            case "one in a dict":
+                return h + 0.1 * torch.randn(h.shape, generator=self.several["noise"], device="cpu").to(h)
+            case "one of the class":
+                return h + 0.1 * torch.randn(h.shape, generator=self.common, device="cpu").to(h)
             case "NumPy":
                 return h * np.random.rand()
         return h * random.random()
+
+
+def generators(transform):
+    return [each for each in (transform.generator, *transform.several.values()) if each]
 
 
 def seeded(net):
@@ -44,8 +55,9 @@ def seeded(net):
     np.random.seed(1)
     random.seed(1)
     for number, transform in enumerate(net.transforms):
-        if transform.generator:
-            transform.generator.manual_seed(number)
+        for generator in generators(transform):
+            generator.manual_seed(number)
+    Drawing.common.manual_seed(1)
 
 
 def states(net):
@@ -55,7 +67,8 @@ def states(net):
         torch.from_numpy(numpy["key"].astype(np.int64)),
         numpy["pos"],
         random.getstate(),
-        [transform.generator.get_state() for transform in net.transforms if transform.generator],
+        [generator.get_state() for transform in net.transforms for generator in generators(transform)],
+        Drawing.common.get_state(),
     )
 
 
@@ -79,7 +92,7 @@ def test_draws_are_those_of_the_serial_network(way, batched, options, train, mon
         expected_states = states(net)
         seeded(net)
         if batched and way in OTHERS:
-            with pytest.raises(UnlikeError, match="generator"):
+            with pytest.raises(UnlikeError, match=r"(?i)generator"):
                 parallel_evaluate(net, z, batched=True, **options)
             assert str(states(net)) == str((seeded(net), states(net))[1]), "nothing is drawn"
             continue
@@ -89,3 +102,20 @@ def test_draws_are_those_of_the_serial_network(way, batched, options, train, mon
         torch.testing.assert_close(found, expected, rtol=1e-8, atol=1e-9)
         pulled = (torch.autograd.grad(value.square().sum(), tensors) for value in (found, expected))
         torch.testing.assert_close(*pulled, rtol=1e-7, atol=1e-8)
+
+
+class Still(nn.Linear):
+    """Draws nothing."""
+
+    def __init__(self):
+        super().__init__(WIDTH, WIDTH)
+
+
+@pytest.mark.parametrize("batched", [True, False])
+def test_where_nothing_is_drawn_nothing_is_put_back_either(batched, monkeypatch):
+    """Other threads may draw meanwhile."""
+    net, z = OptDNN("gd", [Still() for _ in range(DEPTH)]).double().eval(), torch.randn(2, WIDTH)
+    put_back, real = [], torch.set_rng_state
+    monkeypatch.setattr(torch, "set_rng_state", lambda state: put_back.append(state) or real(state))
+    parallel_evaluate(net, z, sweeps=DEPTH, batched=batched)
+    assert not put_back

@@ -97,7 +97,7 @@ def same(one: Any, other: Any) -> bool:
     if isinstance(one, np.ndarray):
         return bool(np.array_equal(one, other))
     if isinstance(one, Tensor):
-        return bool(np.array_equal(one.numpy(), other.numpy()))
+        return torch.equal(one, other)
     if isinstance(one, dict):
         return all(same(value, other[key]) for key, value in one.items())
     return bool(one == other)

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any, overload
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
 
 from implicit import one_weight
@@ -90,7 +90,7 @@ def parallel_evaluate(
     if max_sweeps is not None and (not isinstance(max_sweeps, int) or isinstance(max_sweeps, bool) or max_sweeps < 1):
         raise ValueError(f"max_sweeps={max_sweeps!r} must be an integer of at least 1")
     modules = every_module(net)
-    if batched is None and (any(map(writes, modules)) or not (newton or _batching_pays(z0, len(net.transforms)))):
+    if batched is None and (_any_writes(modules) or not (newton or _batching_pays(z0, len(net.transforms)))):
         batched = False
     if torch.compiler.is_compiling() and any(module.training and module._buffers for module in modules):
         evaluated: Any = torch.compiler.disable(parallel_evaluate)  # compiled code would not put buffers back
@@ -112,6 +112,14 @@ def parallel_evaluate(
             if batched is not None or ends:
                 raise
         return _found(replace(evaluation, batched=False), sweeps, rtol, solver, max_sweeps)
+
+
+def _any_writes(modules: list[nn.Module]) -> bool:
+    """Whether one of them changed what it keeps when it was last evaluated."""
+    if torch.compiler.is_compiling():  # which would guard what is known of all modules, some of which may just be freed
+        answer: Any = torch.compiler.disable(_any_writes)
+        return bool(answer(modules))
+    return any(map(writes, modules))
 
 
 def _found(

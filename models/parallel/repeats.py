@@ -64,20 +64,18 @@ class Repeats:
             self._state.keep(unwrapped=not self._transformed)
 
     def warn_of_graphs(self) -> None:
-        """Warn, once for a module, that it keeps a tensor whose gradient would end at its own input."""
-        if self._state is None:
-            return
-        for module, name in self._state.graphs():
-            if module not in _told:
-                _told.add(module)
-                warnings.warn(
-                    f"{type(module).__name__} keeps a tensor with a graph in its {name}. To a tolerance, the gradient "
-                    "of such a tensor ends at the module's input: where it is a part of the loss, pass sweeps=; "
-                    "otherwise keep it detached",
-                    RuntimeWarning,
-                    stacklevel=level_of_caller(),
-                )
-                return
+        """Warn, once for all of them, that modules keep tensors whose gradient would end at their own input."""
+        found = [] if self._state is None else list(self._state.graphs())
+        new = [change for change in found if change.module not in _told]
+        _told.update(change.module for change in new)
+        if new:
+            warnings.warn(
+                f"{type(new[0].module).__name__} keeps a tensor with a graph in its {new[0].name}. To a tolerance, the "
+                "gradient of such a tensor ends at the module's input: where it is a part of the loss, pass sweeps=; "
+                "otherwise keep it detached",
+                RuntimeWarning,
+                stacklevel=level_of_caller(),
+            )
 
     @contextmanager
     def same(self, updates: bool = True) -> Iterator[None]:

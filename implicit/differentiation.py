@@ -71,7 +71,7 @@ def differentiable_solve(
             raise RuntimeError("iterates have no rule for torch.func's transforms or forward-mode differentiation")
         return (layout.unflatten(_transformed_solve(problem, z0, gradient, settings, reports)),)
     tracked = torch.is_grad_enabled()
-    hooked = tracked and saved_through_hooks()  # at every call: a checkpoint counts what is saved
+    hooked = tracked and saved_through_hooks()
     # where f makes states exact one by one, its Jacobian is nilpotent, and a radius says nothing
     measurable = tracked and not (hooked or problem.told) and settings.solver.exact_after is None
     keep = Keep(histories=tracked and gradient.remembers, iterates=at)

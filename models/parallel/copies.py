@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -45,3 +45,32 @@ def copied(tensors: Sequence[Tensor]) -> list[Tensor]:
                 items = memory[: size // tensor.itemsize * tensor.itemsize].view(tensor.dtype)
                 copies[id(tensor)] = items.as_strided(tensor.shape, tensor.stride(), tensor.storage_offset())
         return [copies[id(tensor)] if id(tensor) in copies else tensor.clone() for tensor in tensors]
+
+
+class Originals:
+    """In place of copies, and of views of them, the tensors that these stood for.
+
+    Args:
+        pairs: copies and their originals.
+    """
+
+    def __init__(self, pairs: Iterable[tuple[Tensor, Tensor]]) -> None:
+        pairs = list(pairs)
+        self._tensors = {id(copy): tensor for copy, tensor in pairs}
+        self._memories = {_memory(copy): (copy, tensor) for copy, tensor in pairs if not wrapped(copy)}
+
+    def of(self, tensor: Tensor) -> Tensor:
+        """What this tensor stood for; itself if it is none of them."""
+        if id(tensor) in self._tensors:
+            return self._tensors[id(tensor)]
+        if wrapped(tensor) or tensor.requires_grad or tensor.layout != torch.strided or not tensor.numel():
+            return tensor
+        copy, original = self._memories.get(_memory(tensor), (tensor, tensor))
+        if copy is tensor or tensor.dtype != original.dtype or copy.stride() != original.stride():
+            return tensor
+        offset = tensor.storage_offset() - copy.storage_offset() + original.storage_offset()
+        return original.as_strided(tensor.shape, tensor.stride(), offset)
+
+
+def _memory(tensor: Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()

@@ -11,9 +11,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.jit import ScriptModule
 
 from implicit.pure import PLAIN
 
+from .holders import is_of_pytorch
 from .own_state import writes
 
 _NONE = PLAIN | {dict, OrderedDict, set, list, tuple, Tensor}
@@ -45,9 +47,15 @@ def sources(modules: Iterable[nn.Module]) -> list[Source]:
     """Those of Python and NumPy that everyone shares, and those that modules keep or their `forward` names.
 
     Args:
-        modules: may draw from these; in evaluation mode, those that did not do so last time are taken at their word.
+        modules: may draw from these, unless they are layers of PyTorch's or compiled by TorchScript; in evaluation
+            mode, those that did not do so last time are taken at their word.
     """
-    modules = [module for module in modules if module.training or writes(module) is not False]
+    modules = [
+        module
+        for module in modules
+        if (module.training or writes(module) is not False)
+        and not (is_of_pytorch(module) or isinstance(module, ScriptModule))
+    ]
     if not modules:
         return []
     if "torch._dynamo" in sys.modules:  # which cannot follow generators, and is slow to load

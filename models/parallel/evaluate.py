@@ -10,10 +10,12 @@ from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
 
 from implicit import one_weight
+from implicit.graph import saved_through_hooks
 from implicit.pure import every_module
 from solvers import Picard, Solution, Solver
 
 from ..optdnn import OptDNN
+from .draws import default
 from .evaluation import Evaluation
 from .newton import Newton, explained
 from .own_state import writes
@@ -103,6 +105,8 @@ def parallel_evaluate(
     inputs = tuple(map(counted, inputs))
     evaluation = Evaluation(net, z0, inputs, Repeats(modules, z0), newton, batched is not False)
     with evaluation.repeats, one_weight(net), explained(newton):
+        if batched is None and saved_through_hooks() and _is_refused(evaluation, modules):
+            evaluation = replace(evaluation, batched=False)
         try:
             return _found(evaluation, sweeps, rtol, solver, max_sweeps)
         except torch.OutOfMemoryError:
@@ -120,6 +124,22 @@ def _any_writes(modules: list[nn.Module]) -> bool:
         answer: Any = torch.compiler.disable(_any_writes)
         return bool(answer(modules))
     return any(map(writes, modules))
+
+
+def _is_refused(evaluation: Evaluation, modules: list[nn.Module]) -> bool:
+    """Whether the transforms cannot be evaluated as one; without a graph, as a checkpoint counts what is saved."""
+    generator = default(evaluation.z0)
+    before = generator.get()
+    try:
+        with torch.no_grad():
+            replace(evaluation, repeats=Repeats(modules, evaluation.z0)).after(1)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception:  # raised again, and told, where evaluation as one is asked for
+        return True
+    finally:
+        generator.set(before)
+    return False
 
 
 def _found(

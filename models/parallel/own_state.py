@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import is_dataclass
 from itertools import compress
-from types import SimpleNamespace
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -16,11 +13,11 @@ from torch import Tensor, nn
 
 from implicit.functorch import innermost, transformed, version, wrapped
 from implicit.parametrized import turn
-from implicit.pure import PLAIN
 
-from .copies import SMALL, copied
+from .copies import SMALL, Originals, copied
 from .gather import unread
 from .holders import Holder, holders
+from .nested import alike, leads_elsewhere, replaced
 
 _wrote: WeakKeyDictionary[nn.Module, dict[bool, bool]] = WeakKeyDictionary()
 """Whether a module changed what it keeps when it was last evaluated, in training or not; if not, also whether it may
@@ -84,6 +81,8 @@ class OwnState:
         """What holders held as the last evaluation began, with copies in place of tensors."""
         self._after: list[dict[Any, Any]] = []
         """What they held when it ended; the same object where nothing was changed."""
+        self._kept = False
+        """Whether others may have changed the modules since."""
 
     @contextmanager
     def lent(self) -> Iterator[None]:
@@ -101,7 +100,9 @@ class OwnState:
         )
 
     def _lending(self) -> Iterator[None]:
-        found = [each.contents if each.holds(each.contents) else each.now() for each in self._holders]
+        found = [
+            each.now() if self._kept and not each.holds(each.contents) else each.contents for each in self._holders
+        ]
         copies = {id(each.tensor): each.copy for each in self._lent}
         self._held = [
             each.contents | {key: copies[id(each.contents[key])] for key in each.tensors}
@@ -155,17 +156,17 @@ class OwnState:
         """
         for each, held, after in zip(self._holders, self._held, self._after):
             for key in () if after is held else held.keys() | after.keys():
-                if key not in held or key not in after or not _alike(held[key], after[key]):
+                if key not in held or key not in after or not alike(held[key], after[key]):
                     yield Change(each.module, each.called(key))
         for one in self._lent:
             if one.changed(compared):
                 yield Change(one.module, one.name)
 
-    def graphs(self) -> Iterator[Change]:
-        """Where the last evaluation left tensors with a graph, such as parts of the loss."""
+    def graphs(self, parameters: Collection[int]) -> Iterator[Change]:
+        """Where the last evaluation left tensors with a graph that leads beyond these parameters, given by id."""
         for each, held, after in zip(self._holders, self._held, self._after):
             for key, value in after.items() if after is not held else ():
-                if value is not held.get(key) and _has_graph(value):
+                if value is not held.get(key) and leads_elsewhere(value, parameters):
                     yield Change(each.module, each.called(key))
 
     def check_restored(self) -> None:
@@ -191,23 +192,27 @@ class OwnState:
         Args:
             unwrapped: whether tensors of transforms, which ended with the evaluation, are replaced by their values.
         """
+        self._kept = True
         if not self._after:
             return
-        originals = {id(each.copy): each.tensor for each in self._lent}
         for one in self._lent:
             if one.copy is not one.tensor:
                 self._update(one)
+        originals = Originals((one.copy, one.tensor) for one in self._lent if one.copy is not one.tensor)
         for each, held, after in zip(self._holders, self._held, self._after, strict=True):
             if after is held:
                 continue
-            kept = {name: originals.get(id(value), value) for name, value in after.items()}
-            if unwrapped:
-                kept = {name: innermost(value) if isinstance(value, Tensor) else value for name, value in kept.items()}
+            kept = {
+                name: replaced(value, lambda tensor: originals.of(innermost(tensor) if unwrapped else tensor))
+                for name, value in after.items()
+            }
             each.fill(kept)
         self._lent, self._held, self._after = [], [], []
 
     def _update(self, one: _Lent) -> None:
         tensor, copy, counted = one.tensor, one.copy, version(one.copy) != one.version
+        if any(size > 1 and not stride for size, stride in zip(tensor.shape, tensor.stride())):
+            return  # an expanded view cannot be written into, but what it is a view of
         if copy.shape != tensor.shape:  # it was given other data, or resized
             self._before[id(tensor)] = tensor.detach().clone()
             tensor.data = copy.data
@@ -218,23 +223,3 @@ class OwnState:
         elif not (transformed() or wrapped(copy)) and (not copy.is_cpu or not torch.equal(copy, tensor)):
             self._before[id(tensor)] = tensor.detach().clone()
             tensor.data.copy_(copy)
-
-
-def _has_graph(value: Any) -> bool:
-    if isinstance(value, Tensor):
-        return value.grad_fn is not None
-    if isinstance(value, SimpleNamespace) or is_dataclass(value):
-        value = vars(value) if hasattr(value, "__dict__") else {}
-    if isinstance(value, dict):
-        value = list(value.values())
-    return type(value) in (list, tuple, deque) and any(map(_has_graph, value))
-
-
-def _alike(one: Any, other: Any) -> bool:
-    if one is other:
-        return True
-    if type(one) is not type(other):
-        return False
-    if isinstance(one, tuple):
-        return len(one) == len(other) and all(map(_alike, one, other))
-    return type(one) in PLAIN and bool(one == other)

@@ -18,7 +18,6 @@ from solvers.caller import level_of_caller
 
 from .draws import Source, default, same, sources
 from .gather import captured
-from .holders import may_write
 from .own_state import OwnState, note
 
 _told: WeakSet[nn.Module] = WeakSet()
@@ -28,8 +27,8 @@ class Repeats:
     """Lets transforms draw and update the same at every evaluation, so that sweeps approach one network.
 
     Each evaluation begins with what the modules kept, and the generators had, before the first one. In the end the
-    generators are where the first one left them, and the modules keep what the last one left, such as running
-    statistics: nothing after an exception. Later evaluations, as in backward passes, change nothing.
+    generators are where the last one left them, and the modules keep what it left, such as running statistics: nothing
+    after an exception. Later evaluations, as in backward passes, change nothing.
 
     Args:
         modules: may draw, as dropout does, or update buffers, attributes and what these contain.
@@ -41,8 +40,9 @@ class Repeats:
         self._like = like
         training = [module for module in modules if module.training]
         self._drops = any(map(drops, training))
-        self._writing = [module for module in modules if may_write(module)]
-        self._training, self._draws = bool(training), bool(training or self._writing)
+        self._modules, self._training, self._draws = modules, bool(training), True
+        self._is_open = False
+        """Whether an evaluation may be the last one."""
         self._transformed = transformed()
         self._state: OwnState | None = None
         self._sources: list[Source] = []
@@ -52,20 +52,23 @@ class Repeats:
         """Whether the last evaluation drew from a generator that is not PyTorch's."""
 
     def __enter__(self) -> Repeats:
+        self._is_open = True
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._is_open = False
         if self._state is None or kind is not None:
             return
         with turn():
             changed = {id(each.module) for each in self._state.changes(compared=self._like.is_cpu)}
-            for module in self._writing:
+            for module in self._modules:
                 note(module, id(module) in changed or (self._drawn and not module.training))
             self._state.keep(unwrapped=not self._transformed)
 
     def warn_of_graphs(self) -> None:
         """Warn, once for all of them, that modules keep tensors whose gradient would end at their own input."""
-        found = [] if self._state is None else list(self._state.graphs())
+        own = {id(parameter) for module in self._modules for parameter in module._parameters.values()}
+        found = [] if self._state is None else list(self._state.graphs(own))
         new = [change for change in found if change.module not in _told]
         _told.update(change.module for change in new)
         if new:
@@ -86,7 +89,7 @@ class Repeats:
         """
         if self._drops and captured(self._like):
             raise RuntimeError("sweeps over dropout cannot be captured, since each must draw the same: call eval()")
-        with self._same_state() if updates and self._writing else nullcontext(), self._same_draws(not updates):
+        with self._same_state() if updates else nullcontext(), self._same_draws(not updates):
             yield
 
     @contextmanager
@@ -95,7 +98,7 @@ class Repeats:
             yield
             return
         with turn():  # no other thread's copies
-            self._state = self._state or OwnState(self._writing)
+            self._state = self._state or OwnState(self._modules)
         with self._state.lent():
             yield
         self._state.check_restored()
@@ -110,7 +113,7 @@ class Repeats:
         if not self._sources:
             self._sources = [default(like)]
         if len(self._sources) == 1 and not (only_default or torch.compiler.is_compiling()):
-            self._sources += sources(self._writing)
+            self._sources += sources(self._modules)
         now = [source.get() for source in self._sources]
         self._first += now[len(self._first) :]
         if self._advanced:
@@ -125,7 +128,8 @@ class Repeats:
         if not (self._training or self._advanced or self._drawn) and same(pairs[0][0].get(), pairs[0][1]):
             self._draws = False  # nor is there anything to put back, from which other threads may draw
             return
-        self._set(now[: self._advanced])
+        if not self._is_open:
+            self._set(now[: self._advanced])
         self._advanced = len(now)
 
     def _set(self, states: list[Any]) -> None:

@@ -11,7 +11,6 @@ from torch import nn
 from implicit.pure import own_modules
 
 from .draws import same, sources
-from .holders import may_write
 from .likeness import UnlikeError
 from .own_state import OwnState, note, writes
 
@@ -27,18 +26,17 @@ class Unchanged:
 
     def __init__(self, parts: Sequence[nn.Module]) -> None:
         self._parts = parts
-        self._writing = [place for place, part in enumerate(parts) if may_write(part)]
-        self._sources = [] if torch.compiler.is_compiling() else sources([parts[place] for place in self._writing])
+        self._sources = [] if torch.compiler.is_compiling() else sources(parts)
 
     @contextmanager
     def checked(self, twin: nn.Module) -> Iterator[None]:
         """An evaluation of the module's twin."""
-        if torch.compiler.is_compiling() or not (self._writing or self._sources):
+        if torch.compiler.is_compiling():
             yield
             return
-        twins = own_modules(twin) if self._writing else ()
-        parts = {id(twins[place]): self._parts[place] for place in self._writing}
-        state = OwnState([twins[place] for place in self._writing], stacked=True)
+        twins = own_modules(twin)
+        parts = dict(zip(map(id, twins), self._parts, strict=True))
+        state = OwnState(twins, stacked=True)
         before = [source.get() for source in self._sources]
         with state.lent():
             yield

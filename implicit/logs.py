@@ -17,7 +17,7 @@ from solvers.pages import table
 
 class ConvergenceWarning(UserWarning):
     """Some rows of a forward or backward solve did not converge: once per cell, and again if ten times worse
-    or under other settings."""
+    or, the first times, under other settings."""
 
 
 class Record(NamedTuple):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -9,24 +10,69 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.autograd.graph import _engine_run_backward
 from torch.nn.utils import parametrize
 
 from .pure import every_module
 
-_lock = threading.RLock()
+_KEY = "implicit.parametrized"
+_lock = threading.Lock()
+_holder: tuple[object, int] | None = None
+"""A mark of the turn, which PyTorch hands on to the threads that run a backward pass, and the thread that took it."""
+_forget = getattr(torch._C, "_remove_obj_from_tls", lambda key: torch._C._stash_obj_in_tls(key, None))  # from 2.10 on
 WAIT = 1.0
-"""Seconds that a backward pass waits: on a GPU it runs in another thread, for which the one with the turn may wait."""
+"""Seconds after which a thread that waits for its turn looks whether the one that has it waits in turn."""
 
 
 @contextmanager
 def turn() -> Iterator[None]:
-    """A turn of this thread, within which modules that others may share hold something else than usual."""
-    held = _lock.acquire(timeout=-1 if torch._C._current_graph_task_id() == -1 else WAIT)
+    """A turn of this thread, within which modules that others may share hold something else than usual.
+
+    On a GPU a backward pass runs in a thread of the device. One that belongs to this turn is within it. One that does
+    not may meet a turn whose own backward pass waits for that same thread: then it goes first, apart from what is
+    cached in that turn.
+    """
+    global _holder
+    if _holder is not None and _mark() is _holder[0]:
+        yield
+        return
+    while not _lock.acquire(timeout=WAIT):
+        if _of_a_device() and _in_backward(_holder):
+            kept, parametrize._cache = parametrize._cache, {}
+            try:
+                yield
+            finally:
+                parametrize._cache = kept
+            return
+    mark = object()
+    _holder = mark, threading.get_ident()
+    torch._C._stash_obj_in_tls(_KEY, mark)
     try:
         yield
     finally:
-        if held:
-            _lock.release()
+        _holder = None
+        _forget(_KEY)
+        _lock.release()
+
+
+def _mark() -> object:
+    """That of the turn to which this thread belongs, if any."""
+    return torch._C._get_obj_in_tls(_KEY) if torch._C._is_key_in_tls(_KEY) else None
+
+
+def _of_a_device() -> bool:
+    """Whether PyTorch made this thread, to run backward passes."""
+    return isinstance(threading.current_thread(), threading._DummyThread)
+
+
+def _in_backward(holder: tuple[object, int] | None) -> bool:
+    """Whether the thread that has the turn waits for the end of a backward pass."""
+    frame = None if holder is None else sys._current_frames().get(holder[1])
+    while frame is not None:
+        if frame.f_code is _engine_run_backward.__code__:
+            return True
+        frame = frame.f_back
+    return False
 
 
 @contextmanager

@@ -89,9 +89,10 @@ class Reports(NamedTuple):
             )
         if isinstance(self.name, LayerName):
             text += "\nimplicit.diagnostics.diagnose looks for the cause."
+        under = "" if self._times(direction) >= TRIALS else "under other settings or "
         text += (
-            "\nThis warning is repeated only under other settings or if the residual "
-            "becomes ten times larger; implicit.record() records every solve"
+            f"\nThis warning is repeated only {under}if the residual becomes ten times larger; "
+            "implicit.record() records every solve"
         )
         warnings.warn(text, ConvergenceWarning, stacklevel=level_of_caller())
 
@@ -104,18 +105,30 @@ class Reports(NamedTuple):
         residuals = solution.residual[~solution.converged]
         residuals = residuals if residuals.numel() else solution.residual
         residual = math.inf if bool(residuals.isnan().any()) else float(residuals.max())
-        worst, budget, _ = told.get(tried, (max((each[0] for each in told.values()), default=0.0), 0, 0))
-        times = sum(each[2] for each in told.values())
-        is_trial = times < TRIALS and (tried not in told or most > budget)  # otherwise they follow a schedule
-        if not (is_trial or (residual >= WORSE * worst and worst < math.inf)):
+        before = told.get(tried, _Told())
+        is_trial = self._times(direction) < TRIALS and most > before.budget  # otherwise they follow a schedule
+        worst = before.residual if tried in told else max(each.residual for each in told.values()) if told else 0.0
+        if not (is_trial or (residual >= WORSE * worst and residual > worst)):
             return False
-        told[tried] = max(worst, residual), max(budget, most), told.get(tried, (0.0, 0, 0))[2] + 1
+        told[tried] = _Told(max(before.residual, residual), max(before.budget, most), before.times + 1)
         return True
 
+    def _times(self, direction: str) -> int:
+        return sum(each.times for each in _told.get(_lasting(self.owner), {}).get(direction, {}).values())
 
-_told: weakref.WeakKeyDictionary[Any, dict[str, dict[str, tuple[float, int, int]]]] = weakref.WeakKeyDictionary()
-"""For each cell, or function's code, direction and settings: the largest residual and budget that warnings reported,
-and their number."""
+
+class _Told(NamedTuple):
+    """What the warnings of a cell reported, under some settings."""
+
+    residual: float = 0.0
+    """The largest."""
+    budget: int = -1
+    """The largest."""
+    times: int = 0
+
+
+_told: weakref.WeakKeyDictionary[Any, dict[str, dict[str, _Told]]] = weakref.WeakKeyDictionary()
+"""For each cell, or function's code, direction and settings: what warnings reported."""
 NEAR = 0.02
 """Distance of an estimated spectral radius from 1 within which nothing follows from it."""
 TRIALS = 8

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import cache
 from typing import Any
-from weakref import WeakKeyDictionary
+from weakref import WeakSet
 
 import torch
 from torch import nn
@@ -15,7 +15,7 @@ from .state import Layout
 TF32 = 2.0**-11
 """Rounding unit of the factors of products in TensorFloat-32."""
 _setting = torch._C._get_fp32_precision_getter
-_convolves: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
+_convolve: WeakSet[nn.Module] = WeakSet()
 
 
 def rounding_unit(f: Callable[..., Any], layout: Layout, autocast: torch.dtype | None) -> float:
@@ -27,8 +27,10 @@ def rounding_unit(f: Callable[..., Any], layout: Layout, autocast: torch.dtype |
     unit = max(torch.finfo(dtype).eps for dtype in (layout.dtype, autocast) if dtype is not None)
     if unit >= TF32 or layout.dtype != torch.float32 or not has_tf32(layout.device):
         return unit
-    convolves = isinstance(f, nn.Module) and _setting("cuda", "conv") == "tf32" and _has_convolutions(f)
-    return TF32 if convolves or _setting("cuda", "matmul") == "tf32" else unit
+    if _setting("cuda", "matmul") == "tf32":
+        return TF32
+    may = torch.backends.cudnn.enabled and _setting("cuda", "conv") == "tf32"
+    return TF32 if may and isinstance(f, nn.Module) and _has_convolutions(f) else unit
 
 
 def has_tf32(device: torch.device) -> bool:
@@ -42,8 +44,20 @@ def _capability(index: int | None) -> tuple[int, int]:
     return torch.cuda.get_device_capability(index) if available else (0, 0)
 
 
+def resolved(residual: float, rounding: float) -> float:
+    """The rounding unit that may keep a relative residual so large: TensorFloat-32 is no cause of a smaller one."""
+    single = torch.finfo(torch.float32).eps
+    return single if rounding == TF32 and residual <= 4 * single else rounding
+
+
 def _has_convolutions(f: nn.Module) -> bool:
-    found = _convolves.get(f)
-    if found is None:
-        found = _convolves[f] = any(isinstance(part, nn.modules.conv._ConvNd) for part in f.modules())
-    return found
+    if f in _convolve:
+        return True
+    queue: list[nn.Module | None] = [f]
+    for part in queue:
+        if isinstance(part, nn.modules.conv._ConvNd):
+            _convolve.add(f)
+            return True
+        if part is not None:
+            queue += part._modules.values()
+    return False

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import IntEnum
 
-from .precision import TF32
+from .precision import TF32, resolved
 
 
 class Status(IntEnum):
@@ -68,14 +68,14 @@ COUPLED = (
 
 def rtol_at_floor(residual: float, rounding: float) -> float:
     """A tolerance that rows can meet which have come to this relative residual, where f has this rounding unit."""
-    return max(2 * residual, rounding / 2)
+    return max(2 * residual, resolved(residual, rounding) / 2)
 
 
 def at_floor(residual: float, rounding: float) -> str:
     """What to try where the dtype allows no smaller relative residual than this."""
     cause = (
         "TensorFloat-32 allows, in which this GPU computes"
-        if rounding == TF32
+        if resolved(residual, rounding) == TF32
         else "the dtype of f, or autocast, allows"
     )
     return f"the residual is as small as {cause}: {past_floor(residual, rounding)}"
@@ -84,6 +84,9 @@ def at_floor(residual: float, rounding: float) -> str:
 def past_floor(residual: float, rounding: float) -> str:
     """How to solve such rows."""
     way = "use a wider dtype"
-    if rounding == TF32:
-        way = 'turn it off: torch.backends.cudnn.allow_tf32 = False, torch.set_float32_matmul_precision("highest")'
+    if resolved(residual, rounding) == TF32:
+        way = (
+            'turn it off: torch.backends.cudnn.allow_tf32 = False, torch.set_float32_matmul_precision("highest"), and '
+            'no fp32_precision = "tf32" in torch.backends'
+        )
     return f"set rtol to {rtol_at_floor(residual, rounding):.0e} or more, or {way}"

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from solvers import Monotone, Status, solve
+from solvers.precision import resolved
 from solvers.status import past_floor
 
 from ..coupling import REMEDY, as_one_row, causes
@@ -82,14 +83,17 @@ def not_finite(look: Look) -> Finding | None:
 
 
 def floor(look: Look) -> Finding | None:
-    solution, rounding, bad = look.solution, look.problem.rounding, look.floored
+    problem, bad = look.problem, look.floored
     if not bad.any():
         return None
+    residual = float(look.solution.residual[bad].max())
+    rounding = resolved(residual, problem.rounding)
+    precision = problem.precision if rounding == problem.rounding else problem.layout.dtype
     return Finding(
         "the dtype's floor",
-        f"{name_rows(bad)} stopped at a relative residual of {solution.residual[bad].max():.1e}, "
-        f"above rtol={look.layer.rtol:g}; {look.problem.precision} resolves {rounding:.1e}",
-        "S" + past_floor(float(solution.residual[bad].max()), rounding)[1:],
+        f"{name_rows(bad)} stopped at a relative residual of {residual:.1e}, "
+        f"above rtol={look.layer.rtol:g}; {precision} resolves {rounding:.1e}",
+        "S" + past_floor(residual, rounding)[1:],
     )
 
 

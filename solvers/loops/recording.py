@@ -28,9 +28,11 @@ def without_frames(error: Raised, handled: BaseException | None) -> Raised:
         error: raised by a recording.
         handled: the exception that was being handled before; it is the caller's, and left alone.
     """
-    one: BaseException | None = error
-    while one is not None and one is not handled:
-        one.__traceback__, one = None, one.__cause__ or one.__context__
+    every: list[BaseException | None] = [error]
+    for one in every:
+        if one is not None and one is not handled:
+            one.__traceback__ = None
+            every += [each for each in (one.__cause__, one.__context__) if each not in every]  # which may form a circle
     return error
 
 

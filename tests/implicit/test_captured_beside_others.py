@@ -1,16 +1,17 @@
 """Recordings and what a program shares with them: its memory, and threads that wait for each other."""
 
 import threading
+import time
 import weakref
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import parametrize
 from torch.nn.utils.parametrizations import weight_norm
 from torch.utils.checkpoint import checkpoint
 
-from implicit import Equilibrium, Looped
+from implicit import Equilibrium, Looped, one_weight
 from solvers import Captured, Picard, solve
 from solvers.loops import captured as captured_loop
 from solvers.loops import tape
@@ -68,16 +69,56 @@ def test_a_recording_that_runs_out_of_memory_leaves_none_of_its_own(monkeypatch)
     torch.testing.assert_close(captured.solve(x).value, expected, rtol=1e-2, atol=1e-3)
 
 
-def test_a_backward_pass_in_another_thread_does_not_wait_for_the_solve_that_waits_for_it(monkeypatch):
-    """As on a GPU, where it runs in a thread of the device."""
-    monkeypatch.setattr("implicit.parametrized.WAIT", 0.01)
-    grad, calls = torch.autograd.grad, []
+def in_a_thread_of_the_engine(act):
+    """Call a function where PyTorch runs backward passes of a GPU: on a processor, one within 60 others."""
+    found = []
 
-    def elsewhere(*arguments, **options):
-        calls.append(arguments)
-        with ThreadPoolExecutor(1) as device:
-            return device.submit(grad, *arguments, **options).result()
+    class Nested(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x, depth):
+            ctx.depth = depth
+            return x.clone()
 
+        @staticmethod
+        def backward(ctx, grad):
+            if ctx.depth:
+                nested(ctx.depth - 1)
+            else:
+                found.extend((threading.get_ident(), act()))
+            return grad, None
+
+    @torch.enable_grad()
+    def nested(depth):
+        x = torch.ones((), device="cpu", requires_grad=True)
+        torch.autograd.grad(Nested.apply(x, depth), x)
+
+    nested(70)
+    assert found[0] != threading.get_ident()
+    return found[1]
+
+
+class Split(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = weight_norm(nn.Linear(DIM, DIM))
+
+    def forward(self, z, x):
+        return torch.tanh(0.3 * self.linear(z) + x)
+
+
+def started(function):
+    thread = threading.Thread(target=function, daemon=True)
+    thread.start()
+    return thread
+
+
+def ended(*threads):
+    for thread in threads:
+        thread.join(60)
+        assert not thread.is_alive(), "it waits for ever"
+
+
+def test_a_backward_pass_within_a_solve_does_not_wait_for_it():
     class Energy(nn.Module):
         def __init__(self):
             super().__init__()
@@ -87,24 +128,62 @@ def test_a_backward_pass_in_another_thread_does_not_wait_for_the_solve_that_wait
             with torch.enable_grad():
                 z = z.detach().requires_grad_()
                 energy = checkpoint(lambda z: self.inner(z, z0=x).square().sum(), z, use_reentrant=False)
-                (pulled,) = elsewhere(energy, z)
+                (pulled,) = in_a_thread_of_the_engine(lambda: torch.autograd.grad(energy, z))
             return 0.1 * x - 0.05 * pulled
 
-    class Split(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.linear = weight_norm(nn.Linear(DIM, DIM))
-
-        def forward(self, z, x):
-            return torch.tanh(0.3 * self.linear(z) + x)
-
     layer, x, found = Equilibrium(Energy(), solver=Picard()), torch.randn(ROWS, DIM), []
-    solving = threading.Thread(target=lambda: found.append(layer.solve(x)), daemon=True)
-    solving.start()
-    solving.join(60)
-    assert calls
-    assert not solving.is_alive(), "it waits for ever"
+    ended(started(lambda: found.append(layer.solve(x))))
     found[0].check()
+
+
+def test_a_backward_pass_goes_first_where_the_turn_waits_for_its_thread(monkeypatch):
+    """As where two threads train on one GPU, whose backward passes run in one thread."""
+    monkeypatch.setattr("implicit.parametrized.WAIT", 0.01)
+    one, other, x = Looped(Split(), steps=2), Looped(Split(), steps=2), torch.randn(ROWS, DIM)
+    expected, has_turn, recomputed, found = other(x), threading.Event(), threading.Event(), []
+
+    def with_the_turn():
+        with one_weight(one):
+            weight = one.cell.linear.weight
+            has_turn.set()
+            in_a_thread_of_the_engine(lambda: recomputed.wait(60))
+            found.append(one.cell.linear.weight is weight)
+
+    def recompute():
+        has_turn.wait(60)
+        found.append(in_a_thread_of_the_engine(lambda: other(x)))
+        recomputed.set()
+
+    ended(started(with_the_turn), started(recompute))
+    torch.testing.assert_close(found[0], expected)
+    assert found[1] is True
+    assert not parametrize._cache
+
+
+@pytest.mark.parametrize("in_the_engine", [False, True])
+def test_a_recomputation_waits_for_the_solve_of_another_thread(in_the_engine, monkeypatch):
+    """However long that takes: both share PyTorch's one cache of parametrized weights."""
+    monkeypatch.setattr("implicit.parametrized.WAIT", 0.01)
+    order, has_turn = [], threading.Event()
+
+    class Slow(Split):
+        def forward(self, z, x):
+            has_turn.set()
+            time.sleep(0.1)
+            order.append("slow")
+            return super().forward(z, x)
+
+    slow, fast, x = Looped(Slow(), steps=4), Looped(Split(), steps=2), torch.randn(ROWS, DIM)
+    loss = checkpoint(fast, x, use_reentrant=False).square().sum()
+
+    def recompute():
+        has_turn.wait(60)
+        in_a_thread_of_the_engine(loss.backward) if in_the_engine else loss.backward()
+        order.append("recomputed")
+
+    ended(started(lambda: slow(x)), started(recompute))
+    assert order == ["slow"] * 4 + ["recomputed"]
+    assert not parametrize._cache
 
 
 def test_an_exception_that_the_caller_handles_keeps_its_traceback():
@@ -125,3 +204,16 @@ def test_an_exception_that_the_caller_handles_keeps_its_traceback():
     with pytest.warns(RuntimeWarning, match="cannot be captured"):
         solve_while_handling()
     assert None not in handled
+
+
+def test_an_exception_may_be_its_own_cause():
+    class Refused(Cell):
+        def forward(self, z, x):
+            try:
+                return super().forward(z, x) + 0.0 * solve(lambda y: 0.5 * y, torch.zeros_like(z)).value
+            except Exception as error:
+                raise error from error
+
+    layer, x = Equilibrium(Refused(), loop=Captured(), compact=False), torch.randn(ROWS, DIM)
+    with pytest.warns(RuntimeWarning, match="cannot be captured"):
+        ended(started(lambda: [layer.solve(x) for _ in range(3)]))

@@ -171,6 +171,41 @@ def test_settings_that_follow_a_schedule_are_told_of_a_few_times(setting):
     assert heard(1, layer, gradient=False, x=x) == []
 
 
+def test_the_last_warning_of_settings_says_that_it_is():
+    x, cell = torch.randn(8, 16), Cell(gain=4.0)
+    told = [
+        heard(1, Equilibrium(cell, solver=Picard(), max_steps=8 + more), gradient=False, x=x)[0] for more in range(8)
+    ]
+    assert all("only under other settings or if the residual becomes ten" in text for text in told[:7])
+    assert "repeated only if the residual becomes ten times larger" in told[7]
+
+
+class Scaled(nn.Module):
+    def __init__(self, gain):
+        super().__init__()
+        self.gain = gain
+
+    def forward(self, z, x):
+        return self.gain * z + x
+
+
+def test_settings_are_compared_with_themselves():
+    """However bad those before them were."""
+    x, cell = torch.ones(2, 3), Scaled(-1.0)  # swings, with a residual of 1
+    assert len(heard(1, Equilibrium(cell, solver=Picard(), max_steps=30), gradient=False, x=x)) == 1
+    layer, told = Equilibrium(cell, solver=Picard(), rtol=1e-6, max_steps=30), []
+    for cell.gain in (0.8, 0.8, 0.95, -1.0, -1.0):
+        told.append(len(heard(1, layer, gradient=False, x=x)))
+    assert told == [1, 0, 1, 1, 0]
+
+
+def test_a_residual_of_zero_is_told_once():
+    layer = Equilibrium(Scaled(0.0), solver=Picard(), min_steps=5)
+    budgets = torch.tensor([2, 9])  # fewer than the first row must take
+    told = [heard(1, lambda x: layer(x, max_steps=budgets), gradient=False, x=torch.ones(2, 3)) for _ in range(4)]
+    assert [len(texts) for texts in told] == [1, 0, 0, 0]
+
+
 def test_fewer_steps_than_were_told_of_are_no_news():
     torch.manual_seed(0)
     x, cell = torch.randn(8, 16), Cell(gain=4.0)

@@ -90,3 +90,47 @@ def test_the_setting_counts_where_products_are_in_single_precision(solver, tf32)
     finally:
         torch.backends.cudnn.allow_tf32 = was
         torch.set_float32_matmul_precision(before)
+
+
+class Injected(nn.Module):
+    """Convolves its input alone: what it does to z is dense."""
+
+    def __init__(self):
+        super().__init__()
+        self.inject, self.inner = nn.Conv1d(8, 8, 1), nn.Linear(64, 64)
+        nn.init.orthogonal_(self.inner.weight, 0.9)
+
+    def forward(self, z, x):
+        return torch.tanh(self.inner(z.flatten(1)).view_as(z) + self.inject(x))
+
+
+def test_it_is_not_blamed_for_less_than_it_costs(tf32):
+    layer, x = Equilibrium(Injected(), rtol=1e-8, max_steps=300), torch.randn(16, 8, 8)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        solution = layer.solve(x)
+        finding = next(each for each in diagnose(layer, x) if each.name == "the dtype's floor")
+    assert solution.rounding == TF32
+    assert solution.floored.any()
+    for text in (solution.summary(), str(finding)):
+        assert "TensorFloat-32" not in text
+        assert "et rtol to 1e-07 or more" in text
+
+
+def test_convolutions_are_seen_whenever_they_are_made(tf32, monkeypatch):
+    class Late(nn.Module):
+        body = None
+
+        def forward(self, z, x):
+            return 0.1 * z + x
+
+    cell, x = Late(), torch.randn(2, WIDTH, dtype=torch.float32)
+
+    def unit():
+        return solve(cell, torch.zeros_like(x), (x,), rtol=1e-1).rounding
+
+    assert unit() == torch.finfo(torch.float32).eps
+    cell.body = nn.Conv1d(1, 1, 1)
+    assert unit() == TF32
+    monkeypatch.setattr(torch.backends.cudnn, "enabled", False)
+    assert unit() == torch.finfo(torch.float32).eps

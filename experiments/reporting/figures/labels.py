@@ -14,11 +14,10 @@ def name_points(ax: Any, points: dict[str, tuple[float, float]], others: list[tu
     """Write each name near its point, within the axes and clear of names and points; a line joins distant ones.
 
     Args:
-        ax: with its final limits; the figure is laid out here, and must not be laid out again.
+        ax: with its final limits, in a figure that is laid out, and must not be laid out again.
         points: name → x and y, in data coordinates.
         others: points without a name, likewise.
     """
-    ax.figure.draw_without_rendering()
     scale = ax.figure.dpi / 72
     frame = ax.get_window_extent()
     centres = {name: ax.transData.transform(point) for name, point in points.items()}

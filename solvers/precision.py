@@ -53,11 +53,12 @@ def resolved(residual: float, rounding: float) -> float:
 def _has_convolutions(f: nn.Module) -> bool:
     if f in _convolve:
         return True
-    queue: list[nn.Module | None] = [f]
+    queue, seen = [f], {f}
     for part in queue:
         if isinstance(part, nn.modules.conv._ConvNd):
             _convolve.add(f)
             return True
-        if part is not None:
-            queue += part._modules.values()
+        parts = {each for each in part._modules.values() if each is not None} - seen
+        seen |= parts
+        queue += parts
     return False

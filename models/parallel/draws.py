@@ -5,20 +5,21 @@ from __future__ import annotations
 import random
 import sys
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.jit import ScriptModule
 
 from implicit.pure import PLAIN
 
-from .holders import is_of_pytorch
+from .holders import Holder
+from .nested import is_a
 from .own_state import writes
 
-_NONE = PLAIN | {dict, OrderedDict, set, list, tuple, Tensor}
+_NONE = PLAIN | {dict, OrderedDict, set, list, Tensor, nn.Parameter}
 """Classes of most attributes, none of which is a generator."""
 
 
@@ -32,43 +33,41 @@ class Source(NamedTuple):
     @classmethod
     def of(cls, value: Any) -> Source | None:
         """That of an object, if it is a generator."""
-        if isinstance(value, random.Random) and not isinstance(value, random.SystemRandom):
+        if is_a(value, random.Random) and not is_a(value, random.SystemRandom):
             return cls(value.getstate, value.setstate)
-        if isinstance(value, torch.Generator):
+        if is_a(value, torch.Generator):
             return cls(value.get_state, value.set_state)
-        if isinstance(value, np.random.RandomState):
+        if is_a(value, np.random.RandomState):
             return cls(lambda: value.get_state(legacy=False), value.set_state)
-        if isinstance(value, np.random.Generator):
+        if is_a(value, np.random.Generator):
             return cls(lambda: value.bit_generator.state, lambda state: setattr(value.bit_generator, "state", state))
         return None
 
 
-def sources(modules: Iterable[nn.Module]) -> list[Source]:
+def sources(modules: Sequence[nn.Module], held: Iterable[Holder]) -> list[Source]:
     """Those of Python and NumPy that everyone shares, and those that modules keep or their `forward` names.
 
     Args:
-        modules: may draw from these, unless they are layers of PyTorch's or compiled by TorchScript; in evaluation
-            mode, those that did not do so last time are taken at their word.
+        modules: may draw from these; in evaluation mode, those that did not do so last time are taken at their word.
+        held: what they keep.
     """
-    modules = [
-        module
-        for module in modules
-        if (module.training or writes(module) is not False)
-        and not (is_of_pytorch(module) or isinstance(module, ScriptModule))
-    ]
-    if not modules:
+    drawing = {id(module): module for module in modules if module.training or writes(module) is not False}
+    if not drawing:
         return []
+    values = [value for each in held if id(each.module) in drawing for value in each.contents.values()]
     if "torch._dynamo" in sys.modules:  # which cannot follow generators, and is slow to load
-        made: list[Source] = torch.compiler.disable(_sources)(modules)
+        made: list[Source] = torch.compiler.disable(_sources)(drawing.values(), values)
         return made
-    return _sources(modules)
+    return _sources(drawing.values(), values)
 
 
-def _sources(modules: list[nn.Module]) -> list[Source]:
+def _sources(modules: Iterable[nn.Module], values: list[Any]) -> list[Source]:
     found: dict[int, Source] = {}
-    for value in _reached(modules):
+    for value in chain(values, _named(set(map(type, modules)))):
         if type(value) not in _NONE and id(value) not in found and (source := Source.of(value)):
             found[id(value)] = source
+        elif is_a(value, tuple):
+            values.extend(value)
     return [
         Source(random.getstate, random.setstate),
         Source(lambda: np.random.get_state(legacy=False), np.random.set_state),
@@ -76,15 +75,11 @@ def _sources(modules: list[nn.Module]) -> list[Source]:
     ]
 
 
-def _reached(modules: list[nn.Module]) -> Iterator[Any]:
-    for module in modules:
-        for value in vars(module).values():
-            yield value
-            if isinstance(value, (list, tuple)):
-                yield from value
-            elif isinstance(value, dict):
-                yield from value.values()
-    for kind in set(map(type, modules)):
+def _named(kinds: Iterable[type]) -> Iterator[Any]:
+    """What classes hold, and their `forward` names."""
+    for kind in kinds:
+        if kind.__module__.startswith(("torch.nn.", "torch.jit.")):
+            continue
         for base in kind.__mro__:
             if not base.__module__.startswith(("torch.", "builtins")):
                 yield from vars(base).values()

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter, OrderedDict, defaultdict, deque
-from collections.abc import Collection, Iterable, Iterator, MutableMapping
-from dataclasses import fields, is_dataclass
+from collections.abc import Iterable, Iterator, MutableMapping
+from dataclasses import is_dataclass
 from operator import is_
 from types import SimpleNamespace
 from typing import Any
@@ -14,22 +14,20 @@ from torch import Tensor, nn
 
 from implicit.pure import PLAIN
 
+from .nested import is_a, tensors_within
+
 _CONTAINERS = {dict, OrderedDict, defaultdict, Counter, list, deque, set}
-_STANDARD = nn.Module().__dict__.keys() | set()
-_FIXED = _STANDARD - {"_buffers"}
-
-
-def is_of_pytorch(module: nn.Module) -> bool:
-    """Whether it is one of PyTorch's own layers or containers."""
-    return type(module).__module__.startswith(("torch.nn.", "torch.distributed."))
+_PASSED = nn.Module().__dict__.keys() - {"_buffers", "_modules"}
 
 
 class _Fields(MutableMapping[str, Any]):
-    """The attributes of these names, of an object that keeps them in no `__dict__`."""
+    """The attributes of an object that keeps some of them, those of these names, in no `__dict__`."""
 
     def __init__(self, owner: Any, names: Iterable[str]) -> None:
         self._owner, self._names = owner, list(names)
-        self._set = setattr if isinstance(owner, nn.Module) else object.__setattr__  # a dataclass may be frozen
+        # a dataclass may be frozen
+        self._set = setattr if isinstance(owner, torch.jit.ScriptModule) else object.__setattr__
+        self._more = {} if isinstance(owner, torch.jit.ScriptModule) else getattr(owner, "__dict__", {})
 
     def __getitem__(self, name: str) -> Any:
         return getattr(self._owner, name)
@@ -41,7 +39,8 @@ class _Fields(MutableMapping[str, Any]):
         object.__delattr__(self._owner, name)
 
     def __iter__(self) -> Iterator[str]:
-        return (name for name in self._names if hasattr(self._owner, name))
+        yield from (name for name in self._names if hasattr(self._owner, name))
+        yield from self._more
 
     def __len__(self) -> int:
         return sum(1 for _ in self)
@@ -53,7 +52,16 @@ def _place(value: Any) -> Any:
         return value
     if isinstance(value, torch.jit.ScriptModule):  # it hides everything else
         return _Fields(value, (name for name, _ in value.named_buffers(recurse=False)))
-    return vars(value) if hasattr(value, "__dict__") else _Fields(value, (field.name for field in fields(value)))
+    slots = [] if is_a(value, nn.Module) else list(_slots(type(value)))
+    return _Fields(value, slots) if slots else vars(value)
+
+
+def _slots(kind: type) -> Iterator[str]:
+    for base in kind.__mro__:
+        names = vars(base).get("__slots__", ())
+        for name in (names,) if isinstance(names, str) else names:
+            if name not in ("__dict__", "__weakref__"):
+                yield f"_{base.__name__.lstrip('_')}{name}" if name[:2] == "__" != name[-2:] else name
 
 
 class Holder:
@@ -66,22 +74,27 @@ class Holder:
     """
 
     def __init__(self, module: nn.Module, name: str, place: Any) -> None:
-        self.module, self.name = module, name
+        self.module, self.name, self.identity = module, name, id(place)
         self._place = _place(place)
+        self._is_ordered = isinstance(self._place, (dict, OrderedDict)) and self._place is place
         self._is_mapping = isinstance(self._place, (dict, _Fields))
         self.contents = self.now()
-        self.is_shared = name not in ("", "_buffers")
+        self.is_shared = name not in ("", "_buffers", "_modules")
         """Whether a twin of the module reaches it, too."""
-        self.tensors: list[Any] = []
-        """Where tensors are."""
+        self.tensors: list[tuple[Any, Tensor]] = []
+        """Those that it holds, or that are in tuples that it holds, with their places."""
         self.places: list[Any] = []
-        """Where others are that may be changed."""
-        passed = _passed(place)
+        """Where it holds what may be changed itself."""
+        passed = _PASSED if is_a(place, nn.Module) else ()
         for key, value in self.contents.items():
-            if key in passed or type(value) in PLAIN:
+            kind = type(value)
+            if key in passed or kind in PLAIN:
                 continue
-            if isinstance(value, Tensor):
-                self.tensors.append(key)
+            if issubclass(kind, Tensor):
+                self.tensors.append((key, value))
+            elif issubclass(kind, tuple):
+                self.tensors += [(key, tensor) for tensor in tensors_within(value)]
+                self.places.append(key)
             elif _is_place(value):
                 self.places.append(key)
 
@@ -106,7 +119,7 @@ class Holder:
         if self.holds(contents):
             return
         if self._is_mapping:
-            for key in list(place) if self.name else place.keys() - contents.keys():  # in containers the order counts
+            for key in list(place) if self._is_ordered else place.keys() - contents.keys():
                 del place[key]
             for key, value in contents.items():  # not update(), which adds to a Counter
                 place[key] = value
@@ -122,13 +135,17 @@ class Holder:
         return self.name if self.is_shared else str(key)
 
 
-def holders(modules: Iterable[nn.Module]) -> list[Holder]:
-    """The modules, their buffers, and the containers and further modules that they and their classes reach."""
+def holders(modules: Iterable[nn.Module], known: Iterable[Holder] = ()) -> list[Holder]:
+    """The modules, their buffers and submodules, and the containers and further modules that they and classes reach.
+
+    Args:
+        modules: those that reach them.
+        known: left out.
+    """
     modules = list(modules)
     every: list[Holder] = []
-    found: set[int] = set()
     kinds: set[type] = set()
-    own = set(map(id, modules))
+    own, found = set(map(id, modules)), {each.identity for each in known}
     queue: deque[tuple[nn.Module, str, Any]] = deque((module, "", module) for module in modules)
     for module in modules:
         for kind in type(module).__mro__:
@@ -137,29 +154,16 @@ def holders(modules: Iterable[nn.Module]) -> list[Holder]:
                 queue.extend((module, name, value) for name, value in vars(kind).items() if _is_place(value))
     while queue:
         module, name, value = queue.popleft()
-        if type(value) is tuple:
+        if is_a(value, tuple):
             queue.extend((module, name, each) for each in value if _is_place(each))
-            continue
-        if id(value) in found or (name and id(value) in own):
-            continue
-        found.add(id(value))
-        held = Holder(module, name, value)
-        every.append(held)
-        queue.extend((module, name or str(key), held.contents[key]) for key in held.places)
-        if name and isinstance(value, nn.Module):  # in a list, say, where it is no submodule
-            queue.append((module, name, value._modules))
+        elif id(value) not in found and not (name and id(value) in own):
+            found.add(id(value))
+            held = Holder(module, name, value)
+            every.append(held)
+            queue.extend((module, name or str(key), held.contents[key]) for key in held.places)
     return every
-
-
-def _passed(place: Any) -> Collection[str]:
-    """The attributes that evaluations leave as they are."""
-    if not isinstance(place, nn.Module):
-        return ()
-    return _STANDARD if is_of_pytorch(place) and not place._buffers else _FIXED  # to which nobody adds buffers
 
 
 def _is_place(value: Any) -> bool:
     kind = type(value)
-    if kind is tuple or kind in _CONTAINERS:
-        return True
-    return kind is SimpleNamespace or is_dataclass(kind) or isinstance(value, nn.Module)
+    return kind in _CONTAINERS or kind is SimpleNamespace or is_dataclass(kind) or issubclass(kind, (tuple, nn.Module))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from itertools import compress
 from typing import Any, NamedTuple
@@ -17,7 +17,7 @@ from implicit.parametrized import turn
 from .copies import SMALL, Originals, copied
 from .gather import unread
 from .holders import Holder, holders
-from .nested import alike, leads_elsewhere, replaced
+from .nested import alike, leads_elsewhere, mapped, replaced
 
 _wrote: WeakKeyDictionary[nn.Module, dict[bool, bool]] = WeakKeyDictionary()
 """Whether a module changed what it keeps when it was last evaluated, in training or not; if not, also whether it may
@@ -70,10 +70,12 @@ class OwnState:
     Args:
         modules: those that may write.
         stacked: whether tensors that stand for those of many layers are only watched, not copied.
+        shared: what is known already of what they keep.
     """
 
-    def __init__(self, modules: Iterable[nn.Module], stacked: bool = False) -> None:
-        self._holders = holders(modules)
+    def __init__(self, modules: Iterable[nn.Module], stacked: bool = False, shared: Sequence[Holder] = ()) -> None:
+        self.holders = [*holders(modules, shared), *shared]
+        """Where they keep it."""
         self._stacked = stacked
         self._before: dict[int, Tensor] = {}
         self._lent: list[_Lent] = []
@@ -94,44 +96,41 @@ class OwnState:
     def _is_seen(self) -> bool:
         """Whether other threads would see what the modules hold during the evaluation."""
         lent = {id(each.tensor) for each in self._lent if each.copy is not each.tensor}
-        reached = (each for each in self._holders if each.is_shared or not self._stacked)
-        return any(
-            writes(each.module) or any(id(each.contents[key]) in lent for key in each.tensors) for each in reached
-        )
+        reached = (each for each in self.holders if each.is_shared or not self._stacked)
+        return any(writes(each.module) or any(id(tensor) in lent for _, tensor in each.tensors) for each in reached)
 
     def _lending(self) -> Iterator[None]:
-        found = [
-            each.now() if self._kept and not each.holds(each.contents) else each.contents for each in self._holders
-        ]
+        found = [each.now() if self._kept and not each.holds(each.contents) else each.contents for each in self.holders]
         copies = {id(each.tensor): each.copy for each in self._lent}
         self._held = [
-            each.contents | {key: copies[id(each.contents[key])] for key in each.tensors}
+            each.contents
+            | {key: mapped(each.contents[key], lambda value: copies.get(id(value), value)) for key, _ in each.tensors}
             if each.tensors
             else each.contents
-            for each in self._holders
+            for each in self.holders
         ]
         changed = [now is not held for now, held in zip(found, self._held, strict=True)]
         try:
-            for each, contents in compress(zip(self._holders, self._held, strict=True), changed):
+            for each, contents in compress(zip(self.holders, self._held, strict=True), changed):
                 each.fill(contents)
             yield
             self._after = [
                 contents if each.holds(contents) else each.now()
-                for each, contents in zip(self._holders, self._held, strict=True)
+                for each, contents in zip(self.holders, self._held, strict=True)
             ]
             changed = [now is not after for now, after in zip(found, self._after, strict=True)]
         except BaseException:
             changed = [True] * len(found)
             raise
         finally:
-            for each, contents in compress(zip(self._holders, found, strict=True), changed):
+            for each, contents in compress(zip(self.holders, found, strict=True), changed):
                 each.fill(contents)
 
     def _copies(self) -> Iterator[_Lent]:
         seen: dict[int, tuple[Holder, Any, Tensor]] = {}
-        for each in self._holders:
-            for key in each.tensors:
-                seen.setdefault(id(each.contents[key]), (each, key, each.contents[key]))
+        for each in self.holders:
+            for key, tensor in each.tensors:
+                seen.setdefault(id(tensor), (each, key, tensor))
         chosen = [tensor for each, _, tensor in seen.values() if self._is_copied(each.module, tensor)]
         copies = copied([self._before.get(id(tensor), tensor) for tensor in chosen])
         places = dict(zip(map(id, chosen), copies, strict=True))
@@ -154,7 +153,7 @@ class OwnState:
         Args:
             compared: whether values are compared, if they can be read without waiting for a device.
         """
-        for each, held, after in zip(self._holders, self._held, self._after):
+        for each, held, after in zip(self.holders, self._held, self._after):
             for key in () if after is held else held.keys() | after.keys():
                 if key not in held or key not in after or not alike(held[key], after[key]):
                     yield Change(each.module, each.called(key))
@@ -164,13 +163,19 @@ class OwnState:
 
     def graphs(self, parameters: Collection[int]) -> Iterator[Change]:
         """Where the last evaluation left tensors with a graph that leads beyond these parameters, given by id."""
-        for each, held, after in zip(self._holders, self._held, self._after):
+        for each, held, after in zip(self.holders, self._held, self._after):
             for key, value in after.items() if after is not held else ():
                 if value is not held.get(key) and leads_elsewhere(value, parameters):
                     yield Change(each.module, each.called(key))
 
     def check_restored(self) -> None:
-        """RuntimeError if the last evaluation wrote into a tensor of which there was no copy."""
+        """RuntimeError if the last evaluation made submodules, or wrote into a tensor of which there was no copy."""
+        for each, held, after in zip(self.holders, self._held, self._after):
+            if each.name == "_modules" and after is not held:
+                raise RuntimeError(
+                    f"{type(each.module).__name__} makes or replaces submodules in its forward pass, others in each "
+                    "sweep: evaluate net(z0) once before, if it does so only at first"
+                )
         for one in self._lent:
             if one.copy is one.tensor and one.changed(compared=False):
                 reason = (
@@ -199,7 +204,7 @@ class OwnState:
             if one.copy is not one.tensor:
                 self._update(one)
         originals = Originals((one.copy, one.tensor) for one in self._lent if one.copy is not one.tensor)
-        for each, held, after in zip(self._holders, self._held, self._after, strict=True):
+        for each, held, after in zip(self.holders, self._held, self._after, strict=True):
             if after is held:
                 continue
             kept = {

@@ -112,8 +112,8 @@ class Repeats:
             return
         if not self._sources:
             self._sources = [default(like)]
-        if len(self._sources) == 1 and not (only_default or torch.compiler.is_compiling()):
-            self._sources += sources(self._modules)
+        if len(self._sources) == 1 and self._state and not (only_default or torch.compiler.is_compiling()):
+            self._sources += sources(self._modules, self._state.holders)
         now = [source.get() for source in self._sources]
         self._first += now[len(self._first) :]
         if self._advanced:

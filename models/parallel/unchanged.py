@@ -11,6 +11,7 @@ from torch import nn
 from implicit.pure import own_modules
 
 from .draws import same, sources
+from .holders import holders
 from .likeness import UnlikeError
 from .own_state import OwnState, note, writes
 
@@ -26,7 +27,9 @@ class Unchanged:
 
     def __init__(self, parts: Sequence[nn.Module]) -> None:
         self._parts = parts
-        self._sources = [] if torch.compiler.is_compiling() else sources(parts)
+        every = [] if torch.compiler.is_compiling() else holders(parts)
+        self._shared = [each for each in every if each.is_shared]
+        self._sources = sources(parts, every) if every else []
 
     @contextmanager
     def checked(self, twin: nn.Module) -> Iterator[None]:
@@ -35,8 +38,8 @@ class Unchanged:
             yield
             return
         twins = own_modules(twin)
-        parts = dict(zip(map(id, twins), self._parts, strict=True))
-        state = OwnState(twins, stacked=True)
+        parts = {id(module): part for modules in (twins, self._parts) for module, part in zip(modules, self._parts)}
+        state = OwnState(twins, stacked=True, shared=self._shared)
         before = [source.get() for source in self._sources]
         with state.lent():
             yield

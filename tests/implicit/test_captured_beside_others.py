@@ -1,7 +1,10 @@
 """Recordings and what a program shares with them: its memory, and threads that wait for each other."""
 
+import os
+import signal
 import threading
 import time
+import warnings
 import weakref
 
 import pytest
@@ -184,6 +187,120 @@ def test_a_recomputation_waits_for_the_solve_of_another_thread(in_the_engine, mo
     ended(started(lambda: slow(x)), started(recompute))
     assert order == ["slow"] * 4 + ["recomputed"]
     assert not parametrize._cache
+
+
+def test_blocks_of_one_thread_may_end_in_any_order():
+    """As those of generators and of asyncio's tasks do; the turn ends with the last one."""
+    modules, order = [weight_norm(nn.Linear(DIM, DIM)) for _ in range(3)], []
+
+    def block(module):
+        with one_weight(module):
+            yield
+
+    blocks = [block(module) for module in modules[:2]]
+    for each in blocks:
+        next(each)
+
+    def other():
+        with one_weight(modules[2]):
+            order.append("other")
+
+    waiting = started(other)
+    for each in blocks:
+        time.sleep(0.05)
+        order.append("block")
+        next(each, None)
+    ended(waiting)
+    assert order == ["block", "block", "other"]
+    assert not parametrize._cache
+
+
+def test_who_goes_first_leaves_no_weights_of_a_turn_that_has_ended(monkeypatch):
+    monkeypatch.setattr("implicit.parametrized.WAIT", 0.01)
+    one, other = (weight_norm(nn.Linear(DIM, DIM)) for _ in range(2))
+    has_turn, went_first, is_over = (threading.Event() for _ in range(3))
+
+    def with_the_turn():
+        with one_weight(one):
+            has_turn.set()
+            in_a_thread_of_the_engine(lambda: went_first.wait(60))
+        is_over.set()
+
+    def going_first():
+        with one_weight(other):
+            went_first.set()
+            is_over.wait(60)
+
+    def recompute():
+        has_turn.wait(60)
+        in_a_thread_of_the_engine(going_first)
+
+    ended(started(with_the_turn), started(recompute))
+    assert not parametrize._cache
+    assert not parametrize._cache_enabled
+
+
+def test_an_interrupt_leaves_the_turn_to_others(monkeypatch):
+    monkeypatch.setattr("implicit.parametrized.WAIT", 0.01)
+    module, found = weight_norm(nn.Linear(DIM, DIM)), []
+    with monkeypatch.context() as patch:
+
+        def interrupted(*_):
+            raise KeyboardInterrupt
+
+        patch.setattr("implicit.parametrized._leave", interrupted)
+        with pytest.raises(KeyboardInterrupt), one_weight(module):
+            pass
+
+    def solve_again():
+        with one_weight(module):
+            found.append(module.weight)
+
+    solve_again()
+    ended(started(solve_again))
+    assert len(found) == 2
+
+
+@pytest.mark.filterwarnings("ignore:.*fork")
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_process_that_is_forked_within_a_turn_of_another_thread():
+    module, has_turn, forked = weight_norm(nn.Linear(DIM, DIM)), threading.Event(), threading.Event()
+
+    def with_the_turn():
+        with one_weight(module):
+            has_turn.set()
+            forked.wait(60)
+
+    other = started(with_the_turn)
+    has_turn.wait(60)
+    child = os.fork()
+    if not child:
+        signal.alarm(20)  # ends the child if it waits for ever
+        with one_weight(module):
+            os._exit(0)
+    forked.set()
+    ended(other)
+    assert os.waitpid(child, 0)[1] == 0
+
+
+def test_threads_that_a_cell_starts_are_told_that_they_wait(monkeypatch):
+    monkeypatch.setattr("implicit.parametrized.WAIT", 0.01)
+    monkeypatch.setattr("implicit.parametrized.LONG", 0.05)
+    found = []
+
+    def wait():
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            with one_weight(weight_norm(nn.Linear(DIM, DIM))):
+                found.extend(str(each.message) for each in caught)
+
+    with one_weight(weight_norm(nn.Linear(DIM, DIM))):
+        waiting = started(wait)
+        time.sleep(0.3)
+    ended(waiting)
+    assert len(found) == 1
+    assert "which MainThread has" in found[0]
+    assert "let the cell call its parts one after the other" in found[0]
 
 
 def test_an_exception_that_the_caller_handles_keeps_its_traceback():

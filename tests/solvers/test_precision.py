@@ -134,3 +134,22 @@ def test_convolutions_are_seen_whenever_they_are_made(tf32, monkeypatch):
     assert unit() == TF32
     monkeypatch.setattr(torch.backends.cudnn, "enabled", False)
     assert unit() == torch.finfo(torch.float32).eps
+
+
+def test_modules_are_looked_at_once(tf32):
+    """Those that many share, and those that reach themselves."""
+
+    class Both(nn.Module):
+        def __init__(self, part):
+            super().__init__()
+            self.one = self.other = nn.ModuleList([part])
+
+        def forward(self, z, x):
+            return 0.1 * z + x
+
+    cell = nn.Identity()
+    for _ in range(60):
+        cell = Both(cell)
+    cell.one.append(cell)
+    x = torch.randn(2, WIDTH, dtype=torch.float32)
+    assert solve(cell, torch.zeros_like(x), (x,), rtol=1e-1).rounding == torch.finfo(torch.float32).eps

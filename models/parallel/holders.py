@@ -50,7 +50,7 @@ def _place(value: Any) -> Any:
     """Where a module, a dataclass or a container keeps what can be replaced."""
     if type(value) in _CONTAINERS:
         return value
-    if isinstance(value, torch.jit.ScriptModule):  # it hides everything else
+    if is_a(value, torch.jit.ScriptModule):  # it hides everything else
         return _Fields(value, (name for name, _ in value.named_buffers(recurse=False)))
     slots = [] if is_a(value, nn.Module) else list(_slots(type(value)))
     return _Fields(value, slots) if slots else vars(value)
@@ -161,6 +161,8 @@ def holders(modules: Iterable[nn.Module], known: Iterable[Holder] = ()) -> list[
             held = Holder(module, name, value)
             every.append(held)
             queue.extend((module, name or str(key), held.contents[key]) for key in held.places)
+            if name and is_a(value, torch.jit.ScriptModule):
+                queue.extend((module, name, child) for child in value.children())
     return every
 
 

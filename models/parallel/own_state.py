@@ -96,8 +96,11 @@ class OwnState:
     def _is_seen(self) -> bool:
         """Whether other threads would see what the modules hold during the evaluation."""
         lent = {id(each.tensor) for each in self._lent if each.copy is not each.tensor}
-        reached = (each for each in self.holders if each.is_shared or not self._stacked)
-        return any(writes(each.module) or any(id(tensor) in lent for _, tensor in each.tensors) for each in reached)
+        reached = [each for each in self.holders if each.is_shared or not self._stacked]
+        modules = {id(each.module): each.module for each in reached}
+        return any(map(writes, modules.values())) or any(
+            id(tensor) in lent for each in reached for _, tensor in each.tensors
+        )
 
     def _lending(self) -> Iterator[None]:
         found = [each.now() if self._kept and not each.holds(each.contents) else each.contents for each in self.holders]

@@ -40,6 +40,18 @@ class Frozen:
     several: list[int] = field(default_factory=list)
 
 
+@dataclass
+class Derived(Slots):
+    more: int = 0
+
+
+class Plain(Slots):
+    pass
+
+
+Cache = namedtuple("Cache", "key")
+
+
 class Block(nn.Module):
     """Keeps something, in ways that subclasses define, and multiplies with it."""
 
@@ -182,7 +194,56 @@ class Expanded(Block):
         return self.ring, self.window
 
 
-BLOCKS = [Adapted, Hooked, Space, Maps, Listed, Slotted, OfTheClass, Expanded]
+class Calibrated(Block):
+    """A layer of PyTorch's gets a buffer in its first evaluation."""
+
+    def update(self, h):
+        if not hasattr(self.linear, "scale"):
+            self.linear.register_buffer("scale", h.abs().mean())
+        return self.linear.scale
+
+    def kept(self):
+        return self.linear.scale
+
+
+class BesideSlots(Block):
+    """Fields in slots, and others in a `__dict__`."""
+
+    def __init__(self):
+        super().__init__()
+        self.state, self.other = Derived(), Plain()
+        self.other.tag = [0]
+
+    def update(self, h):
+        self.state.count += 1
+        self.state.more += 2
+        self.other.count += 3
+        self.other.tag[0] += 1
+        return 1 / (self.state.count + self.state.more + self.other.count + self.other.tag[0])
+
+    def kept(self):
+        return self.state.count, self.state.more, self.other.count, self.other.tag[0]
+
+
+class InTuples(Block):
+    """Tensors in tuples, which are written in place, and lists in named tuples."""
+
+    def __init__(self):
+        super().__init__()
+        self.pair = (torch.zeros(()), (torch.zeros(()), "a word"))
+        self.cache = {"a": Cache([])}
+
+    def update(self, h):
+        self.pair[0].add_(1)
+        self.pair[1][0].add_(2)
+        self.cache["a"].key.append(1.0)
+        return 1 / (self.pair[0] + self.pair[1][0] + len(self.cache["a"].key)).double()
+
+    def kept(self):
+        return self.pair[0], self.pair[1][0], len(self.cache["a"].key)
+
+
+BLOCKS = [Calibrated, BesideSlots, InTuples, Adapted, Hooked, Space, Maps, Listed, Slotted, OfTheClass, Expanded]
 
 
 @pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
@@ -229,17 +290,29 @@ class Counted(nn.Module):
         return 0.3 * torch.tanh(self.norm(self.linear(z))) / self.count
 
 
+class Holding(nn.Module):
+    def __init__(self, script):
+        super().__init__()
+        self.scripts = [script]
+
+    def forward(self, z):
+        return self.scripts[0](z)
+
+
+@pytest.mark.parametrize("listed", [False, True], ids=["as a block", "in a list"])
 @pytest.mark.parametrize("options", [{"sweeps": DEPTH}, {"rtol": 1e-11}], ids=["sweeps", "tolerance"])
-def test_torchscript_updates_its_buffers_once(options):
+def test_torchscript_updates_its_buffers_once(options, listed):
     torch.manual_seed(0)
     serial, z = OptDNN("gd", [Counted() for _ in range(DEPTH)]).double(), torch.randn(BATCH, WIDTH)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # PyTorch's, that TorchScript will go
-        net = OptDNN("gd", [torch.jit.script(copy.deepcopy(transform)) for transform in serial.transforms])
+        scripts = [torch.jit.script(copy.deepcopy(transform)) for transform in serial.transforms]
+        net = OptDNN("gd", list(map(Holding, scripts)) if listed else scripts)
     with torch.no_grad():
         expected, found = serial(z), parallel_evaluate(net, z, **options)
     torch.testing.assert_close(getattr(found, "value", found), expected, rtol=1e-9, atol=1e-9)
-    torch.testing.assert_close(dict(net.named_buffers()), dict(serial.named_buffers()), rtol=1e-9, atol=1e-9)
+    for script, transform in zip(scripts, serial.transforms, strict=True):
+        torch.testing.assert_close(dict(script.named_buffers()), dict(transform.named_buffers()), rtol=1e-9, atol=1e-9)
 
 
 class Routed(nn.Module):
@@ -265,9 +338,6 @@ def test_generators_end_where_the_network_leaves_them(options, default_device):
         getattr(output, "value", output).sum().backward()
         drawn.append(torch.rand((), device=default_device))
     assert drawn[0] == drawn[1]
-
-
-Cache = namedtuple("Cache", "key")
 
 
 @pytest.mark.parametrize(
@@ -340,6 +410,90 @@ def test_a_checkpoint_round_the_first_call(block, options):
     checkpoint(evaluate, z.requires_grad_(), use_reentrant=False).square().sum().backward()
     for one, other in zip(net.parameters(), serial.parameters(), strict=True):
         torch.testing.assert_close(one.grad, other.grad, rtol=1e-6, atol=1e-8)
+
+
+class Growing(Block):
+    """Makes a submodule when it is first evaluated."""
+
+    def update(self, h):
+        if not hasattr(self, "norm"):
+            self.norm = nn.BatchNorm1d(WIDTH).to(h)
+        return self.norm(h)
+
+
+@by_options
+@pytest.mark.parametrize("depth", [DEPTH, MANY])
+def test_submodules_made_in_a_sweep_are_refused_once(depth, options):
+    net, z = OptDNN("gd", [Growing() for _ in range(depth)]).double(), torch.randn(BATCH, WIDTH)
+    with torch.no_grad():
+        with pytest.raises(
+            RuntimeError, match=r"Growing makes or replaces submodules .*evaluate net\(z0\) once before"
+        ):
+            parallel_evaluate(net, z, **options)
+        assert not any(hasattr(transform, "norm") for transform in net.transforms)
+        net(z)
+        net.eval()
+        found = parallel_evaluate(net, z, **options | ({"sweeps": depth} if "sweeps" in options else {}))
+        torch.testing.assert_close(getattr(found, "value", found), net(z), rtol=1e-8, atol=1e-8)
+
+
+class Noisy(nn.Module):
+    """Draws from a generator that it keeps somewhere."""
+
+    def __init__(self, keep):
+        super().__init__()
+        self.linear, self.space = nn.Linear(WIDTH, WIDTH), nn.Module()
+        keep(self, torch.Generator("cpu").manual_seed(1))
+
+    def forward(self, z):
+        noise = torch.randn(z.shape, generator=self.generator(), device="cpu", dtype=torch.float64)
+        return 0.3 * torch.tanh(self.linear(z) + noise.to(z))
+
+
+def in_a_namespace(block, generator):
+    block.space.own = generator
+    block.generator = lambda: block.space.own
+
+
+def on_a_layer(block, generator):
+    block.linear.own = generator
+    block.generator = lambda: block.linear.own
+
+
+def deep(block, generator):
+    block.several = [{"a": (generator,)}, SimpleNamespace()]
+    block.generator = lambda: block.several[0]["a"][0]
+
+
+@pytest.mark.parametrize("keep", [in_a_namespace, on_a_layer, deep])
+@pytest.mark.parametrize("options", [{"sweeps": DEPTH}, {"rtol": 1e-11}], ids=["sweeps", "tolerance"])
+def test_generators_are_found_wherever_they_are_kept(keep, options):
+    outputs = []
+    for evaluate in (lambda net, z: net(z), lambda net, z: parallel_evaluate(net, z, **options)):
+        torch.manual_seed(0)
+        net, z = OptDNN("gd", [Noisy(keep) for _ in range(DEPTH)]).double(), torch.randn(BATCH, WIDTH)
+        with torch.no_grad():
+            outputs.append([getattr(found, "value", found) for found in (evaluate(net, z), evaluate(net, z))])
+    torch.testing.assert_close(*outputs, rtol=1e-8, atol=1e-8)
+
+
+class Gone(Block):
+    """Keeps a proxy of what there is no more."""
+
+    def __init__(self):
+        super().__init__()
+        self.proxies = [weakref.proxy(set())]
+
+    def update(self, h):
+        return 1.0
+
+
+@by_options
+def test_proxies_of_what_is_gone_are_no_obstacle(options):
+    net, z = OptDNN("gd", [Gone() for _ in range(DEPTH)]).double(), torch.randn(BATCH, WIDTH)
+    with torch.no_grad():
+        found = parallel_evaluate(net, z, **options)
+        torch.testing.assert_close(getattr(found, "value", found), net(z), rtol=1e-8, atol=1e-8)
 
 
 class Auxiliary(Block):

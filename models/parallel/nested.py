@@ -4,19 +4,14 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Collection, Iterator
-from dataclasses import is_dataclass
-from types import SimpleNamespace
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from implicit.functorch import innermost
 from implicit.pure import PLAIN
 
-
-def is_a(value: Any, kind: type | tuple[type, ...]) -> bool:
-    """`isinstance`, of what the value is itself: a proxy would answer for another object, or raise."""
-    return issubclass(type(value), kind)
+from .places import Fields, is_a, is_place, place_of
 
 
 def mapped(value: Any, new: Callable[[Any], Any]) -> Any:
@@ -44,12 +39,11 @@ def replaced(value: Any, new: Callable[[Tensor], Tensor], seen: set[int] | None 
     def one(value: Any) -> Any:
         if is_a(value, Tensor):
             return new(value)
-        held = _held(value)
-        if held is not None and id(value) not in seen:
+        if id(value) not in seen:
             seen.add(id(value))
-            for key, each in list(held.items() if isinstance(held, dict) else enumerate(held)):
+            for key, each in _held(value):
                 if (other := replaced(each, new, seen)) is not each:
-                    held[key] = other
+                    _place(value)[key] = other
         return value
 
     return mapped(value, one)
@@ -86,18 +80,22 @@ def alike(one: Any, other: Any) -> bool:
 def _tensors(value: Any, seen: set[int]) -> Iterator[Tensor]:
     if is_a(value, Tensor):
         yield value
-        return
-    held = value if is_a(value, tuple) else _held(value)
-    if held is not None and id(value) not in seen:
+    elif is_a(value, tuple):
+        for each in value:
+            yield from _tensors(each, seen)
+    elif id(value) not in seen:
         seen.add(id(value))
-        for each in held.values() if isinstance(held, dict) else held:
+        for _, each in _held(value):
             yield from _tensors(each, seen)
 
 
-def _held(value: Any) -> Any:
-    """What can be replaced in it."""
+def _held(value: Any) -> list[tuple[Any, Any]]:
+    """What can be replaced in it, by name or place."""
+    place = _place(value)
+    return list(place.items() if isinstance(place, (dict, Fields)) else enumerate(place))
+
+
+def _place(value: Any) -> Any:
     if is_a(value, (dict, list, deque)):
         return value
-    if is_a(value, (SimpleNamespace, nn.Module)) or is_dataclass(type(value)):
-        return getattr(value, "__dict__", None)
-    return None
+    return () if is_a(value, set) or not is_place(value) else place_of(value)

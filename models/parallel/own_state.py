@@ -211,7 +211,9 @@ class OwnState:
             if after is held:
                 continue
             kept = {
-                name: replaced(value, lambda tensor: originals.of(innermost(tensor) if unwrapped else tensor))
+                name: each.contents[name]
+                if name in held and value is held[name]
+                else replaced(value, lambda tensor: originals.of(innermost(tensor) if unwrapped else tensor))
                 for name, value in after.items()
             }
             each.fill(kept)

@@ -61,7 +61,7 @@ class Block(nn.Module):
 
     def update(self, h):
         """Change what is kept, and return a number of it."""
-        raise NotImplementedError
+        return 1.0
 
     def forward(self, z):
         h = torch.tanh(self.linear(z))
@@ -348,8 +348,9 @@ def test_generators_end_where_the_network_leaves_them(options, default_device):
         lambda value: [value],
         lambda value: {"key": (value, [value])},
         lambda value: SimpleNamespace(key=value),
+        lambda value: Slots(several=[value]),
     ],
-    ids=["a tuple", "a named tuple", "a list", "a dict", "an object"],
+    ids=["a tuple", "a named tuple", "a list", "a dict", "an object", "slots"],
 )
 @pytest.mark.parametrize("tracked", [False, True], ids=["no_grad", "tracked"])
 def test_what_newton_leaves_are_plain_tensors(nest, tracked):
@@ -367,20 +368,20 @@ def test_what_newton_leaves_are_plain_tensors(nest, tracked):
     with torch.set_grad_enabled(tracked):
         parallel_evaluate(net, z, sweeps=DEPTH, newton=Newton())
     kept = [transform.cache for transform in net.transforms]
-    torch.save([vars(each) if isinstance(each, SimpleNamespace) else each for each in kept], io.BytesIO())
+    torch.save([_flat(each) for each in kept], io.BytesIO())
     copied = copy.deepcopy(kept)
     with torch.no_grad():
         net(z)
     for one, other in zip(copied, (transform.cache for transform in net.transforms), strict=True):
-        leaves = [[each] if isinstance(each, torch.Tensor) else _flat(each) for each in (one, other)]
-        torch.testing.assert_close(*leaves)
+        torch.testing.assert_close(_flat(one), _flat(other))
 
 
 def _flat(value):
     if isinstance(value, torch.Tensor):
         return [value]
-    parts = vars(value).values() if isinstance(value, SimpleNamespace) else value
-    return [tensor for part in (parts.values() if isinstance(parts, dict) else parts) for tensor in _flat(part)]
+    if isinstance(value, (SimpleNamespace, Slots)):
+        value = value.several if isinstance(value, Slots) else vars(value)
+    return [tensor for part in (value.values() if isinstance(value, dict) else value) for tensor in _flat(part)]
 
 
 class Counting(Block):
@@ -483,9 +484,6 @@ class Gone(Block):
     def __init__(self):
         super().__init__()
         self.proxies = [weakref.proxy(set())]
-
-    def update(self, h):
-        return 1.0
 
 
 @by_options

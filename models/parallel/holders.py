@@ -63,6 +63,8 @@ class Holder:
         place = self._place
         if len(place) != len(contents):
             return False
+        if not contents:
+            return True
         if self._is_mapping:
             return all(map(is_, place, contents)) and all(map(is_, place.values(), contents.values()))
         return all(map(is_, place, contents if isinstance(place, set) else contents.values()))

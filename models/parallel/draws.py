@@ -6,7 +6,6 @@ import random
 import sys
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -63,11 +62,12 @@ def sources(modules: Sequence[nn.Module], held: Iterable[Holder]) -> list[Source
 
 def _sources(modules: Iterable[nn.Module], values: list[Any]) -> list[Source]:
     found: dict[int, Source] = {}
-    for value in chain(values, _named(set(map(type, modules)))):
+    queue = [*values, *_named(set(map(type, modules)))]
+    for value in queue:
         if type(value) not in _NONE and id(value) not in found and (source := Source.of(value)):
             found[id(value)] = source
         elif is_a(value, tuple):
-            values.extend(value)
+            queue.extend(value)
     return [
         Source(random.getstate, random.setstate),
         Source(lambda: np.random.get_state(legacy=False), np.random.set_state),

@@ -14,15 +14,6 @@ from implicit.pure import PLAIN
 from .places import Fields, is_a, is_place, place_of
 
 
-def mapped(value: Any, new: Callable[[Any], Any]) -> Any:
-    """A tuple with other things in the places of what it and tuples in it hold, itself if these are the same."""
-    if not is_a(value, tuple):
-        return new(value)
-    parts = [mapped(each, new) for each in value]
-    same = all(part is each for part, each in zip(parts, value, strict=True))
-    return value if same else type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
-
-
 def tensors_within(value: tuple[Any, ...]) -> Iterator[Tensor]:
     """Those in a tuple, and in tuples in it."""
     for each in value:
@@ -32,21 +23,39 @@ def tensors_within(value: tuple[Any, ...]) -> Iterator[Tensor]:
             yield from tensors_within(each)
 
 
-def replaced(value: Any, new: Callable[[Tensor], Tensor], seen: set[int] | None = None) -> Any:
-    """The value with new tensors: tuples are made anew, containers and objects are filled."""
-    seen = set() if seen is None else seen
+def replaced(value: Any, new: Callable[[Tensor], Tensor], memo: dict[int, Any], filled: bool) -> Any:
+    """The value with new tensors in it; tuples are made anew, as far as their parts are new.
 
-    def one(value: Any) -> Any:
+    Args:
+        value: what a module keeps.
+        new: makes the tensors.
+        memo: what is in whose place, by id, so that what was one object stays one.
+        filled: whether containers and objects within are filled, too.
+    """
+    if id(value) not in memo:
         if is_a(value, Tensor):
-            return new(value)
-        if id(value) not in seen:
-            seen.add(id(value))
-            for key, each in _held(value):
-                if (other := replaced(each, new, seen)) is not each:
+            memo[id(value)] = new(value)
+        elif is_a(value, tuple):
+            memo[id(value)] = _rebuilt(value, [replaced(each, new, memo, filled) for each in value])
+        else:
+            memo[id(value)] = value
+            for key, each in _held(value) if filled else ():
+                if (other := replaced(each, new, memo, filled)) is not each:
                     _place(value)[key] = other
-        return value
+    return memo[id(value)]
 
-    return mapped(value, one)
+
+def _rebuilt(value: Any, parts: list[Any]) -> Any:
+    """A tuple with other parts, itself if they are the same, and of its class, whatever that takes to make one."""
+    if all(part is each for part, each in zip(parts, value, strict=True)):
+        return value
+    kind = type(value)
+    try:
+        found = tuple.__new__(kind, parts)
+    except TypeError:  # of those that PyTorch's functions return
+        return kind(parts)
+    vars(found).update(vars(value)) if hasattr(value, "__dict__") else None
+    return found
 
 
 def leads_elsewhere(value: Any, own: Collection[int]) -> bool:

@@ -17,7 +17,7 @@ from implicit.parametrized import turn
 from .copies import SMALL, Originals, copied
 from .gather import unread
 from .holders import Holder, holders
-from .nested import alike, leads_elsewhere, mapped, replaced
+from .nested import alike, leads_elsewhere, replaced
 
 _wrote: WeakKeyDictionary[nn.Module, dict[bool, bool]] = WeakKeyDictionary()
 """Whether a module changed what it keeps when it was last evaluated, in training or not; if not, also whether it may
@@ -105,9 +105,13 @@ class OwnState:
     def _lending(self) -> Iterator[None]:
         found = [each.now() if self._kept and not each.holds(each.contents) else each.contents for each in self.holders]
         copies = {id(each.tensor): each.copy for each in self._lent}
+        memo: dict[int, Any] = {}
         self._held = [
             each.contents
-            | {key: mapped(each.contents[key], lambda value: copies.get(id(value), value)) for key, _ in each.tensors}
+            | {
+                key: replaced(each.contents[key], lambda tensor: copies[id(tensor)], memo, filled=False)
+                for key in dict(each.tensors)
+            }
             if each.tensors
             else each.contents
             for each in self.holders
@@ -174,7 +178,7 @@ class OwnState:
     def check_restored(self) -> None:
         """RuntimeError if the last evaluation made submodules, or wrote into a tensor of which there was no copy."""
         for each, held, after in zip(self.holders, self._held, self._after):
-            if each.name == "_modules" and after is not held:
+            if each.name == "_modules" and after is not held and _others(held, after):
                 raise RuntimeError(
                     f"{type(each.module).__name__} makes or replaces submodules in its forward pass, others in each "
                     "sweep: evaluate net(z0) once before, if it does so only at first"
@@ -207,13 +211,18 @@ class OwnState:
             if one.copy is not one.tensor:
                 self._update(one)
         originals = Originals((one.copy, one.tensor) for one in self._lent if one.copy is not one.tensor)
+        memo: dict[int, Any] = {}
+
+        def settled(tensor: Tensor) -> Tensor:
+            return originals.of(innermost(tensor) if unwrapped else tensor)
+
         for each, held, after in zip(self.holders, self._held, self._after, strict=True):
             if after is held:
                 continue
             kept = {
                 name: each.contents[name]
                 if name in held and value is held[name]
-                else replaced(value, lambda tensor: originals.of(innermost(tensor) if unwrapped else tensor))
+                else replaced(value, settled, memo, filled=True)
                 for name, value in after.items()
             }
             each.fill(kept)
@@ -233,3 +242,8 @@ class OwnState:
         elif not (transformed() or wrapped(copy)) and (not copy.is_cpu or not torch.equal(copy, tensor)):
             self._before[id(tensor)] = tensor.detach().clone()
             tensor.data.copy_(copy)
+
+
+def _others(one: dict[Any, Any], other: dict[Any, Any]) -> bool:
+    """Whether they hold other objects, in whatever order."""
+    return one.keys() != other.keys() or any(value is not other[key] for key, value in one.items())

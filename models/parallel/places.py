@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter, OrderedDict, defaultdict, deque
-from collections.abc import Iterable, Iterator, MutableMapping
+from collections.abc import Iterator, MutableMapping
 from dataclasses import is_dataclass
-from types import SimpleNamespace
+from types import MemberDescriptorType, SimpleNamespace
 from typing import Any
 
 import torch
@@ -26,29 +26,56 @@ def is_place(value: Any) -> bool:
 
 
 class Fields(MutableMapping[str, Any]):
-    """The attributes of an object that keeps some of them, those of these names, in no `__dict__`."""
+    """The attributes of an object that keeps some of them in no `__dict__`.
 
-    def __init__(self, owner: Any, names: Iterable[str]) -> None:
-        self._owner, self._names = owner, list(names)
-        # a dataclass may be frozen
-        self._set = setattr if isinstance(owner, torch.jit.ScriptModule) else object.__setattr__
-        self._more = {} if isinstance(owner, torch.jit.ScriptModule) else getattr(owner, "__dict__", {})
+    Args:
+        owner: the object.
+        members: descriptors of those, by name.
+        others: its `__dict__`, if it has one.
+    """
+
+    def __init__(self, owner: Any, members: dict[str, Any], others: dict[str, Any]) -> None:
+        self._owner, self._members, self._others = owner, members, others
 
     def __getitem__(self, name: str) -> Any:
-        return getattr(self._owner, name)
+        return self._members[name].__get__(self._owner) if name in self._members else self._others[name]
 
     def __setitem__(self, name: str, value: Any) -> None:
-        self._set(self._owner, name, value)
+        if name in self._members:
+            self._members[name].__set__(self._owner, value)
+        else:
+            self._others[name] = value
 
     def __delitem__(self, name: str) -> None:
-        object.__delattr__(self._owner, name)
+        if name in self._members:
+            self._members[name].__delete__(self._owner)
+        else:
+            del self._others[name]
 
     def __iter__(self) -> Iterator[str]:
-        yield from (name for name in self._names if hasattr(self._owner, name))
-        yield from self._more
+        for name, member in self._members.items():
+            try:
+                member.__get__(self._owner)
+            except AttributeError:  # it was not set yet
+                continue
+            yield name
+        yield from self._others
 
     def __len__(self) -> int:
         return sum(1 for _ in self)
+
+
+class _Buffer:
+    """A buffer of a TorchScript module."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __get__(self, owner: Any, kind: Any = None) -> Any:
+        return getattr(owner, self._name)
+
+    def __set__(self, owner: Any, value: Any) -> None:
+        setattr(owner, self._name, value)
 
 
 def place_of(value: Any) -> Any:
@@ -56,14 +83,15 @@ def place_of(value: Any) -> Any:
     if type(value) in _CONTAINERS:
         return value
     if is_a(value, torch.jit.ScriptModule):  # it hides everything else
-        return Fields(value, (name for name, _ in value.named_buffers(recurse=False)))
-    slots = [] if is_a(value, nn.Module) else list(_slots(type(value)))
-    return Fields(value, slots) if slots else vars(value)
+        return Fields(value, {name: _Buffer(name) for name, _ in value.named_buffers(recurse=False)}, {})
+    members = {} if is_a(value, nn.Module) else _slots(type(value))
+    return Fields(value, members, getattr(value, "__dict__", {})) if members else vars(value)
 
 
-def _slots(kind: type) -> Iterator[str]:
-    for base in kind.__mro__:
-        names = vars(base).get("__slots__", ())
-        for name in (names,) if isinstance(names, str) else names:
-            if name not in ("__dict__", "__weakref__"):
-                yield f"_{base.__name__.lstrip('_')}{name}" if name[:2] == "__" != name[-2:] else name
+def _slots(kind: type) -> dict[str, MemberDescriptorType]:
+    return {
+        name: member
+        for base in reversed(kind.__mro__)
+        for name, member in vars(base).items()
+        if isinstance(member, MemberDescriptorType) and name != "__dict__"
+    }

@@ -243,18 +243,97 @@ class InTuples(Block):
         return self.pair[0], self.pair[1][0], len(self.cache["a"].key)
 
 
-BLOCKS = [Calibrated, BesideSlots, InTuples, Adapted, Hooked, Space, Maps, Listed, Slotted, OfTheClass, Expanded]
+class Scale(namedtuple("Scale", "mean inverse")):
+    """Is not made of what it holds."""
+
+    __slots__ = ()
+
+    def __new__(cls, mean, deviation):
+        return super().__new__(cls, mean, 1 / deviation)
+
+
+class Tagged(tuple):
+    """Has an attribute, and another constructor than a tuple."""
+
+    def __new__(cls, *parts, tag):
+        found = super().__new__(cls, parts)
+        found.tag = tag
+        return found
+
+
+class Tuples(Block):
+    """Tuples of other classes, and one in two places, beside a tensor that is written in place."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = torch.zeros((), dtype=torch.float64)
+        self.scale = Scale(torch.zeros(()), torch.tensor(4.0))
+        self.tagged = Tagged(self.count, [0], tag=2.0)
+        self.current = self.last = (self.count, torch.ones(1).max(0))
+
+    def update(self, h):
+        assert self.current is self.last
+        assert self.current[0] is self.count is self.tagged[0]
+        assert self.current[1].indices.item() == 0
+        self.count += 1
+        self.number = self.tagged.tag * self.scale.inverse / self.current[0]
+        return self.number
+
+    def kept(self):
+        assert self.current is self.last
+        assert self.current[0] is self.count is self.tagged[0]
+        return self.count, self.number
+
+
+class Overridden(Slots):
+    __slots__ = ()
+    count = property(lambda self: 7)
+
+
+class Properties(Block):
+    """A slot that a property hides."""
+
+    def __init__(self):
+        super().__init__()
+        self.state = Overridden.__new__(Overridden)
+        self.state.several = []
+
+    def update(self, h):
+        self.state.several.append(self.state.count)
+        return 1 / len(self.state.several)
+
+    def kept(self):
+        return self.state.several
+
+
+BLOCKS = [
+    Tuples,
+    Properties,
+    Calibrated,
+    BesideSlots,
+    InTuples,
+    Adapted,
+    Hooked,
+    Space,
+    Maps,
+    Listed,
+    Slotted,
+    OfTheClass,
+    Expanded,
+]
 
 
 @pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
 @by_options
 @pytest.mark.parametrize("block", BLOCKS)
 def test_blocks_update_once(block, options, training):
-    torch.manual_seed(0)
-    net, z = OptDNN("gd", [block() for _ in range(DEPTH)]).double(), torch.randn(BATCH, WIDTH)
-    for module in net.modules():
-        module.training = training and not isinstance(module, nn.BatchNorm1d)
-    serial = copy.deepcopy(net)
+    nets = []
+    for _ in range(2):
+        torch.manual_seed(0)
+        nets.append(OptDNN("gd", [block() for _ in range(DEPTH)]).double())
+        for module in nets[-1].modules():
+            module.training = training and not isinstance(module, nn.BatchNorm1d)
+    (net, serial), z = nets, torch.randn(BATCH, WIDTH)
     with torch.no_grad():
         for _ in range(2):
             before = block.state.count if block is OfTheClass else 0
@@ -422,6 +501,27 @@ class Growing(Block):
         return self.norm(h)
 
 
+class Reordered(Block):
+    """The branch that was used last comes last."""
+
+    def __init__(self):
+        super().__init__()
+        self.branches = nn.ModuleDict({name: nn.Linear(WIDTH, WIDTH) for name in "ab"})
+
+    def update(self, h):
+        branch = self.branches.pop("a")
+        self.branches["a"] = branch
+        return branch(h)
+
+
+@by_options
+def test_submodules_may_change_their_order(options):
+    net, z = OptDNN("gd", [Reordered() for _ in range(DEPTH)]).double(), torch.randn(BATCH, WIDTH)
+    with torch.no_grad():
+        found = parallel_evaluate(net, z, **options)
+        torch.testing.assert_close(getattr(found, "value", found), net(z), rtol=1e-8, atol=1e-8)
+
+
 @by_options
 @pytest.mark.parametrize("depth", [DEPTH, MANY])
 def test_submodules_made_in_a_sweep_are_refused_once(depth, options):
@@ -461,12 +561,17 @@ def on_a_layer(block, generator):
     block.generator = lambda: block.linear.own
 
 
+def in_a_tuple_of_the_class(block, generator):
+    block.__class__ = type("Own", (Noisy,), {"own": (generator,)})
+    block.generator = lambda: block.own[0]
+
+
 def deep(block, generator):
     block.several = [{"a": (generator,)}, SimpleNamespace()]
     block.generator = lambda: block.several[0]["a"][0]
 
 
-@pytest.mark.parametrize("keep", [in_a_namespace, on_a_layer, deep])
+@pytest.mark.parametrize("keep", [in_a_namespace, on_a_layer, in_a_tuple_of_the_class, deep])
 @pytest.mark.parametrize("options", [{"sweeps": DEPTH}, {"rtol": 1e-11}], ids=["sweeps", "tolerance"])
 def test_generators_are_found_wherever_they_are_kept(keep, options):
     outputs = []

@@ -51,8 +51,11 @@ def _answered(given: list[str]) -> int:
     except Interrupted as end:
         _say(f"interrupted; {end}")
         return 130
-    except KeyboardInterrupt:
-        _say("interrupted; nothing was kept")
+    except KeyboardInterrupt as end:
+        before: BaseException | None = end.__context__  # it may come while another one, or an error, is told of
+        while before is not None and not isinstance(before, Interrupted):
+            before = before.__context__
+        _say(f"interrupted; {before or 'nothing was kept'}" if before or not end.__context__ else "interrupted")
         return 130
     return code
 

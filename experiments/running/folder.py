@@ -7,7 +7,9 @@ import math
 import os
 import shlex
 import shutil
+import signal
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -57,17 +59,34 @@ def run_folder(
                 shutil.rmtree(partial / UNFINISHED, ignore_errors=True)
             partial.rename(place)
     except BaseException as error:
-        kept = final if ended_before else _partial(final)
-        if ended_before:
-            partial.rename(place)
-        elif resume is None and not _has_results(partial):
-            shutil.rmtree(partial, ignore_errors=True)
+        with _undisturbed():
+            kept = final if ended_before else _partial(final)
+            if ended_before:
+                partial.rename(place)
+            elif resume is None and not _has_results(partial):
+                shutil.rmtree(partial, ignore_errors=True)
+                raise
+            if isinstance(error, KeyboardInterrupt):
+                raise Interrupted(f"{kept} is kept; {how_to_resume(final, command)}") from error
+            if not isinstance(error, (InputError, BrokenPipeError)):
+                print(f"implicit: {kept} is kept; {how_to_resume(final, command)}", file=sys.stderr)
             raise
-        if isinstance(error, KeyboardInterrupt):
-            raise Interrupted(f"{kept} is kept; {how_to_resume(final, command)}") from error
-        if not isinstance(error, (InputError, BrokenPipeError)):
-            print(f"implicit: {kept} is kept; {how_to_resume(final, command)}", file=sys.stderr)
-        raise
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """A block that no interruption cuts short, such as the launcher's where another process has failed as well."""
+    if threading.current_thread() is not threading.main_thread():  # which alone is interrupted
+        yield
+        return
+    names = [name for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    before = {name: signal.signal(getattr(signal, name), signal.SIG_IGN) for name in names}
+    try:
+        yield
+    finally:
+        for name, handler in before.items():
+            if handler is not None:  # as of a handler that Python has not installed
+                signal.signal(getattr(signal, name), handler)
 
 
 def resumable_folder(run: Path) -> Path:

@@ -5,8 +5,11 @@ import json
 import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
+import time
+from contextlib import contextmanager
 from dataclasses import replace
 
 import lightning
@@ -17,10 +20,11 @@ from torch.utils.data import TensorDataset
 
 from experiments.cli import main
 from experiments.commands import sweeps
-from experiments.errors import InputError
+from experiments.errors import InputError, TrainingError
 from experiments.failures import Failures, alike
 from experiments.measuring import diagnosis, measure
 from experiments.reporting import figures, report
+from experiments.running import folder as folders
 from experiments.running import trials
 from experiments.running.pieces import Pieces
 from experiments.tasks.small import rings
@@ -326,6 +330,54 @@ def test_an_ended_run_that_is_resumed_and_interrupted_keeps_its_name_and_its_rep
     assert main(["depth", "--resume", str(folder)]) == 2
     assert "this is a run of implicit compare, not of implicit depth" in capsys.readouterr().err
     assert main(["compare", "--resume", str(folder)]) == 0
+
+
+ENDS = [TrainingError("another process has failed"), KeyboardInterrupt()]
+
+
+def told_of(error, folder, monkeypatch, capsys):
+    """What is said of a run that ends by this exception."""
+
+    def end(*_, **__):
+        raise error
+
+    monkeypatch.setattr(trials, "diagnosed", end)
+    assert main([*SETTINGS, "--out", str(folder)]) in (1, 130)
+    return capsys.readouterr().err
+
+
+@pytest.mark.parametrize("error", ENDS, ids=repr)
+def test_an_interruption_while_the_end_is_looked_at_hides_nothing(error, tmp_path, monkeypatch, capsys):
+    """As where the launcher ends the other processes of one that was killed."""
+    results = folders._has_results
+
+    def interrupted(partial):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.01)
+        return results(partial)
+
+    monkeypatch.setattr(folders, "_has_results", interrupted)
+    told = told_of(error, tmp_path / "run", monkeypatch, capsys)
+    assert f"{tmp_path / 'run'}.partial is kept; resume with: implicit compare --resume {tmp_path / 'run'}" in told
+    assert "nothing was kept" not in told
+
+
+@pytest.mark.parametrize("error", ENDS, ids=repr)
+def test_an_interruption_of_an_end_that_was_looked_at_hides_nothing(error, tmp_path, monkeypatch, capsys):
+    undisturbed = folders._undisturbed
+
+    @contextmanager
+    def then_interrupted():
+        try:
+            with undisturbed():
+                yield
+        finally:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(folders, "_undisturbed", then_interrupted)
+    told = told_of(error, tmp_path / "run", monkeypatch, capsys)
+    assert f"{tmp_path / 'run'}.partial is kept; resume with: implicit compare --resume {tmp_path / 'run'}" in told
+    assert "nothing was kept" not in told
 
 
 # --- the other commands ------------------------------------------------------------------------------------------

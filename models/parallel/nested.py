@@ -23,26 +23,29 @@ def tensors_within(value: tuple[Any, ...]) -> Iterator[Tensor]:
             yield from tensors_within(each)
 
 
-def replaced(value: Any, new: Callable[[Tensor], Tensor], memo: dict[int, Any], filled: bool) -> Any:
+def replaced(value: Any, new: Callable[[Tensor], Tensor], memo: dict[int, tuple[Any, Any]], filled: bool) -> Any:
     """The value with new tensors in it; tuples are made anew, as far as their parts are new.
 
     Args:
         value: what a module keeps.
         new: makes the tensors.
-        memo: what is in whose place, by id, so that what was one object stays one.
+        memo: values and what is in their places, by id, so that what was one object stays one.
         filled: whether containers and objects within are filled, too.
     """
-    if id(value) not in memo:
-        if is_a(value, Tensor):
-            memo[id(value)] = new(value)
-        elif is_a(value, tuple):
-            memo[id(value)] = _rebuilt(value, [replaced(each, new, memo, filled) for each in value])
-        else:
-            memo[id(value)] = value
-            for key, each in _held(value) if filled else ():
-                if (other := replaced(each, new, memo, filled)) is not each:
-                    _place(value)[key] = other
-    return memo[id(value)]
+    if id(value) in memo:
+        return memo[id(value)][1]
+    if is_a(value, Tensor):
+        found = new(value)
+    elif is_a(value, tuple):
+        found = _rebuilt(value, [replaced(each, new, memo, filled) for each in value])
+    else:
+        found = value
+    memo[id(value)] = value, found
+    if filled and not is_a(value, (Tensor, tuple)):
+        for key, each in _held(value):
+            if (other := replaced(each, new, memo, filled)) is not each:
+                _place(value)[key] = other
+    return found
 
 
 def _rebuilt(value: Any, parts: list[Any]) -> Any:
@@ -54,7 +57,8 @@ def _rebuilt(value: Any, parts: list[Any]) -> Any:
         found = tuple.__new__(kind, parts)
     except TypeError:  # of those that PyTorch's functions return
         return kind(parts)
-    vars(found).update(vars(value)) if hasattr(value, "__dict__") else None
+    if hasattr(value, "__dict__"):
+        vars(found).update(vars(value))
     return found
 
 

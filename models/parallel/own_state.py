@@ -105,7 +105,7 @@ class OwnState:
     def _lending(self) -> Iterator[None]:
         found = [each.now() if self._kept and not each.holds(each.contents) else each.contents for each in self.holders]
         copies = {id(each.tensor): each.copy for each in self._lent}
-        memo: dict[int, Any] = {}
+        memo: dict[int, tuple[Any, Any]] = {}
         self._held = [
             each.contents
             | {
@@ -211,7 +211,7 @@ class OwnState:
             if one.copy is not one.tensor:
                 self._update(one)
         originals = Originals((one.copy, one.tensor) for one in self._lent if one.copy is not one.tensor)
-        memo: dict[int, Any] = {}
+        memo: dict[int, tuple[Any, Any]] = {}
 
         def settled(tensor: Tensor) -> Tensor:
             return originals.of(innermost(tensor) if unwrapped else tensor)

@@ -48,7 +48,7 @@ class Unchanged:
                 source.set(drawn)
                 note(self._parts[0], True)
                 raise _refusal(self._parts[0], "draws from a generator that is not PyTorch's own, once for all layers")
-        unknown = [part for part in parts.values() if writes(part) is None]
+        unknown = [part for part in self._parts if writes(part) is None]
         for change in state.changes(compared=bool(unknown)):
             part = parts[id(change.module)]
             note(part, True)

@@ -21,6 +21,8 @@ from solvers.caller import level_of_caller
 
 from .pure import every_module
 
+Weights = dict[tuple[int, str], Any]
+"""Computed tensors, by the module's id and their name."""
 _KEY = "implicit.parametrized"
 _forget = getattr(torch._C, "_remove_obj_from_tls", lambda key: torch._C._stash_obj_in_tls(key, None))  # from 2.10 on
 _lock = threading.RLock()  # entered by itself: an interrupt within a Condition's own entry would leave it locked
@@ -142,7 +144,7 @@ def _is_in_backward(turn: _Turn) -> bool:
 
 
 @contextmanager
-def one_weight(f: Callable[..., Any]) -> Iterator[None]:
+def one_weight(f: Callable[..., Any], weights: Weights | None = None) -> Iterator[Weights]:
     """Within the block, the parametrized tensors of a module are computed once, tracked, and reused.
 
     Spectral normalisation would otherwise change its buffers at every access in training mode. The tensors are computed
@@ -150,14 +152,30 @@ def one_weight(f: Callable[..., Any]) -> Iterator[None]:
     share that cache, so blocks of different threads take turns. Functions and other modules are left alone, but other
     parametrized tensors that are read within the block are reused, too, as within PyTorch's `parametrize.cached`: train
     no other module there.
+
+        with one_weight(f) as weights:
+            value = f(x)
+        with one_weight(f, weights):  # later, and they are the same
+
+    Args:
+        f: the module.
+        weights: those of an earlier block, in place of new ones.
     """
     parts = every_module(f) if isinstance(f, nn.Module) else []
     parametrized = [part for part in parts if "parametrizations" in part._modules and parametrize.is_parametrized(part)]
     if not parametrized:
-        yield
+        yield {}
         return
     with turn(), parametrize.cached():
-        for part in parametrized:
-            for name in part.parametrizations:  # type: ignore[union-attr]
-                getattr(part, name)
-        yield
+        if weights is None:
+            names: Any = [(part, name) for part in parametrized for name in part.parametrizations]  # type: ignore[union-attr]
+            yield {(id(part), name): getattr(part, name) for part, name in names}
+            return
+        outer = {key: parametrize._cache[key] for key in weights.keys() & parametrize._cache.keys()}
+        parametrize._cache.update(weights)
+        try:
+            yield weights
+        finally:
+            for key in weights:
+                parametrize._cache.pop(key, None)
+            parametrize._cache.update(outer)

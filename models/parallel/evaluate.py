@@ -9,16 +9,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
 
-from implicit import one_weight
 from implicit.graph import saved_through_hooks
 from implicit.pure import every_module
 from solvers import Picard, Solution, Solver
 
 from ..optdnn import OptDNN
-from .draws import default
+from .draws import default, sources
 from .evaluation import Evaluation
+from .holders import Holder, holders
 from .newton import Newton, explained
-from .own_state import writes
+from .own_state import OwnState, writes
 from .repeats import Repeats
 from .stack import counted
 
@@ -100,12 +100,13 @@ def parallel_evaluate(
             {"sweeps": sweeps} if rtol is None else {"rtol": rtol, "solver": solver, "max_sweeps": max_sweeps}
         )
         return evaluated(net, z0, *inputs, newton=newton, batched=batched, **options)
-    if any(isinstance(module, LazyModuleMixin) and module.has_uninitialized_params() for module in modules):
-        _initialise(net, z0, inputs)
+    lazy = [each for each in modules if isinstance(each, LazyModuleMixin) and each.has_uninitialized_params()]
+    if lazy:
+        _initialise(net, z0, inputs, lazy)
     inputs = tuple(map(counted, inputs))
-    evaluation = Evaluation(net, z0, inputs, Repeats(modules, z0), newton, batched is not False)
-    with evaluation.repeats, one_weight(net), explained(newton):
-        if batched is None and saved_through_hooks() and _is_refused(evaluation, modules):
+    evaluation = Evaluation(net, z0, inputs, Repeats(net, z0), newton, batched is not False)
+    with evaluation.repeats.call(), explained(newton):
+        if batched is None and saved_through_hooks() and _is_refused(evaluation):
             evaluation = replace(evaluation, batched=False)
         try:
             return _found(evaluation, sweeps, rtol, solver, max_sweeps)
@@ -126,13 +127,13 @@ def _any_writes(modules: list[nn.Module]) -> bool:
     return any(map(writes, modules))
 
 
-def _is_refused(evaluation: Evaluation, modules: list[nn.Module]) -> bool:
+def _is_refused(evaluation: Evaluation) -> bool:
     """Whether the transforms cannot be evaluated as one; without a graph, as a checkpoint counts what is saved."""
     generator = default(evaluation.z0)
     before = generator.get()
     try:
         with torch.no_grad():
-            replace(evaluation, repeats=Repeats(modules, evaluation.z0)).after(1)
+            replace(evaluation, repeats=Repeats(evaluation.net, evaluation.z0)).after(1)
     except torch.OutOfMemoryError:
         raise
     except Exception:  # raised again, and told, where evaluation as one is asked for
@@ -152,15 +153,20 @@ def _found(
     return evaluation.after(sweeps)
 
 
-def _initialise(net: OptDNN, z0: Tensor, inputs: tuple[Tensor, ...]) -> None:
-    """Let lazy modules make their parameters and buffers, without updating any."""
+def _initialise(net: OptDNN, z0: Tensor, inputs: tuple[Tensor, ...], lazy: list[Any]) -> None:
+    """Let lazy modules make their parameters and buffers, and all else be as it was."""
+    others = [module for module in every_module(net) if module not in lazy]
+    kept = holders(others, known=[Holder(module, "", module) for module in lazy])
+    drawn = [(source, source.get()) for source in sources(others, kept)]
     training = [module for module in net.modules() if module.training]
     try:
-        with torch.no_grad():
+        with torch.no_grad(), OwnState(kept).lent():
             net.eval()(z0, *inputs)
     finally:
         for module in training:
             module.training = True
+        for source, state in drawn:
+            source.set(state)
 
 
 def check_sweeps(sweeps: Any, depth: int) -> None:

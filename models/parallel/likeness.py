@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 from functools import partial
 from itertools import chain
@@ -15,7 +16,10 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.utils.weak import TensorWeakRef, WeakIdKeyDictionary
 
-from implicit.pure import original
+from implicit.pure import PLAIN, original
+from solvers.loops.captures import Captures
+
+from .places import is_place, place_of
 
 
 class UnlikeError(TypeError):
@@ -169,10 +173,15 @@ def _form(tensor: Tensor | None) -> str:
 
 
 def _compare(number: int, what: str, one: Any, other: Any) -> None:
-    if not _same(one, other):
-        raise UnlikeError(
-            f"the transforms of layers 0 and {number} differ: {what} {one} in one and {other} in the other"
-        )
+    try:
+        same = _same(one, other)
+    except RecursionError:  # what contains itself
+        same = False
+    if not same:
+        found = f"{one} in one and {other} in the other"
+        if str(one) == str(other):
+            found = f"{one}, an object of each layer's own, in both"
+        raise UnlikeError(f"the transforms of layers 0 and {number} differ: {what} {found}")
 
 
 def _same(one: Any, other: Any) -> bool:
@@ -182,15 +191,23 @@ def _same(one: Any, other: Any) -> bool:
         if _shape(one) != _shape(other) or one.requires_grad or other.requires_grad or one.layout != torch.strided:
             return False
         return one.is_meta or _equal(one, other)
-    if type(one) is type(other) and isinstance(one, (list, tuple)):  # whose comparison would compare tensors by value
+    kind = type(one)
+    if kind is Captures:  # layers are alike whatever has been recorded of them
+        return kind is type(other)
+    if kind is not type(other) or issubclass(kind, nn.Module):
+        return False
+    if kind in PLAIN or issubclass(kind, (set, frozenset)):
+        return bool(one == other)
+    if issubclass(kind, (list, tuple, deque)):  # whose comparison would compare tensors by value
         return len(one) == len(other) and all(map(_same, one, other))
-    if type(one) is type(other) and isinstance(one, dict):
+    if issubclass(kind, dict):
         return list(one) == list(other) and all(map(_same, one.values(), other.values()))
-    if type(one) is type(other) is partial:
+    if kind is partial:
         return _same((one.func, one.args, one.keywords), (other.func, other.args, other.keywords))
-    if isinstance(one, np.ndarray):
-        return type(one) is type(other) and one.dtype == other.dtype and np.array_equal(one, other)
+    if issubclass(kind, np.ndarray):
+        return one.dtype == other.dtype and np.array_equal(one, other)
     try:
-        return type(one) is type(other) and bool(one == other)
+        equal = is_place(one) or bool(one == other)
     except Exception:  # settings whose comparison gives no truth value count as different
         return False
+    return equal and _same(dict(place_of(one)), dict(place_of(other)))  # which a class may leave out of the comparison

@@ -130,15 +130,17 @@ def _pullback(f: Callable[[Tensor], Tensor], points: Tensor) -> tuple[Tensor, Ca
         if torch.is_grad_enabled():
             raise
         # the cell holds what torch.func does not follow, as a checkpoint: pull one row back after the other
-        with torch.enable_grad():
-            leaves = points.detach().requires_grad_()
+        with torch.inference_mode(False), torch.enable_grad():
+            leaves = (points.clone() if points.is_inference() else points.detach()).requires_grad_()
             image = f(leaves)
         return image.detach(), lambda rows: torch.stack([_pulled(image, leaves, row) for row in rows])
     return values, torch.vmap(lambda row: pull(row.expand(points.shape))[0])
 
 
 def _pulled(image: Tensor, leaves: Tensor, row: Tensor) -> Tensor:
-    (found,) = torch.autograd.grad(image, leaves, row.expand(image.shape), retain_graph=True, allow_unused=True)
+    with torch.inference_mode(False):
+        rows = row.expand(image.shape)
+        (found,) = torch.autograd.grad(image, leaves, rows, retain_graph=True, allow_unused=True)
     return torch.zeros_like(leaves) if found is None else found
 
 

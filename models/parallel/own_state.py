@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from itertools import compress
 from typing import Any, NamedTuple
@@ -16,7 +16,7 @@ from implicit.parametrized import turn
 
 from .copies import SMALL, Originals, copied
 from .gather import unread
-from .holders import Holder, holders
+from .holders import Holder
 from .nested import alike, leads_elsewhere, replaced
 
 _wrote: WeakKeyDictionary[nn.Module, dict[bool, bool]] = WeakKeyDictionary()
@@ -68,14 +68,12 @@ class OwnState:
     `keep` makes what the last evaluation left the modules' own.
 
     Args:
-        modules: those that may write.
+        holders: where they keep it.
         stacked: whether tensors that stand for those of many layers are only watched, not copied.
-        shared: what is known already of what they keep.
     """
 
-    def __init__(self, modules: Iterable[nn.Module], stacked: bool = False, shared: Sequence[Holder] = ()) -> None:
-        self.holders = [*holders(modules, shared), *shared]
-        """Where they keep it."""
+    def __init__(self, holders: Sequence[Holder], stacked: bool = False) -> None:
+        self.holders = holders
         self._stacked = stacked
         self._before: dict[int, Tensor] = {}
         self._lent: list[_Lent] = []
@@ -214,7 +212,10 @@ class OwnState:
         memo: dict[int, tuple[Any, Any]] = {}
 
         def settled(tensor: Tensor) -> Tensor:
-            return originals.of(innermost(tensor) if unwrapped else tensor)
+            found = originals.of(innermost(tensor) if unwrapped else tensor)
+            if found.grad_fn is not None and not torch.is_grad_enabled():  # left by Newton's own derivatives
+                found = found.detach()
+            return found
 
         for each, held, after in zip(self.holders, self._held, self._after, strict=True):
             if after is held:

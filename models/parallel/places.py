@@ -79,13 +79,14 @@ class _Buffer:
 
 
 def place_of(value: Any) -> Any:
-    """Where a module, a dataclass or a container keeps what can be replaced."""
+    """Where an object keeps what can be replaced: a module, a dataclass, a container, or any other with attributes."""
     if type(value) in _CONTAINERS:
         return value
     if is_a(value, torch.jit.ScriptModule):  # it hides everything else
         return Fields(value, {name: _Buffer(name) for name, _ in value.named_buffers(recurse=False)}, {})
     members = {} if is_a(value, nn.Module) else _slots(type(value))
-    return Fields(value, members, getattr(value, "__dict__", {})) if members else vars(value)
+    others = getattr(value, "__dict__", {})
+    return Fields(value, members, others) if members else others
 
 
 def _slots(kind: type) -> dict[str, MemberDescriptorType]:

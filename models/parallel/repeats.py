@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
 from weakref import WeakSet
@@ -12,12 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from implicit.functorch import transformed
-from implicit.parametrized import turn
+from implicit.parametrized import Weights, one_weight, turn
+from implicit.pure import every_module
 from implicit.suitability import drops
 from solvers.caller import level_of_caller
 
 from .draws import Source, default, same, sources
 from .gather import captured
+from .holders import holders
 from .own_state import OwnState, note
 
 _told: WeakSet[nn.Module] = WeakSet()
@@ -26,18 +28,19 @@ _told: WeakSet[nn.Module] = WeakSet()
 class Repeats:
     """Lets transforms draw and update the same at every evaluation, so that sweeps approach one network.
 
-    Each evaluation begins with what the modules kept, and the generators had, before the first one. In the end the
-    generators are where the last one left them, and the modules keep what it left, such as running statistics: nothing
-    after an exception. Later evaluations, as in backward passes, change nothing.
+    Each evaluation begins with what the modules kept, and the generators had, before the first one, and has the same
+    parametrized weights. In the end the generators are where the last one left them, and the modules keep what it left,
+    such as running statistics: nothing after an exception. Later evaluations, as in backward passes, change nothing.
 
     Args:
-        modules: may draw, as dropout does, or update buffers, attributes and what these contain.
+        f: a module that may draw, as dropout does, or update buffers, attributes and what these contain, as may those
+            within it; or a function.
         like: a tensor on the device of what they draw.
     """
 
-    def __init__(self, modules: Iterable[nn.Module], like: Tensor) -> None:
-        modules = list(modules)
-        self._like = like
+    def __init__(self, f: Callable[..., Any], like: Tensor) -> None:
+        modules = every_module(f) if isinstance(f, nn.Module) else []
+        self._f, self._like = f, like
         training = [module for module in modules if module.training]
         self._drops = any(map(drops, training))
         self._modules, self._training, self._draws = modules, bool(training), True
@@ -50,14 +53,24 @@ class Repeats:
         self._advanced = 0
         self._drawn = False
         """Whether the last evaluation drew from a generator that is not PyTorch's."""
+        self._weights: Weights = {}
 
-    def __enter__(self) -> Repeats:
+    @contextmanager
+    def call(self) -> Iterator[None]:
+        """The call whose evaluations these are."""
         self._is_open = True
-        return self
+        try:
+            with _restored_after_errors(self._modules), one_weight(self._f) as self._weights:
+                yield
+        except BaseException:
+            self._set(self._first[: self._advanced])
+            raise
+        finally:
+            self._is_open = False
+        self._keep()
 
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        self._is_open = False
-        if self._state is None or kind is not None:
+    def _keep(self) -> None:
+        if self._state is None:
             return
         with turn():
             changed = {id(each.module) for each in self._state.changes(compared=self._like.is_cpu)}
@@ -68,7 +81,7 @@ class Repeats:
     def warn_of_graphs(self) -> None:
         """Warn, once for all of them, that modules keep tensors whose gradient would end at their own input."""
         own = {id(parameter) for module in self._modules for parameter in module._parameters.values()}
-        found = [] if self._state is None else list(self._state.graphs(own))
+        found = list(self._state.graphs(own)) if self._state and torch.is_grad_enabled() else []
         new = [change for change in found if change.module not in _told]
         _told.update(change.module for change in new)
         if new:
@@ -89,7 +102,12 @@ class Repeats:
         """
         if self._drops and captured(self._like):
             raise RuntimeError("sweeps over dropout cannot be captured, since each must draw the same: call eval()")
-        with self._same_state() if updates else nullcontext(), self._same_draws(not updates):
+        later = self._weights and not self._is_open
+        with (
+            one_weight(self._f, self._weights) if later else nullcontext(),
+            self._same_state() if updates else nullcontext(),
+            self._same_draws(not updates),
+        ):
             yield
 
     @contextmanager
@@ -98,7 +116,7 @@ class Repeats:
             yield
             return
         with turn():  # no other thread's copies
-            self._state = self._state or OwnState(self._modules)
+            self._state = self._state or OwnState(holders(self._modules))
         with self._state.lent():
             yield
         self._state.check_restored()
@@ -135,3 +153,17 @@ class Repeats:
     def _set(self, states: list[Any]) -> None:
         for source, state in zip(self._sources, states):
             source.set(state)
+
+
+@contextmanager
+def _restored_after_errors(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """Put back, after an exception, the buffers that parametrizations update as they compute weights."""
+    made = [module.parametrizations for module in modules if "parametrizations" in module._modules]
+    training = [part for each in made for part in each.modules() if part.training]  # type: ignore[union-attr]
+    before = [(buffer, buffer.detach().clone()) for part in training for buffer in part.buffers(recurse=False)]
+    try:
+        yield
+    except BaseException:
+        for buffer, kept in before:
+            buffer.copy_(kept)
+        raise

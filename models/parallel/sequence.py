@@ -7,12 +7,11 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from implicit import one_weight, record
+from implicit import record
 from implicit.differentiation import differentiable_solve
 from implicit.functorch import transformed
-from implicit.pure import every_module
 from solvers import Settings, Solution, State
 from solvers.problem import prepare
 from solvers.state import Layout
@@ -87,12 +86,12 @@ def unroll(
             "torch.autograd, or use the loop"
         )
     first = layout.flatten(h0)
-    repeats = Repeats(every_module(cell) if isinstance(cell, nn.Module) else (), x)
+    repeats = Repeats(cell, x)
     chain = Chain(cell, layout, x.detach(), first.detach(), repeats)
     gradient = ChainGradient(PlainSweeps(exact_after=length), min(rtol, 1e-6), length + 1, chain=chain, newton=newton)
     sweeps = ChainNewton(chain, newton, exact_after=length)
     settings = Settings(sweeps, rtol, 0.0, max_steps=max_sweeps, compact=False)
-    with repeats, one_weight(cell), record() as log:
+    with repeats.call(), record() as log:
         start = chain.first[:, None].expand(-1, length, -1).contiguous()
         problem = prepare(partial(_swept, cell, chain), start, (x, first))
         (value,) = differentiable_solve("unroll", cell, problem, start, gradient, settings)

@@ -34,7 +34,7 @@ class Sweep:
         repeats: Repeats | None = None,
         batched: bool = True,
     ) -> None:
-        self.net, self.z0, self.inputs, self.repeats = net, z0, inputs, repeats or Repeats(net.modules(), z0)
+        self.net, self.z0, self.inputs, self.repeats = net, z0, inputs, repeats or Repeats(net, z0)
         self.trajectory = trajectory(net.method, net.coefficients, z0)
         self.transforms = stacked(list(net.transforms)) if batched else OneByOne(list(net.transforms))
         unscaled = net.coefficients.always("step", 1.0)

@@ -39,15 +39,19 @@ class Unchanged:
             return
         twins = own_modules(twin)
         parts = {id(module): part for modules in (twins, self._parts) for module, part in zip(modules, self._parts)}
-        state = OwnState(twins, stacked=True, shared=self._shared)
+        state = OwnState([*holders(twins, self._shared), *self._shared], stacked=True)
         before = [source.get() for source in self._sources]
-        with state.lent():
-            yield
-        for source, drawn in zip(self._sources, before, strict=True):
-            if not same(source.get(), drawn):
-                source.set(drawn)
-                note(self._parts[0], True)
-                raise _refusal(self._parts[0], "draws from a generator that is not PyTorch's own, once for all layers")
+        try:
+            with state.lent():
+                yield
+        finally:
+            pairs = zip(self._sources, before, strict=True)
+            drawn = [(source, state) for source, state in pairs if not same(source.get(), state)]
+            for source, state in drawn:
+                source.set(state)
+        if drawn:
+            note(self._parts[0], True)
+            raise _refusal(self._parts[0], "draws from a generator that is not PyTorch's own, once for all layers")
         unknown = [part for part in self._parts if writes(part) is None]
         for change in state.changes(compared=bool(unknown)):
             part = parts[id(change.module)]

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from models import OptDNN, UnlikeError, parallel_evaluate
+from models import Newton, OptDNN, UnlikeError, parallel_evaluate
 
 BATCH, WIDTH, DEPTH = 4, 8, 5  # of 32 entries, so that a processor draws those of all layers in the same order
 DEFAULT = ("dropout", "gumbel", "noise")
@@ -50,10 +50,14 @@ def generators(transform):
     return [each for each in (transform.generator, *transform.several.values()) if each]
 
 
-def seeded(net):
+def seed():
     torch.manual_seed(1)
     np.random.seed(1)
     random.seed(1)
+
+
+def seeded(net):
+    seed()
     for number, transform in enumerate(net.transforms):
         for generator in generators(transform):
             generator.manual_seed(number)
@@ -119,3 +123,62 @@ def test_where_nothing_is_drawn_nothing_is_put_back_either(batched, monkeypatch)
     monkeypatch.setattr(torch, "set_rng_state", lambda state: put_back.append(state) or real(state))
     parallel_evaluate(net, z, sweeps=DEPTH, batched=batched)
     assert not put_back
+
+
+left = [0]
+"""Evaluations until one is interrupted."""
+
+
+class Skipping(nn.Module):
+    """Stochastic depth, by a condition that torch.vmap refuses after it has drawn."""
+
+    def __init__(self, generator):
+        super().__init__()
+        self.linear, self.generator = nn.Linear(WIDTH, WIDTH), generator
+
+    def forward(self, z):
+        left[0] -= 1
+        if left[0] == 0:
+            raise KeyboardInterrupt
+        keep = random.random() * np.random.rand()
+        if torch.rand((), generator=self.generator) < 0.3:
+            return torch.zeros_like(z)
+        return keep * F.dropout(torch.tanh(self.linear(z)), 0.1, training=True)
+
+
+def skipping(depth):
+    torch.manual_seed(0)
+    generator = torch.Generator().manual_seed(0)
+    return OptDNN("gd", [Skipping(generator) for _ in range(depth)]), torch.randn(BATCH, WIDTH)
+
+
+def common_states(net):
+    kind, keys, *place = np.random.get_state()
+    own = net.transforms[0].generator.get_state()
+    return torch.get_rng_state().tolist(), random.getstate(), kind, keys.tolist(), place, own.tolist()
+
+
+@pytest.mark.parametrize("train", [True, False], ids=["train", "eval"])
+@pytest.mark.parametrize(
+    "options", [{"sweeps": 16}, {"rtol": 1e-11}, {"sweeps": 16, "newton": Newton()}], ids=["sweeps", "rtol", "newton"]
+)
+def test_what_a_try_as_one_drew_is_drawn_again(options, train):
+    (net, z), (other, _) = skipping(16), skipping(16)
+    seed()
+    expected = other.train(train)(z)
+    after = common_states(other)
+    seed()
+    found = parallel_evaluate(net.train(train), z, **options)
+    torch.testing.assert_close(found if "sweeps" in options else found.value, expected, rtol=1e-8, atol=1e-8)
+    assert common_states(net) == after
+
+
+@pytest.mark.parametrize("sweep", [1, 2, 4])
+@pytest.mark.parametrize("options", [{"sweeps": DEPTH}, {"rtol": 1e-11}], ids=["sweeps", "rtol"])
+def test_nothing_is_drawn_where_a_sweep_was_interrupted(options, sweep):
+    net, z = skipping(DEPTH)
+    left[0] = (sweep - 1) * DEPTH + 3
+    before = common_states(net)
+    with pytest.raises(KeyboardInterrupt):
+        parallel_evaluate(net, z, batched=False, **options)
+    assert common_states(net) == before

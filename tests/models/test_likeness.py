@@ -1,6 +1,10 @@
 """Which layers are evaluated as one, and what becomes of those that are not."""
 
 import copy
+from collections import deque
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -210,3 +214,76 @@ def test_linear_layers_by_keyword_are_one_product():
     found = stack(points, ())
     expected = [F.linear(point.cos(), *each) for point, *each in zip(points, *stack.tensors, strict=True)]
     torch.testing.assert_close(found, torch.stack(expected))
+
+
+@dataclass
+class Config:
+    gain: Any
+    scale: float = field(default=1.0, compare=False)
+
+
+@dataclass
+class Loose:
+    """Equal to all others of its class."""
+
+    gain: Any = 1.0
+    scale: float = 1.0
+
+    def __eq__(self, other):
+        return isinstance(other, Loose)
+
+
+class Settings:
+    """Compared by one of its attributes."""
+
+    __slots__ = ("gain", "scale")
+
+    def __init__(self, gain, scale=1.0):
+        self.gain, self.scale = gain, scale
+
+    def __eq__(self, other):
+        return torch.is_tensor(self.gain) or self.gain == other.gain
+
+
+class Configured(nn.Module):
+    def __init__(self, settings):
+        super().__init__()
+        self.linear, self.settings = nn.Linear(WIDTH, WIDTH), settings
+
+    def forward(self, z):
+        settings = self.settings
+        gain = settings[0] if isinstance(settings, deque) else settings.gain
+        return 0.3 * getattr(settings, "scale", 1.0) * gain * torch.tanh(self.linear(z))
+
+
+@pytest.mark.parametrize("kind", [Config, Loose, Settings])
+def test_settings_that_a_comparison_leaves_out_are_no_less_different(kind):
+    torch.manual_seed(0)
+    net = OptDNN("gd", [Configured(kind(1.0, scale=1 / (k + 1))) for k in range(DEPTH)])
+    z = torch.randn(BATCH, WIDTH)
+    torch.testing.assert_close(parallel_evaluate(net, z, sweeps=DEPTH), net(z))
+    with pytest.raises(UnlikeError, match="layers 0 and 1 differ: settings"):
+        parallel_evaluate(net, z, sweeps=DEPTH, batched=True)
+    alike = OptDNN("gd", [Configured(kind(1.0, scale=0.5)) for _ in range(DEPTH)])
+    torch.testing.assert_close(parallel_evaluate(alike, z, sweeps=DEPTH, batched=True), alike(z))
+
+
+@pytest.mark.parametrize("keep", [Config, Loose, Settings, lambda g: SimpleNamespace(gain=g), lambda g: deque([g])])
+def test_equal_parameters_in_settings_are_each_layers_own(keep):
+    torch.manual_seed(0)
+    gains = [nn.Parameter(torch.ones(())) for _ in range(DEPTH)]
+    net, z = OptDNN("gd", [Configured(keep(gain)) for gain in gains]), torch.randn(BATCH, WIDTH)
+    expected = torch.autograd.grad(net(z).square().sum(), gains)
+    found = torch.autograd.grad(parallel_evaluate(net, z, sweeps=DEPTH).square().sum(), gains)
+    torch.testing.assert_close(found, expected)
+    with pytest.raises(UnlikeError, match=r"an object of each layer's own|Settings object"):
+        parallel_evaluate(net, z, sweeps=DEPTH, batched=True)
+
+
+def test_settings_may_contain_themselves():
+    torch.manual_seed(0)
+    kept = [Config(1.0) for _ in range(DEPTH)]
+    for each in kept:
+        each.itself = [each]
+    net, z = OptDNN("gd", [Configured(each) for each in kept]), torch.randn(BATCH, WIDTH)
+    torch.testing.assert_close(parallel_evaluate(net, z, sweeps=DEPTH), net(z))

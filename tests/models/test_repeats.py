@@ -1,6 +1,7 @@
 """Evaluations in parallel over depth repeat one another: buffers, draws and weights are those of the serial network."""
 
 import copy
+import random
 from itertools import pairwise
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 from torch import nn
 from torch.autograd.graph import save_on_cpu
 from torch.nn.utils.parametrizations import spectral_norm
+from torch.utils.checkpoint import checkpoint
 
 from models import ContractiveDense, Newton, OptDNN, Parallel, parallel_evaluate, unroll
 from models.parallel.copies import SMALL
@@ -334,3 +336,99 @@ def test_draws_repeat():
         values.append(parallel_evaluate(net, z, sweeps=sweeps))
     assert all(not torch.equal(*pair) or number for number, pair in enumerate(pairwise(values)))
     assert torch.equal(values[1], values[2])
+
+
+class Counting(nn.Module):
+    """Counts, keeps and draws beside a lazy module."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear, self.norm, self.seen = nn.LazyLinear(WIDTH), nn.BatchNorm1d(WIDTH), []
+        self.generator = torch.Generator().manual_seed(0)
+        self.register_buffer("count", torch.zeros(()))
+
+    def forward(self, z):
+        self.seen.append(1.0)
+        self.count += 1
+        noise = torch.rand((), generator=self.generator) + random.random()
+        return torch.tanh(self.norm(self.linear(z))) * noise / (len(self.seen) + self.count)
+
+
+@pytest.mark.parametrize("train", [True, False], ids=["train", "eval"])
+@by_options
+def test_what_is_beside_lazy_modules_is_evaluated_once(options, train):
+    (net, z), (other, _) = network(Counting), network(Counting)
+    net.train(train), other.train(train)
+    values = []
+    for each in (lambda: other(z), lambda: value(net, z, options)):
+        torch.manual_seed(0)
+        random.seed(0)
+        values.append((each(), random.random()))
+    torch.testing.assert_close(values[1], values[0], rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(buffers(net), buffers(other), rtol=1e-9, atol=1e-9)
+    for one, two in zip(net.transforms, other.transforms, strict=True):
+        assert one.seen == two.seen == [1.0]
+        assert torch.equal(one.generator.get_state(), two.generator.get_state())
+
+
+@pytest.mark.parametrize("batched", [False, True])
+@by_options
+def test_gradients_with_a_graph_are_those_at_the_weights_of_the_call(options, batched):
+    net, z = network(Spectral)
+    z.requires_grad_()
+    other = copy.deepcopy(net)
+    expected = gradients(other(z), other, z, create_graph=True)
+    again = gradients(sum(each.square().sum() for each in expected), other, z)
+    output = value(net, z, options | {"batched": batched})
+    before = buffers(net)
+    found = gradients(output, net, z, create_graph=True)
+    torch.testing.assert_close(found, expected, rtol=1e-7, atol=1e-9)
+    torch.testing.assert_close(gradients(sum(each.square().sum() for each in found), net, z), again)
+    torch.testing.assert_close(buffers(net), before, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("batched", [False, True])
+@by_options
+def test_failures_leave_the_estimates_of_spectral_normalisation(options, batched):
+    class Failing(Spectral):
+        def forward(self, z):
+            if len(z) == 3:
+                raise ArithmeticError("three rows")
+            return super().forward(z)
+
+    net, z = network(Failing)
+    before = buffers(net)
+    with pytest.raises(ArithmeticError):
+        value(net, z[:3], options | {"batched": batched})
+    torch.testing.assert_close(buffers(net), before, rtol=0, atol=0)
+
+
+class Kept(nn.Module):
+    """Keeps its output, through what torch.func does not follow."""
+
+    def __init__(self, way):
+        super().__init__()
+        self.linear, self.norm, self.way, self.last = nn.Linear(WIDTH, WIDTH), nn.BatchNorm1d(WIDTH), way, None
+
+    def forward(self, z):
+        if self.way == "checkpoint":
+            self.last = checkpoint(lambda y: torch.tanh(self.linear(y)), z, use_reentrant=False)
+        else:
+            self.last = torch.tanh(self.norm(self.linear(z)))
+        return self.last
+
+
+@pytest.mark.parametrize("without", [torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize("train", [True, False], ids=["train", "eval"])
+@pytest.mark.parametrize("way", ["checkpoint", "batch normalisation"])
+@by_options
+def test_newton_without_gradients_follows_what_torch_func_does_not(way, train, without, options):
+    net, z = network(lambda: Kept(way))
+    other = copy.deepcopy(net.train(train))
+    with without():
+        found, expected = value(net, z, options | {"newton": Newton()}), other(z)
+    torch.testing.assert_close(found.clone(), expected.clone(), rtol=1e-8, atol=1e-8)
+    for one, two in zip(net.transforms, other.transforms, strict=True):
+        assert not one.last.requires_grad
+        torch.testing.assert_close(one.last.clone(), two.last.clone(), rtol=1e-8, atol=1e-8)
+    torch.testing.assert_close(buffers(copy.deepcopy(net)), buffers(other), rtol=1e-9, atol=1e-9)

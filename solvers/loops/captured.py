@@ -71,7 +71,7 @@ class Captured(Loop):
             loop.close()
 
     def run(self, problem: Problem, solver: Solver, measure: Measure, start: Stretch, room: int, hold: Hold) -> Stretch:
-        return advance(problem, solver, measure, start, min(self.check_every, room), hold)
+        return advance(problem, solver, measure, start, min(self.check_every, room), hold, robust=True)
 
 
 class _Replayed(Loop):
@@ -91,7 +91,7 @@ class _Replayed(Loop):
         self.close()
         self._taken = 0
         if source is None or captures is None or pair is not None or problem.recordable:
-            return begin(problem, solver, measure, z, pair)
+            return begin(problem, solver, measure, z, pair, robust=True)
         like, handled = _like(z, *source.tensors), sys.exc_info()[1]
         try:
             self.tape = captures.borrow(
@@ -106,7 +106,7 @@ class _Replayed(Loop):
         except Exception as error:
             refusal = without_frames(error, handled)
             self.close()
-        start = begin(problem, solver, measure, z, pair)  # raises f's own errors
+        start = begin(problem, solver, measure, z, pair, robust=True)  # raises f's own errors
         if refusal is not None:
             captures.refuse(source.name, refusal)
         return start

@@ -45,7 +45,7 @@ class Compiled(Loop):
     def run(self, problem: Problem, solver: Solver, measure: Measure, start: Stretch, room: int, hold: Hold) -> Stretch:
         if hold.redirects or room == 1 or not solver.fixed_cost:
             # as many steps as otherwise, so that the other rows are checked at the same steps
-            return advance(problem, solver, measure, start, min(self.check_every, room), hold)
+            return advance(problem, solver, measure, start, min(self.check_every, room), hold, self.robust)
         if hold.rows is None:
             none = torch.zeros(len(hold.best), dtype=torch.bool, device=hold.best.device)
             hold = hold._replace(rows=none)
@@ -56,10 +56,10 @@ class Compiled(Loop):
 
         try:
             with compiler.config.patch(recompile_limit=max(MOST, compiler.config.recompile_limit)):
-                return _as_one_graph(advance)(problem, solver, measure, stale, steps, hold).first(room)
+                return _as_one_graph(advance)(problem, solver, measure, stale, steps, hold, self.robust).first(room)
         except compiler.exc.FailOnRecompileLimitHit:
             _warn_of_limit()
-            return advance(problem, solver, measure, start, min(steps, room), hold)
+            return advance(problem, solver, measure, start, min(steps, room), hold, self.robust)
 
 
 @cache

@@ -91,12 +91,20 @@ class Loop(ABC):
         self, problem: Problem, solver: Solver, measure: Measure, z: Tensor, pair: tuple[Tensor, Tensor] | None
     ) -> Stretch:
         """The first evaluation, and any steps that the loop runs along with it."""
-        return begin(problem, solver, measure, z, pair)
+        return begin(problem, solver, measure, z, pair, self.robust)
 
     def evaluate(self, problem: Problem, measure: Measure, z: Tensor, last: Stretch) -> Stretch:
         """One more evaluation, at z, without a step."""
         image, residual, norms = problem.measured(z, last.image, measure, robust=False)
         return last._replace(points=[z], norms=norms, image=image, residual=residual, exact=False, spent=())
+
+    @property
+    def robust(self) -> bool:
+        """As in `Norm.measure`, for all points alike: rounding must not decide between residuals that are equal.
+
+        Of several steps only the last residual is kept, so the norms of the others cannot be computed again.
+        """
+        return self.check_every > 1
 
     @property
     def expected(self) -> int:
@@ -145,7 +153,7 @@ class Eager(Loop):
         check_positive_integer(self, "check_every")
 
     def run(self, problem: Problem, solver: Solver, measure: Measure, start: Stretch, room: int, hold: Hold) -> Stretch:
-        return advance(problem, solver, measure, start, min(self.check_every, room), hold)
+        return advance(problem, solver, measure, start, min(self.check_every, room), hold, self.robust)
 
 
 def begin(
@@ -154,7 +162,7 @@ def begin(
     measure: Measure,
     z: Tensor,
     pair: tuple[Tensor, Tensor] | None,
-    robust: bool = False,
+    robust: bool,
 ) -> Stretch:
     """The first evaluation, unless its result is known, and the first memory.
 
@@ -164,7 +172,7 @@ def begin(
         robust: as in `Norm.measure`.
     """
     if pair is not None:
-        image, residual, norms = *pair, measure(pair[1], pair[0])
+        image, residual, norms = *pair, measure(pair[1], pair[0], robust)
     elif recorded():  # the run before it was checked
         image, residual, norms = problem.measured(z, z, measure, robust)
     else:
@@ -173,14 +181,13 @@ def begin(
 
 
 def advance(
-    problem: Problem, solver: Solver, measure: Measure, start: Stretch, steps: int, hold: Hold, robust: bool = False
+    problem: Problem, solver: Solver, measure: Measure, start: Stretch, steps: int, hold: Hold, robust: bool
 ) -> Stretch:
     """Run `steps` steps of the solver, each followed by an evaluation.
 
     Args:
-        robust: as in `Norm.measure`; always True for several steps, as only the last residual is kept.
+        robust: as in `Norm.measure`.
     """
-    robust |= steps > 1
     points, norms, spent = [], [], []
     z, image, residual, memory = start.points[-1], start.image, start.residual, start.memory
     for count in range(steps):

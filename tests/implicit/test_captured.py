@@ -1133,3 +1133,34 @@ def test_weights_are_cast_no_more_often_than_in_eager_steps(grad):
                 layer(x)
         found.append(casts.count)
     assert found[1] <= found[0]
+
+
+class Flipping(nn.Module):
+    """Goes to and fro: all residuals of a row are equal, up to rounding."""
+
+    def forward(self, z, x):
+        return x - z
+
+
+class Drifting(nn.Module):
+    """Takes equal steps for ever."""
+
+    def forward(self, z, x):
+        return z + 0.1 * x
+
+
+@pytest.mark.parametrize("cell", [Flipping(), Drifting()], ids=["to and fro", "for ever"])
+@pytest.mark.parametrize("every", [3, 4])
+@pytest.mark.filterwarnings("ignore::implicit.ConvergenceWarning")
+def test_equal_residuals_are_told_apart_by_no_rounding(cell, every, device):
+    torch.manual_seed(1)
+    x = torch.randn(6, DIM, dtype=torch.float32, device=device)
+    options = {"solver": Picard(), "compact": False, "rtol": 1e-5, "max_steps": 4}
+    expected = Equilibrium(cell, loop=Eager(every), **options).solve(x)
+    layer = Equilibrium(cell, loop=Captured(every), **options)
+    for _ in range(4):
+        found = layer.solve(x)
+        assert torch.equal(found.value, expected.value)
+        assert torch.equal(found.residual, expected.residual)
+    if isinstance(cell, Flipping):  # the first of equal ones, in each row
+        assert not expected.value.any()

@@ -36,8 +36,8 @@ def test_backward_passes_stay_on_their_device_and_read_nothing(policy, batch):
 
     problem = Problem(f, (x,), Layout(x.detach()))
     with torch.no_grad():
-        stretch = begin(problem, solver, Settings().measure, torch.zeros_like(x), None)
-        stretch = advance(problem, solver, Settings().measure, stretch, 5, Hold(None, x, None))
+        stretch = begin(problem, solver, Settings().measure, torch.zeros_like(x), None, robust=True)
+        stretch = advance(problem, solver, Settings().measure, stretch, 5, Hold(None, x, None), robust=True)
     value = stretch.points[-1]
     history = History(torch.arange(batch, device="meta"), 6, value, stretch.memory)
     outcome = Outcome(value, None, None, None, False, [history] if policy.remembers else [], [])

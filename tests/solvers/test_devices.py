@@ -29,10 +29,10 @@ def stretches(solver, f, z0, *args):
     flat, measure = problem.layout.flatten(z0), Settings().measure
     none = torch.zeros(len(flat), dtype=torch.bool, device=flat.device)
     with torch.no_grad():
-        stretch = begin(problem, solver, measure, flat, None)
+        stretch = begin(problem, solver, measure, flat, None, robust=True)
         for steps in (1, 2, 6):
-            stretch = advance(problem, solver, measure, stretch, steps, Hold(None, flat, None))
-        stretch = advance(problem, solver, measure, stretch, 2, Hold(none, flat, none))
+            stretch = advance(problem, solver, measure, stretch, steps, Hold(None, flat, None), robust=True)
+        stretch = advance(problem, solver, measure, stretch, 2, Hold(none, flat, none), robust=True)
     assert stretch.norms.shape == (4, len(flat))
     assert stretch.norms.device == stretch.points[-1].device == flat.device
 

@@ -7,7 +7,7 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
 from weakref import WeakSet
@@ -22,7 +22,7 @@ from solvers.caller import level_of_caller
 from .pure import every_module
 
 Weights = dict[tuple[int, str], Any]
-"""Computed tensors, by the module's id and their name."""
+"""PyTorch's cache of computed tensors."""
 _KEY = "implicit.parametrized"
 _forget = getattr(torch._C, "_remove_obj_from_tls", lambda key: torch._C._stash_obj_in_tls(key, None))  # from 2.10 on
 _lock = threading.RLock()  # entered by itself: an interrupt within a Condition's own entry would leave it locked
@@ -168,8 +168,11 @@ def one_weight(f: Callable[..., Any], weights: Weights | None = None) -> Iterato
         return
     with turn(), parametrize.cached():
         if weights is None:
-            names: Any = [(part, name) for part in parametrized for name in part.parametrizations]  # type: ignore[union-attr]
-            yield {(id(part), name): getattr(part, name) for part, name in names}
+            _separate(parametrized)
+            for part in parametrized:
+                for name in part.parametrizations:  # type: ignore[union-attr]
+                    getattr(part, name)
+            yield dict(parametrize._cache)
             return
         outer = {key: parametrize._cache[key] for key in weights.keys() & parametrize._cache.keys()}
         parametrize._cache.update(weights)
@@ -179,3 +182,19 @@ def one_weight(f: Callable[..., Any], weights: Weights | None = None) -> Iterato
             for key in weights:
                 parametrize._cache.pop(key, None)
             parametrize._cache.update(outer)
+
+
+def _separate(parts: Iterable[nn.Module]) -> None:
+    """Give deep copies of one module classes of their own.
+
+    With the class they share a property, whose place in PyTorch's cache is that of the module which they are copies of:
+    all of them would get the tensor of the first one that is read.
+    """
+    met: set[type] = set()
+    for part in parts:
+        if type(part) in met:
+            part.__class__ = parametrize.type_before_parametrizations(part)  # type: ignore[assignment]
+            parametrize._inject_new_class(part)
+            for name in part.parametrizations:  # type: ignore[union-attr]
+                parametrize._inject_property(part, name)
+        met.add(type(part))

@@ -58,7 +58,7 @@ class Chain:
         direction = torch.ones_like(self.first) / self.first.shape[1] ** 0.5
         total = torch.zeros(len(before), dtype=torch.float64, device=before.device)
         for x, some in zip(self.x.split(TIMES, dim=1), before.split(TIMES, dim=1), strict=True):
-            jacobians = Newton().jacobians(lambda before, x=x: self._steps(x, before), some)[1]  # type: ignore[misc]
+            jacobians = Newton().jacobians(lambda before, x=x: self._steps(x, before, True), some)[1]  # type: ignore[misc]
             for jacobian in jacobians.unbind(1):
                 direction = (jacobian @ direction[..., None])[..., 0]
                 length = torch.linalg.vector_norm(direction, dim=1, keepdim=True)
@@ -66,9 +66,9 @@ class Chain:
                 total += length[:, 0].double().log()
         return total / states.shape[1]
 
-    def _steps(self, x: Tensor, before: Tensor) -> Tensor:
+    def _steps(self, x: Tensor, before: Tensor, anew: bool = False) -> Tensor:
         flat = before.flatten(0, 1)
-        with self.repeats.same():
+        with self.repeats.same(anew=anew):
             moved = self.cell(x.flatten(0, 1), self.layout.unflatten(flat))
         return self.layout.flatten(self.layout.check(moved, len(flat))).to(before.dtype).view(before.shape)
 

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from implicit.pure import PLAIN
 
 from .holders import Holder
-from .own_state import writes
 from .places import is_a
+from .writes import writes
 
 _NONE = PLAIN | {dict, OrderedDict, set, list, Tensor, nn.Parameter}
 """Classes of most attributes, none of which is a generator."""

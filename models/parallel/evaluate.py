@@ -18,9 +18,10 @@ from .draws import default, sources
 from .evaluation import Evaluation
 from .holders import Holder, holders
 from .newton import Newton, explained
-from .own_state import OwnState, writes
+from .own_state import OwnState
 from .repeats import Repeats
 from .stack import counted
+from .writes import writes
 
 
 @overload

@@ -75,7 +75,9 @@ class Holder:
         if self.holds(contents):
             return
         if self._is_mapping:
-            for key in list(place) if self._is_ordered else place.keys() - contents.keys():
+            kept = [key for key in place if key in contents]
+            moved = self._is_ordered and kept != list(contents)[: len(kept)]
+            for key in list(place) if moved else place.keys() - contents.keys():  # as few as possible: others may look
                 del place[key]
             for key, value in contents.items():  # not update(), which adds to a Counter
                 place[key] = value

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections import deque
+import operator
+from collections import Counter, deque
 from collections.abc import Sequence
 from functools import partial
 from itertools import chain
+from math import copysign
 from operator import attrgetter, itemgetter
+from types import FunctionType
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -17,7 +20,6 @@ from torch.nn.utils import parametrize
 from torch.utils.weak import TensorWeakRef, WeakIdKeyDictionary
 
 from implicit.pure import PLAIN, original
-from solvers.loops.captures import Captures
 
 from .places import is_place, place_of
 
@@ -178,10 +180,18 @@ def _compare(number: int, what: str, one: Any, other: Any) -> None:
     except RecursionError:  # what contains itself
         same = False
     if not same:
+        one, other = _shown(one), _shown(other)
         found = f"{one} in one and {other} in the other"
-        if str(one) == str(other):
-            found = f"{one}, an object of each layer's own, in both"
+        if one == other:
+            found = f"{one} in both, but not the same object, nor do they hold the same"
         raise UnlikeError(f"the transforms of layers 0 and {number} differ: {what} {found}")
+
+
+def _shown(value: Any) -> str:
+    try:
+        return str(value)
+    except Exception:  # it is too deep, say
+        return f"an object of {type(value).__name__}"
 
 
 def _same(one: Any, other: Any) -> bool:
@@ -192,22 +202,44 @@ def _same(one: Any, other: Any) -> bool:
             return False
         return one.is_meta or _equal(one, other)
     kind = type(one)
-    if kind is Captures:  # layers are alike whatever has been recorded of them
-        return kind is type(other)
     if kind is not type(other) or issubclass(kind, nn.Module):
         return False
-    if kind in PLAIN or issubclass(kind, (set, frozenset)):
-        return bool(one == other)
-    if issubclass(kind, (list, tuple, deque)):  # whose comparison would compare tensors by value
-        return len(one) == len(other) and all(map(_same, one, other))
-    if issubclass(kind, dict):
-        return list(one) == list(other) and all(map(_same, one.values(), other.values()))
+    if kind in PLAIN:
+        return bool(one == other) and (kind is not float or copysign(1, one) == copysign(1, other))
     if kind is partial:
         return _same((one.func, one.args, one.keywords), (other.func, other.args, other.keywords))
-    if issubclass(kind, np.ndarray):
-        return one.dtype == other.dtype and np.array_equal(one, other)
+    if issubclass(kind, _CONTAINERS):
+        return _same_contents(one, other) and (kind in _CONTAINERS or _same(_attributes(one), _attributes(other)))
+    if is_place(one):  # a dataclass, which may leave some of it out of the comparison, or a namespace
+        return _same(_attributes(one), _attributes(other))
     try:
-        equal = is_place(one) or bool(one == other)
+        if not bool(one == other):
+            return False
+        kept, others = _attributes(one), _attributes(other)
     except Exception:  # settings whose comparison gives no truth value count as different
         return False
-    return equal and _same(dict(place_of(one)), dict(place_of(other)))  # which a class may leave out of the comparison
+    if isinstance(kind.__eq__, FunctionType):  # it leaves out what it chooses to, such as results that it keeps
+        names = {name for name, value in kept.items() if isinstance(value, Tensor)} & others.keys()
+        return all(_same(kept[name], others[name]) for name in names)  # which it would compare by value
+    return _same(kept, others)
+
+
+_CONTAINERS = (list, tuple, deque, dict, set, frozenset, np.ndarray)
+
+
+def _same_contents(one: Any, other: Any) -> bool:
+    """Whether the containers hold the same; their own comparison would compare tensors by value."""
+    if isinstance(one, np.ndarray):
+        return one.dtype == other.dtype and np.array_equal(one, other)
+    if isinstance(one, (set, frozenset)):
+        return bool(one == other) and Counter(map(type, one)) == Counter(map(type, other))
+    if len(one) != len(other) or not all(map(_same, one, other)):
+        return False
+    if isinstance(one, dict):
+        factories = (getattr(each, "default_factory", None) for each in (one, other))
+        return operator.is_(*factories) and all(map(_same, one.values(), other.values()))
+    return not isinstance(one, deque) or one.maxlen == other.maxlen
+
+
+def _attributes(value: Any) -> dict[str, Any]:
+    return dict(place_of(value))

@@ -82,6 +82,8 @@ class Newton:
 _NOT_DIFFERENTIATED = {
     "in-place operation": "writes into its buffers, as batch normalisation does in training, or into its input, as "
     "nn.ReLU(inplace=True) does: call eval() on the net, or let it write elsewhere",
+    "Inference tensors cannot be saved": "holds tensors that were made in inference mode, as parametrized weights are "
+    "within it: use torch.no_grad() in place of torch.inference_mode()",
     "saved tensor hooks": "meets hooks on saved tensors, its own or those around the call, as in a checkpoint or "
     "save_on_cpu: remove them, or pass newton=None",
 }
@@ -126,6 +128,8 @@ def _pullback(f: Callable[[Tensor], Tensor], points: Tensor) -> tuple[Tensor, Ca
     try:
         with _HooksRefused() if tracked else nullcontext():
             values, pull = torch.func.vjp(f, points)  # type: ignore[misc]
+    except torch.OutOfMemoryError:
+        raise
     except RuntimeError:
         if torch.is_grad_enabled():
             raise

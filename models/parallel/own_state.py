@@ -6,7 +6,6 @@ from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from itertools import compress
 from typing import Any, NamedTuple
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -18,20 +17,7 @@ from .copies import SMALL, Originals, copied
 from .gather import unread
 from .holders import Holder
 from .nested import alike, leads_elsewhere, replaced
-
-_wrote: WeakKeyDictionary[nn.Module, dict[bool, bool]] = WeakKeyDictionary()
-"""Whether a module changed what it keeps when it was last evaluated, in training or not; if not, also whether it may
-have drawn from a generator that is not PyTorch's own."""
-
-
-def writes(module: nn.Module) -> bool | None:
-    """Whether it changed what it keeps when it was last evaluated in its mode; None if that is not known."""
-    return _wrote.get(module, {}).get(module.training)
-
-
-def note(module: nn.Module, wrote: bool) -> None:
-    """Remember whether an evaluation changed what the module keeps."""
-    _wrote.setdefault(module, {})[module.training] = wrote
+from .writes import note, writes
 
 
 class Change(NamedTuple):
@@ -205,6 +191,18 @@ class OwnState:
         self._kept = True
         if not self._after:
             return
+        try:
+            self._settle(unwrapped)
+        except BaseException:  # an interrupt: nothing is kept
+            for each in self.holders:
+                each.fill(each.contents)
+            for one in self._lent:
+                if id(one.tensor) in self._before:
+                    _write(one.tensor, self._before[id(one.tensor)])
+            raise
+        self._lent, self._held, self._after = [], [], []
+
+    def _settle(self, unwrapped: bool) -> None:
         for one in self._lent:
             if one.copy is not one.tensor:
                 self._update(one)
@@ -213,9 +211,8 @@ class OwnState:
 
         def settled(tensor: Tensor) -> Tensor:
             found = originals.of(innermost(tensor) if unwrapped else tensor)
-            if found.grad_fn is not None and not torch.is_grad_enabled():  # left by Newton's own derivatives
-                found = found.detach()
-            return found
+            # a graph without gradients was left by Newton's own derivatives
+            return found if found.grad_fn is None or torch.is_grad_enabled() else found.detach()
 
         for each, held, after in zip(self.holders, self._held, self._after, strict=True):
             if after is held:
@@ -227,22 +224,25 @@ class OwnState:
                 for name, value in after.items()
             }
             each.fill(kept)
-        self._lent, self._held, self._after = [], [], []
 
     def _update(self, one: _Lent) -> None:
         tensor, copy, counted = one.tensor, one.copy, version(one.copy) != one.version
         if any(size > 1 and not stride for size, stride in zip(tensor.shape, tensor.stride())):
             return  # an expanded view cannot be written into, but what it is a view of
-        if copy.shape != tensor.shape:  # it was given other data, or resized
+        if copy.shape != tensor.shape or counted:
             self._before[id(tensor)] = tensor.detach().clone()
-            tensor.data = copy.data
-        elif counted:
-            self._before[id(tensor)] = tensor.detach().clone()
-            with torch.inference_mode() if tensor.is_inference() else torch.no_grad():
-                tensor.copy_(copy)
+            _write(tensor, copy)
         elif not (transformed() or wrapped(copy)) and (not copy.is_cpu or not torch.equal(copy, tensor)):
             self._before[id(tensor)] = tensor.detach().clone()
             tensor.data.copy_(copy)
+
+
+def _write(tensor: Tensor, value: Tensor) -> None:
+    if tensor.shape != value.shape:  # it was given other data, or resized
+        tensor.data = value.data
+        return
+    with torch.inference_mode() if tensor.is_inference() else torch.no_grad():
+        tensor.copy_(value)
 
 
 def _others(one: dict[Any, Any], other: dict[Any, Any]) -> bool:

@@ -79,7 +79,7 @@ class _Buffer:
 
 
 def place_of(value: Any) -> Any:
-    """Where an object keeps what can be replaced: a module, a dataclass, a container, or any other with attributes."""
+    """Where a module, a container or any other object keeps what can be replaced."""
     if type(value) in _CONTAINERS:
         return value
     if is_a(value, torch.jit.ScriptModule):  # it hides everything else

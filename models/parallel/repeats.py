@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
 from weakref import WeakSet
@@ -11,7 +11,7 @@ from weakref import WeakSet
 import torch
 from torch import Tensor, nn
 
-from implicit.functorch import transformed
+from implicit.functorch import transformed, version
 from implicit.parametrized import Weights, one_weight, turn
 from implicit.pure import every_module
 from implicit.suitability import drops
@@ -20,7 +20,8 @@ from solvers.caller import level_of_caller
 from .draws import Source, default, same, sources
 from .gather import captured
 from .holders import holders
-from .own_state import OwnState, note
+from .own_state import OwnState
+from .writes import note
 
 _told: WeakSet[nn.Module] = WeakSet()
 
@@ -60,14 +61,14 @@ class Repeats:
         """The call whose evaluations these are."""
         self._is_open = True
         try:
-            with _restored_after_errors(self._modules), one_weight(self._f) as self._weights:
+            with _restored_after_errors(self._modules, self._like), one_weight(self._f) as self._weights:
                 yield
+                self._is_open = False
+                self._keep()
         except BaseException:
+            self._is_open = False
             self._set(self._first[: self._advanced])
             raise
-        finally:
-            self._is_open = False
-        self._keep()
 
     def _keep(self) -> None:
         if self._state is None:
@@ -94,15 +95,16 @@ class Repeats:
             )
 
     @contextmanager
-    def same(self, updates: bool = True) -> Iterator[None]:
+    def same(self, updates: bool = True, anew: bool = False) -> Iterator[None]:
         """Evaluate as in the first such block.
 
         Args:
             updates: whether modules may change what they keep, and draw from other generators than PyTorch's.
+            anew: whether parametrized weights are computed again, as other parameters may have changed since.
         """
         if self._drops and captured(self._like):
             raise RuntimeError("sweeps over dropout cannot be captured, since each must draw the same: call eval()")
-        later = self._weights and not self._is_open
+        later = self._weights and not self._is_open and not anew
         with (
             one_weight(self._f, self._weights) if later else nullcontext(),
             self._same_state() if updates else nullcontext(),
@@ -156,14 +158,28 @@ class Repeats:
 
 
 @contextmanager
-def _restored_after_errors(modules: Iterable[nn.Module]) -> Iterator[None]:
-    """Put back, after an exception, the buffers that parametrizations update as they compute weights."""
-    made = [module.parametrizations for module in modules if "parametrizations" in module._modules]
-    training = [part for each in made for part in each.modules() if part.training]  # type: ignore[union-attr]
-    before = [(buffer, buffer.detach().clone()) for part in training for buffer in part.buffers(recurse=False)]
+def _restored_after_errors(modules: Sequence[nn.Module], like: Tensor) -> Iterator[None]:
+    """Put back, after an exception, what parametrizations changed or drew as they computed weights."""
+    made = [each for module in modules if (each := module._modules.get("parametrizations")) is not None]
+    if not made or torch.compiler.is_compiling():
+        yield
+        return
+    with turn():
+        parts = [part for each in made for part in each.modules()]
+        held = holders(parts)
+        before = [(tensor, version(tensor), tensor.detach().clone()) for each in held for _, tensor in each.tensors
+                  if not (isinstance(tensor, nn.Parameter) or tensor.is_inference())]  # fmt: skip
+        own = [] if captured(like) or like.is_meta else [default(like)]
+        drawn = [(source, source.get()) for source in (*own, *sources(parts, held))]
     try:
         yield
     except BaseException:
-        for buffer, kept in before:
-            buffer.copy_(kept)
+        with turn(), torch.no_grad():
+            for holder in held:
+                holder.fill(holder.contents)
+            for tensor, then, kept in before:
+                if version(tensor) != then:
+                    tensor.copy_(kept)
+            for source, state in drawn:
+                source.set(state)
         raise

@@ -13,7 +13,8 @@ from implicit.pure import own_modules
 from .draws import same, sources
 from .holders import holders
 from .likeness import UnlikeError
-from .own_state import OwnState, note, writes
+from .own_state import OwnState
+from .writes import note, writes
 
 
 class Unchanged:

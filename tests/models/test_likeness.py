@@ -1,7 +1,7 @@
 """Which layers are evaluated as one, and what becomes of those that are not."""
 
 import copy
-from collections import deque
+from collections import defaultdict, deque
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
@@ -256,7 +256,22 @@ class Configured(nn.Module):
         return 0.3 * getattr(settings, "scale", 1.0) * gain * torch.tanh(self.linear(z))
 
 
-@pytest.mark.parametrize("kind", [Config, Loose, Settings])
+class Numbers(list):
+    """With more than its items."""
+
+    def __init__(self, gain, scale=1.0):
+        super().__init__([gain])
+        self.gain, self.scale = gain, scale
+
+
+class Number(float):
+    def __new__(cls, gain, scale=1.0):
+        found = super().__new__(cls, gain)
+        found.gain, found.scale = gain, scale
+        return found
+
+
+@pytest.mark.parametrize("kind", [Config, Loose, Numbers, Number])
 def test_settings_that_a_comparison_leaves_out_are_no_less_different(kind):
     torch.manual_seed(0)
     net = OptDNN("gd", [Configured(kind(1.0, scale=1 / (k + 1))) for k in range(DEPTH)])
@@ -276,7 +291,7 @@ def test_equal_parameters_in_settings_are_each_layers_own(keep):
     expected = torch.autograd.grad(net(z).square().sum(), gains)
     found = torch.autograd.grad(parallel_evaluate(net, z, sweeps=DEPTH).square().sum(), gains)
     torch.testing.assert_close(found, expected)
-    with pytest.raises(UnlikeError, match=r"an object of each layer's own|Settings object"):
+    with pytest.raises(UnlikeError, match="layers 0 and 1 differ: settings"):
         parallel_evaluate(net, z, sweeps=DEPTH, batched=True)
 
 
@@ -287,3 +302,41 @@ def test_settings_may_contain_themselves():
         each.itself = [each]
     net, z = OptDNN("gd", [Configured(each) for each in kept]), torch.randn(BATCH, WIDTH)
     torch.testing.assert_close(parallel_evaluate(net, z, sweeps=DEPTH), net(z))
+
+
+class Remembering:
+    """Compared by what it is, not by what it keeps."""
+
+    def __init__(self):
+        self.name, self.found = "one", None
+
+    def __eq__(self, other):
+        return self.name == other.name
+
+    @property
+    def gain(self):
+        self.found = self.found or 0.5
+        return self.found
+
+
+def test_what_settings_leave_out_of_their_comparison_may_be_a_result_that_they_keep():
+    torch.manual_seed(0)
+    net, z = OptDNN("gd", [Configured(Remembering()) for _ in range(DEPTH)]), torch.randn(BATCH, WIDTH)
+    found = [parallel_evaluate(net, z, sweeps=DEPTH, batched=True) for _ in range(2)]
+    torch.testing.assert_close(found, [net(z)] * 2)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (0.0, -0.0),
+        ({1}, {1.0}),
+        ({1: 2}, {1.0: 2}),
+        (deque([1], maxlen=1), deque([1], maxlen=2)),
+        (defaultdict(int), defaultdict(float)),
+    ],
+)
+def test_equal_values_may_differ(one, other):
+    layers = [Configured([one, other][k % 2]) for k in range(2)]
+    with pytest.raises(UnlikeError, match="layers 0 and 1 differ: settings"):
+        Stack(layers)

@@ -7,9 +7,11 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 from torch.autograd.graph import save_on_cpu
-from torch.nn.utils.parametrizations import spectral_norm
+from torch.nn.utils import parametrize
+from torch.nn.utils.parametrizations import orthogonal, spectral_norm, weight_norm
 from torch.utils.checkpoint import checkpoint
 
 from models import ContractiveDense, Newton, OptDNN, Parallel, parallel_evaluate, unroll
@@ -371,10 +373,12 @@ def test_what_is_beside_lazy_modules_is_evaluated_once(options, train):
         assert torch.equal(one.generator.get_state(), two.generator.get_state())
 
 
+@pytest.mark.parametrize("copied", [False, True])
 @pytest.mark.parametrize("batched", [False, True])
 @by_options
-def test_gradients_with_a_graph_are_those_at_the_weights_of_the_call(options, batched):
+def test_gradients_with_a_graph_are_those_at_the_weights_of_the_call(options, batched, copied):
     net, z = network(Spectral)
+    net = copy.deepcopy(net) if copied else net
     z.requires_grad_()
     other = copy.deepcopy(net)
     expected = gradients(other(z), other, z, create_graph=True)
@@ -387,20 +391,118 @@ def test_gradients_with_a_graph_are_those_at_the_weights_of_the_call(options, ba
     torch.testing.assert_close(buffers(net), before, rtol=0, atol=0)
 
 
+class Drawn(nn.Module):
+    """Counts, keeps and draws in whatever way as it computes a weight."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls, self.seen = 0, []
+        self.register_buffer("count", torch.zeros(()))
+        self.register_buffer("total", torch.zeros(()))
+
+    def forward(self, weight):
+        self.calls += 1
+        self.seen.append(0)
+        self.count += 1
+        self.total = self.total + 1
+        return weight * (1 + 0.1 * random.random()) * F.dropout(torch.ones_like(weight), 0.1, training=True)
+
+
+class Parametrized(Spectral):
+    fails = False
+
+    def __init__(self, make):
+        super().__init__()
+        if make is not None:
+            parametrize.register_parametrization(self.linear, "bias", make())
+
+    def forward(self, z):
+        if self.fails:
+            raise ArithmeticError
+        return super().forward(z)
+
+
+@pytest.mark.parametrize("make", [None, Drawn], ids=["spectral", "drawn"])
+@pytest.mark.parametrize("train", [True, False], ids=["train", "eval"])
 @pytest.mark.parametrize("batched", [False, True])
 @by_options
-def test_failures_leave_the_estimates_of_spectral_normalisation(options, batched):
-    class Failing(Spectral):
-        def forward(self, z):
-            if len(z) == 3:
-                raise ArithmeticError("three rows")
-            return super().forward(z)
-
-    net, z = network(Failing)
-    before = buffers(net)
+def test_failures_leave_what_parametrizations_keep_and_draw(options, batched, train, make, monkeypatch):
+    net, z = network(lambda: Parametrized(make))
+    net.train(train)
+    state = lambda: (  # noqa: E731
+        copy.deepcopy([vars(module) for module in net.modules() if isinstance(module, Drawn)]),
+        buffers(net), torch.get_rng_state(), random.getstate(),
+    )  # fmt: skip
+    before = state()
+    monkeypatch.setattr(Parametrized, "fails", True)
     with pytest.raises(ArithmeticError):
-        value(net, z[:3], options | {"batched": batched})
-    torch.testing.assert_close(buffers(net), before, rtol=0, atol=0)
+        value(net, z, options | {"batched": batched})
+    for one, two in zip(before, state(), strict=True):
+        assert str(one) == str(two)
+
+
+def test_failures_leave_the_graphs_of_earlier_calls():
+    class Masking(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("mask", torch.ones(WIDTH, WIDTH))
+
+        def forward(self, weight):
+            return weight * self.mask
+
+    class Pruned(Parametrized):
+        def __init__(self):
+            super().__init__(None)
+            self.linear = nn.Linear(WIDTH, WIDTH)
+            parametrize.register_parametrization(self.linear, "weight", Masking())
+
+    net, z = network(Pruned)
+    earlier = net(z)
+    for each in net.transforms:
+        each.fails = True
+    with pytest.raises(ArithmeticError):
+        parallel_evaluate(net, z, sweeps=2)
+    earlier.sum().backward()
+
+
+@pytest.mark.parametrize("make", [weight_norm, spectral_norm, orthogonal])
+def test_deep_copies_have_weights_of_their_own(make):
+    """They would share one in PyTorch's cache."""
+    torch.manual_seed(0)
+    first = nn.Sequential(make(nn.Linear(WIDTH, WIDTH)), nn.Tanh()).eval()
+    layers = [copy.deepcopy(first) for _ in range(DEPTH)]
+    for layer in layers:
+        for parameter in layer.parameters():
+            nn.init.normal_(parameter)
+    z = torch.randn(BATCH, WIDTH)
+    expected = z
+    for layer in layers:
+        expected = expected + layer(expected)
+    net = OptDNN("gd", layers)
+    for found in (net(z), *(parallel_evaluate(net, z, sweeps=DEPTH, batched=each) for each in (False, True))):
+        torch.testing.assert_close(found, expected)
+    assert len({type(layer[0]) for layer in layers}) == DEPTH
+    assert all(parametrize.type_before_parametrizations(layer[0]) is nn.Linear for layer in layers)
+
+
+def test_lyapunov_exponents_are_those_of_the_weights_of_now():
+    torch.manual_seed(0)
+    cell = weight_norm(nn.RNNCell(3, WIDTH), "weight_hh")
+    x, h = torch.randn(2, 6, 3), torch.zeros(2, WIDTH)
+    found = unroll(cell, x, h, rtol=1e-11)
+    with torch.no_grad():
+        for parameter in cell.parameters():
+            parameter.mul_(2)
+    weight, bias = cell.weight_hh, cell.bias_hh + cell.bias_ih
+    states = torch.cat((h[:, None], found.value[:, :-1]), dim=1).detach()
+    for row in range(2):
+        direction, total = torch.ones(WIDTH) / WIDTH**0.5, 0.0
+        for state, given in zip(states[row], x[row], strict=True):
+            slope = 1 - torch.tanh(cell.weight_ih @ given + weight @ state + bias) ** 2
+            direction = (slope * (weight @ direction)).detach()
+            total += float(direction.norm().log())
+            direction = direction / direction.norm()
+        assert float(found.lyapunov_exponent()[row]) == pytest.approx(total / 6, rel=1e-9)
 
 
 class Kept(nn.Module):

@@ -160,7 +160,7 @@ class Repeats:
 @contextmanager
 def _restored_after_errors(modules: Sequence[nn.Module], like: Tensor) -> Iterator[None]:
     """Put back, after an exception, what parametrizations changed or drew as they computed weights."""
-    made = [each for module in modules if (each := module._modules.get("parametrizations")) is not None]
+    made: list[Any] = [module.parametrizations for module in modules if "parametrizations" in module._modules]
     if not made or torch.compiler.is_compiling():
         yield
         return

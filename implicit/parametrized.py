@@ -7,7 +7,7 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
 from weakref import WeakSet
@@ -184,17 +184,35 @@ def one_weight(f: Callable[..., Any], weights: Weights | None = None) -> Iterato
             parametrize._cache.update(outer)
 
 
-def _separate(parts: Iterable[nn.Module]) -> None:
+def _separate(parts: Sequence[nn.Module]) -> None:
     """Give deep copies of one module classes of their own.
 
-    With the class they share a property, whose place in PyTorch's cache is that of the module which they are copies of:
+    With the class they share properties, whose place in PyTorch's cache is that of the module which they are copies of:
     all of them would get the tensor of the first one that is read.
     """
-    met: set[type] = set()
-    for part in parts:
-        if type(part) in met:
-            part.__class__ = parametrize.type_before_parametrizations(part)  # type: ignore[assignment]
-            parametrize._inject_new_class(part)
-            for name in part.parametrizations:  # type: ignore[union-attr]
-                parametrize._inject_property(part, name)
-        met.add(type(part))
+    kinds = [type(part) for part in parts]
+    for part, kind in zip(parts, kinds, strict=True):
+        if kinds.count(kind) == 1:
+            continue
+        own = {name: _cached(name, getattr(kind, name)) for name in part.parametrizations}  # type: ignore[union-attr]
+        if own.keys() <= vars(kind).keys():  # PyTorch's class, which adds to its base what is copied here
+            kept = {name: value for name, value in vars(kind).items() if name not in ("__dict__", "__weakref__")}
+            part.__class__ = type(kind.__name__, kind.__bases__, {**kept, **own})
+        else:
+            part.__class__ = type(kind.__name__, (kind,), own)
+
+
+def _cached(name: str, shared: property) -> property:
+    """A parametrized tensor whose place in the cache is that of the module of which it is."""
+    assert shared.fget is not None
+    computed = shared.fget
+
+    def get(self: nn.Module) -> Any:
+        if not parametrize._cache_enabled or torch._C._get_tracing_state() is not None:
+            return computed(self)
+        key = id(self), name
+        if parametrize._cache.get(key) is None:
+            parametrize._cache[key] = self.parametrizations[name]()  # type: ignore[index, operator]
+        return parametrize._cache[key]
+
+    return property(get, shared.fset)

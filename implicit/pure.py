@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from types import MethodType
 from typing import Any
 
@@ -207,10 +207,28 @@ def _part(module: nn.Module, placed: Callable[[Any], Any]) -> Part:
     kept |= {name: kind(own[name]) for name, kind in _KEPT_IN.items()}
     return Part(
         module,
-        parametrize.type_before_parametrizations(module),
+        class_before_parametrizations(module),
         kept | {name: {key: placed(value) for key, value in own[name].items()} for name in _TENSORS},
         {name: placed(getattr(module, name)) for name in _parametrized(module)},
     )
+
+
+def class_before_parametrizations(module: nn.Module) -> type:
+    """The module's class, without the properties of its parametrized tensors."""
+    kind, names = type(module), tuple(_parametrized(module))
+    if not names:
+        return kind
+    if vars(kind).keys() >= set(names):
+        kind = parametrize.type_before_parametrizations(module)
+    if not any(isinstance(getattr(kind, name, None), property) for name in names):
+        return kind
+    return _without(kind, names)  # type: ignore[arg-type]
+
+
+@lru_cache
+def _without(kind: type, names: tuple[str, ...]) -> type:
+    """A class that was extended after it had been given the properties, without these."""
+    return type(kind.__name__, (kind,), dict.fromkeys(names))
 
 
 def is_ready(parts: Sequence[nn.Module]) -> bool:

@@ -20,7 +20,7 @@ def copied(tensors: Sequence[Tensor]) -> list[Tensor]:
     with torch.inference_mode(False):  # within it, changes in place would not be counted
         memories: dict[int, list[Tensor]] = {}
         for tensor in tensors:
-            if not wrapped(tensor):
+            if not wrapped(tensor) and tensor.untyped_storage().nbytes():  # empty ones share an address, but no memory
                 memories.setdefault(tensor.untyped_storage().data_ptr(), []).append(tensor)
         copies: dict[int, Tensor] = {}
         for together in memories.values():
@@ -37,8 +37,6 @@ def copied(tensors: Sequence[Tensor]) -> list[Tensor]:
                 copy = copies[id(first)] = first.clone()  # no view: it may be detached in place
                 if copy.stride() == first.stride() or size > max(2 * first.nbytes, SMALL):
                     continue
-            if not size:
-                continue
             bytes_ = torch.empty(0, dtype=torch.uint8, device=first.device)
             memory = bytes_.set_(first.untyped_storage()).clone()
             for tensor in together:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.utils.weak import TensorWeakRef, WeakIdKeyDictionary
 
-from implicit.pure import PLAIN, original
+from implicit.pure import PLAIN, class_before_parametrizations, original
 
 from .places import is_place, place_of
 
@@ -92,7 +92,7 @@ def _check_column(column: Sequence[nn.Module]) -> None:
         if other is first:
             continue
         if type(other) is not type(first):
-            _compare(number, "class", *map(parametrize.type_before_parametrizations, (first, other)))
+            _compare(number, "class", *map(class_before_parametrizations, (first, other)))
         if other.training != first.training:
             _compare(number, "training", first.training, other.training)
         for key in {**settings, **facts}.keys() - hidden:
@@ -177,7 +177,7 @@ def _form(tensor: Tensor | None) -> str:
 def _compare(number: int, what: str, one: Any, other: Any) -> None:
     try:
         same = _same(one, other)
-    except RecursionError:  # what contains itself
+    except Exception:  # what contains itself, or cannot be compared
         same = False
     if not same:
         one, other = _shown(one), _shown(other)

@@ -198,7 +198,7 @@ class OwnState:
                 each.fill(each.contents)
             for one in self._lent:
                 if id(one.tensor) in self._before:
-                    _write(one.tensor, self._before[id(one.tensor)])
+                    write(one.tensor, self._before[id(one.tensor)])
             raise
         self._lent, self._held, self._after = [], [], []
 
@@ -211,8 +211,7 @@ class OwnState:
 
         def settled(tensor: Tensor) -> Tensor:
             found = originals.of(innermost(tensor) if unwrapped else tensor)
-            # a graph without gradients was left by Newton's own derivatives
-            return found if found.grad_fn is None or torch.is_grad_enabled() else found.detach()
+            return found if found.grad_fn is None or torch.is_grad_enabled() else found.detach()  # Newton left a graph
 
         for each, held, after in zip(self.holders, self._held, self._after, strict=True):
             if after is held:
@@ -231,13 +230,14 @@ class OwnState:
             return  # an expanded view cannot be written into, but what it is a view of
         if copy.shape != tensor.shape or counted:
             self._before[id(tensor)] = tensor.detach().clone()
-            _write(tensor, copy)
+            write(tensor, copy)
         elif not (transformed() or wrapped(copy)) and (not copy.is_cpu or not torch.equal(copy, tensor)):
             self._before[id(tensor)] = tensor.detach().clone()
             tensor.data.copy_(copy)
 
 
-def _write(tensor: Tensor, value: Tensor) -> None:
+def write(tensor: Tensor, value: Tensor) -> None:
+    """Give a tensor another value, and the shape of that."""
     if tensor.shape != value.shape:  # it was given other data, or resized
         tensor.data = value.data
         return

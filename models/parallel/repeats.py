@@ -20,7 +20,7 @@ from solvers.caller import level_of_caller
 from .draws import Source, default, same, sources
 from .gather import captured
 from .holders import holders
-from .own_state import OwnState
+from .own_state import OwnState, write
 from .writes import note
 
 _told: WeakSet[nn.Module] = WeakSet()
@@ -167,19 +167,19 @@ def _restored_after_errors(modules: Sequence[nn.Module], like: Tensor) -> Iterat
     with turn():
         parts = [part for each in made for part in each.modules()]
         held = holders(parts)
-        before = [(tensor, version(tensor), tensor.detach().clone()) for each in held for _, tensor in each.tensors
-                  if not (isinstance(tensor, nn.Parameter) or tensor.is_inference())]  # fmt: skip
+        tensors = [tensor for each in held for _, tensor in each.tensors if not isinstance(tensor, nn.Parameter)]
+        before = [(tensor, version(tensor), tensor.detach().clone()) for tensor in tensors]
         own = [] if captured(like) or like.is_meta else [default(like)]
         drawn = [(source, source.get()) for source in (*own, *sources(parts, held))]
     try:
         yield
     except BaseException:
-        with turn(), torch.no_grad():
+        with turn():
             for holder in held:
                 holder.fill(holder.contents)
             for tensor, then, kept in before:
-                if version(tensor) != then:
-                    tensor.copy_(kept)
+                if version(tensor) != then or (tensor.is_cpu and not torch.equal(tensor, kept)):
+                    write(tensor, kept)
             for source, state in drawn:
                 source.set(state)
         raise

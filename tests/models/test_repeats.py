@@ -14,6 +14,7 @@ from torch.nn.utils import parametrize
 from torch.nn.utils.parametrizations import orthogonal, spectral_norm, weight_norm
 from torch.utils.checkpoint import checkpoint
 
+from implicit import Equilibrium, ImplicitGradient
 from models import ContractiveDense, Newton, OptDNN, Parallel, parallel_evaluate, unroll
 from models.parallel.copies import SMALL
 from solvers import Solution
@@ -399,8 +400,12 @@ class Drawn(nn.Module):
         self.calls, self.seen = 0, []
         self.register_buffer("count", torch.zeros(()))
         self.register_buffer("total", torch.zeros(()))
+        self.register_buffer("grown", torch.zeros(1))
+        self.register_buffer("unnoticed", torch.zeros(1))
 
     def forward(self, weight):
+        self.grown.resize_(len(self.grown) + 1).fill_(0)
+        self.unnoticed.data.add_(1)
         self.calls += 1
         self.seen.append(0)
         self.count += 1
@@ -465,11 +470,29 @@ def test_failures_leave_the_graphs_of_earlier_calls():
     earlier.sum().backward()
 
 
+def as_it_is(module):
+    """No other class."""
+
+
+def mixed_in(module):
+    module.__class__ = type("Mixed", (Mixin, type(module)), {})
+
+
+def mixed_in_behind(module):
+    module.__class__ = type("Mixed", (type(module), Mixin), {})
+
+
+class Mixin:
+    """What a class may be given later, as for sharded parameters."""
+
+
+@pytest.mark.parametrize("extend", [as_it_is, mixed_in, mixed_in_behind])
 @pytest.mark.parametrize("make", [weight_norm, spectral_norm, orthogonal])
-def test_deep_copies_have_weights_of_their_own(make):
+def test_deep_copies_have_weights_of_their_own(make, extend):
     """They would share one in PyTorch's cache."""
     torch.manual_seed(0)
     first = nn.Sequential(make(nn.Linear(WIDTH, WIDTH)), nn.Tanh()).eval()
+    extend(first[0])
     layers = [copy.deepcopy(first) for _ in range(DEPTH)]
     for layer in layers:
         for parameter in layer.parameters():
@@ -479,10 +502,19 @@ def test_deep_copies_have_weights_of_their_own(make):
     for layer in layers:
         expected = expected + layer(expected)
     net = OptDNN("gd", layers)
-    for found in (net(z), *(parallel_evaluate(net, z, sweeps=DEPTH, batched=each) for each in (False, True))):
-        torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(net(z), expected)
+    for newton in (None, Newton()):
+        torch.testing.assert_close(parallel_evaluate(net, z, sweeps=DEPTH, newton=newton), expected)
+    torch.testing.assert_close(parallel_evaluate(net, z, sweeps=DEPTH, batched=True), expected)
     assert len({type(layer[0]) for layer in layers}) == DEPTH
-    assert all(parametrize.type_before_parametrizations(layer[0]) is nn.Linear for layer in layers)
+    if extend is as_it_is:
+        assert all(parametrize.type_before_parametrizations(layer[0]) is nn.Linear for layer in layers)
+        weight = layers[1][0].weight
+        parametrize.remove_parametrizations(layers[1][0], "weight")
+        assert type(layers[1][0]) is nn.Linear
+        torch.testing.assert_close(layers[1][0].weight, weight)
+    again = OptDNN("gd", [copy.deepcopy(layers[2]) for _ in range(2)])
+    torch.testing.assert_close(again(z), z + layers[2](z) + layers[2](z + layers[2](z)))
 
 
 def test_lyapunov_exponents_are_those_of_the_weights_of_now():
@@ -503,6 +535,59 @@ def test_lyapunov_exponents_are_those_of_the_weights_of_now():
             total += float(direction.norm().log())
             direction = direction / direction.norm()
         assert float(found.lyapunov_exponent()[row]) == pytest.approx(total / 6, rel=1e-9)
+
+
+@pytest.mark.parametrize("extend", [as_it_is, mixed_in, mixed_in_behind])
+def test_parametrized_classes_may_be_extended(extend):
+    torch.manual_seed(0)
+    layer = nn.Sequential(weight_norm(nn.Linear(WIDTH, WIDTH)), nn.Tanh())
+    extend(layer[0])
+    z = torch.randn(BATCH, WIDTH).requires_grad_()
+    net, tied = OptDNN("gd", [layer]), OptDNN("gd", [layer] * 2)
+    for each in (net, tied):
+        expected = gradients(each(z), each, z)
+        for batched in (False, True):
+            found = parallel_evaluate(each, z, sweeps=len(each.transforms), batched=batched)
+            torch.testing.assert_close(gradients(found, each, z), expected)
+    equilibrium = Equilibrium(Injected(layer), rtol=1e-10, gradient=ImplicitGradient(rtol=1e-10))
+    state = torch.zeros_like(z)
+    for _ in range(100):
+        state = equilibrium.cell(state, z)
+    expected = gradients(state, equilibrium, z)
+    torch.testing.assert_close(gradients(equilibrium(z), equilibrium, z), expected, rtol=1e-6, atol=1e-8)
+    found = gradients(equilibrium(z), equilibrium, z, create_graph=True)
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-8)
+
+
+class Injected(nn.Module):
+    def __init__(self, layer):
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, z, x):
+        return 0.3 * self.layer(z) + x
+
+
+class Appending(nn.Module):
+    """Keeps a number for each call, in a buffer that is empty at first."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(WIDTH, WIDTH)
+        self.register_buffer("means", torch.zeros(0))
+
+    def forward(self, z):
+        found = torch.tanh(self.linear(z))
+        self.means.resize_(len(self.means) + 1)[-1] = found.detach().mean()
+        return found
+
+
+@by_options
+def test_empty_buffers_grow_each_for_itself(options):
+    (net, z), (other, _) = network(Appending), network(Appending)
+    for _ in range(2):
+        torch.testing.assert_close(value(net, z, options), other(z), rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(buffers(net), buffers(other), rtol=1e-9, atol=1e-9)
 
 
 class Kept(nn.Module):

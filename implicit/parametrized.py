@@ -7,7 +7,7 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
 from weakref import WeakSet
@@ -19,6 +19,7 @@ from torch.nn.utils import parametrize
 
 from solvers.caller import level_of_caller
 
+from .parametrized_classes import separate
 from .pure import every_module
 
 Weights = dict[tuple[int, str], Any]
@@ -168,7 +169,7 @@ def one_weight(f: Callable[..., Any], weights: Weights | None = None) -> Iterato
         return
     with turn(), parametrize.cached():
         if weights is None:
-            _separate(parametrized)
+            separate(parametrized)
             for part in parametrized:
                 for name in part.parametrizations:  # type: ignore[union-attr]
                     getattr(part, name)
@@ -182,37 +183,3 @@ def one_weight(f: Callable[..., Any], weights: Weights | None = None) -> Iterato
             for key in weights:
                 parametrize._cache.pop(key, None)
             parametrize._cache.update(outer)
-
-
-def _separate(parts: Sequence[nn.Module]) -> None:
-    """Give deep copies of one module classes of their own.
-
-    With the class they share properties, whose place in PyTorch's cache is that of the module which they are copies of:
-    all of them would get the tensor of the first one that is read.
-    """
-    kinds = [type(part) for part in parts]
-    for part, kind in zip(parts, kinds, strict=True):
-        if kinds.count(kind) == 1:
-            continue
-        own = {name: _cached(name, getattr(kind, name)) for name in part.parametrizations}  # type: ignore[union-attr]
-        if own.keys() <= vars(kind).keys():  # PyTorch's class, which adds to its base what is copied here
-            kept = {name: value for name, value in vars(kind).items() if name not in ("__dict__", "__weakref__")}
-            part.__class__ = type(kind.__name__, kind.__bases__, {**kept, **own})
-        else:
-            part.__class__ = type(kind.__name__, (kind,), own)
-
-
-def _cached(name: str, shared: property) -> property:
-    """A parametrized tensor whose place in the cache is that of the module of which it is."""
-    assert shared.fget is not None
-    computed = shared.fget
-
-    def get(self: nn.Module) -> Any:
-        if not parametrize._cache_enabled or torch._C._get_tracing_state() is not None:
-            return computed(self)
-        key = id(self), name
-        if parametrize._cache.get(key) is None:
-            parametrize._cache[key] = self.parametrizations[name]()  # type: ignore[index, operator]
-        return parametrize._cache[key]
-
-    return property(get, shared.fset)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import partial
 from types import MethodType
 from typing import Any
 
@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from torch.jit import ScriptModule
 from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
+
+from .parametrized_classes import class_before_parametrizations, parametrized_names
 
 _TENSORS = "_parameters", "_buffers"
 _KEPT_IN = {name: type(value) for name, value in vars(nn.Module()).items() if isinstance(value, (dict, set))}
@@ -185,7 +187,7 @@ def tensors_in_place(layers: Sequence[Sequence[nn.Module]]) -> Iterator[list[Ten
                 if id(value) not in found and Known.has_place(value):
                     found.add(id(value))
                     yield [getattr(parts[place], held)[name] for parts in layers]
-        for name in _parametrized(part):
+        for name in parametrized_names(part):
             column = [getattr(parts[place], name) for parts in layers]
             if Known.has_place(column[0]):
                 yield column
@@ -209,26 +211,8 @@ def _part(module: nn.Module, placed: Callable[[Any], Any]) -> Part:
         module,
         class_before_parametrizations(module),
         kept | {name: {key: placed(value) for key, value in own[name].items()} for name in _TENSORS},
-        {name: placed(getattr(module, name)) for name in _parametrized(module)},
+        {name: placed(getattr(module, name)) for name in parametrized_names(module)},
     )
-
-
-def class_before_parametrizations(module: nn.Module) -> type:
-    """The module's class, without the properties of its parametrized tensors."""
-    kind, names = type(module), tuple(_parametrized(module))
-    if not names:
-        return kind
-    if vars(kind).keys() >= set(names):
-        kind = parametrize.type_before_parametrizations(module)
-    if not any(isinstance(getattr(kind, name, None), property) for name in names):
-        return kind
-    return _without(kind, names)  # type: ignore[arg-type]
-
-
-@lru_cache
-def _without(kind: type, names: tuple[str, ...]) -> type:
-    """A class that was extended after it had been given the properties, without these."""
-    return type(kind.__name__, (kind,), dict.fromkeys(names))
 
 
 def is_ready(parts: Sequence[nn.Module]) -> bool:
@@ -243,11 +227,7 @@ def obstacle(parts: Sequence[nn.Module]) -> str | None:
     for part in parts:
         if isinstance(part, ScriptModule):
             return f"its part {part.original_name} is compiled by TorchScript, which hides its tensors"
-        for name in _parametrized(part):
+        for name in parametrized_names(part):
             if not Known.has_place(getattr(part, name)):
                 return f"its parametrized {name} is not of floating point"
     return None
-
-
-def _parametrized(module: nn.Module) -> Any:
-    return module.parametrizations if "parametrizations" in module._modules else ()

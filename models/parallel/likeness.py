@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.utils.weak import TensorWeakRef, WeakIdKeyDictionary
 
-from implicit.pure import PLAIN, class_before_parametrizations, original
+from implicit.parametrized_classes import class_before_parametrizations
+from implicit.pure import PLAIN, original
 
 from .places import is_place, place_of
 

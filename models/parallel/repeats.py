@@ -126,8 +126,7 @@ class Repeats:
     @contextmanager
     def _same_draws(self, only_default: bool) -> Iterator[None]:
         like = self._like
-        idle = like.is_meta or captured(like) or (like.is_cuda and not torch.cuda.is_initialized())
-        if not self._draws or idle or (torch.compiler.is_compiling() and not self._drops):
+        if not self._draws or _draws_nothing(like) or (torch.compiler.is_compiling() and not self._drops):
             yield
             return
         if not self._sources:
@@ -157,6 +156,11 @@ class Repeats:
             source.set(state)
 
 
+def _draws_nothing(like: Tensor) -> bool:
+    """Whether no generator can be read, or none will be used."""
+    return like.is_meta or captured(like) or (like.is_cuda and not torch.cuda.is_initialized())
+
+
 @contextmanager
 def _restored_after_errors(modules: Sequence[nn.Module], like: Tensor) -> Iterator[None]:
     """Put back, after an exception, what parametrizations changed or drew as they computed weights."""
@@ -169,7 +173,7 @@ def _restored_after_errors(modules: Sequence[nn.Module], like: Tensor) -> Iterat
         held = holders(parts)
         tensors = [tensor for each in held for _, tensor in each.tensors if not isinstance(tensor, nn.Parameter)]
         before = [(tensor, version(tensor), tensor.detach().clone()) for tensor in tensors]
-        own = [] if captured(like) or like.is_meta else [default(like)]
+        own = [] if _draws_nothing(like) else [default(like)]
         drawn = [(source, source.get()) for source in (*own, *sources(parts, held))]
     try:
         yield

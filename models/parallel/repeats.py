@@ -169,7 +169,7 @@ def _restored_after_errors(modules: Sequence[nn.Module], like: Tensor) -> Iterat
         yield
         return
     with turn():
-        parts = [part for each in made for part in each.modules()]
+        parts = [part for each in made for listed in each.values() for one in listed for part in every_module(one)]
         held = holders(parts)
         tensors = [tensor for each in held for _, tensor in each.tensors if not isinstance(tensor, nn.Parameter)]
         before = [(tensor, version(tensor), tensor.detach().clone()) for tensor in tensors]

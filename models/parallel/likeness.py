@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import operator
+import sys
 from collections import Counter, deque
 from collections.abc import Sequence
 from functools import partial
 from itertools import chain
 from math import copysign
 from operator import attrgetter, itemgetter
-from types import FunctionType
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -219,12 +219,12 @@ def _same(one: Any, other: Any) -> bool:
         kept, others = _attributes(one), _attributes(other)
     except Exception:  # settings whose comparison gives no truth value count as different
         return False
-    if isinstance(kind.__eq__, FunctionType):  # it leaves out what it chooses to, such as results that it keeps
-        names = {name for name, value in kept.items() if isinstance(value, Tensor)} & others.keys()
-        return all(_same(kept[name], others[name]) for name in names)  # which it would compare by value
-    return _same(kept, others)
+    # what Python's own classes leave out, as paths do their texts, makes no difference, nor what has been recorded
+    return kind.__module__.partition(".")[0] in _TRUSTED or _same(kept, others)
 
 
+_TRUSTED = sys.stdlib_module_names - {"__main__"} | {"solvers"}
+"""Packages whose classes are alike where they say so."""
 _CONTAINERS = (list, tuple, deque, dict, set, frozenset, np.ndarray)
 
 

@@ -3,9 +3,11 @@
 import copy
 from collections import defaultdict, deque
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -271,7 +273,7 @@ class Number(float):
         return found
 
 
-@pytest.mark.parametrize("kind", [Config, Loose, Numbers, Number])
+@pytest.mark.parametrize("kind", [Config, Loose, Settings, Numbers, Number])
 def test_settings_that_a_comparison_leaves_out_are_no_less_different(kind):
     torch.manual_seed(0)
     net = OptDNN("gd", [Configured(kind(1.0, scale=1 / (k + 1))) for k in range(DEPTH)])
@@ -304,26 +306,39 @@ def test_settings_may_contain_themselves():
     torch.testing.assert_close(parallel_evaluate(net, z, sweeps=DEPTH), net(z))
 
 
-class Remembering:
-    """Compared by what it is, not by what it keeps."""
+class Remembered(nn.Module):
+    """Asks a path for its text, which the path keeps."""
 
     def __init__(self):
-        self.name, self.found = "one", None
+        super().__init__()
+        self.linear, self.path = nn.Linear(WIDTH, WIDTH), Path("a", "b")
 
-    def __eq__(self, other):
-        return self.name == other.name
-
-    @property
-    def gain(self):
-        self.found = self.found or 0.5
-        return self.found
+    def forward(self, z):
+        return torch.tanh(self.linear(z)) / len(str(self.path))
 
 
-def test_what_settings_leave_out_of_their_comparison_may_be_a_result_that_they_keep():
+def test_paths_may_keep_their_text():
     torch.manual_seed(0)
-    net, z = OptDNN("gd", [Configured(Remembering()) for _ in range(DEPTH)]), torch.randn(BATCH, WIDTH)
+    net, z = OptDNN("gd", [Remembered() for _ in range(DEPTH)]), torch.randn(BATCH, WIDTH)
     found = [parallel_evaluate(net, z, sweeps=DEPTH, batched=True) for _ in range(2)]
     torch.testing.assert_close(found, [net(z)] * 2)
+
+
+class Derived(Settings):
+    """Has more than what its base compares."""
+
+    def __init__(self, gain, more):
+        super().__init__(gain)
+        self.more = more
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [(1.0, 2.0), (np.ones(1), np.zeros(1)), ([torch.ones(1)], [torch.zeros(1)]), (None, torch.ones(1))],
+)
+def test_inherited_comparisons_do_not_know_what_a_class_adds(one, other):
+    with pytest.raises(UnlikeError, match="layers 0 and 1 differ: settings"):
+        Stack([Configured(Derived(1.0, more)) for more in (one, other)])
 
 
 @pytest.mark.parametrize(

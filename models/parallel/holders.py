@@ -76,7 +76,7 @@ class Holder:
             return
         if self._is_mapping:
             kept = [key for key in place if key in contents]
-            moved = self._is_ordered and kept != list(contents)[: len(kept)]
+            moved = self._is_ordered and not all(map(is_, kept, contents))  # 1 and 1.0 are equal keys
             for key in list(place) if moved else place.keys() - contents.keys():  # as few as possible: others may look
                 del place[key]
             for key, value in contents.items():  # not update(), which adds to a Counter

@@ -568,6 +568,30 @@ class Injected(nn.Module):
         return 0.3 * self.layer(z) + x
 
 
+class Renamed(nn.Module):
+    """Puts an equal key of another class in a key's place."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear, self.kept = nn.Linear(WIDTH, WIDTH), {1: torch.zeros(WIDTH)}
+
+    def forward(self, z):
+        self.kept[1.0] = self.kept.pop(1) + 1
+        if len(z) == 3:
+            raise ArithmeticError("three rows")
+        return torch.tanh(self.linear(z))
+
+
+@by_options
+def test_failures_leave_keys_as_they_are(options):
+    net, z = network(Renamed)
+    with pytest.raises(ArithmeticError):
+        value(net, z[:3], options)
+    assert [str(key) for layer in net.transforms for key in layer.kept] == ["1"] * DEPTH
+    value(net, z, options)
+    assert [str(key) for layer in net.transforms for key in layer.kept] == ["1.0"] * DEPTH
+
+
 class Appending(nn.Module):
     """Keeps a number for each call, in a buffer that is empty at first."""
 

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
-from itertools import compress
+from itertools import chain, compress
 
 import torch
 from torch import Tensor, nn
@@ -240,9 +240,8 @@ def _tracked(problem: Problem, gradient: Gradient, value: Tensor) -> tuple[Tenso
 
 def _depends_on_more(image: Tensor, point: Tensor, start: Tensor, problem: Problem) -> bool:
     """Whether anything requires a gradient: the start, an argument, a parameter, or a tensor that f captures."""
-    given = [start, *tree_leaves(problem.args)]
-    if isinstance(problem.f, nn.Module):
-        given += problem.f.parameters()
-    if any(isinstance(each, Tensor) and each.requires_grad for each in given):
-        return True
+    parameters = problem.f.parameters() if isinstance(problem.f, nn.Module) else ()
+    for each in chain((start, *tree_leaves(problem.args)), parameters):
+        if isinstance(each, Tensor) and each.requires_grad:
+            return True
     return any(True for _ in leaves(image, point))

@@ -21,6 +21,10 @@ from .pure import PLAIN, Known, PureModule, own_modules
 from .references import MANY
 
 _BUILT_IN = {tuple, list, deque, dict, set, frozenset}
+_COMPARABLE = PLAIN - {float, complex}
+"""Those of which equal values mean the same."""
+FEW = 8
+"""Items of a tuple up to which it is compared as it is."""
 _FIXED = type, nn.Module, Tensor, Enum, FunctionType, MethodType, BuiltinFunctionType, ModuleType, partial
 TensorKey = Callable[[Tensor], Hashable]
 _OWN = "_parameters", "_buffers", "_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"
@@ -46,7 +50,12 @@ def memory_key(tensor: Tensor) -> Hashable:
 
 def version_key(tensor: Tensor) -> Hashable:
     """`memory_key`, which differs once the tensor has been written to."""
-    return memory_key(tensor), 0 if tensor.is_inference() else tensor._version
+    return memory_key(tensor), version(tensor)
+
+
+def version(tensor: Tensor) -> int:
+    """How often the tensor has been written to, where this is counted."""
+    return 0 if tensor.is_inference() else tensor._version
 
 
 def host_key(tensor: Tensor) -> Hashable:
@@ -56,6 +65,11 @@ def host_key(tensor: Tensor) -> Hashable:
     if tensor.numel() > MANY:
         return version_key(tensor)
     return type(tensor), tensor.shape, tensor.dtype, value_key(tensor.detach().flatten().tolist())
+
+
+def tensor_key_on(device: torch.device) -> TensorKey:
+    """The key of tensors for recordings on this device, which are CUDA graphs but on a processor."""
+    return memory_key if device.type == "cpu" else host_key
 
 
 def modules_key(module: PureModule, tensor_key: TensorKey = memory_key) -> Hashable:
@@ -101,6 +115,8 @@ def value_key(
         return kind, repr(value) if kind is float else value  # 0.0 and −0.0 differ, and NaN is itself
     if isinstance(value, Tensor):
         return tensor_key(value)
+    if kind is tuple and len(value) <= FEW and _COMPARABLE.issuperset(map(type, value)):
+        return kind, value, *map(type, value)  # such as the sizes of a kernel; True equals 1
     if Known.places(value):
         return kind, value
     if isinstance(value, np.generic) or (

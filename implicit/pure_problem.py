@@ -16,7 +16,7 @@ from solvers.problem import Problem
 from solvers.state import tree_leaves, tree_map
 
 from .functorch import transformed
-from .keys import modules_key, value_key, version_key
+from .keys import modules_key, tensor_key_on, value_key, version, version_key
 from .pure import Known, PureModule
 from .reads import Watched
 from .suitability import warn_of_change
@@ -60,14 +60,17 @@ class PureProblem:
         """What the function relied on besides its tensors when this was built, for recordings; None: not noted."""
 
     def note(self) -> None:
-        """Note what the function relies on, so that `unchanged` can tell."""
+        """Note what the function relies on, for `key`."""
         with suppress(Exception):  # of a container that holds itself, or of a user's object
             self.relied_on = None if within_modes() else self._relied_on()
 
-    @property
-    def unchanged(self) -> bool:
-        """Whether everything noted is as it was: attributes, modes, hooks, and tensors that places do not cover."""
-        return self.relied_on is not None and self.relied_on == self._relied_on()
+    def key(self) -> Hashable:
+        """The key of its modules; None unless what was noted is as it was.
+
+        That is, attributes, modes, hooks, and tensors that places do not cover.
+        """
+        now = self._relied_on()
+        return now[0] if self.relied_on == now else None
 
     def confirm(self, image: Tensor, again: Tensor, tensors: Sequence[Tensor]) -> None:
         """Warn if f, evaluated again at the same point and of these tensors, has another value than before."""
@@ -83,9 +86,16 @@ class PureProblem:
             if bool((whole & ~(change <= bound + ROUNDINGS * self.problem.rounding * given)).any()):
                 warn_of_change()
 
-    def _relied_on(self) -> Hashable:
-        modules = () if self.module is None else modules_key(self.module, version_key)
-        return modules, value_key(tree_leaves(self.problem.args), version_key)
+    def _relied_on(self) -> tuple[Hashable, Hashable]:
+        """The key of its modules, and how often their tensors have been written to, with the arguments' key."""
+        tensor_key, versions = tensor_key_on(self.problem.layout.device), []
+
+        def counted(tensor: Tensor) -> Hashable:
+            versions.append(version(tensor))
+            return tensor_key(tensor)
+
+        modules = () if self.module is None else modules_key(self.module, counted)
+        return modules, (*versions, value_key(tree_leaves(self.problem.args), version_key))
 
     def without_captures(self) -> PureProblem:
         """The same, for a recording, which must not reference the layer's recordings."""

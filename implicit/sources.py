@@ -12,7 +12,7 @@ from solvers.loops.recording import RecordingError
 from solvers.problem import Problem
 from solvers.state import Layout, flattened, tree_leaves, unhooked
 
-from .keys import TensorKey, host_key, input_key, memory_key, module_key, modules_key, order_key
+from .keys import input_key, module_key, order_key, tensor_key_on
 from .pure import Known, is_ready, obstacle, own_modules, own_tensors
 from .pure_problem import PureProblem
 from .torch_state import settings_key
@@ -31,7 +31,7 @@ def forward_source(problem: Problem) -> Source | None:
         raise RecordingError(reason)
     given = {id(leaf): leaf for leaf in tree_leaves(problem.args) if Known.has_place(leaf)}
     known = [*given.values(), *(tensor for tensor in own_tensors(parts) if id(tensor) not in given)]
-    tensor_key = _tensor_key(problem)
+    tensor_key = tensor_key_on(problem.layout.device)
     key = tuple([module_key(part, type(part), part.__dict__, tensor_key) for part in parts])
     return _source(problem, "forward", parts, key, known, (), lambda: PureProblem.of(problem)[0], _at)
 
@@ -90,16 +90,11 @@ def backward_source(
     module = pure.module
     if torch.is_anomaly_enabled() and torch.is_anomaly_check_nan_enabled():
         return None  # each product would wait for a check on the host
-    if module is None or not module.is_open or point.dtype != shift.dtype or not pure.unchanged:
+    if module is None or not module.is_open or point.dtype != shift.dtype or (key := pure.key()) is None:
         return None
     own = point.detach(), shift
     parts = [part.module for part in module.parts]
-    key = modules_key(module, _tensor_key(pure.problem))
     return _source(pure.problem, "backward", parts, key, known, own, lambda: pure, build)
-
-
-def _tensor_key(problem: Problem) -> TensorKey:
-    return memory_key if problem.layout.device.type == "cpu" else host_key
 
 
 def _source(
@@ -134,7 +129,8 @@ def _source(
     if sparse := [tensor for tensor in copied if tensor.layout != torch.strided]:
         raise RecordingError(f"an input, or a weight that is computed, is sparse ({sparse[0].layout})")
     places = {id(tensor): place for place, tensor in enumerate(known)}
-    device, tensor_key = problem.layout.device, _tensor_key(problem)
+    device = problem.layout.device
+    tensor_key = tensor_key_on(device)
     inputs = (
         structure,
         order_key(problem.args),

@@ -20,6 +20,7 @@ from .settings import Settings
 from .solution import Outcome
 from .state import Layout
 from .status import Status
+from .trace import until_stopped
 
 if TYPE_CHECKING:
     from .run import Run
@@ -92,7 +93,7 @@ def solved_jointly(
     left = run.progress.limit - done
     nearer = row_norms(residual).max() < rows.first.max()  # not so where it is NaN
     start = point if nearer or left <= 0 else z
-    joint, norms = start, first.norms
+    joint, norms = start, until_stopped(first.norms, rows)
     if left > 0:
         joint_settings = replace(
             run.settings,
@@ -111,7 +112,7 @@ def solved_jointly(
     image, residual = problem.evaluate(joint, joint)
     best, scale = run.measure.on_host(residual, image)
     met = best <= SLACK * first.rule.tolerance(first.rule.reference(rows, scale))
-    failed = np.where(rows.status == Status.CONVERGED, Status.MAX_STEPS, rows.status)
+    failed = np.where(rows.converged, Status.MAX_STEPS, rows.status)
     rows = rows._replace(
         status=np.where(met, Status.CONVERGED, failed),
         steps=np.full(len(z), done),
@@ -133,7 +134,7 @@ def withdrawn(outcome: Outcome, problem: Problem, measure: Measure, checked: boo
     or all did and the caller checks them.
     """
     rows = outcome.rows
-    converged = rows.status == Status.CONVERGED
+    converged = rows.converged
     if not converged.any() or (checked and converged.all()):
         return outcome
     image, residual = problem.evaluate(outcome.value, outcome.value)

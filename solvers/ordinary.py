@@ -12,7 +12,7 @@ import numpy as np
 from torch import Tensor
 
 from .judge import RUNAWAY
-from .rows import Bools, Floats, Integers, Rows, Rule
+from .rows import Bools, Floats, Integers, Rows, Rule, least_so_far
 from .status import Status
 
 FEW = 64
@@ -43,38 +43,48 @@ def ordinary(rule: Rule, rows: Rows, start: tuple[Floats, Floats], least: Floats
         step: number of the first of these steps.
         norms: (2·steps, rows) norms of these steps.
     """
-    if 0 < norms.size <= FEW and rows.running.all():
+    running, count, until = rows.running, len(norms) // 2, None
+    all_run = bool(np.logical_and.reduce(running))
+    if 0 < norms.size <= FEW and all_run:
         few = _few(rule, start, least, norms)
-        if few.number == len(norms) // 2:
+        if few.number == count:
             return few
-    smooth = _smooth(rule, rows.running, start, least, step, norms)
-    if smooth is not None:
-        return smooth
-    residuals, scales, running = norms[::2], norms[1::2], rows.running
-    count, until = len(residuals), None
+    if not count:
+        return Steps(0, np.full(len(least), -1), least)
+    residuals, scales = norms[::2], norms[1::2]
     with np.errstate(invalid="ignore", over="ignore"):
-        finite = residuals + scales < inf
-        met = running & finite & (residuals <= rule.tolerance(start[0] if rule.relative_to_start else scales))
-        if met.any():
-            met &= _counts(rule, start, step, residuals, scales)
-            if met.any():
-                until = np.where(met.any(0), met.argmax(0) + 1, count + 1)
-                residuals = np.where(np.arange(count)[:, None] < until, residuals, inf)
-        lowest = np.minimum.accumulate(np.concatenate((least[None], residuals)))
-        fits = (residuals <= RUNAWAY * lowest[:-1]) & finite | ~running
+        met = residuals <= rule.tolerance(start[0] if rule.relative_to_start else scales)
+        finite = None if np.maximum.reduce(norms, axis=None) < inf else residuals + scales < inf
+        if finite is not None:
+            met &= finite
+        if not all_run:
+            met &= running
+        if np.logical_or.reduce(met, axis=None):
+            met = _genuine(rule, start, step, residuals, scales, met)
+            converges = np.logical_or.reduce(met)
+            if np.logical_or.reduce(converges):
+                until = np.where(converges, met.argmax(0) + 1, count + 1)
+        lowest = least_so_far(least, residuals)
+        fits = residuals <= RUNAWAY * lowest[:-1]
+    if finite is not None:
+        fits &= finite
+    if not all_run:
+        fits |= ~running
     if until is not None:
         fits |= np.arange(count)[:, None] >= until - 1
-    every = np.all(fits, axis=1)
-    if not every.all():
+    every = np.logical_and.reduce(fits, axis=1)
+    if not np.logical_and.reduce(every):
         count = int(every.argmin())
+        if not count:
+            return Steps(0, np.full(len(least), -1), least)
         until = None if until is None or (until > count).all() else until
-    fallen = lowest[1 : count + 1] < lowest[:count]
-    keep = (
-        np.where(running & fallen.any(0), count - 1 - fallen[::-1].argmax(0), -1) if count else np.full(len(least), -1)
-    )
+    lower = lowest[count]
+    keep = np.where(lower < least, (residuals[:count] == lower).argmax(0), -1)
     if until is not None:
-        keep = np.where(running & (until <= count), until - 1, keep)
-    return Steps(count, keep, np.where(running, lowest[count], least), until)
+        keep = np.where(until <= count, until - 1, keep)
+    if not all_run:
+        keep, lower = np.where(running, keep, -1), np.where(running, lower, least)
+    return Steps(count, keep, lower, until)
 
 
 def falling(
@@ -113,77 +123,47 @@ def _few(rule: Rule, start: tuple[Floats, Floats], least: Floats, norms: Floats)
     return Steps(count, np.array(keep), np.array(low))
 
 
-def _smooth(
-    rule: Rule, running: Bools, start: tuple[Floats, Floats], least: Floats, step: int, norms: Floats
-) -> Steps | None:
-    """`ordinary`, if all steps are because every residual is within RUNAWAY of the least; else None."""
-    residuals, scales, count, until = norms[::2], norms[1::2], len(norms) // 2, None
-    with np.errstate(invalid="ignore", over="ignore"):
-        if not count or not np.maximum.reduce(norms, axis=None) < inf:
-            return None
-        highest = np.maximum.reduce(residuals)
-        met = residuals <= rule.tolerance(start[0] if rule.relative_to_start else scales)
-        if np.logical_or.reduce(met, axis=None):
-            met &= _counts(rule, start, step, residuals, scales)
-            until = np.where(np.logical_or.reduce(met), met.argmax(0) + 1, count + 1)
-            residuals = np.where(np.arange(count)[:, None] < until, residuals, inf)
-        lowest = np.minimum.reduce(residuals)
-        fallen, lower = lowest < least, np.minimum(lowest, least)
-        within = highest <= RUNAWAY * lower
-    everyone = np.logical_and.reduce(running)
-    if not np.logical_and.reduce(within if everyone else within | ~running):
-        return None
-    keep = np.where(fallen, residuals.argmin(0), -1)
-    if until is not None:
-        keep = np.where(until <= count, until - 1, keep)
-    if not everyone:
-        keep, lower = np.where(running, keep, -1), np.where(running, lower, least)
-    if until is not None and not (running & (until <= count)).any():
-        until = None
-    return Steps(count, keep, lower, until)
-
-
-def _counts(rule: Rule, start: tuple[Floats, Floats], step: int, residuals: Floats, scales: Floats) -> Bools:
+def _genuine(
+    rule: Rule, start: tuple[Floats, Floats], step: int, residuals: Floats, scales: Floats, met: Bools
+) -> Bools:
     """Where meeting the tolerance is convergence: `Rule.genuine` and `min_steps`, for many steps at once."""
     steps = step + np.arange(len(residuals))[:, None]
-    counts = residuals + 2 * rule.rounding * scales < start[0]  # the residual has fallen
-    if not counts.all():
-        sure = (steps == 1) | (steps > rule.exact_after) | rule.relative_to_start
+    fallen = residuals + 2 * rule.rounding * scales < start[0]
+    if not rule.relative_to_start and np.logical_or.reduce(met & ~fallen, axis=None):
+        sure = (steps == 1) | (steps > rule.exact_after)
         near = (residuals <= rule.tolerance(start[1])) & (scales <= 2 * start[1])
-        counts |= sure | near
-    return counts & (steps >= rule.min_steps) if rule.min_steps > step else counts
+        met = met & (fallen | sure | near)
+    return met & (steps >= rule.min_steps) if rule.min_steps > step else met
 
 
 def passed(
-    rule: Rule, rows: Rows, step: int, norms: Floats, until: Integers | None = None, spent: bool = False
+    rows: Rows, step: int, norms: Floats, keep: Integers | int, until: Integers | None = None, spent: bool = False
 ) -> Rows:
     """The rows after ordinary steps, as `judge` would leave them, except for the marks, which `marked` computes.
 
     Args:
-        rule, rows, step, norms: as above.
+        rows, step, norms: as above.
+        keep: for each row, or for all, the index of the last of these steps whose iterate is to be kept; −1: none.
         until: for each row, the number of these steps after which it converges; larger if it does not.
         spent: whether the other rows have used up their steps.
     """
     running, residuals, scales = rows.running, norms[::2], norms[1::2]
+    everyone, kept = np.arange(len(running)), keep >= 0
+    last: Integers | int = len(residuals) - 1
     if step == 1:
         rows = rows._replace(first=residuals[0], first_scale=scales[0])
-    count, everyone, met = len(residuals), np.arange(len(running)), np.zeros_like(running)
-    last = np.full(len(running), count - 1)
     if until is not None:
-        met, last = running & (until <= count), np.minimum(until, count) - 1
-    with np.errstate(invalid="ignore"):
-        at = np.where(met, last, residuals.argmin(0)), everyone
-        found = residuals[at]
-        better = met | (running & (found < rows.best))
+        met, last = running & (until <= len(residuals)), np.minimum(until, len(residuals)) - 1
     rows = rows._replace(
-        best=np.where(better, found, rows.best),
-        best_scale=np.where(better, scales[at], rows.best_scale),
+        best=np.where(kept, residuals[keep, everyone], rows.best),
+        best_scale=np.where(kept, scales[keep, everyone], rows.best_scale),
         last_scale=np.where(running, scales[last, everyone], rows.last_scale),
     )
-    if until is None:
+    if until is None and not spent:
         return rows
-    status, stopped = np.where(met, _CONVERGED, rows.status), met
+    status, stopped = rows.status, running
     if spent:
-        status = np.where(running & ~met, np.where(rows.turn > 0, _STALLED, _MAX_STEPS), status)
-        stopped = running
+        status = np.where(running, np.where(rows.turn > 0, _STALLED, _MAX_STEPS), status)
+    if until is not None:
+        status, stopped = np.where(met, _CONVERGED, status), running if spent else met
     return rows._replace(status=status, running=running & ~stopped, steps=np.where(stopped, step + last, rows.steps))

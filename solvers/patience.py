@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .rows import Bools, Floats, Integers, Rows, Rule
+from .rows import Bools, Floats, Integers, Rows, Rule, least_so_far
 
 
 class Marks(NamedTuple):
@@ -32,7 +32,7 @@ def marked(rule: Rule, rows: Rows, marks: Marks, step: int, norms: Floats, until
     runs = running if until is None else running & (steps < until)
     with np.errstate(invalid="ignore", over="ignore"):
         masked = np.where(runs, residuals, inf)
-        least = np.minimum.accumulate(np.concatenate((rows.best[None], masked)))
+        least = least_so_far(rows.best, masked)
         calm = masked < rule.falling * least[:-1]
         everywhere = bool((calm | ~runs).all())
         mark, progressed = _progress(rule, running, marks.mark, masked)
@@ -110,7 +110,7 @@ class Patience:
         """Whether some progress of each row is never older than its patience. Steps one by one are left to `_bound`."""
         if len(residuals) == 1:
             return False
-        lowest = np.minimum.accumulate(np.concatenate((np.minimum(least, self._mark)[None], residuals)))
+        lowest = least_so_far(np.minimum(least, self._mark), residuals)
         later = np.arange(max(self.deadline - step, 0) + 1, len(lowest))
         earlier = np.maximum(later - int(np.minimum.reduce(rows.patience)), 0)
         return bool(((lowest[later] < self.rule.progress * lowest[earlier]) | ~rows.running).all())
@@ -118,7 +118,7 @@ class Patience:
     def _bound(self, rows: Rows, step: int) -> None:
         residuals = np.concatenate(self._fresh)
         # a mark is never below the least residual so far: one that falls below this is progress
-        lowest = np.minimum.accumulate(np.concatenate((self._least[None], residuals)))
+        lowest = least_so_far(self._least, residuals)
         self._least = lowest[-1]
         above = np.add.reduce(self._least < self.rule.progress * lowest)
         self._since = np.where(above, step - len(residuals) + above - 1, self._since)

@@ -27,9 +27,20 @@ class Pipeline:
         self.loose: Bools | None = None
         """Rows that have stopped but are not held in the stretch begun ahead."""
 
-    def begun(self, stretch: Stretch, hold: Hold, limit: int) -> None:
-        """Send the norms of the first stretch of at most `limit` steps, and begin what it is expected to need then."""
-        self._send(stretch, hold, limit, self.loop.expected)
+    def begun(self, stretch: Stretch, hold: Hold, limit: int) -> Stretch:
+        """The first stretch, with the steps after it if one more is expected to end the solve.
+
+        At most `limit` steps in all, whose norms are on their way to the host.
+        """
+        expected, steps, following = self.loop.expected, len(stretch.points), None
+        if steps < min(limit, expected):
+            span = self.loop.span(expected - steps, limit - steps)
+            if min(limit, expected) <= steps + span:  # otherwise one after it would overwrite the first one's points
+                following = self.loop.ahead(hold, span)
+        if following is not None:
+            stretch = stretch.joined(following.first(limit - steps))
+        self._send(stretch, hold, limit, expected)
+        return stretch
 
     def next(self, run: Callable[[int], Stretch], hold: Hold, room: int, missing: float) -> Stretch:
         """The next stretch, whose norms are on their way to the host.

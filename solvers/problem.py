@@ -68,11 +68,10 @@ class Problem:
         self.recordable = False  # whether `Captured` may record f as it is, for the length of a solve
         self.args = unshared(args)
         self._by_row: list[bool] | None = None  # which leaves of args have the batch in dim 0, once known
-        leaves = tree_leaves(args)
-        if any(isinstance(leaf, Shared) for leaf in leaves):
+        if self.args is not args:
             self._by_row = [
                 False if isinstance(leaf, Shared) else _by_row(part, layout.batch)
-                for leaf in leaves
+                for leaf in tree_leaves(args)
                 for part in (tree_leaves(leaf.value) if isinstance(leaf, Shared) else [leaf])
             ]
         self.autocast = autocast_dtype(layout.device)

@@ -68,6 +68,7 @@ class Progress:
         self.rule, self._rows = rule, rows
         self._pending: list[Floats] = []  # norms of the collected steps
         self._collected = 0  # their number
+        self._kept: Integers | int = -1  # for each row, the index of the last of them whose iterate is to be kept
         # steps not in the marks yet: the rows before them, the first step's number, norms, and when rows converge
         self._unmarked: list[tuple[Rows, int, Floats, Integers | None]] = []
         self._least: Floats | list[float] = rows.best  # residuals of the running rows
@@ -93,9 +94,7 @@ class Progress:
     def rows(self) -> Rows:
         """What is known after the last step, except the marks."""
         if self._pending:
-            norms = self._pending[0] if len(self._pending) == 1 else np.concatenate(self._pending)
-            self._pending, self._collected = [], 0
-            self._pass(norms)
+            self._pass()
         return self._rows
 
     @property
@@ -133,6 +132,7 @@ class Progress:
         self._least, block = found
         self._pending.append(block)
         self._patience.add(block[:1])
+        self._kept = self._collected
         self._collected += 1
         self.quiet = True
         return True
@@ -162,7 +162,7 @@ class Progress:
             astray, done = verdict.astray if verdict.astray.any() else None, until
         if done < count:  # no row runs any more
             self.quiet = False
-            self._note(np.full((2 * (count - done), norms.shape[1]), np.nan), self._rows.running)
+            self._note(norms[2 * done :])
         keep = np.full(norms.shape[1], -1) if keep is None else keep
         keep = keep if held is None else np.where(held, count - 1, keep)
         return Look(keep, None if restart is None else restart & self._rows.running, False, redirected)
@@ -179,30 +179,22 @@ class Progress:
         return steps._replace(spent=self.step + steps.number == self._patience.limit)
 
     def _take(self, steps: Steps, norms: Floats) -> None:
-        residuals = norms[::2]
-        if steps.until is not None:
-            residuals = np.where(np.arange(steps.number)[:, None] < steps.until, residuals, inf)
-        self._patience.add(residuals)
+        self._patience.add(norms[::2])
         self._least = steps.least
-        until = steps.until
-        if until is None:
-            if not steps.spent:
-                self._pending.append(norms)
-                self._collected += steps.number
-                return
-            until = np.full(norms.shape[1], steps.number + 1)
-        blocks, before = [*self._pending, norms], self._collected
-        self.quiet, self._pending, self._collected = False, [], 0
-        self._pass(np.concatenate(blocks), until + before, steps.spent)
+        before, until = self._collected, steps.until
+        self._kept = np.where(steps.keep < 0, self._kept, steps.keep + before) if before else steps.keep
+        self._pending.append(norms)
+        self._collected += steps.number
+        if until is not None or steps.spent:
+            self.quiet = False
+            self._pass(None if until is None else until + before, steps.spent)
 
-    def _pass(self, norms: Floats, until: Integers | None = None, spent: bool = False) -> None:
-        running = self._rows.running
+    def _pass(self, until: Integers | None = None, spent: bool = False) -> None:
+        norms = self._pending[0] if len(self._pending) == 1 else np.concatenate(self._pending)
+        keep, self._pending, self._collected, self._kept = self._kept, [], 0, -1
         self._unmarked.append((self._rows, self._step + 1, norms, until))
-        self._rows = passed(self.rule, self._rows, self._step + 1, norms, until, spent)
-        if until is not None:
-            runs = np.arange(len(norms) // 2)[:, None] < until
-            norms = np.where(runs.repeat(2, 0), norms, np.nan)
-        self._note(norms, running)
+        self._rows = passed(self._rows, self._step + 1, norms, keep, until, spent)
+        self._note(norms)
 
     def _hold(self, norms: Floats, held: Bools) -> bool:
         """Whether the held rows still have the residuals that were found."""
@@ -210,19 +202,15 @@ class Progress:
 
     def _judged(self, norms: Floats, held: Bools, astray: Bools | None = None) -> Verdict:
         """Apply the rule to the next steps."""
-        self.quiet, before, step = False, self.marked_rows, self._step + 1
-        verdict = judge(self.rule, before, step, norms, held, astray)
+        self.quiet = False
+        verdict = judge(self.rule, self.marked_rows, self._step + 1, norms, held, astray)
         self._rows = verdict.rows
         self._patience.know(self._rows)
-        if len(norms) > 2:  # norms of a row after it has stopped are not reported
-            last = np.where(self._rows.running | ~before.running, np.inf, self._rows.steps)
-            stopped = np.arange(step, step + len(norms) // 2)[:, None] > last
-            norms = np.where(stopped.repeat(2, 0), np.nan, norms)
-        self._note(norms, before.running | self._rows.running)
+        self._note(norms)
         return verdict
 
-    def _note(self, norms: Floats, running: Bools) -> None:
-        self._trace.add(norms, running)
+    def _note(self, norms: Floats) -> None:
+        self._trace.add(norms)
         self._step += len(norms) // 2
         self._least, self._all_run = self._rows.best, bool(self._rows.running.all())
         self._patience.look(self._rows)
@@ -245,5 +233,5 @@ class Progress:
         return stay
 
     def close(self) -> tuple[Rows, Floats]:
-        """All rows in the order of the batch, and (2·steps, batch) norms, NaN once a row has stopped."""
+        """All rows in the order of the batch, and (2·steps, batch) norms, arbitrary once a row has stopped."""
         return self._trace.close(self.rows)

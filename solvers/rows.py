@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 from math import log
 from typing import NamedTuple
 
@@ -19,6 +20,9 @@ Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
 Integers = NDArray[np.int64]
 
+_CONVERGED, _NON_FINITE = int(Status.CONVERGED), int(Status.NON_FINITE)  # cheap for NumPy
+MANY = 64
+"""Rows from which on one call for each step is faster than one for all: NumPy accumulates row by row."""
 RUNNING = -1
 """The status of a row that has not stopped."""
 PROGRESS = 0.75
@@ -26,6 +30,16 @@ PROGRESS = 0.75
 SLACK, ROUNDINGS = 1.01, 4
 """Allowance for a row that is evaluated again, in a batch of another size: a factor of its residual, and rounding units
 of its image."""
+
+
+def least_so_far(before: Floats, residuals: Floats) -> Floats:
+    """(steps + 1, rows): each row's least residual before these steps, and after each of them; NaN after a NaN."""
+    least = np.concatenate((before[None], residuals))
+    if len(before) < MANY:
+        return np.minimum.accumulate(least)
+    for last, here in pairwise(least):
+        np.minimum(last, here, out=here)
+    return least
 
 
 @dataclass(frozen=True)
@@ -94,10 +108,10 @@ class Rule:
 
     def holds(self, rows: Rows, residual: Floats, scale: Floats) -> Bools:
         """Whether each row's value, evaluated again with these (…, rows) norms, has the residual that was found."""
-        found = np.where(rows.status == Status.CONVERGED, self.tolerance(self.reference(rows, scale)), rows.best)
+        found = np.where(rows.converged, self.tolerance(self.reference(rows, scale)), rows.best)
         with np.errstate(invalid="ignore"):
             holds = residual <= SLACK * found + ROUNDINGS * self.rounding * scale
-        return np.asarray(holds | (rows.status == Status.NON_FINITE))
+        return np.asarray(holds | (rows.status == _NON_FINITE))
 
 
 class Rows(NamedTuple):
@@ -154,6 +168,11 @@ class Rows(NamedTuple):
         for known in rows:
             known.flags.writeable = False
         return rows
+
+    @property
+    def converged(self) -> Bools:
+        """The rows that have converged."""
+        return self.status == _CONVERGED
 
     def take(self, positions: Integers) -> Rows:
         return Rows._make(known[positions] for known in self)

@@ -22,7 +22,6 @@ from .rows import Bools, Floats, Integers
 from .second_try import SecondTry
 from .settings import Settings
 from .solution import Outcome
-from .status import Status
 
 DROP_SHARE = 1 / 8
 """Share of the current rows that must have stopped before they are dropped: dropping copies the solver's history."""
@@ -44,9 +43,7 @@ class Run:
         self.problem = problem
         self._bind()
         at_first = self._begin(z, start)
-        norms = self.stretch.exact_norms(self.norms, self.measure)[:2]
-        told = norms[np.isfinite(norms) & (norms != 0)]
-        if z.dtype == torch.float32 and told.size and extreme(told, z.dtype):
+        if z.dtype == torch.float32 and self._out_of_range():
             # squares leave the range of single precision: from here on the solver works in double
             z, self.problem = z.double(), problem.widened()
             self._bind()
@@ -64,6 +61,15 @@ class Run:
         self.together = True  # the kept iterates of all rows come from one evaluation
         self.kept = Kept(keep, len(z))
 
+    def _out_of_range(self) -> bool:
+        """Whether a norm at the start shows that squares have left the range of the state's dtype."""
+        norms = self.stretch.exact_norms(self.norms, self.measure)[:2]
+        dtype = self.stretch.residual.dtype
+        if not extreme(norms, dtype):
+            return False
+        told = norms[np.isfinite(norms) & (norms != 0)]
+        return bool(told.size) and extreme(told, dtype)
+
     def _bind(self) -> None:
         tolerances = (0.0 if self.problem.relative_to_start else self.measure.rtol), self.measure.atol
         self.solver = self.template.bind(self.problem, *tolerances)
@@ -79,7 +85,7 @@ class Run:
         self.stretch = stretch.first(self.progress.limit)
         self.pipeline.foresight &= self.loop.steady
         if self.pipeline.foresight:
-            self.pipeline.begun(self.stretch, Hold(None, z, None), self.progress.limit)
+            self.stretch = self.pipeline.begun(self.stretch, Hold(None, z, None), self.progress.limit)
             self.norms = self.pipeline.norms.wait()
         else:
             self.norms = self.stretch.norms.cpu()
@@ -105,9 +111,6 @@ class Run:
         self.redirected = look.redirected
         self.steady &= self.restart is None and not self.redirected
         if not self.progress.quiet:
-            rows = self.progress.rows
-            self.held = None if rows.running.all() else on_device(~rows.running, self.best)
-            self.back = on_device(rows.recovering, self.best) if rows.recovering.any() else None
             self.problem.coupled |= look.coupled and not self.problem.dropped
         self._keep(first)
 
@@ -129,7 +132,7 @@ class Run:
         """Whether steps have been taken, or begun ahead, that differ from those the rule requires."""
         if self.progress.quiet or not self.pipeline.foresight:
             return False
-        turned = self.restart is not None or self.back is not None
+        turned = self.restart is not None or bool(self.progress.rows.recovering.any())
         ahead, long = self.pipeline.ahead is not None, self.pipeline.long
         return self.problem.coupled or (turned and ahead) or (self.redirected and long)
 
@@ -145,8 +148,9 @@ class Run:
             return False
         rows = self.progress.rows
         alone = self.problem.dropped or len(rows.status) == 1 or self.together
-        alone |= checked and bool((rows.status == Status.CONVERGED).all())
-        return alone or not (rows.status == Status.CONVERGED).any() or self.progress.step >= rows.limit.max()
+        converged = rows.converged
+        alone |= checked and bool(converged.all())
+        return alone or not converged.any() or self.progress.step >= rows.limit.max()
 
     def pass_on(self) -> None:
         """Let second solvers take over the rows on which the first is stuck."""
@@ -181,7 +185,6 @@ class Run:
         stay = self.progress.drop()
         self.restart = None if self.restart is None else self.restart[stay]
         self.problem, self.stretch, self.best = fewer, stretch, self.best.index_select(0, positions)
-        self.held, self.back = None, None if self.back is None else self.back[positions]
         self._bind()
 
     def go_on(self) -> None:
@@ -191,6 +194,10 @@ class Run:
             self.stretch = self.loop.evaluate(self.problem, self.measure, self.best, self.stretch)
             self.norms = self.stretch.norms.cpu()
             return
+        if not self.progress.quiet:
+            rows = self.progress.rows
+            self.held = None if rows.running.all() else on_device(~rows.running, self.best)
+            self.back = on_device(rows.recovering, self.best) if rows.recovering.any() else None
         restart = None if self.restart is None else on_device(self.restart, self.best)
         room = max(self.progress.limit - self.progress.step, 1)
         start, last, hold = self.stretch, self.last, Hold(self.held, self.best, restart, self.back)

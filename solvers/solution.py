@@ -13,6 +13,7 @@ from torch import Tensor
 from .pages import sparkline, table
 from .state import S
 from .status import COUPLED, Status, at_floor
+from .trace import until_stopped
 
 if TYPE_CHECKING:
     from .norms import Measure
@@ -162,7 +163,7 @@ class Outcome:
     """(batch, dim)."""
     rows: Rows
     norms: Floats
-    """(2·steps, batch): ‖f(z) − z‖ and ‖f(z)‖ of each step; NaN once a row has stopped."""
+    """(2·steps, batch): ‖f(z) − z‖ and ‖f(z)‖ of each step; arbitrary once a row has stopped."""
     rule: Rule
     dropped: bool
     histories: list[History] = field(default_factory=list)
@@ -178,27 +179,25 @@ class Outcome:
 
     def solution(self, problem: Problem, solver: Solver) -> Solution[Any]:
         """The `Solution`, on the state's device; it shares no memory with what the caller passed."""
-        rows, absolute = self.rows, self.norms[::2]
+        rows, norms = self.rows, until_stopped(self.norms, self.rows)
+        absolute, scales = norms[::2], norms[1::2]
         with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
             relative = _relative(rows.best, self.rule.reference(rows, rows.best_scale))
-            trace = _relative(absolute, self.rule.reference(rows, self.norms[1::2]))
-        floats, whole = (
-            torch.from_numpy(array).to(problem.layout.device, non_blocking=True)  # does not wait for earlier launches
-            for array in (
-                np.concatenate((relative[None], trace, absolute)),
-                np.stack((rows.status, rows.steps, rows.steps + rows.spent, self._floored(problem))),
-            )
-        )
-        status, steps, evaluations, floored = whole
-        value = problem.layout.unflatten(self.value.clone())
+            trace = _relative(absolute, self.rule.reference(rows, scales))
+        whole = np.stack((rows.status, rows.steps, rows.steps + rows.spent, self._floored(problem)))
+        # in one transfer, which does not wait for earlier launches
+        numbers = np.concatenate((relative[None], trace, absolute, whole.view(np.float64)))
+        found = torch.from_numpy(numbers).to(problem.layout.device, non_blocking=True)
+        residual, trace, absolute, whole = found.split((1, len(trace), len(trace), len(whole)))
+        status, steps, evaluations, floored = whole.view(torch.int64).unbind()
         return Solution(
-            value,
-            floats[0],
+            problem.layout.unflatten(self.value.clone()),
+            residual[0],
             status,
             steps,
             evaluations,
-            floats[1 : 1 + len(trace)],
-            floats[1 + len(trace) :],
+            trace,
+            absolute,
             alternatives=solver.alternatives,
             budget=solver.budget,
             rounding=self.rule.rounding,
@@ -216,13 +215,16 @@ class Outcome:
     def _floored(self, problem: Problem) -> Bools:
         """Rows with as small a residual as the dtype allows, which their tolerance does not."""
         rule, rows = self.rule, self.rows
-        if not problem.subtracts:
+        units = _UNITS[rows.status]
+        if not problem.subtracts or not units.any():
             return np.zeros(len(rows.status), dtype=bool)
-        units = np.array([status.units for status in Status])[rows.status]
         above = rows.best > rule.tolerance(rule.reference(rows, rows.best_scale))
         with np.errstate(invalid="ignore"):
             floor = units * rule.rounding * rows.best_scale
             return (rows.best <= floor) & above & rule.genuine(rows, 2, rows.best, rows.best_scale)
+
+
+_UNITS = np.array([status.units for status in Status])
 
 
 def _relative(residual: Floats, reference: Floats) -> Floats:

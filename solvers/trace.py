@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from .rows import Bools, Floats, Rows
+from .rows import Floats, Rows
 
 
 class Trace:
@@ -15,9 +15,9 @@ class Trace:
         self._lines: list[Floats] = []  # since rows were last dropped
         self._dropped: list[tuple[Rows, Floats]] = []  # at each drop, the rows before it and their lines
 
-    def add(self, norms: Floats, running: Bools) -> None:
-        """Append the next steps; rows that do not run get NaN."""
-        self._lines.append(norms if running.all() else np.where(running, norms, np.nan))
+    def add(self, norms: Floats) -> None:
+        """Append the next steps."""
+        self._lines.append(norms)
         self._steps += len(norms) // 2
 
     def cut(self, rows: Rows) -> None:
@@ -27,7 +27,7 @@ class Trace:
         self._lines = []
 
     def close(self, rows: Rows) -> tuple[Rows, Floats]:
-        """All rows in the order of the batch, and (2·steps, batch) norms, NaN once a row has stopped."""
+        """All rows in the order of the batch, and (2·steps, batch) norms, arbitrary once a row has stopped."""
         self.cut(rows)
         (everyone, norms), *later = self._dropped
         if later:
@@ -40,3 +40,11 @@ class Trace:
                 norms[line : line + len(block), some.positions] = block
                 line += len(block)
         return everyone, norms[: 2 * everyone.steps.max(initial=0)]
+
+
+def until_stopped(norms: Floats, rows: Rows) -> Floats:
+    """The norms, NaN once a row has stopped."""
+    if (2 * rows.steps == len(norms)).all():
+        return norms
+    ends = np.where(rows.running, np.inf, rows.steps)
+    return np.where(np.arange(len(norms))[:, None] < 2 * ends, norms, np.nan)

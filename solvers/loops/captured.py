@@ -116,7 +116,9 @@ class _Replayed(Loop):
             self.tape = Tape(lambda: problem, (), start.points[-1], solver, measure, self.check_every)
             start = self.tape.adopt(problem, start)
         self._taken += 1
-        if self.tape is None or start is not self.tape.last or solver != self.tape.solver:
+        last = None if self.tape is None else self.tape.last
+        on = last is not None and start.residual is last.residual and start.memory is last.memory
+        if self.tape is None or not on or solver != self.tape.solver:
             if self.tape is not None:
                 self.tape.leave()
             return self.loop.run(problem, solver, measure, start, room, hold)

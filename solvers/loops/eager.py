@@ -43,6 +43,11 @@ class Stretch(NamedTuple):
             return self
         return self._replace(points=self.points[:count], norms=self.norms[: 2 * count])
 
+    def joined(self, following: Stretch) -> Stretch:
+        """This stretch and the one after it as one."""
+        points, norms = [*self.points, *following.points], torch.cat((self.norms, following.norms))
+        return following._replace(points=points, norms=norms)
+
     def take(self, rows: Tensor) -> Stretch:
         """The stretch of the rows at these positions, with its last point only."""
         last = [self.points[-1].index_select(0, rows)]

@@ -27,18 +27,16 @@ class Pipeline:
         self.loose: Bools | None = None
         """Rows that have stopped but are not held in the stretch begun ahead."""
 
-    def begun(self, stretch: Stretch, hold: Hold, limit: int) -> Stretch:
-        """The first stretch, with the steps after it if one more is expected to end the solve.
+    def begun(self, stretch: Stretch, run: Callable[[int], Stretch], hold: Hold, limit: int) -> Stretch:
+        """The first stretch, with the one after it if that is expected to end the solve.
 
         At most `limit` steps in all, whose norms are on their way to the host.
         """
-        expected, steps, following = self.loop.expected, len(stretch.points), None
+        expected, steps = self.loop.expected, len(stretch.points)
         if steps < min(limit, expected):
-            span = self.loop.span(expected - steps, limit - steps)
+            span = min(self.loop.span(expected - steps, limit - steps), limit - steps)
             if min(limit, expected) <= steps + span:  # otherwise one after it would overwrite the first one's points
-                following = self.loop.ahead(hold, span)
-        if following is not None:
-            stretch = stretch.joined(following.first(limit - steps))
+                stretch = stretch.joined(run(span))
         self._send(stretch, hold, limit, expected)
         return stretch
 

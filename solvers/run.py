@@ -85,7 +85,13 @@ class Run:
         self.stretch = stretch.first(self.progress.limit)
         self.pipeline.foresight &= self.loop.steady
         if self.pipeline.foresight:
-            self.stretch = self.pipeline.begun(self.stretch, Hold(None, z, None), self.progress.limit)
+            hold = Hold(None, z, None)
+            self.stretch = self.pipeline.begun(
+                self.stretch,
+                lambda steps: self.loop.run(self.problem, self.solver, self.measure, stretch, steps, hold),
+                hold,
+                self.progress.limit,
+            )
             self.norms = self.pipeline.norms.wait()
         else:
             self.norms = self.stretch.norms.cpu()

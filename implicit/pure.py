@@ -206,7 +206,7 @@ def _part(module: nn.Module, placed: Callable[[Any], Any]) -> Part:
         return Part(module, type(module), {}, {})  # it hides its tensors
     own = module.__dict__
     kept = {name: value for name, value in own.items() if type(value) in PLAIN}
-    kept |= {name: kind(own[name]) for name, kind in _KEPT_IN.items()}
+    kept |= {name: kind(own[name]) if own[name] else kind() for name, kind in _KEPT_IN.items()}
     return Part(
         module,
         class_before_parametrizations(module),

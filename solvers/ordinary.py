@@ -68,16 +68,17 @@ def ordinary(rule: Rule, rows: Rows, start: tuple[Floats, Floats], least: Floats
         fits = residuals <= RUNAWAY * lowest[:-1]
     if finite is not None:
         fits &= finite
-    if not all_run:
-        fits |= ~running
-    if until is not None:
-        fits |= np.arange(count)[:, None] >= until - 1
-    every = np.logical_and.reduce(fits, axis=1)
-    if not np.logical_and.reduce(every):
-        count = int(every.argmin())
-        if not count:
-            return Steps(0, np.full(len(least), -1), least)
-        until = None if until is None or (until > count).all() else until
+    if not np.logical_and.reduce(fits, axis=None):
+        if not all_run:
+            fits |= ~running
+        if until is not None:
+            fits |= np.arange(count)[:, None] >= until - 1
+        every = np.logical_and.reduce(fits, axis=1)
+        if not np.logical_and.reduce(every):
+            count = int(every.argmin())
+            if not count:
+                return Steps(0, np.full(len(least), -1), least)
+            until = None if until is None or (until > count).all() else until
     lower = lowest[count]
     keep = np.where(lower < least, (residuals[:count] == lower).argmax(0), -1)
     if until is not None:
@@ -128,11 +129,12 @@ def _genuine(
 ) -> Bools:
     """Where meeting the tolerance is convergence: `Rule.genuine` and `min_steps`, for many steps at once."""
     steps = step + np.arange(len(residuals))[:, None]
-    fallen = residuals + 2 * rule.rounding * scales < start[0]
-    if not rule.relative_to_start and np.logical_or.reduce(met & ~fallen, axis=None):
-        sure = (steps == 1) | (steps > rule.exact_after)
-        near = (residuals <= rule.tolerance(start[1])) & (scales <= 2 * start[1])
-        met = met & (fallen | sure | near)
+    if not rule.relative_to_start:
+        fallen = residuals + 2 * rule.rounding * scales < start[0]
+        if np.logical_or.reduce(met > fallen, axis=None):
+            sure = (steps == 1) | (steps > rule.exact_after)
+            near = (residuals <= rule.tolerance(start[1])) & (scales <= 2 * start[1])
+            met = met & (fallen | sure | near)
     return met & (steps >= rule.min_steps) if rule.min_steps > step else met
 
 

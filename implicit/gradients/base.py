@@ -174,7 +174,7 @@ def unit_batch(x: Tensor) -> tuple[Tensor, Tensor]:
     wider = torch.float64 if x.dtype in (torch.float32, torch.float64) else torch.float32
     lengths = torch.linalg.vector_norm(x, dim=1, dtype=wider)
     longest = lengths.nan_to_num(0.0, 0.0, 0.0).amax() if len(x) else lengths.new_ones(())
-    longest = torch.where(longest > 0, longest, 1)
+    longest = longest + (longest == 0)
     return (x / longest).to(x.dtype), longest
 
 

@@ -63,7 +63,7 @@ class Run:
 
     def _out_of_range(self) -> bool:
         """Whether a norm at the start shows that squares have left the range of the state's dtype."""
-        norms = self.stretch.exact_norms(self.norms, self.measure)[:2]
+        norms = self.stretch.exact_norms(self.norms[:2], self.measure)
         dtype = self.stretch.residual.dtype
         if not extreme(norms, dtype):
             return False

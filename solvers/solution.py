@@ -184,12 +184,15 @@ class Outcome:
         with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
             relative = _relative(rows.best, self.rule.reference(rows, rows.best_scale))
             trace = _relative(absolute, self.rule.reference(rows, scales))
-        whole = np.stack((rows.status, rows.steps, rows.steps + rows.spent, self._floored(problem)))
-        # in one transfer, which does not wait for earlier launches
-        numbers = np.concatenate((relative[None], trace, absolute, whole.view(np.float64)))
-        found = torch.from_numpy(numbers).to(problem.layout.device, non_blocking=True)
-        residual, trace, absolute, whole = found.split((1, len(trace), len(trace), len(whole)))
-        status, steps, evaluations, floored = whole.view(torch.int64).unbind()
+        floats, whole = (
+            torch.from_numpy(array).to(problem.layout.device, non_blocking=True)  # does not wait for earlier launches
+            for array in (
+                np.concatenate((relative[None], trace, absolute)),
+                np.array((rows.status, rows.steps, rows.steps + rows.spent, self._floored(problem))),
+            )
+        )
+        status, steps, evaluations, floored = whole.unbind()
+        residual, trace, absolute = floats.split((1, len(trace), len(trace)))
         return Solution(
             problem.layout.unflatten(self.value.clone()),
             residual[0],

@@ -127,3 +127,11 @@ def extreme(norms: NDArray[np.float64], dtype: torch.dtype) -> bool:
     """Whether any norm is out of range."""
     small, large = RANGE[dtype]
     return not (norms.min() > small and norms.max() < large)
+
+
+def overflowing(norms: NDArray[np.float64], dtype: torch.dtype) -> bool:
+    """Whether finite norms other than 0 are out of range."""
+    if not extreme(norms, dtype):
+        return False
+    told = norms[np.isfinite(norms) & (norms != 0)]
+    return bool(told.size) and extreme(told, dtype)

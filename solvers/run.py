@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cached_property
 from typing import Any
 
@@ -12,9 +13,9 @@ from torch import Tensor
 from .coupled import withdrawn
 from .dropping import can_follow
 from .kept import Keep, Kept
-from .loops.eager import Hold
+from .loops.eager import Hold, Stretch
 from .loops.transfer import on_device
-from .norms import extreme
+from .norms import overflowing
 from .pipeline import Pipeline
 from .problem import Problem
 from .progress import Progress
@@ -43,7 +44,7 @@ class Run:
         self.problem = problem
         self._bind()
         at_first = self._begin(z, start)
-        if z.dtype == torch.float32 and self._out_of_range():
+        if z.dtype == torch.float32 and overflowing(self.stretch.exact_norms(self.norms[:2], self.measure), z.dtype):
             # squares leave the range of single precision: from here on the solver works in double
             z, self.problem = z.double(), problem.widened()
             self._bind()
@@ -61,15 +62,6 @@ class Run:
         self.together = True  # the kept iterates of all rows come from one evaluation
         self.kept = Kept(keep, len(z))
 
-    def _out_of_range(self) -> bool:
-        """Whether a norm at the start shows that squares have left the range of the state's dtype."""
-        norms = self.stretch.exact_norms(self.norms[:2], self.measure)
-        dtype = self.stretch.residual.dtype
-        if not extreme(norms, dtype):
-            return False
-        told = norms[np.isfinite(norms) & (norms != 0)]
-        return bool(told.size) and extreme(told, dtype)
-
     def _bind(self) -> None:
         tolerances = (0.0 if self.problem.relative_to_start else self.measure.rtol), self.measure.atol
         self.solver = self.template.bind(self.problem, *tolerances)
@@ -86,16 +78,15 @@ class Run:
         self.pipeline.foresight &= self.loop.steady
         if self.pipeline.foresight:
             hold = Hold(None, z, None)
-            self.stretch = self.pipeline.begun(
-                self.stretch,
-                lambda steps: self.loop.run(self.problem, self.solver, self.measure, stretch, steps, hold),
-                hold,
-                self.progress.limit,
-            )
+            self.stretch = self.pipeline.begun(self.stretch, self._after(stretch, hold), hold, self.progress.limit)
             self.norms = self.pipeline.norms.wait()
         else:
             self.norms = self.stretch.norms.cpu()
         return len(stretch.points) == 1
+
+    def _after(self, stretch: Stretch, hold: Hold) -> Callable[[int], Stretch]:
+        """Runs a number of steps after this stretch."""
+        return lambda steps: self.loop.run(self.problem, self.solver, self.measure, stretch, steps, hold)
 
     def look(self) -> None:
         """Process the last steps."""
@@ -206,18 +197,14 @@ class Run:
             self.back = on_device(rows.recovering, self.best) if rows.recovering.any() else None
         restart = None if self.restart is None else on_device(self.restart, self.best)
         room = max(self.progress.limit - self.progress.step, 1)
-        start, last, hold = self.stretch, self.last, Hold(self.held, self.best, restart, self.back)
+        hold = Hold(self.held, self.best, restart, self.back)
+        run = self._after(self.stretch, hold)
         if not self.pipeline.foresight:
-            steps = min(self.loop.check_every, room)
-            self.stretch = self.loop.run(self.problem, self.solver, self.measure, start, steps, hold)
+            self.stretch = run(min(self.loop.check_every, room))
             self.norms = self.stretch.norms.cpu()  # the one synchronisation of a stretch
             return
-        self.stretch = self.pipeline.next(
-            lambda steps: self.loop.run(self.problem, self.solver, self.measure, start, steps, hold),
-            hold,
-            room,
-            0 if last is None else self.progress.missing(last),
-        )
+        missing = 0 if self.last is None else self.progress.missing(self.last)
+        self.stretch = self.pipeline.next(run, hold, room, missing)
         self.norms = self.pipeline.norms.wait()[: len(self.stretch.norms)]
 
     def _chosen(self, keep: Integers) -> Tensor:

@@ -6,6 +6,8 @@ import random
 import sys
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+from types import BuiltinMethodType, MethodType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -43,14 +45,15 @@ class Source(NamedTuple):
         return None
 
 
-def sources(modules: Sequence[nn.Module], held: Iterable[Holder]) -> list[Source]:
+def sources(modules: Sequence[nn.Module], held: Iterable[Holder], for_weight: bool = False) -> list[Source]:
     """Those of Python and NumPy that everyone shares, and those that modules keep or their `forward` names.
 
     Args:
         modules: may draw from these; in evaluation mode, those that did not do so last time are taken at their word.
         held: what they keep.
+        for_weight: as in `writes`.
     """
-    drawing = {id(module): module for module in modules if module.training or writes(module) is not False}
+    drawing = {id(module): module for module in modules if module.training or writes(module, for_weight) is not False}
     if not drawing:
         return []
     values = [value for each in held if id(each.module) in drawing for value in each.contents.values()]
@@ -68,6 +71,10 @@ def _sources(modules: Iterable[nn.Module], values: list[Any]) -> list[Source]:
             found[id(value)] = source
         elif is_a(value, tuple):
             queue.extend(value)
+        elif is_a(value, partial):
+            queue.extend((value.func, *value.args, *value.keywords.values()))
+        elif is_a(value, (MethodType, BuiltinMethodType)):
+            queue.append(value.__self__)
     return [
         Source(random.getstate, random.setstate),
         Source(lambda: np.random.get_state(legacy=False), np.random.set_state),
@@ -92,7 +99,6 @@ def _named(kinds: Iterable[type]) -> Iterator[Any]:
                 except ValueError:  # the variable has not been assigned yet
                     continue
                 yield value
-                yield getattr(value, "__self__", None)
 
 
 def same(one: Any, other: Any) -> bool:

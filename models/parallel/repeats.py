@@ -17,11 +17,12 @@ from implicit.pure import every_module
 from implicit.suitability import drops
 from solvers.caller import level_of_caller
 
+from .copies import SMALL
 from .draws import Source, default, same, sources
 from .gather import captured
 from .holders import holders
 from .own_state import OwnState, write
-from .writes import note
+from .writes import note, writes
 
 _told: WeakSet[nn.Module] = WeakSet()
 
@@ -60,15 +61,15 @@ class Repeats:
     def call(self) -> Iterator[None]:
         """The call whose evaluations these are."""
         self._is_open = True
-        try:
-            with _restored_after_errors(self._modules, self._like), one_weight(self._f) as self._weights:
+        with _weights_of(self._f, self._modules, self._like) as self._weights:
+            try:
                 yield
                 self._is_open = False
                 self._keep()
-        except BaseException:
-            self._is_open = False
-            self._set(self._first[: self._advanced])
-            raise
+            except BaseException:
+                self._is_open = False
+                self._set(self._first[: self._advanced])
+                raise
 
     def _keep(self) -> None:
         if self._state is None:
@@ -162,28 +163,66 @@ def _draws_nothing(like: Tensor) -> bool:
 
 
 @contextmanager
-def _restored_after_errors(modules: Sequence[nn.Module], like: Tensor) -> Iterator[None]:
-    """Put back, after an exception, what parametrizations changed or drew as they computed weights."""
+def _weights_of(f: Callable[..., Any], modules: Sequence[nn.Module], like: Tensor) -> Iterator[Weights]:
+    """`one_weight`, which puts back, after an exception, what parametrizations changed or drew as it computed weights.
+
+    In evaluation mode, those that did neither last time are taken at their word, and so are they of large tensors.
+    """
     made: list[Any] = [module.parametrizations for module in modules if "parametrizations" in module._modules]
-    if not made or torch.compiler.is_compiling():
-        yield
+    every = [part for each in made for listed in each.values() for one in listed for part in every_module(one)]
+    parts = [part for part in every if part.training or writes(part, for_weight=True) is not False]
+    if not parts or torch.compiler.is_compiling():
+        with one_weight(f) as weights:
+            yield weights
         return
     with turn():
-        parts = [part for each in made for listed in each.values() for one in listed for part in every_module(one)]
-        held = holders(parts)
-        tensors = [tensor for each in held for _, tensor in each.tensors if not isinstance(tensor, nn.Parameter)]
-        before = [(tensor, version(tensor), tensor.detach().clone()) for tensor in tensors]
-        own = [] if _draws_nothing(like) else [default(like)]
-        drawn = [(source, source.get()) for source in (*own, *sources(parts, held))]
+        before = _Before(parts, like)
     try:
-        yield
+        with one_weight(f) as weights:
+            before.note()
+            yield weights
     except BaseException:
         with turn():
-            for holder in held:
-                holder.fill(holder.contents)
-            for tensor, then, kept in before:
-                if version(tensor) != then or (tensor.is_cpu and not torch.equal(tensor, kept)):
-                    write(tensor, kept)
-            for source, state in drawn:
-                source.set(state)
+            before.restore()
         raise
+
+
+class _Before:
+    """What modules kept, and the generators had, before the modules computed weights."""
+
+    def __init__(self, modules: Sequence[nn.Module], like: Tensor) -> None:
+        self._modules, self._holders = modules, holders(modules)
+        self._kept = [
+            (each.module, tensor, version(tensor), tensor.detach().clone())
+            for each in self._holders
+            for _, tensor in each.tensors
+            if not isinstance(tensor, nn.Parameter)
+            and (tensor.nbytes <= SMALL or writes(each.module, for_weight=True) is not False)
+        ]
+        own = [] if _draws_nothing(like) else [default(like)]
+        self._drawn = [(source, source.get()) for source in (*own, *sources(modules, self._holders, for_weight=True))]
+
+    def _changed(self) -> list[tuple[nn.Module, Tensor, Tensor]]:
+        return [
+            (module, tensor, kept)
+            for module, tensor, then, kept in self._kept
+            if version(tensor) != then or (tensor.is_cpu and not torch.equal(tensor, kept))
+        ]
+
+    def note(self) -> None:
+        """Remember which of the modules changed what they keep, or may have drawn."""
+        if any(not same(source.get(), state) for source, state in self._drawn):
+            changed = set(map(id, self._modules))
+        else:
+            changed = {id(each.module) for each in self._holders if not each.holds(each.contents)}
+            changed |= {id(module) for module, *_ in self._changed()}
+        for module in self._modules:
+            note(module, id(module) in changed, for_weight=True)
+
+    def restore(self) -> None:
+        for holder in self._holders:
+            holder.fill(holder.contents)
+        for _, tensor, kept in self._changed():
+            write(tensor, kept)
+        for source, state in self._drawn:
+            source.set(state)

@@ -1,6 +1,7 @@
 """Random numbers in sweeps: each layer draws as in the serial network, in training and in evaluation mode."""
 
 import random
+from functools import partial
 
 import numpy as np
 import pytest
@@ -12,7 +13,10 @@ from models import Newton, OptDNN, UnlikeError, parallel_evaluate
 
 BATCH, WIDTH, DEPTH = 4, 8, 5  # of 32 entries, so that a processor draws those of all layers in the same order
 DEFAULT = ("dropout", "gumbel", "noise")
-OTHERS = ("a generator of its own", "one in a dict", "one of the class", "NumPy", "Python")
+OTHERS = (
+    "a generator of its own", "one in a dict", "one of the class", "NumPy", "Python", "a bound method",
+    "a partial function",
+)  # fmt: skip
 
 
 class Drawing(nn.Module):
@@ -25,6 +29,9 @@ class Drawing(nn.Module):
         self.way, self.linear = way, nn.Linear(WIDTH, WIDTH)
         self.generator = torch.Generator("cpu").manual_seed(seed) if way == "a generator of its own" else None
         self.several = {"noise": torch.Generator("cpu").manual_seed(seed)} if way == "one in a dict" else {}
+        self.uniform = random.Random(seed).random if way == "a bound method" else None
+        noise = torch.Generator("cpu").manual_seed(seed)
+        self.noise = partial(torch.rand, generator=noise, device="cpu") if way == "a partial function" else None
 
     def forward(self, z):
         h = torch.tanh(self.linear(z))
@@ -41,13 +48,18 @@ class Drawing(nn.Module):
                 return h + 0.1 * torch.randn(h.shape, generator=self.several["noise"], device="cpu").to(h)
             case "one of the class":
                 return h + 0.1 * torch.randn(h.shape, generator=self.common, device="cpu").to(h)
+            case "a bound method":
+                return h * self.uniform()
+            case "a partial function":
+                return h * self.noise(h.shape).to(h)
             case "NumPy":
                 return h * np.random.rand()
         return h * random.random()
 
 
 def generators(transform):
-    return [each for each in (transform.generator, *transform.several.values()) if each]
+    several = [*transform.several.values(), *(transform.noise.keywords.values() if transform.noise else ())]
+    return [each for each in (transform.generator, *several) if isinstance(each, torch.Generator)]
 
 
 def seed():
@@ -61,6 +73,8 @@ def seeded(net):
     for number, transform in enumerate(net.transforms):
         for generator in generators(transform):
             generator.manual_seed(number)
+        if transform.uniform is not None:
+            transform.uniform.__self__.seed(number)
     Drawing.common.manual_seed(1)
 
 
@@ -73,6 +87,7 @@ def states(net):
         random.getstate(),
         [generator.get_state() for transform in net.transforms for generator in generators(transform)],
         Drawing.common.get_state(),
+        [transform.uniform and transform.uniform.__self__.getstate() for transform in net.transforms],
     )
 
 
@@ -96,7 +111,7 @@ def test_draws_are_those_of_the_serial_network(way, batched, options, train, mon
         expected_states = states(net)
         seeded(net)
         if batched and way in OTHERS:
-            with pytest.raises(UnlikeError, match=r"(?i)generator"):
+            with pytest.raises(UnlikeError, match=r"(?i)generator|Random object"):
                 parallel_evaluate(net, z, batched=True, **options)
             assert str(states(net)) == str((seeded(net), states(net))[1]), "nothing is drawn"
             continue

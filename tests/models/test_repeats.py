@@ -414,7 +414,7 @@ class Drawn(nn.Module):
 
 
 class Parametrized(Spectral):
-    fails = False
+    fails = iter(())
 
     def __init__(self, make):
         super().__init__()
@@ -422,7 +422,7 @@ class Parametrized(Spectral):
             parametrize.register_parametrization(self.linear, "bias", make())
 
     def forward(self, z):
-        if self.fails:
+        if next(self.fails, False):
             raise ArithmeticError
         return super().forward(z)
 
@@ -430,8 +430,9 @@ class Parametrized(Spectral):
 @pytest.mark.parametrize("make", [None, Drawn], ids=["spectral", "drawn"])
 @pytest.mark.parametrize("train", [True, False], ids=["train", "eval"])
 @pytest.mark.parametrize("batched", [False, True])
+@pytest.mark.parametrize("evaluations", [0, 2, DEPTH + 1])
 @by_options
-def test_failures_leave_what_parametrizations_keep_and_draw(options, batched, train, make, monkeypatch):
+def test_failures_leave_what_parametrizations_keep_and_draw(options, evaluations, batched, train, make, monkeypatch):
     net, z = network(lambda: Parametrized(make))
     net.train(train)
     state = lambda: (  # noqa: E731
@@ -439,11 +440,33 @@ def test_failures_leave_what_parametrizations_keep_and_draw(options, batched, tr
         buffers(net), torch.get_rng_state(), random.getstate(),
     )  # fmt: skip
     before = state()
-    monkeypatch.setattr(Parametrized, "fails", True)
+    monkeypatch.setattr(Parametrized, "fails", iter([False] * (evaluations % DEPTH if batched else evaluations) + [True]))
     with pytest.raises(ArithmeticError):
         value(net, z, options | {"batched": batched})
     for one, two in zip(before, state(), strict=True):
         assert str(one) == str(two)
+
+
+def test_large_tensors_that_parametrizations_only_read_are_not_copied(monkeypatch):
+    class Pruned(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("mask", torch.ones(SMALL))
+
+        def forward(self, weight):
+            return weight * self.mask[: weight.numel()].view_as(weight)
+
+    net, z = network(lambda: Parametrized(Pruned))
+    clone, copied = torch.Tensor.clone, []
+    for train in (True, False):
+        net.train(train)
+        with torch.no_grad():
+            parallel_evaluate(net, z, sweeps=2)
+            monkeypatch.setattr(torch.Tensor, "clone", lambda x, **form: copied.append(x.numel()) or clone(x, **form))
+            parallel_evaluate(net, z, sweeps=2)
+            monkeypatch.undo()
+    assert copied
+    assert max(copied) < SMALL
 
 
 def test_failures_leave_the_graphs_of_earlier_calls():
@@ -464,7 +487,7 @@ def test_failures_leave_the_graphs_of_earlier_calls():
     net, z = network(Pruned)
     earlier = net(z)
     for each in net.transforms:
-        each.fails = True
+        each.fails = iter([True])
     with pytest.raises(ArithmeticError):
         parallel_evaluate(net, z, sweeps=2)
     earlier.sum().backward()

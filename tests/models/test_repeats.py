@@ -440,7 +440,9 @@ def test_failures_leave_what_parametrizations_keep_and_draw(options, evaluations
         buffers(net), torch.get_rng_state(), random.getstate(),
     )  # fmt: skip
     before = state()
-    monkeypatch.setattr(Parametrized, "fails", iter([False] * (evaluations % DEPTH if batched else evaluations) + [True]))
+    monkeypatch.setattr(
+        Parametrized, "fails", iter([False] * (evaluations % DEPTH if batched else evaluations) + [True])
+    )
     with pytest.raises(ArithmeticError):
         value(net, z, options | {"batched": batched})
     for one, two in zip(before, state(), strict=True):

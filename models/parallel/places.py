@@ -111,7 +111,7 @@ def place_of(value: Any) -> Any:
         return ClassFields(value)
     if is_a(value, torch.jit.ScriptModule):  # it hides everything else
         return Fields(value, {name: _Buffer(name) for name, _ in value.named_buffers(recurse=False)}, {})
-    members = {} if is_a(value, nn.Module) else _slots(type(value))
+    members = {} if is_a(value, nn.Module) else _slots(type(value))  # type: ignore[arg-type]
     others = getattr(value, "__dict__", {})
     return Fields(value, members, others) if members else others
 

@@ -98,18 +98,18 @@ class Rule:
     def missing(self, rows: Rows, norms: Floats) -> float:
         """Estimate from (2·steps, rows) norms how many more steps the running row furthest from its tolerance needs."""
         residual, running = norms[-2], rows.running
-        goal = self.tolerance(self.reference(rows, norms[-1]))
-        with np.errstate(invalid="ignore", divide="ignore"):
+        with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
+            goal = self.tolerance(self.reference(rows, norms[-1]))
             row = int(np.where(running, residual / goal, 0).argmax())
         last, first, wanted = float(residual[row]), float(norms[0][row]), float(goal[row])
         if not (0 < wanted < last < first < np.inf):
             return np.inf if len(norms) > 2 and last > wanted else 0
-        return log(last / wanted) / log(first / last) * (len(norms) // 2 - 1)
+        return (log(last) - log(wanted)) / log(first / last) * (len(norms) // 2 - 1)
 
     def holds(self, rows: Rows, residual: Floats, scale: Floats) -> Bools:
         """Whether each row's value, evaluated again with these (…, rows) norms, has the residual that was found."""
-        found = np.where(rows.converged, self.tolerance(self.reference(rows, scale)), rows.best)
-        with np.errstate(invalid="ignore"):
+        with np.errstate(invalid="ignore", over="ignore"):
+            found = np.where(rows.converged, self.tolerance(self.reference(rows, scale)), rows.best)
             holds = residual <= SLACK * found + ROUNDINGS * self.rounding * scale
         return np.asarray(holds | (rows.status == _NON_FINITE))
 

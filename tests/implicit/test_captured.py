@@ -251,6 +251,16 @@ def test_recordings_that_follow_each_other_share_no_memory(shared_memory, solver
         assert len(shared_memory) > 6
 
 
+def test_a_tolerance_of_zero_is_as_good_as_any():
+    class Turning(nn.Module):
+        def forward(self, z, x):
+            return 1e-3 * x - 0.2 * z  # residuals are larger than images
+
+    layer = Equilibrium(Turning(), solver=Picard(), rtol=0.0, atol=0.0, max_steps=9, compact=False, loop=Captured(2))
+    for _ in range(3):
+        assert (layer.solve(inputs(), z0=torch.ones_like(inputs())).steps == 9).all()
+
+
 def test_a_solve_like_the_last_ends_its_budget_with_one_look(pipelines):
     layer = Equilibrium(Slow().double(), solver=Picard(), rtol=1e-12, max_steps=29, compact=False, loop=Captured(4))
     x = inputs()

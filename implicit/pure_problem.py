@@ -69,6 +69,8 @@ class PureProblem:
 
         That is, attributes, modes, hooks, and tensors that places do not cover.
         """
+        if self.relied_on is None:
+            return None
         now = self._relied_on()
         return now[0] if self.relied_on == now else None
 

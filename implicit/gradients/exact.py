@@ -6,7 +6,7 @@ import copy
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from enum import Enum, auto
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -84,16 +84,11 @@ class ImplicitGradient(AdjointGradient):
             solver = Anderson(period=3)
         if loop is None and isinstance(settings.loop, Captured) and (solver is None or solver.fixed_cost):
             loop = settings.loop
-        return self if solver is self.solver and loop is self.loop else self._but(solver=solver, loop=loop)
+        return self if solver is self.solver and loop is self.loop else replace(self, solver=solver, loop=loop)
 
     def for_root(self) -> Gradient:
-        return self._but(_problem=LinearProblem)  # no setting, and part of no repr
-
-    def _but(self, **changed: Any) -> Gradient:
-        """The same policy with these attributes, which need no check."""
         policy = copy.copy(self)
-        for name, value in changed.items():
-            object.__setattr__(policy, name, value)
+        object.__setattr__(policy, "_problem", LinearProblem)  # no setting, and part of no repr
         return policy
 
     @property

@@ -910,3 +910,29 @@ def test_recordings_keep_no_integers():
     del x, index
     gc.collect()
     assert [each() for each in kept] == [None] * len(kept)
+
+
+def test_a_cell_that_holds_itself_costs_no_word_where_only_the_backward_pass_is_recorded():
+    cell, (x,) = Cell(), inputs(1)
+    cell.settings = []
+    cell.settings.append(cell.settings)
+    layer = Equilibrium(cell, gradient=ImplicitGradient(Picard(), loop=Captured(2)))
+    for _ in range(3):
+        layer(x).sum().backward()  # a warning would be an error
+
+
+def test_a_policy_that_the_layer_completes_is_checked():
+    class Unhashable(Picard):
+        __hash__ = None
+
+    @dataclass(frozen=True)
+    class Deriving(ImplicitGradient):
+        def __post_init__(self):
+            super().__post_init__()
+            object.__setattr__(self, "period", getattr(self.solver, "period", None))
+
+    cell, (x,) = Cell(), inputs(1)
+    layer = Equilibrium(cell, gradient=ImplicitGradient(Unhashable()), compact=False, loop=Captured())
+    with pytest.raises(TypeError, match="Unhashable has no hash"):
+        layer(x)
+    assert Deriving().behind(layer.settings).period == 3

@@ -73,6 +73,8 @@ def _sources(modules: Iterable[nn.Module], values: list[Any]) -> list[Source]:
             queue.extend(value)
         elif is_a(value, partial):
             queue.extend((value.func, *value.args, *value.keywords.values()))
+        elif is_a(value, staticmethod):
+            queue.append(value.__func__)
         elif is_a(value, (MethodType, BuiltinMethodType)):
             queue.append(value.__self__)
     return [

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, MutableMapping
+from collections.abc import Iterable
 from operator import is_
 from typing import Any
 
@@ -13,27 +13,27 @@ from torch import Tensor, nn
 from implicit.pure import PLAIN
 
 from .nested import tensors_within
-from .places import is_a, is_place, place_of
+from .places import Fields, is_a, is_place, place_of
 
 _PASSED = nn.Module().__dict__.keys() - {"_buffers", "_modules"}
 
 
 class Holder:
-    """A module, container or class that may be changed, and what it held.
+    """A module or container that may be changed, and what it held.
 
     Args:
         module: the one that reaches it.
-        name: of the module's attribute; empty for the module itself and for a class.
-        place: the module, container or class.
+        name: of the module's attribute; empty for the module itself.
+        place: the module or container.
     """
 
     def __init__(self, module: nn.Module, name: str, place: Any) -> None:
         self.module, self.name, self.identity = module, name, id(place)
         self._place = place_of(place)
         self._is_ordered = isinstance(self._place, dict) and self._place is place
-        self._is_mapping = isinstance(self._place, MutableMapping)
+        self._is_mapping = isinstance(self._place, (dict, Fields))
         self.contents = self.now()
-        self.is_shared = name not in ("", "_buffers", "_modules") or is_a(place, type)
+        self.is_shared = name not in ("", "_buffers", "_modules")
         """Whether a twin of the module reaches it, too."""
         self.tensors: list[tuple[Any, Tensor]] = []
         """Those that it holds, or that are in tuples that it holds, with their places."""
@@ -90,11 +90,11 @@ class Holder:
 
     def called(self, key: Any) -> str:
         """The name of what it holds there."""
-        return self.name if self.is_shared and self.name else str(key)
+        return self.name if self.is_shared else str(key)
 
 
 def holders(modules: Iterable[nn.Module], known: Iterable[Holder] = ()) -> list[Holder]:
-    """The modules, their buffers and submodules, their classes, and what containers and modules these reach.
+    """The modules, their buffers and submodules, and the containers and further modules that they and classes reach.
 
     Args:
         modules: those that reach them.
@@ -109,7 +109,7 @@ def holders(modules: Iterable[nn.Module], known: Iterable[Holder] = ()) -> list[
         for kind in type(module).__mro__:
             if kind not in kinds and not kind.__module__.startswith(("torch.", "builtins")):
                 kinds.add(kind)
-                queue.append((module, "", kind))
+                queue.extend((module, name, value) for name, value in vars(kind).items() if is_place(value))
     while queue:
         module, name, value = queue.popleft()
         if is_a(value, tuple):

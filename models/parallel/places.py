@@ -1,4 +1,4 @@
-"""Where objects keep what can be replaced: in a `__dict__`, in slots, or as a container or a class does."""
+"""Where objects keep what can be replaced: in a `__dict__`, in slots, or as a container does."""
 
 from __future__ import annotations
 
@@ -66,30 +66,6 @@ class Fields(MutableMapping[str, Any]):
         return sum(1 for _ in self)
 
 
-class ClassFields(MutableMapping[str, Any]):
-    """What a class keeps besides methods and other descriptors."""
-
-    def __init__(self, kind: type) -> None:
-        self._kind = kind
-
-    def __getitem__(self, name: str) -> Any:
-        return vars(self._kind)[name]
-
-    def __setitem__(self, name: str, value: Any) -> None:
-        setattr(self._kind, name, value)
-
-    def __delitem__(self, name: str) -> None:
-        delattr(self._kind, name)
-
-    def __iter__(self) -> Iterator[str]:
-        for name, value in vars(self._kind).items():
-            if name[:2] != "__" and not hasattr(type(value), "__get__"):
-                yield name
-
-    def __len__(self) -> int:
-        return sum(1 for _ in self)
-
-
 class _Buffer:
     """A buffer of a TorchScript module."""
 
@@ -104,11 +80,9 @@ class _Buffer:
 
 
 def place_of(value: Any) -> Any:
-    """Where a module, a container, a class or any other object keeps what can be replaced."""
+    """Where a module, a container or any other object keeps what can be replaced."""
     if type(value) in _CONTAINERS:
         return value
-    if is_a(value, type):
-        return ClassFields(value)
     if is_a(value, torch.jit.ScriptModule):  # it hides everything else
         return Fields(value, {name: _Buffer(name) for name, _ in value.named_buffers(recurse=False)}, {})
     members = {} if is_a(value, nn.Module) else _slots(type(value))  # type: ignore[arg-type]

@@ -191,7 +191,7 @@ class _Before:
     """What modules kept, and the generators had, before the modules computed weights."""
 
     def __init__(self, modules: Sequence[nn.Module], like: Tensor) -> None:
-        self._modules, self._holders = modules, holders(modules)
+        self._holders = holders(modules)
         self._kept = [
             (each.module, tensor, version(tensor), tensor.detach().clone())
             for each in self._holders
@@ -199,6 +199,9 @@ class _Before:
             if not isinstance(tensor, nn.Parameter)
             and (tensor.nbytes <= SMALL or writes(each.module, for_weight=True) is not False)
         ]
+        large = {id(module) for module, tensor, *_ in self._kept if tensor.nbytes > SMALL}
+        self._noted = [module for module in modules if not module.training or id(module) in large]
+        """Those of which it matters next time whether they change anything."""
         own = [] if _draws_nothing(like) else [default(like)]
         self._drawn = [(source, source.get()) for source in (*own, *sources(modules, self._holders, for_weight=True))]
 
@@ -211,12 +214,14 @@ class _Before:
 
     def note(self) -> None:
         """Remember which of the modules changed what they keep, or may have drawn."""
+        if not self._noted:
+            return
         if any(not same(source.get(), state) for source, state in self._drawn):
-            changed = set(map(id, self._modules))
+            changed = set(map(id, self._noted))
         else:
             changed = {id(each.module) for each in self._holders if not each.holds(each.contents)}
             changed |= {id(module) for module, *_ in self._changed()}
-        for module in self._modules:
+        for module in self._noted:
             note(module, id(module) in changed, for_weight=True)
 
     def restore(self) -> None:

@@ -15,7 +15,7 @@ BATCH, WIDTH, DEPTH = 4, 8, 5  # of 32 entries, so that a processor draws those 
 DEFAULT = ("dropout", "gumbel", "noise")
 OTHERS = (
     "a generator of its own", "one in a dict", "one of the class", "NumPy", "Python", "a bound method",
-    "a partial function",
+    "a partial function", "a static method",
 )  # fmt: skip
 
 
@@ -23,6 +23,7 @@ class Drawing(nn.Module):
     """Draws in every mode, as for the uncertainty of an answer."""
 
     common = torch.Generator("cpu")
+    uniform_of_all = staticmethod(random.Random(1).random)
 
     def __init__(self, way, seed):
         super().__init__()
@@ -50,6 +51,8 @@ class Drawing(nn.Module):
                 return h + 0.1 * torch.randn(h.shape, generator=self.common, device="cpu").to(h)
             case "a bound method":
                 return h * self.uniform()
+            case "a static method":
+                return h * self.uniform_of_all()
             case "a partial function":
                 return h * self.noise(h.shape).to(h)
             case "NumPy":
@@ -76,6 +79,7 @@ def seeded(net):
         if transform.uniform is not None:
             transform.uniform.__self__.seed(number)
     Drawing.common.manual_seed(1)
+    Drawing.uniform_of_all.__self__.seed(1)
 
 
 def states(net):
@@ -87,6 +91,7 @@ def states(net):
         random.getstate(),
         [generator.get_state() for transform in net.transforms for generator in generators(transform)],
         Drawing.common.get_state(),
+        Drawing.uniform_of_all.__self__.getstate(),
         [transform.uniform and transform.uniform.__self__.getstate() for transform in net.transforms],
     )
 

@@ -345,13 +345,6 @@ class Stateful(nn.Module):
     """Scales by something that it keeps, and that its first or every input changes, in one of many ways."""
 
     shared: ClassVar[dict] = {}
-    total: ClassVar[torch.Tensor]
-    number = 0
-
-    @classmethod
-    def reset(cls):
-        cls.shared.clear()
-        cls.total, cls.number = torch.zeros(()), 0
 
     def __init__(self, way, given=None):
         super().__init__()
@@ -389,15 +382,6 @@ class Stateful(nn.Module):
                 self.scale = self.store[-1]
             case "a list of the class":
                 self.scale = self.shared.setdefault("first", size)
-            case "a number of the class":
-                type(self).number += 1
-                self.scale = torch.as_tensor(0.1 * self.number)
-            case "a tensor of the class":
-                self.total.add_(size)
-                self.scale = self.total.clone()
-            case "another tensor of the class":
-                type(self).total = self.total + size
-                self.scale = self.total
             case "settings":
                 self.settings.size += float(size) if z.numel() else 0.0
                 self.scale = torch.as_tensor(self.settings.size)
@@ -420,7 +404,6 @@ class Stateful(nn.Module):
 STATEFUL = [
     "a flag that comes", "a tuple", "a flag of a parent", "a peak", "a peak by data", "a list with two names",
     "a list of the class", "settings", "a tuple of containers", "a large buffer", "a new buffer", "given to all",
-    "a number of the class", "a tensor of the class", "another tensor of the class",
 ]  # fmt: skip
 
 
@@ -438,7 +421,7 @@ def test_whatever_blocks_keep_is_that_of_the_serial_network(way, options, batche
     for call in range(3):
         values = []
         for net, evaluate in zip(nets, (lambda net, z: net(z), parallel_evaluate), strict=True):
-            Stateful.reset()
+            Stateful.shared.clear()
             given_z = (z * (1 + call)).requires_grad_()
             found = evaluate(
                 net, given_z, **({} if evaluate is not parallel_evaluate else options | {"batched": batched})
@@ -469,7 +452,7 @@ def test_writing_into_points_or_inputs_is_refused_in_any_mode(rows, mode, option
 @pytest.mark.parametrize("way", STATEFUL)
 def test_nothing_is_kept_of_a_call_that_fails(way):
     net, z = network(lambda: Stateful(way, SimpleNamespace() if way == "a flag of a parent" else {}), "gd")
-    Stateful.reset()
+    Stateful.shared.clear()
     other, evaluations = copy.deepcopy(net), []
 
     def failing(module, args, output):
@@ -483,9 +466,9 @@ def test_nothing_is_kept_of_a_call_that_fails(way):
         parallel_evaluate(net, z, sweeps=DEPTH, batched=False)
     handle.remove()
     torch.testing.assert_close(dict(net.named_buffers()), dict(other.named_buffers()), rtol=0, atol=0)
-    assert (Stateful.number, float(Stateful.total), Stateful.shared) == (0, 0, {})
+    assert Stateful.shared == {}
     found = parallel_evaluate(net, z, sweeps=DEPTH)
-    Stateful.reset()
+    Stateful.shared.clear()
     torch.testing.assert_close(found, other(z), rtol=1e-9, atol=1e-9)
 
 

@@ -68,7 +68,7 @@ def host_key(tensor: Tensor) -> Hashable:
 
 
 def tensor_key_on(device: torch.device) -> TensorKey:
-    """The key of tensors for recordings on this device, which are CUDA graphs but on a processor."""
+    """The key of tensors for recordings on this device: a CUDA graph holds the values of those of a processor."""
     return memory_key if device.type == "cpu" else host_key
 
 

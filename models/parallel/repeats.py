@@ -166,7 +166,7 @@ def _draws_nothing(like: Tensor) -> bool:
 def _weights_of(f: Callable[..., Any], modules: Sequence[nn.Module], like: Tensor) -> Iterator[Weights]:
     """`one_weight`, which puts back, after an exception, what parametrizations changed or drew as it computed weights.
 
-    In evaluation mode, those that did neither last time are taken at their word, and so are they of large tensors.
+    Those that did neither last time are taken at their word in evaluation mode and, as to large tensors, in training.
     """
     made: list[Any] = [module.parametrizations for module in modules if "parametrizations" in module._modules]
     every = [part for each in made for listed in each.values() for one in listed for part in every_module(one)]

@@ -117,8 +117,8 @@ class _Replayed(Loop):
             start = self.tape.adopt(problem, start)
         self._taken += 1
         last = None if self.tape is None else self.tape.last
-        on = last is not None and start.residual is last.residual and start.memory is last.memory
-        if self.tape is None or not on or solver != self.tape.solver:
+        follows = last is not None and start.residual is last.residual and start.memory is last.memory
+        if self.tape is None or not follows or solver != self.tape.solver:
             if self.tape is not None:
                 self.tape.leave()
             return self.loop.run(problem, solver, measure, start, room, hold)

@@ -912,10 +912,18 @@ def test_recordings_keep_no_integers():
     assert [each() for each in kept] == [None] * len(kept)
 
 
-def test_a_cell_that_holds_itself_costs_no_word_where_only_the_backward_pass_is_recorded():
+def test_settings_that_cannot_be_read_cost_no_word_where_only_the_backward_pass_is_recorded():
+    @dataclass
+    class Unreadable:
+        size: int = 0
+
+        def __getattribute__(self, name):
+            if name == "size":
+                raise ValueError("not now")
+            return super().__getattribute__(name)
+
     cell, (x,) = Cell(), inputs(1)
-    cell.settings = []
-    cell.settings.append(cell.settings)
+    cell.settings = Unreadable()
     layer = Equilibrium(cell, gradient=ImplicitGradient(Picard(), loop=Captured(2)))
     for _ in range(3):
         layer(x).sum().backward()  # a warning would be an error

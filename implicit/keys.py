@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from solvers.loops.recording import RecordingError
 
+from .functorch import version
 from .pure import PLAIN, Known, PureModule, own_modules
 from .references import MANY
 
@@ -51,11 +52,6 @@ def memory_key(tensor: Tensor) -> Hashable:
 def version_key(tensor: Tensor) -> Hashable:
     """`memory_key`, which differs once the tensor has been written to."""
     return memory_key(tensor), version(tensor)
-
-
-def version(tensor: Tensor) -> int:
-    """How often the tensor has been written to, where this is counted."""
-    return 0 if tensor.is_inference() else tensor._version
 
 
 def host_key(tensor: Tensor) -> Hashable:

@@ -15,8 +15,8 @@ from solvers.loops.recording import recorded
 from solvers.problem import Problem
 from solvers.state import tree_leaves, tree_map
 
-from .functorch import transformed
-from .keys import modules_key, tensor_key_on, value_key, version, version_key
+from .functorch import transformed, version
+from .keys import modules_key, tensor_key_on, value_key, version_key
 from .pure import Known, PureModule
 from .reads import Watched
 from .suitability import warn_of_change
